@@ -1,0 +1,48 @@
+"""talik: cache the features of frozen encoders once, train many adapter variants from there.
+
+The names below are the public ones; each is imported when it is first used, so that a process which reads a store
+imports no network library. `extract` and `adapt` are rooms (packages) that can be called: `talik.extract("exp.toml")`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "FeatureStore": "cache.store",
+    "State": "extract.state",
+    "TalikError": "cache.errors",
+    "evaluate": "adapt.evaluate",
+    "load_encoder": "extract.encoders",
+    "register_adapter": "adapt.adapters.registry",
+    "report": "adapt.report.write",
+    "selective_scan": "adapt.scan.dispatch",
+    "sweep": "adapt.sweep",
+}
+
+__all__ = [
+    "FeatureStore",
+    "State",
+    "TalikError",
+    "adapt",
+    "evaluate",
+    "extract",
+    "load_encoder",
+    "register_adapter",
+    "report",
+    "selective_scan",
+    "sweep",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("adapt", "extract"):
+        return importlib.import_module(f".{name}", __name__)
+    if name in _HOMES:
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

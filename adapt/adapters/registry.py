@@ -1,0 +1,68 @@
+"""The adapters by name: one `register_adapter(...)` line each; third parties by the entry point group `talik.adapters`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any
+
+from torch import nn
+
+from ...cache.errors import SettingsError, unknown_name
+from ...cache.settings import from_mapping
+
+BUILT_IN = {"probe": "probe", "trimodal": "trimodal"}  # kind → module of this package
+
+
+@dataclass(frozen=True)
+class AdapterKind:
+    """One registered adapter: its settings (a frozen dataclass) and the module that they build.
+
+    Args:
+        module: `module(settings, dims)`, or None for an adapter without insertion, which leaves all to the head.
+            `dims` gives, for each insertion, the channels of each modality; the module's `at(i)` is the adapter of
+            the i-th insertion, called with a `Triple` and returning `Deltas`.
+    """
+
+    name: str
+    settings: type
+    module: type[nn.Module] | None
+
+
+_KINDS: dict[str, AdapterKind] = {}
+
+
+def register_adapter(name: str, settings: type, module: type[nn.Module] | None) -> None:
+    """Make an adapter known under `name`; the name is what `[variants.adapter] kind` says."""
+    _KINDS[name] = AdapterKind(name, settings, module)
+
+
+def adapter_kind(name: str) -> AdapterKind:
+    """Return the adapter registered as `name`, importing it if it is built in or an entry point.
+
+    Raises:
+        SettingsError: no adapter of that name; the message lists the known ones.
+    """
+    if name not in _KINDS and name in BUILT_IN:
+        importlib.import_module(f".{BUILT_IN[name]}", __package__)
+    if name not in _KINDS:
+        for point in entry_points(group="talik.adapters"):
+            if point.name == name:
+                point.load()
+    if name not in _KINDS:
+        raise SettingsError(unknown_name("adapter kind", name, known_adapters()))
+    return _KINDS[name]
+
+
+def known_adapters() -> tuple[str, ...]:
+    """The names of all adapters that could be asked for, built in, registered or by entry point."""
+    return tuple(sorted({*BUILT_IN, *_KINDS, *(p.name for p in entry_points(group="talik.adapters"))}))
+
+
+def adapter_settings(table: Mapping[str, Any]) -> Any:
+    """Build the settings that `[variants.adapter]` gives: `kind` picks the class, the other keys are its own."""
+    kind = adapter_kind(str(table["kind"]))
+    values = {k: v for k, v in table.items() if k != "kind"}
+    return from_mapping(kind.settings, values, where="adapter")

@@ -1,0 +1,133 @@
+"""Long-term semantic selection: a selective scan over the whole clip gates the tokens of all three modalities.
+
+Letters: B items, T segments, L text tokens, N tokens of a frame or window, D channels of an encoder, d width.
+
+The source (Liu, Chen, Zeng, *Tri-modal adapter based on selective state space*, Journal of Computer Applications
+2025, 45(2): 411-420) is known to us by its abstract: a module "uses a selective state space" so that redundant
+features of all three modalities are suppressed over the long term. What follows is our reading of it.
+
+1. Each modality's tokens are projected down; a frame's or window's tokens are averaged to one descriptor.
+2. The descriptors lie on one line: the text's tokens first, then v_1, a_1, v_2, a_2, …; so the question is in the
+   state before the first segment is read.
+3. The line is scanned by Mamba's S6 (Gu, Dao 2023), forward and, if bidirectional, backward.
+4. A token is scaled by 1 + tanh(W y), y the scan's output at its place on the line; W starts at zero, so that the
+   gates start at exactly 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from ..scan.block import MambaBlock
+from .attention import CrossAttention
+from .triple import Triple
+
+MODALITIES = ("visual", "audio", "text")
+
+
+class Selection(nn.Module):
+    """The gates of one insertion.
+
+    Args:
+        dims: channels D of each modality that takes part.
+        kind: "ssm", the selective scan; "attention", self-attention over the same line, for comparison.
+        d_model: width d of the line.
+        d_state, d_conv, expand, bidirectional: of the Mamba block, under Mamba's names.
+        num_heads: of the attention, where kind is "attention".
+    """
+
+    def __init__(
+        self,
+        dims: dict[str, int],
+        *,
+        kind: Literal["ssm", "attention"],
+        d_model: int,
+        d_state: int,
+        d_conv: int,
+        expand: int,
+        bidirectional: bool,
+        num_heads: int,
+    ) -> None:
+        super().__init__()
+        self.kind = kind
+        self.norm = nn.ModuleDict({m: nn.LayerNorm(dim) for m, dim in dims.items()})
+        self.down = nn.ModuleDict({m: nn.Linear(dim, d_model) for m, dim in dims.items()})
+        self.kind_of_token = nn.ParameterDict({m: nn.Parameter(0.02 * torch.randn(d_model)) for m in dims})
+        self.line_norm = nn.LayerNorm(d_model)
+        self.mixer: Any
+        if kind == "ssm":
+            self.mixer = MambaBlock(
+                d_model, d_state=d_state, d_conv=d_conv, expand=expand, bidirectional=bidirectional
+            )
+        else:
+            self.mixer = CrossAttention(d_model, num_heads)
+        self.out_norm = nn.LayerNorm(d_model)
+        self.gate = nn.ModuleDict({m: nn.Linear(d_model, dim) for m, dim in dims.items()})
+        for linear in self.gate.values():
+            nn.init.zeros_(linear.weight)  # type: ignore[arg-type]
+            nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
+
+    def forward(self, triple: Triple) -> dict[str, Tensor]:
+        """Return tanh(W y) of each modality: (B, T, 1, D) for visual and audio, (B, L, D) for text.
+
+        What is to be added to a token x is x · tanh(W y): its gate is 1 + tanh(W y), in (0, 2).
+        """
+        line, mask, places = self._line(triple)  # (B, S, d), (B, S), modality → (B, places)
+        mixed = self.line_norm(line)
+        if self.kind == "ssm":
+            mixed = self.mixer(mixed, mask=mask)
+        else:
+            mixed = self.mixer(mixed, mixed, mask[:, None, :])
+        mixed = self.out_norm(line + mixed)
+        gates = {}
+        for modality, index in places.items():
+            here = mixed.gather(1, index[..., None].expand(-1, -1, mixed.shape[-1]))  # (B, places, d)
+            gate = torch.tanh(self.gate[modality](here))
+            gates[modality] = gate if modality == "text" else gate.unsqueeze(2)
+        return gates
+
+    def _line(self, triple: Triple) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        parts, masks, places = [], [], {}
+        length = 0
+        if triple.text is not None and "text" in self.down:
+            text, mask, index = self._text(triple)
+            parts.append(text)
+            masks.append(mask)
+            places["text"] = index
+            length = text.shape[1]
+        steps = {m: self._descriptors(triple, m) for m in ("visual", "audio") if self._has(triple, m)}
+        if steps:
+            woven = torch.stack(list(steps.values()), dim=2)  # (B, T, modalities, d)
+            b, t, k, d = woven.shape
+            for offset, modality in enumerate(steps):
+                index = length + offset + k * torch.arange(t, device=woven.device)
+                places[modality] = index.expand(b, t)
+            parts.append(woven.reshape(b, t * k, d))
+            masks.append(torch.ones(b, t * k, dtype=torch.bool, device=woven.device))
+        return torch.cat(parts, dim=1), torch.cat(masks, dim=1), places
+
+    def _has(self, triple: Triple, modality: str) -> bool:
+        return triple.get(modality) is not None and modality in self.down
+
+    def _descriptors(self, triple: Triple, modality: str) -> Tensor:
+        tokens = self.down[modality](self.norm[modality](triple.get(modality)))  # (B, T, N, d)
+        return F.gelu(tokens).mean(dim=2) + self.kind_of_token[modality]  # (B, T, d)
+
+    def _text(self, triple: Triple) -> tuple[Tensor, Tensor, Tensor]:
+        # Padding is moved to the head of the line: there the state is still zero, so that a padded text leaves
+        # exactly what the text alone would.
+        assert triple.text is not None
+        tokens = self.down["text"](self.norm["text"](triple.text)) + self.kind_of_token["text"]  # (B, L, d)
+        b, length, width = tokens.shape
+        mask = triple.text_mask
+        if mask is None:
+            mask = torch.ones(b, length, dtype=torch.bool, device=tokens.device)
+        num_padding = length - mask.sum(1, keepdim=True)
+        source = (torch.arange(length, device=tokens.device) - num_padding) % length  # place on the line → token
+        place = (torch.arange(length, device=tokens.device) + num_padding) % length  # token → place on the line
+        moved = tokens.gather(1, source[..., None].expand(-1, -1, width))
+        return moved, mask.gather(1, source), place

@@ -1,0 +1,87 @@
+"""`evaluate`: a finished run's accuracy on a split, from the store or from the media files themselves."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..cache.errors import RunError
+from .answering import answer, prediction_records, score_records
+from .experiment import Experiment, VariantSettings, experiment_from_tables
+from .metrics import Scores, score
+from .runfolder import RunFolder
+from .save import load_adapter
+from .workbench import Workbench
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A run's scores on one split.
+
+    Args:
+        run: the run's folder.
+        split: which questions.
+        scores: correct and total by question type, by group and in all.
+        seconds: wall time.
+    """
+
+    run: Path
+    split: str
+    scores: Scores
+    seconds: float
+
+
+def evaluate(
+    run: Path | str, *, split: str = "test", live: bool = False, device: str = "cpu", save: bool = True
+) -> Evaluation:
+    """Answer a split's questions with a finished run's weights.
+
+    Args:
+        run: the run's folder, runs/<experiment>/<variant>/seed<k>.
+        split: a split of the experiment's data set.
+        live: compute the states from the media files; the store is not opened.
+        device: where it runs.
+        save: write predictions-<split>.jsonl and result-<split>.json into the run's folder.
+
+    Raises:
+        RunError: not a finished run's folder, or trained on other encoders.
+    """
+    started = time.perf_counter()
+    folder = RunFolder(Path(run))
+    experiment, variant = experiment_of(folder)
+    bench = Workbench(experiment, device=device)
+    model = bench.build(variant, seed=int(folder.config()["seed"]))
+    load_adapter(folder, model)
+    settings = experiment.train_settings(variant)
+    predictions = answer(
+        model,
+        bench.live(model) if live else bench.cached(model),
+        bench.questions(split),
+        answers=bench.manifest.answers,
+        num_segments=bench.sampling.num_segments,
+        batch_size=settings.eval_batch_size,
+        amp=settings.amp,
+    )
+    records = prediction_records(predictions)
+    seconds = time.perf_counter() - started
+    if save:
+        folder.write_lines(f"predictions-{split}.jsonl", records)
+        folder.write_json(f"result-{split}.json", {"split": split, **score_records(records), "seconds": seconds})
+    scores = score([r["type"] for r in records], [bool(r["correct"]) for r in records])
+    return Evaluation(run=folder.path, split=split, scores=scores, seconds=seconds)
+
+
+def experiment_of(folder: RunFolder) -> tuple[Experiment, VariantSettings]:
+    """The experiment that a run's folder was made by, as far as this run needs it."""
+    config = folder.config()
+    try:
+        tables = {name: config[name] for name in ("data", "encoders", "store", "task", "train")}
+        variant = {"name": config["variant"], "adapter": config["adapter"], "placement": config["placement"]}
+        if config["insertion"] != "none":
+            variant["insertion"] = config["insertion"]
+        base, name = folder.path.resolve().parents[3], config["experiment"]
+    except (KeyError, IndexError) as error:
+        raise RunError(f"{folder.path / 'config.toml'}: {error} is missing; expected a run's configuration") from None
+    experiment = experiment_from_tables({**tables, "variants": [variant]}, path=base / f"{name}.toml")
+    return experiment, experiment.variants[0]

@@ -1,0 +1,175 @@
+"""An experiment's TOML as one frozen value: stage 1's settings, the task, the training defaults and the variants."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..cache.errors import SettingsError, unknown_name
+from ..cache.settings import from_mapping
+from ..extract.settings import ExtractSettings, extract_settings, read_toml
+from .adapters.registry import adapter_settings
+from .task import TaskSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How a variant is trained.
+
+    Args:
+        epochs: passes over the training questions at most.
+        batch_size: questions a step.
+        lr: peak learning rate of the adapter's parameters.
+        head_lr: peak learning rate of the head's parameters; `lr` when not given.
+        weight_decay: AdamW's, on matrices only (vectors, gates and state matrices are not decayed).
+        warmup: share of all steps in which the rates rise linearly, 0 to 1; a cosine to zero follows.
+        clip_norm: largest gradient norm; 0 for no clipping.
+        label_smoothing: of the cross-entropy, 0 to 1.
+        patience: epochs without a better validation accuracy before training stops; 0 never stops early.
+        amp: "bf16" runs the frozen units and the adapters under bfloat16 autocast, "off" in float32, and "auto"
+            takes bf16 on CUDA and float32 on a CPU.
+        num_threads: CPU threads of the forward and backward pass; 0 leaves torch's own choice. Results are bit-equal
+            at the same number only.
+        drop_last: leave out a last training batch of fewer than batch_size questions.
+    """
+
+    epochs: int = 10
+    batch_size: int = 32
+    eval_batch_size: int = 64
+    lr: float = 1e-3
+    head_lr: float | None = None
+    weight_decay: float = 0.05
+    warmup: float = 0.1
+    clip_norm: float = 1.0
+    label_smoothing: float = 0.0
+    patience: int = 0
+    amp: Literal["auto", "off", "bf16"] = "auto"
+    num_threads: int = 0
+    drop_last: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name}: found {getattr(self, name)}, expected at least 1")
+        for name in ("lr", "weight_decay", "clip_norm", "patience", "num_threads"):
+            if getattr(self, name) < 0:
+                raise SettingsError(f"{name}: found {getattr(self, name)}, expected at least 0")
+        for name in ("warmup", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise SettingsError(f"{name}: found {getattr(self, name)}, expected 0 or more and less than 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantSettings:
+    """A named adapter with its settings, its insertion and what differs in its training.
+
+    Args:
+        adapter: `kind`, and that kind's own settings.
+        insertion: "last K", or the boundaries of each modality, lists of one length: the i-th insertion joins the i-th
+            boundary of every modality. None for an adapter without insertion.
+        placement: "between" adds at the boundary; "parallel" computes from a unit's input and adds to its output.
+        train: keys of [train] that differ for this variant.
+    """
+
+    name: str
+    adapter: dict[str, Any]
+    insertion: str | dict[str, tuple[int, ...]] | None = None
+    placement: Literal["between", "parallel"] = "between"
+    train: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.name or any(c in self.name for c in "/\\ \t\n") or self.name.startswith("."):
+            raise SettingsError(f"name: found {self.name!r}, expected a name without spaces, slashes or a leading dot")
+        if "kind" not in self.adapter:
+            raise SettingsError(f"adapter.kind: missing in variant {self.name!r}")
+        adapter_settings(self.adapter)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSettings:
+    """Which seeds every variant is trained with."""
+
+    seeds: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A whole experiment; `name` is the file's stem and `base` the folder that relative paths count from."""
+
+    name: str
+    base: Path
+    extraction: ExtractSettings
+    task: TaskSettings
+    train: TrainSettings
+    variants: tuple[VariantSettings, ...]
+    sweep: SweepSettings
+
+    @property
+    def runs(self) -> Path:
+        """The folder of this experiment's runs."""
+        return self.base / "runs" / self.name
+
+    def variant(self, name: str) -> VariantSettings:
+        """Return the variant called `name`, or raise SettingsError with the known ones."""
+        for variant in self.variants:
+            if variant.name == name:
+                return variant
+        raise SettingsError(unknown_name("variant", name, [v.name for v in self.variants]))
+
+    def train_settings(self, variant: VariantSettings) -> TrainSettings:
+        """The training settings of one variant: the experiment's, with what the variant changes."""
+        base = {f.name: getattr(self.train, f.name) for f in dataclasses.fields(TrainSettings)}
+        return from_mapping(TrainSettings, {**base, **variant.train}, where=f"variants.{variant.name}.train")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tables:
+    task: TaskSettings = field(default_factory=TaskSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    variants: tuple[VariantSettings, ...] = ()
+    sweep: SweepSettings = field(default_factory=SweepSettings)
+
+
+def load_experiment(path: Path | str) -> Experiment:
+    """Read and check an experiment's TOML.
+
+    Raises:
+        SettingsError: anything the file cannot say, with the file's name, the key and what was expected.
+    """
+    path = Path(path)
+    return experiment_from_tables(read_toml(path), path=path)
+
+
+def experiment_from_tables(tables: Mapping[str, Any], *, path: Path) -> Experiment:
+    """Build an experiment from tables already read; `path` names the file in messages and gives name and base."""
+    extraction = extract_settings(tables, path=path)
+    if "engine" in tables:
+        raise SettingsError(f"{path}: engine: only this machine's own engine is there yet; remove the table")
+    wanted = {k: v for k, v in tables.items() if k in ("task", "train", "variants", "sweep")}
+    try:
+        parsed = from_mapping(_Tables, wanted, where="")
+        experiment = Experiment(
+            name=path.stem,
+            base=path.parent.resolve(),
+            extraction=extraction,
+            task=parsed.task,
+            train=parsed.train,
+            variants=parsed.variants,
+            sweep=parsed.sweep,
+        )
+        _check_variants(experiment)
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from None
+    return experiment
+
+
+def _check_variants(experiment: Experiment) -> None:
+    seen: set[str] = set()
+    for variant in experiment.variants:
+        if variant.name in seen:
+            raise SettingsError(f"variants: the name {variant.name!r} stands twice; expected one name a variant")
+        seen.add(variant.name)
+        experiment.train_settings(variant)

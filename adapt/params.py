@@ -1,0 +1,37 @@
+"""Counts and groups of trainable parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from .joint import JointModel
+
+
+def count_parameters(model: JointModel) -> tuple[int, int]:
+    """The number of trainable parameters, and of all: trained and frozen."""
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for e in model.encoders.values() for p in e.model.parameters())
+    return trainable, trainable + frozen
+
+
+def parameter_line(model: JointModel) -> str:
+    """The count as PEFT prints it."""
+    trainable, every = count_parameters(model)
+    return f"trainable params: {trainable:,} || all params: {every:,} || trainable%: {100 * trainable / every:.4f}"
+
+
+def parameter_groups(model: nn.Module, *, lr: float, head_lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW's groups: adapter and head at their own rates, decay for matrices only.
+
+    Vectors (biases, norms, D), the scan's `A_log` and the learned latents are not decayed, as in Mamba's own training
+    code (https://github.com/state-spaces/mamba, `_no_weight_decay`).
+    """
+    chosen: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            kept = parameter.ndim < 2 or name.rsplit(".", 1)[-1] in ("A_log", "latents")
+            key = (head_lr if name.startswith("head.") else lr, 0.0 if kept else weight_decay)
+            chosen.setdefault(key, []).append(parameter)
+    return [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in chosen.items()]

@@ -1,0 +1,1 @@
+"""Tables, statistics, pages and plots of finished runs."""

@@ -1,0 +1,63 @@
+"""A few clips for the page: media inside data URIs, so that the page needs no other file."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...cache.errors import MediaError, SettingsError
+from .runs import Prediction
+
+_TYPES = {
+    ".mp4": "video/mp4",
+    ".webm": "video/webm",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".webp": "image/webp",
+}
+_DATA_URI = re.compile(r"data:(image|video)/[a-z0-9+.-]+;base64,[A-Za-z0-9+/]+=*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownClip:
+    """One clip to show: its id as the predictions have it, and a video or frames as data URIs (see `data_uri`)."""
+
+    clip_id: str
+    video: str | None = None
+    frames: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for kind, uri in (("video", self.video), *(("image", frame) for frame in self.frames)):
+            match = None if uri is None else _DATA_URI.fullmatch(uri)
+            if uri is not None and (match is None or match[1] != kind):
+                raise SettingsError(f"clip {self.clip_id!r}: found {uri[:24]!r}, expected a base64 {kind} data URI")
+
+
+def data_uri(path: Path | str, *, max_bytes: int = 200_000) -> str:
+    """Return the file (mp4, webm, png, jpeg or webp) as a data URI.
+
+    Raises:
+        MediaError: the file cannot be read, is of another kind, or holds more than `max_bytes`.
+    """
+    path = Path(path)
+    kind = _TYPES.get(path.suffix.lower())
+    if kind is None:
+        raise MediaError(f"{path}: cannot stand in a page; expected one of {', '.join(_TYPES)}")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise MediaError(f"{path}: cannot be read ({error.strerror})") from None
+    if not 0 < len(content) <= max_bytes:
+        raise MediaError(f"{path}: {len(content)} bytes; expected 1 to {max_bytes} for a page that stays small")
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def pick_clips(predictions: Iterable[Prediction], num: int) -> tuple[str, ...]:
+    """Return up to `num` clip ids, evenly spaced over the order of appearance, whatever was answered to them."""
+    clips = list(dict.fromkeys(p.clip_id for p in predictions))
+    num = min(num, len(clips))
+    return tuple(clips[(2 * i + 1) * len(clips) // (2 * num)] for i in range(num))

@@ -1,0 +1,81 @@
+"""What a reader must know before the numbers, worked out from the runs themselves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from .render import format_cell
+from .runs import Run
+from .table import BLIND, Table
+
+_FEW_CLIPS = 30
+
+
+def make_notes(table: Table, variants: Mapping[str, Sequence[Run]]) -> tuple[str, ...]:
+    """Return the notes that hold for these runs, most important first; each is one sentence or two."""
+    notes = [_size(table), _blind(table), _not_above_blind(table), _few_clips(table), _other_training(table, variants)]
+    return tuple(note for note in notes if note)
+
+
+def _size(table: Table) -> str:
+    trained = [row for row in table.rows if row.trained]
+    seeds = sorted({row.num_seeds for row in trained})
+    size = f"{table.num_questions:,} {table.split} questions on {table.num_clips:,} clips"
+    chance = _chance(table)
+    if seeds == [1]:
+        return f"A taste: one seed, {size}.{chance} Training again with another seed may move every row."
+    if len(seeds) == 1:
+        return f"{seeds[0]} seeds, {size}.{chance}"
+    uneven = ", ".join(f"{row.label} {row.num_seeds}" for row in trained)
+    return f"{seeds[0]} to {seeds[-1]} seeds, {size}.{chance} Rows differ in seeds: {uneven}."
+
+
+def _chance(table: Table) -> str:
+    """How large a difference must be: half the narrowest and the widest interval of the comparisons."""
+    widths = [f"{c.difference.half_width:.1f}" for c in table.comparisons]
+    if not widths:
+        return ""
+    low, high = min(widths, key=float), max(widths, key=float)
+    points = high if low == high else f"{low} to {high}"
+    which = "" if low == high else " (by comparison)"
+    return f" Differences below {points} points{which} are within chance (95 %)."
+
+
+def _blind(table: Table) -> str:
+    row = next((row for row in table.rows if not row.trained), None)
+    if row is None:
+        return ""
+    return (
+        f"The {row.label} answers with each template's most frequent training answer and never sees or hears the clip: "
+        f"{format_cell(row.overall)} %. What a row has above that, it has from the clip."
+    )
+
+
+def _not_above_blind(table: Table) -> str:
+    below = [c.a_label for c in table.comparisons if c.b == BLIND and c.difference.low <= 0]
+    return f"Not shown to be better than the blind baseline: {', '.join(below)}." if below else ""
+
+
+def _few_clips(table: Table) -> str:
+    if table.num_clips >= _FEW_CLIPS or not table.comparisons:
+        return ""
+    return f"Only {table.num_clips} test clips: intervals from fewer than {_FEW_CLIPS} are rough, often too narrow."
+
+
+def _other_training(table: Table, variants: Mapping[str, Sequence[Run]]) -> str:
+    """Training settings in which the variants differ: then a row shows more than its adapter."""
+    labels = {row.name: row.label for row in table.rows}
+    settings = {labels[name]: _flat(runs[0].config.get("train", {})) for name, runs in variants.items()}
+    told = []
+    for key in sorted({key for values in settings.values() for key in values}):
+        found = {label: values.get(key, "not set") for label, values in settings.items()}
+        if len(set(found.values())) > 1:
+            told.append(f"{key} ({', '.join(f'{label} {value}' for label, value in found.items())})")
+    return f"The variants were not trained alike; they differ in {'; '.join(told)}." if told else ""
+
+
+def _flat(settings: object) -> dict[str, str]:
+    if not isinstance(settings, Mapping):
+        return {}
+    return {str(key): json.dumps(value, sort_keys=True) for key, value in settings.items() if key != "seed"}

@@ -1,0 +1,151 @@
+"""The page's template (Jinja2, every value escaped unless it is Markup made by `charts`)."""
+
+from __future__ import annotations
+
+TEMPLATE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:">
+<title>{{ title }}</title>
+<style>{{ css }}</style>
+</head>
+<body>
+<main>
+{%- macro dot(row) -%}
+  <span class="dot{{ '' if row.trained else ' blind' }}"
+    {%- if row.trained %} style="background:{{ colours[row.name] }}"{% endif %}></span>
+{%- endmacro %}
+{%- macro cell(row, column, kind='') -%}
+  {%- set value = cell_of(row, column) -%}
+  <td class="{{ kind }}{{ ' best' if is_best(row, column) }}">{{ '%.1f' % value.mean }}
+  {%- if value.half is not none %} <small>±{{ '%.1f' % value.half }}</small>{% endif %}</td>
+{%- endmacro %}
+
+<header>
+<h1>{{ title }}</h1>
+<p class="lead">{{ lead }}</p>
+</header>
+{% if notes %}
+<section class="notes">
+{%- for note in notes %}
+<p>{{ note }}</p>
+{%- endfor %}
+</section>
+{% endif %}
+
+<section>
+<h2>Accuracy by question type</h2>
+<p class="caption">Percent of the {{ table.split }} questions answered correctly; averages are over questions.
+{% if several_seeds %}Mean over seeds ± half of a 95 % t-interval. {% endif %}Bold: the highest of a column among
+trained rows, whether or not the difference is more than chance.</p>
+<div class="card scroll">
+<table class="accuracy">
+<thead>
+{% if grouped %}
+<tr><th class="first"></th>
+{%- for group, members in groups.items() %}
+<th class="group" colspan="{{ members|length + (1 if group else 0) }}">{{ group }}</th>
+{%- endfor %}<th colspan="3"></th></tr>
+{% endif %}
+<tr><th class="first">variant</th>
+{%- for group, members in groups.items() %}
+{%- for name in members %}
+<th>{{ short_type(name) if group else name }}<small>{{ table.num_by_type[name] }}</small></th>
+{%- endfor %}
+{%- if group %}<th>Avg<small>{{ group_sizes[group] }}</small></th>{% endif %}
+{%- endfor %}<th>All<small>{{ table.num_questions }}</small></th><th>trainable<small>parameters</small></th>
+<th>training<small>seconds</small></th></tr>
+</thead>
+<tbody>
+{%- for row in table.rows %}
+<tr class="{{ '' if row.trained else 'untrained' }}"><th scope="row">{{ dot(row) }}{{ row.label }}</th>
+{%- for group, members in groups.items() %}
+{%- for name in members %}{{ cell(row, name) }}{% endfor %}
+{%- if group %}{{ cell(row, group, 'average') }}{% endif %}
+{%- endfor %}{{ cell(row, 'Avg', 'average') }}<td>{{ format_count(row.trainable_params) }}</td>
+<td>{{ format_seconds(row.seconds) }}</td></tr>
+{%- endfor %}
+</tbody>
+</table>
+</div>
+</section>
+
+{% if table.comparisons %}
+<section>
+<h2>Which differences are more than chance</h2>
+<p class="caption">{{ method }}</p>
+<div class="card scroll">
+<table>
+<thead><tr><th class="first">variant</th><th class="left">against</th><th>points</th><th>95 % interval</th>
+<th class="interval">{{ charts.interval_axis(table) }}</th><th>p</th><th>p (Holm)</th>
+<th>excludes zero</th></tr></thead>
+<tbody>
+{%- for c in table.comparisons %}
+<tr><th scope="row">{{ c.a_label }}</th><td class="left">{{ c.b_label }}</td>
+<td>{{ format_points(c.difference.points) }}</td><td>{{ format_interval(c) }}</td>
+<td class="interval">{{ charts.interval_bar(table, c) }}</td>
+<td>{{ format_p(c.difference.p_value) }}</td><td>{{ format_p(c.p_corrected) }}</td>
+<td class="{{ verdict(c) }}">{{ verdict(c) }}</td></tr>
+{%- endfor %}
+</tbody>
+</table>
+</div>
+</section>
+{% endif %}
+
+<section>
+<h2>Plots</h2>
+<div class="legend">{% for row in table.rows %}<span>{{ dot(row) }}{{ row.label }}</span>{% endfor %}</div>
+<div class="figures">
+<figure class="card wide"><figcaption>Accuracy by question type
+{%- if several_seeds %}<span>whiskers: 95 % t-interval over seeds</span>{% endif %}</figcaption>{{ bars }}</figure>
+{%- for figure in figures %}
+<figure class="card{{ ' wide' if figure.wide }}">
+<figcaption>{{ figure.caption }}<span>{{ figure.detail }}</span></figcaption>{{ figure.svg }}</figure>
+{%- endfor %}
+</div>
+</section>
+
+{% if clips %}
+<section>
+<h2>A few clips</h2>
+<p class="caption">Test clips with their questions and what each variant answered
+{%- if several_seeds %} (its first seed){% endif %}; the number is the probability that it gave its own answer.</p>
+{%- for clip in clips %}
+<article class="card clip">
+<div>
+{%- if clip.shown.video %}<video controls preload="metadata" src="{{ clip.shown.video }}"
+{%- if clip.shown.frames %} poster="{{ clip.shown.frames[0] }}"{% endif %}></video>
+{%- elif clip.shown.frames %}<div class="frames">
+{%- for frame in clip.shown.frames %}
+<img src="{{ frame }}" alt="frame {{ loop.index }} of clip {{ clip.shown.clip_id }}">
+{%- endfor %}</div>
+{%- endif %}
+<h3>{{ clip.shown.clip_id }}</h3>
+</div>
+<div class="scroll">
+<table>
+<thead><tr><th>question</th><th>true answer</th>
+{%- for row in table.rows %}<th>{{ row.label }}</th>{% endfor %}</tr></thead>
+<tbody>
+{%- for question in clip.questions %}
+<tr><td class="question">{{ question.text }}<small>{{ question.type }}</small></td><td><b>{{ question.answer }}</b></td>
+{%- for given in question.given %}<td class="{{ 'right' if given.correct else 'wrong' }}">{{ given.prediction }}
+{%- if given.probability is not none %} <small>{{ '%.2f' % given.probability }}</small>{% endif %}</td>{% endfor %}</tr>
+{%- endfor %}
+</tbody>
+</table>
+</div>
+</article>
+{%- endfor %}
+</section>
+{% endif %}
+
+<footer>{{ footer }}</footer>
+</main>
+</body>
+</html>
+"""

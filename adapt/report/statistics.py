@@ -1,0 +1,258 @@
+"""How sure a difference between two variants is: seeds, clips, and corrections for many comparisons.
+
+    S  seeds of a variant      Q  questions      C  clips      R  resamples
+
+Two sources make an observed difference uncertain: which clips the test set happens to hold (with all their questions,
+which are not independent), and which seeds were trained. `compare` draws R differences from both and reads the
+interval off them:
+
+* Clips are resampled with replacement, both variants on the same draw (a paired cluster bootstrap; Efron and
+  Tibshirani, An Introduction to the Bootstrap, 1993, chapters 8 and 13).
+* Seeds are too few to resample (three seeds give ten distinct draws, and a bootstrap interval of three values is far
+  too narrow: Hesterberg, What Teachers Should Know About the Bootstrap, The American Statistician 69, 2015). Their
+  part is drawn from the t distribution of the two-sample t-test instead, with the variance pooled over both variants.
+* Noise that belongs to one seed on one clip is in both of these parts. Resampling both at once would count it three
+  times (Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1, 2007); it is estimated from the seeds' spread
+  within clips and taken out of the clips' part, which leaves it counted once.
+
+With one seed each, only the clips' part remains: the interval is about these two trained models, not about their
+training, and `Difference.covers_seeds` is False.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...cache.errors import RunError, SettingsError
+
+_CHUNK_DRAWS = 2_000_000
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outcomes:
+    """What one variant got right on a test set.
+
+    Args:
+        question_ids: Q distinct ids.
+        clip_ids: the clip of each question.
+        correct: bool (S, Q), a row a seed.
+        trained: False for a rule that has no seeds (the blind baseline); then S is 1.
+    """
+
+    question_ids: tuple[str, ...]
+    clip_ids: tuple[str, ...]
+    correct: NDArray[np.bool_]
+    trained: bool = True
+
+    def __post_init__(self) -> None:
+        num = len(self.question_ids)
+        if num == 0 or len(set(self.question_ids)) != num or len(self.clip_ids) != num:
+            raise RunError(
+                f"found {num} question and {len(self.clip_ids)} clip ids; expected distinct questions, a clip each"
+            )
+        if self.correct.ndim != 2 or self.correct.shape[1] != num or self.correct.dtype != np.bool_:
+            raise RunError(f"outcomes of shape {self.correct.shape} {self.correct.dtype}; expected bool (seeds, {num})")
+        if self.correct.shape[0] < 1 or (not self.trained and self.correct.shape[0] != 1):
+            raise RunError(
+                f"outcomes of {self.correct.shape[0]} seeds; expected at least 1, just 1 for an untrained rule"
+            )
+
+    @property
+    def num_seeds(self) -> int:
+        """S."""
+        return int(self.correct.shape[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Accuracy of one variant minus another's on the same questions, in percentage points."""
+
+    points: float
+    low: float
+    high: float
+    p_value: float
+    level: float
+    covers_seeds: bool
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies wholly on one side of zero."""
+        return self.low > 0 or self.high < 0
+
+    @property
+    def half_width(self) -> float:
+        """Half the interval's width, in points."""
+        return (self.high - self.low) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanInterval:
+    """A mean over seeds with half the width of its t-interval, or None for one seed."""
+
+    mean: float
+    half: float | None
+    num: int
+
+
+def mean_interval(values: Sequence[float], *, level: float = 0.95) -> MeanInterval:
+    """Return the mean of one value a seed and its t-interval at `level` (0 < level < 1).
+
+    Raises:
+        RunError: no value.
+    """
+    if len(values) == 0:
+        raise RunError("no value to average; expected one a seed")
+    array = np.asarray(values, dtype=np.float64)
+    if len(array) == 1:
+        return MeanInterval(mean=float(array[0]), half=None, num=1)
+    spread = float(array.std(ddof=1)) / math.sqrt(len(array))
+    half = spread * t_quantile((1 + level) / 2, len(array) - 1)
+    return MeanInterval(mean=float(array.mean()), half=half, num=len(array))
+
+
+def compare(a: Outcomes, b: Outcomes, *, resamples: int = 10_000, level: float = 0.95, seed: int = 0) -> Difference:
+    """Return accuracy of `a` minus accuracy of `b` in points, its interval at `level` and its two-sided p-value.
+
+    Args:
+        a, b: outcomes on the same questions, in any order; seeds need not match in number.
+        resamples: R, at least 100.
+        level: of the interval, 0 < level < 1.
+        seed: of the draws; the same seed gives the same interval.
+
+    Raises:
+        RunError: the two do not answer the same questions.
+        SettingsError: `resamples` or `level` out of range.
+    """
+    if resamples < 100 or not 0 < level < 1:
+        raise SettingsError(f"resamples {resamples}, level {level}: expected at least 100, and 0 < level < 1")
+    right_a, right_b, clips = _aligned(a, b)
+    rng = np.random.default_rng(seed)
+    sums_a, sums_b = _clip_sums(right_a, clips), _clip_sums(right_b, clips)  # (S, C) each
+    sizes = np.bincount(clips).astype(np.float64)  # (C,)
+    points = 100.0 * float(right_a.mean() - right_b.mean())
+    num_clips = len(sizes)
+    if num_clips < 2:
+        return Difference(points=points, low=-100.0, high=100.0, p_value=1.0, level=level, covers_seeds=False)
+
+    weights = (1.0 / a.num_seeds if a.trained else 0.0) + (1.0 / b.num_seeds if b.trained else 0.0)
+    freedom = a.num_seeds + b.num_seeds - 2
+    seed_variance, noise_variance = _seed_variances(sums_a, sums_b, sizes) if freedom else (0.0, 0.0)
+    mean_sums = sums_a.mean(axis=0) - sums_b.mean(axis=0)  # (C,)
+    clip_variance = float(np.sum(_residuals(mean_sums[None], sizes) ** 2)) / (num_clips * (num_clips - 1))
+    shared = noise_variance * weights / clip_variance if clip_variance > 0 else 0.0
+    scale = math.sqrt(max(0.0, 1.0 - shared) * num_clips / (num_clips - 1))
+
+    drawn = points + scale * (100.0 * _resampled_means(mean_sums, sizes, resamples, rng) - points)  # (R,)
+    if freedom:
+        drawn += 100.0 * math.sqrt(seed_variance * weights) * _drawn_t(freedom, resamples, rng)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    tail = min(int(np.sum(drawn <= 0)), int(np.sum(drawn >= 0)))
+    p_value = min(1.0, 2.0 * (tail + 1) / (resamples + 1))
+    covers = freedom > 0 or not (a.trained or b.trained)
+    return Difference(
+        points=points, low=float(low), high=float(high), p_value=p_value, level=level, covers_seeds=covers
+    )
+
+
+def holm(p_values: Sequence[float]) -> tuple[float, ...]:
+    """Return p-values corrected for their number (Holm, Scandinavian Journal of Statistics 6, 1979), in their order."""
+    num = len(p_values)
+    corrected = [0.0] * num
+    running = 0.0
+    for rank, index in enumerate(sorted(range(num), key=lambda i: p_values[i])):
+        running = max(running, min(1.0, (num - rank) * p_values[index]))
+        corrected[index] = running
+    return tuple(corrected)
+
+
+def t_quantile(probability: float, freedom: int) -> float:
+    """Return the `probability` quantile (0 < probability < 1) of Student's t with `freedom` >= 1 degrees of freedom."""
+    if not 0 < probability < 1 or freedom < 1:
+        raise SettingsError(f"t quantile {probability}, {freedom} degrees of freedom: expected within (0, 1), at least 1")
+    return float(_t_quantiles(np.array([probability]), freedom)[0])
+
+
+def _t_quantiles(probabilities: NDArray[np.float64], freedom: int) -> NDArray[np.float64]:
+    """Bisect for the angle whose tangent is |t| / sqrt(freedom)."""
+    target = np.abs(2 * probabilities - 1)
+    low, high = np.zeros_like(target), np.full_like(target, math.pi / 2)
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = _t_within(middle, freedom) < target
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    return np.sign(probabilities - 0.5) * math.sqrt(freedom) * np.tan(low)
+
+
+def _t_within(angle: NDArray[np.float64], freedom: int) -> NDArray[np.float64]:
+    """P(|T| < sqrt(freedom) tan(angle)); Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3, 26.7.4."""
+    sine, cosine = np.sin(angle), np.cos(angle)
+    odd = freedom % 2
+    term = cosine if odd else np.ones_like(cosine)
+    total = term
+    for k in range(3 if odd else 2, freedom - 1, 2):
+        term = term * cosine**2 * (k - 1) / k
+        total = total + term
+    if not odd:
+        return sine * total
+    return 2 / math.pi * (angle + (sine * total if freedom > 1 else 0.0))
+
+
+def _drawn_t(freedom: int, resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """R draws of t, one from the middle of each of R equally likely strata, shuffled: far steadier than random tails."""
+    return rng.permutation(_t_quantiles((np.arange(resamples) + 0.5) / resamples, freedom))
+
+
+def _aligned(a: Outcomes, b: Outcomes) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.int64]]:
+    """Outcomes (S, Q) of both in the order of `a`, and the clip's number of each question (Q,)."""
+    place = {name: i for i, name in enumerate(b.question_ids)}
+    if place.keys() != set(a.question_ids):
+        odd = next(iter(place.keys() ^ set(a.question_ids)))
+        raise RunError(f"the two sides answer different questions (only one has {odd!r}); a paired test needs the same")
+    order = [place[name] for name in a.question_ids]
+    if [b.clip_ids[i] for i in order] != list(a.clip_ids):
+        raise RunError("the two sides name different clips for one question; were the data made anew in between?")
+    numbers = {name: i for i, name in enumerate(dict.fromkeys(a.clip_ids))}
+    return a.correct, b.correct[:, order], np.array([numbers[name] for name in a.clip_ids], dtype=np.int64)
+
+
+def _clip_sums(correct: NDArray[np.bool_], clips: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Correct answers by clip: (S, Q) -> (S, C)."""
+    return np.stack([np.bincount(clips, weights=row) for row in correct.astype(np.float64)])
+
+
+def _residuals(sums: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What each clip adds to its row's ratio sum / size, linearised: (S, C) -> (S, C), rows with mean zero."""
+    rates = sums.sum(axis=1, keepdims=True) / sizes.sum()
+    return (sums - rates * sizes) / sizes.mean()
+
+
+def _seed_variances(
+    sums_a: NDArray[np.float64], sums_b: NDArray[np.float64], sizes: NDArray[np.float64]
+) -> tuple[float, float]:
+    """Pooled over both variants: the variance of a seed's accuracy, and its part that is noise of a seed on a clip."""
+    num_clips, freedom = len(sizes), len(sums_a) + len(sums_b) - 2
+    between = within = 0.0
+    for sums in (sums_a, sums_b):
+        rates = sums.sum(axis=1) / sizes.sum()
+        between += float(np.sum((rates - rates.mean()) ** 2))
+        residuals = _residuals(sums, sizes)
+        within += float(np.sum((residuals - residuals.mean(axis=0)) ** 2))
+    return between / freedom, within / (freedom * (num_clips - 1) * num_clips)
+
+
+def _resampled_means(
+    sums: NDArray[np.float64], sizes: NDArray[np.float64], resamples: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """R draws of C clips with replacement: sum of `sums` over sum of `sizes`, (R,)."""
+    num_clips = len(sizes)
+    step = max(1, _CHUNK_DRAWS // num_clips)
+    parts = []
+    for start in range(0, resamples, step):
+        picked = rng.integers(num_clips, size=(min(step, resamples - start), num_clips))
+        parts.append(sums[picked].sum(axis=1) / sizes[picked].sum(axis=1))
+    return np.concatenate(parts)

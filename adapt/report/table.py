@@ -1,0 +1,213 @@
+"""Builds the report's two tables from runs: accuracy by question type, and the comparisons between variants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...cache.errors import RunError, SettingsError, unknown_name
+from ..metrics import GROUPS, Scores, order_types, score
+from .runs import Prediction, Run
+from .statistics import Difference, MeanInterval, Outcomes, compare, holm, mean_interval
+
+BLIND = "blind"
+BLIND_LABEL = "blind baseline"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table; accuracies in percent, `seconds` of training, both averaged over seeds."""
+
+    name: str
+    label: str
+    num_seeds: int
+    by_type: Mapping[str, MeanInterval]
+    by_group: Mapping[str, MeanInterval]
+    overall: MeanInterval
+    trainable_params: int | None = None
+    seconds: float | None = None
+
+    @property
+    def trained(self) -> bool:
+        """False for the blind baseline."""
+        return self.name != BLIND
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Variant `a` against variant `b` (names; labels for print), with the p-value corrected over all comparisons."""
+
+    a: str
+    b: str
+    a_label: str
+    b_label: str
+    difference: Difference
+    p_corrected: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """All that the report prints of the runs' accuracy.
+
+    Args:
+        types: question types, in the order of their columns.
+        num_by_type: test questions of each type.
+        rows: the blind baseline first, if there is one, then the variants.
+        comparisons: in the order asked.
+    """
+
+    types: tuple[str, ...]
+    num_by_type: Mapping[str, int]
+    num_clips: int
+    split: str
+    rows: tuple[Row, ...]
+    comparisons: tuple[Comparison, ...]
+
+    @property
+    def num_questions(self) -> int:
+        """Test questions in all."""
+        return sum(self.num_by_type.values())
+
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Return the groups that have a question and the types of each, types that belong to none under ""."""
+        present = {name: tuple(t for t in members if t in self.types) for name, members in GROUPS.items()}
+        known = {t for members in GROUPS.values() for t in members}
+        present[""] = tuple(t for t in self.types if t not in known)
+        return {name: members for name, members in present.items() if members}
+
+    def best(self) -> dict[str, float]:
+        """Return the highest mean of the trained rows by type, by group ("Audio", …), and of all under "Avg"."""
+        trained = [row for row in self.rows if row.trained]
+        columns = [*self.types, *(name for name in self.groups() if name), "Avg"]
+        return {column: max(cell_of(row, column).mean for row in trained) for column in columns}
+
+
+def cell_of(row: Row, column: str) -> MeanInterval:
+    """Return a row's cell in the column of a type, a group, or "Avg"."""
+    if column == "Avg":
+        return row.overall
+    return row.by_type[column] if column in row.by_type else row.by_group[column]
+
+
+def build_table(
+    variants: Mapping[str, Sequence[Run]],
+    *,
+    labels: Mapping[str, str] | None = None,
+    blind: Mapping[str, str] | None = None,
+    comparisons: Iterable[tuple[str, str]] | None = None,
+    resamples: int = 10_000,
+) -> Table:
+    """Average over seeds, and compare.
+
+    Args:
+        variants: the runs of each variant, in the order of the rows; all on the same questions.
+        labels: what to print for a variant's name ("blind" for the baseline); the name itself where absent.
+        blind: the baseline's answer to every test question, by question id.
+        comparisons: pairs of variant names, or "blind"; by default each variant against the baseline, and each but
+            the first against the first.
+        resamples: of the bootstrap.
+
+    Raises:
+        RunError: no run, a variant named "blind", or a baseline that leaves a question unanswered.
+        SettingsError: labels or comparisons that name no variant.
+    """
+    if not variants:
+        raise RunError("no run to report; expected at least one finished run folder")
+    if BLIND in variants:
+        raise RunError(f"a variant is named {BLIND!r}, which is the baseline's name here; give it another name")
+    asked = next(iter(variants.values()))[0].predictions
+    labels = {BLIND: BLIND_LABEL, **(labels or {})}
+    for name in labels:
+        if name not in variants and name != BLIND:
+            raise SettingsError(unknown_name("variant in labels", name, [*variants, BLIND]))
+    types = order_types(p.type for p in asked)
+    outcomes = {name: _outcomes(asked, runs) for name, runs in variants.items()}
+    rows = [_variant_row(name, labels.get(name, name), runs) for name, runs in variants.items()]
+    if blind is not None:
+        outcomes = {BLIND: _blind_outcomes(asked, blind), **outcomes}
+        rows.insert(0, _blind_row(labels[BLIND], asked, outcomes[BLIND]))
+    pairs = list(_default_pairs(outcomes) if comparisons is None else comparisons)
+    return Table(
+        types=types,
+        num_by_type={name: sum(p.type == name for p in asked) for name in types},
+        num_clips=len({p.clip_id for p in asked}),
+        split=next(iter(variants.values()))[0].split,
+        rows=tuple(rows),
+        comparisons=_compare_all(pairs, outcomes, {row.name: row.label for row in rows}, resamples),
+    )
+
+
+def _variant_row(name: str, label: str, runs: Sequence[Run]) -> Row:
+    params = {run.trainable_params for run in runs}
+    if len(params) > 1:
+        raise RunError(f"variant {name!r}: seeds differ in trainable parameters, {sorted(params)}; one must be stale")
+    seconds = mean_interval([run.train_seconds for run in runs]).mean
+    return _row(name, label, [run.scores for run in runs], params.pop(), seconds)
+
+
+def _blind_row(label: str, asked: Sequence[Prediction], outcomes: Outcomes) -> Row:
+    scores = score([p.type for p in asked], [bool(right) for right in outcomes.correct[0]])
+    return _row(BLIND, label, [scores], None, None)
+
+
+def _row(name: str, label: str, scores: Sequence[Scores], params: int | None, seconds: float | None) -> Row:
+    first = scores[0]
+    return Row(
+        name=name,
+        label=label,
+        num_seeds=len(scores),
+        by_type={t: mean_interval([100 * s.by_type[t].accuracy for s in scores]) for t in first.by_type},
+        by_group={g: mean_interval([100 * s.by_group[g].accuracy for s in scores]) for g in first.by_group},
+        overall=mean_interval([100 * s.overall.accuracy for s in scores]),
+        trainable_params=params,
+        seconds=seconds,
+    )
+
+
+def _outcomes(asked: Sequence[Prediction], runs: Sequence[Run]) -> Outcomes:
+    rows = []
+    for run in runs:
+        right = {p.question_id: p.correct for p in run.predictions}
+        rows.append([right[p.question_id] for p in asked])
+    return Outcomes(
+        question_ids=tuple(p.question_id for p in asked),
+        clip_ids=tuple(p.clip_id for p in asked),
+        correct=np.array(rows, dtype=np.bool_),
+    )
+
+
+def _blind_outcomes(asked: Sequence[Prediction], blind: Mapping[str, str]) -> Outcomes:
+    missing = [p.question_id for p in asked if p.question_id not in blind]
+    if missing:
+        raise RunError(f"the blind baseline has no answer to {len(missing)} test questions, {missing[0]!r} for one")
+    right = [[blind[p.question_id] == p.answer for p in asked]]
+    return Outcomes(
+        question_ids=tuple(p.question_id for p in asked),
+        clip_ids=tuple(p.clip_id for p in asked),
+        correct=np.array(right, dtype=np.bool_),
+        trained=False,
+    )
+
+
+def _default_pairs(names: Iterable[str]) -> list[tuple[str, str]]:
+    trained = [name for name in names if name != BLIND]
+    against_blind = [(name, BLIND) for name in trained] if BLIND in names else []
+    return against_blind + [(name, trained[0]) for name in trained[1:]]
+
+
+def _compare_all(
+    pairs: Iterable[tuple[str, str]], outcomes: Mapping[str, Outcomes], labels: Mapping[str, str], resamples: int
+) -> tuple[Comparison, ...]:
+    found = []
+    for a, b in pairs:
+        for name in (a, b):
+            if name not in outcomes:
+                raise SettingsError(unknown_name("variant in comparisons", name, outcomes))
+        found.append((a, b, compare(outcomes[a], outcomes[b], resamples=resamples)))
+    corrected = holm([difference.p_value for _, _, difference in found])
+    return tuple(
+        Comparison(a=a, b=b, a_label=labels[a], b_label=labels[b], difference=difference, p_corrected=p)
+        for (a, b, difference), p in zip(found, corrected, strict=True)
+    )

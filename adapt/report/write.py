@@ -1,0 +1,179 @@
+"""Writes a report on finished runs: Markdown, LaTeX, CSV, JSON and one HTML page."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...cache.errors import RunError, SettingsError, unknown_name
+from .clips import ShownClip
+from .html import method_note, to_html
+from .notes import make_notes
+from .render import comparisons_to_csv, to_csv, to_latex, to_markdown, to_text
+from .runs import Run, find_runs, group_by_variant, is_finished, read_run
+from .statistics import MeanInterval
+from .table import Table, build_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportFiles:
+    """Where the report stands, and what of it belongs on a terminal.
+
+    Args:
+        table: the numbers.
+        notes: as they stand at the top of the page.
+        text: both tables in at most 160 columns.
+    """
+
+    markdown: Path
+    latex: Path
+    csv: Path
+    comparisons_csv: Path
+    json: Path
+    html: Path
+    table: Table
+    notes: tuple[str, ...]
+    text: str
+
+
+def report(
+    run_folders: Iterable[Path | str],
+    *,
+    out: Path | str,
+    order: Sequence[str] | None = None,
+    labels: Mapping[str, str] | None = None,
+    blind: Mapping[str, str] | None = None,
+    comparisons: Iterable[tuple[str, str]] | None = None,
+    clips: Iterable[ShownClip] | None = None,
+    notes: Sequence[str] = (),
+    title: str | None = None,
+    skip_unfinished: bool = False,
+    resamples: int = 10_000,
+) -> ReportFiles:
+    """Build the table of finished runs and write it to `out` in every format.
+
+    Args:
+        run_folders: run folders, or folders above them (a variant's, an experiment's).
+        out: the folder to write, made if it is not there; report files in it are replaced.
+        order: variant names in the order of their rows; variants that it leaves out follow in order of appearance.
+        labels: what to print for a variant's name, "blind" for the baseline.
+        blind: the blind baseline's answer to each test question by question id (`metrics.blind_answers`).
+        comparisons: pairs (a, b) of variant names or "blind"; by default each variant against the baseline, and each
+            but the first against the first.
+        clips: clips to show on the page.
+        notes: paragraphs to put above those that the report makes itself.
+        title: of the page; the experiments' names where absent.
+        skip_unfinished: leave unfinished runs out, with a note that says which, rather than stop.
+        resamples: of the bootstrap.
+
+    Raises:
+        RunError: nothing to report, an unfinished, malformed or contradictory run, or a folder that cannot be written.
+        SettingsError: names in `order`, `labels`, `comparisons` or `clips` that the runs do not have.
+    """
+    folders = find_runs(run_folders)
+    left_out = [folder for folder in folders if skip_unfinished and not is_finished(folder)]
+    variants = _ordered(group_by_variant(read_run(folder) for folder in folders if folder not in left_out), order)
+    table = build_table(variants, labels=labels, blind=blind, comparisons=comparisons, resamples=resamples)
+    said = (*notes, *_left_out_note(left_out), *make_notes(table, variants))
+    experiments = dict.fromkeys(run.experiment for runs in variants.values() for run in runs)
+    title = title or f"talik: {', '.join(experiments)}"
+    page = to_html(table, variants, title=title, notes=said, blind=blind, clips=clips or ())
+    out = Path(out)
+    files = ReportFiles(
+        markdown=out / "report.md",
+        latex=out / "report.tex",
+        csv=out / "report.csv",
+        comparisons_csv=out / "comparisons.csv",
+        json=out / "report.json",
+        html=out / "report.html",
+        table=table,
+        notes=said,
+        text=to_text(table),
+    )
+    method = f"\n{method_note(table)}\n" if table.comparisons else ""
+    _write(files.markdown, "".join(f"> {note}\n>\n" for note in said) + f"\n{to_markdown(table)}{method}")
+    _write(files.latex, to_latex(table))
+    _write(files.csv, to_csv(table))
+    _write(files.comparisons_csv, comparisons_to_csv(table))
+    _write(files.json, json.dumps(_as_json(table, variants, title, said), indent=1, ensure_ascii=False) + "\n")
+    _write(files.html, page)
+    return files
+
+
+def _ordered(variants: dict[str, tuple[Run, ...]], order: Sequence[str] | None) -> dict[str, tuple[Run, ...]]:
+    for name in order or ():
+        if name not in variants:
+            raise SettingsError(unknown_name("variant in order", name, variants))
+    return {name: variants[name] for name in dict.fromkeys([*(order or ()), *variants])}
+
+
+def _left_out_note(folders: Sequence[Path]) -> tuple[str, ...]:
+    if not folders:
+        return ()
+    names = ", ".join("/".join(folder.parts[-2:]) for folder in folders)
+    return (f"Left out, since unfinished: {names}.",)
+
+
+def _as_json(table: Table, variants: Mapping[str, Sequence[Run]], title: str, notes: Sequence[str]) -> dict[str, Any]:
+    rows = [
+        {
+            "variant": row.name,
+            "label": row.label,
+            "trained": row.trained,
+            "seeds": [run.seed for run in variants.get(row.name, ())],
+            "runs": [run.name for run in variants.get(row.name, ())],
+            "best_epochs": [run.best_epoch for run in variants.get(row.name, ())],
+            "by_type": {name: _cell(cell) for name, cell in row.by_type.items()},
+            "by_group": {name: _cell(cell) for name, cell in row.by_group.items()},
+            "overall": _cell(row.overall),
+            "trainable_params": row.trainable_params,
+            "seconds": row.seconds,
+        }
+        for row in table.rows
+    ]
+    comparisons = [
+        {
+            "a": c.a,
+            "b": c.b,
+            "points": c.difference.points,
+            "low": c.difference.low,
+            "high": c.difference.high,
+            "level": c.difference.level,
+            "p_value": c.difference.p_value,
+            "p_holm": c.p_corrected,
+            "excludes_zero": c.difference.excludes_zero,
+            "covers_seeds": c.difference.covers_seeds,
+        }
+        for c in table.comparisons
+    ]
+    return {
+        "title": title,
+        "notes": list(notes),
+        "split": table.split,
+        "num_questions": dict(table.num_by_type),
+        "num_clips": table.num_clips,
+        "rows": rows,
+        "comparisons": comparisons,
+    }
+
+
+def _cell(cell: MeanInterval) -> dict[str, float | None]:
+    return {"percent": cell.mean, "half_interval": cell.half}
+
+
+def _write(path: Path, text: str) -> None:
+    """Write whole or not at all: to a file beside it, then renamed."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        raise RunError(f"{path}: the report cannot be written ({error.strerror}); choose another folder") from None
+    finally:
+        if part.exists():
+            part.unlink()

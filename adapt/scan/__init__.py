@@ -1,0 +1,1 @@
+"""The selective scan and Mamba's block on it."""

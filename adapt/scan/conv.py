@@ -1,0 +1,56 @@
+"""The causal depthwise convolution in front of the scan, with the channel innermost.
+
+Letters: B batch, L time steps, d channels, W taps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve each channel with its own taps, seeing only the past; first-order gradients only.
+
+    Equal to `F.conv1d(x.mT, weight, bias, padding=W - 1, groups=d)[..., :L].mT`, and, forward and backward together,
+    two to four times faster than it on a CPU.
+
+    Args:
+        x: (B, L, d), floating point.
+        weight: (d, 1, W), as `nn.Conv1d` keeps it; the last tap meets the present step.
+        bias: (d,) or None.
+
+    Returns:
+        (B, L, d) in the data type that holds both x and the weight.
+    """
+    dtype = torch.promote_types(x.dtype, weight.dtype)
+    return _CausalConv.apply(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+
+
+class _CausalConv(torch.autograd.Function):
+    """A sum of W shifted products, accumulated in place."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        taps = weight[:, 0].unbind(1)
+        y = x * taps[-1] if bias is None else torch.addcmul(bias, x, taps[-1])
+        for shift in range(1, min(len(taps), x.shape[1])):
+            y[:, shift:].addcmul_(x[:, :-shift], taps[-1 - shift])
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        taps = weight[:, 0].unbind(1)
+        dx = dy * taps[-1]
+        dweight = torch.zeros_like(weight)
+        dweight[:, 0, -1] = (dy * x).sum((0, 1))
+        for shift in range(1, min(len(taps), x.shape[1])):
+            dx[:, :-shift].addcmul_(dy[:, shift:], taps[-1 - shift])
+            dweight[:, 0, -1 - shift] = (dy[:, shift:] * x[:, :-shift]).sum((0, 1))
+        return dx, dweight, dy.sum((0, 1)) if ctx.needs_input_grad[2] else None

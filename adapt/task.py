@@ -1,0 +1,121 @@
+"""The task's settings, and the head that answers: question-guided pooling over segments, then a classifier.
+
+Letters: B items, T segments, L text tokens, N tokens, D channels of an encoder, d width of the head, C answers.
+
+The head follows the common AVQA form (Li et al., *Learning to answer questions in dynamic audio-visual scenarios*,
+CVPR 2022, sec. 4.3: question-guided attention over time, fusion by element-wise product); widths, the fixed time
+encoding and the exact fusion are ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..cache.errors import SettingsError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSettings:
+    """What is predicted, and the head's size.
+
+    Args:
+        kind: "answers": one answer of the data set's vocabulary a question.
+        d_head: width d of the head.
+        num_heads: of the attention over segments.
+        dropout: in the classifier, 0 to 1.
+    """
+
+    kind: Literal["answers"] = "answers"
+    d_head: int = 256
+    num_heads: int = 4
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.num_heads < 1 or self.d_head < 1 or self.d_head % self.num_heads:
+            raise SettingsError(f"d_head: found {self.d_head}, expected a multiple of num_heads = {self.num_heads}")
+        if not 0 <= self.dropout < 1:
+            raise SettingsError(f"dropout: found {self.dropout}, expected 0 or more and less than 1")
+
+
+class AnswerHead(nn.Module):
+    """Logits over the vocabulary from the ends of the encoders.
+
+    Args:
+        dims: channels D of each modality that the head reads.
+        num_answers: C.
+        settings: widths.
+    """
+
+    def __init__(self, dims: Mapping[str, int], num_answers: int, settings: TaskSettings) -> None:
+        super().__init__()
+        d = settings.d_head
+        self.project = nn.ModuleDict(
+            {m: nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, d)) for m, dim in dims.items()}
+        )
+        media = [m for m in dims if m != "text"]
+        self.over_time = nn.ModuleDict(
+            {m: nn.MultiheadAttention(d, settings.num_heads, batch_first=True) for m in media}
+        )
+        parts = len(dims) + (len(media) if "text" in dims else 0)
+        self.classifier = nn.Sequential(
+            nn.LayerNorm(parts * d),
+            nn.Linear(parts * d, d),
+            nn.GELU(),
+            nn.Dropout(settings.dropout),
+            nn.Linear(d, num_answers),
+        )
+
+    def forward(self, features: Mapping[str, Tensor], text_mask: Tensor | None) -> Tensor:
+        """Classify.
+
+        Args:
+            features: "visual" and "audio" (B, T, N, D), "text" (B, L, D); those of the head's modalities are read.
+            text_mask: (B, L) bool, true where a text token is real.
+
+        Returns:
+            Logits (B, C), float32.
+        """
+        with torch.autocast(next(iter(features.values())).device.type, enabled=False):
+            return self._classify({m: features[m].float() for m in self.project}, text_mask)
+
+    def _classify(self, features: Mapping[str, Tensor], text_mask: Tensor | None) -> Tensor:
+        question = None
+        if "text" in features:
+            question = self.project["text"](masked_mean(features["text"], text_mask))  # (B, d)
+        parts = []
+        for modality, attention in self.over_time.items():
+            steps = self.project[modality](features[modality].mean(dim=2))  # (B, T, d)
+            steps = steps + time_encoding(steps.shape[1], steps.shape[2], steps.device)
+            query = steps.mean(dim=1) if question is None else question
+            mixed, _ = attention(query[:, None], steps, steps, need_weights=False)
+            pooled = mixed[:, 0] + steps.mean(dim=1)
+            parts += [pooled] if question is None else [pooled, pooled * question]
+        if question is not None:
+            parts.append(question)
+        return self.classifier(torch.cat(parts, dim=-1))  # type: ignore[no-any-return]
+
+
+def masked_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean (B, D) of the real tokens of (B, L, D); mask (B, L) is true where a token is real."""
+    if mask is None:
+        return tokens.mean(dim=1)
+    weights = mask.to(tokens.dtype).unsqueeze(-1)
+    # Padding may hold anything, NaN included, so it is replaced, not multiplied.
+    kept = tokens.masked_fill(~mask.unsqueeze(-1), 0.0)
+    return kept.sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)
+
+
+def time_encoding(length: int, width: int, device: torch.device) -> Tensor:
+    """Sines and cosines of the segment's number (Vaswani et al. 2017, sec. 3.5): (T, d), float32."""
+    place = torch.arange(length, device=device, dtype=torch.float32)[:, None]
+    rate = torch.exp(torch.arange(0, width, 2, device=device, dtype=torch.float32) * (-math.log(100.0) / width))
+    encoding = torch.zeros(length, width, device=device)
+    encoding[:, 0::2] = torch.sin(place * rate)
+    encoding[:, 1::2] = torch.cos(place * rate)[:, : width // 2]
+    return encoding

@@ -1,0 +1,104 @@
+"""Every error that talik raises on purpose.
+
+    TalikError
+    ├── SettingsError(ValueError)        a key or value of an experiment or of a call
+    ├── ManifestError(ValueError)        annotations, questions, clips
+    ├── MediaError(OSError)              one video or sound file
+    │   └── MissingMediaError            files that are not there
+    ├── EncoderError(ValueError)         a model that cannot be opened
+    │   └── TrunkError                   a model that cannot be cut exactly
+    ├── StoreError(OSError)              a feature store
+    │   ├── StoreFormatError             a folder that is not (this version of) a store
+    │   ├── StoreMismatchError           what is asked for is not what is stored
+    │   ├── StoreLockedError             another process is writing
+    │   ├── StoreFullError               the disk cannot hold it
+    │   ├── MissingItemError             an item that was never extracted
+    │   └── CorruptItemError             stored bytes that fail their checksum
+    ├── NumericsError(ArithmeticError)   NaN, Inf or overflow in a state
+    ├── BackendError(RuntimeError)       a backend that was asked for and cannot run
+    └── RunError(RuntimeError)           a run folder, checkpoint or training run
+
+A message says what was found, what was expected and what to do, in one line. Every class pickles, since an
+error raised in a worker must reach its parent: arguments are plain strings.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TalikError(Exception):
+    """The root of the tree; the command line catches this class and nothing else."""
+
+
+class SettingsError(TalikError, ValueError):
+    """A key or value that an experiment or a call cannot have."""
+
+
+class ManifestError(TalikError, ValueError):
+    """Annotations that are malformed, or that name what is not there."""
+
+
+class MediaError(TalikError, OSError):
+    """A video or sound file that cannot be decoded as asked."""
+
+
+class MissingMediaError(MediaError):
+    """Media files that a manifest names and the disk does not have."""
+
+
+class EncoderError(TalikError, ValueError):
+    """A pretrained model that cannot be opened."""
+
+
+class TrunkError(EncoderError):
+    """A model that cannot be cut between units without changing its result."""
+
+
+class StoreError(TalikError, OSError):
+    """A feature store that cannot be read or written."""
+
+
+class StoreFormatError(StoreError):
+    """A folder that is not a talik store, or one of another format version."""
+
+
+class StoreMismatchError(StoreError):
+    """A request whose identity differs from what is stored."""
+
+
+class StoreLockedError(StoreError):
+    """A store that another process is writing."""
+
+
+class StoreFullError(StoreError):
+    """A disk without room for what is to be written."""
+
+
+class MissingItemError(StoreError):
+    """An item that the store does not hold."""
+
+
+class CorruptItemError(StoreError):
+    """Stored bytes that do not match their checksum."""
+
+
+class NumericsError(TalikError, ArithmeticError):
+    """A state with NaN or Inf, or beyond the range of the storage data type."""
+
+
+class BackendError(TalikError, RuntimeError):
+    """A backend that was asked for by name and cannot run here."""
+
+
+class RunError(TalikError, RuntimeError):
+    """A run folder, checkpoint or training run that cannot go on."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """Return the one-line message for a name that is not among `known`, with the nearest one first."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {kind} {name!r}{hint} (known: {', '.join(names)})"

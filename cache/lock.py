@@ -1,0 +1,103 @@
+"""One process at a time writes a store: an flock on `.lock` that says who holds it.
+
+The file is there only while somebody writes, so that a finished store is nothing but Zarr. The kernel drops the lock
+when its owner dies, however it dies. Inside one process several boundaries may be written at once, each by one writer.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .durable import disk_errors
+from .errors import StoreLockedError
+
+LOCK_NAME = ".lock"
+
+
+@dataclass
+class _Held:
+    descriptor: int
+    pid: int
+    names: set[str] = field(default_factory=set)
+
+
+_held: dict[str, _Held] = {}
+
+
+def acquire(store: Path, name: str) -> None:
+    """Take the store's lock for writing the boundary `name`.
+
+    Raises:
+        StoreLockedError: another process writes the store, or this one already writes that boundary.
+    """
+    place = os.path.realpath(store)
+    held = _held.get(place)
+    if held is not None and held.pid != os.getpid():  # inherited over a fork: the lock is the parent's
+        os.close(held.descriptor)
+        del _held[place]
+        held = None
+    if held is None:
+        held = _held[place] = _Held(_lock(store / LOCK_NAME), os.getpid())
+    if name in held.names:
+        raise StoreLockedError(f"{store}: this process already has a writer of {name}; close that one first")
+    held.names.add(name)
+
+
+def release(store: Path, name: str) -> None:
+    """Give the boundary `name` back, and the store's lock with the last of them."""
+    place = os.path.realpath(store)
+    held = _held.get(place)
+    if held is None or held.pid != os.getpid():
+        return
+    held.names.discard(name)
+    if not held.names:
+        del _held[place]
+        with suppress(OSError):
+            (store / LOCK_NAME).unlink()
+        os.close(held.descriptor)
+
+
+def _lock(path: Path) -> int:
+    while True:
+        with disk_errors(path.parent):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = _owner(descriptor)
+            os.close(descriptor)
+            raise StoreLockedError(
+                f"{path.parent}: {owner} is writing this store; wait for it to end, or stop it, and run again"
+            ) from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if _is_at(descriptor, path):  # else the last owner took it away between our open and our lock
+            with suppress(OSError):  # on a full disk the lock holds all the same
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+            return descriptor
+        os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _owner(descriptor: int) -> str:
+    for _ in range(20):
+        with suppress(ValueError, KeyError):
+            said = json.loads(os.pread(descriptor, 4096, 0))
+            return f"process {said['pid']} on {said['host']}"
+        time.sleep(0.01)  # it has the lock and has not yet said who it is
+    return "another process"

@@ -1,0 +1,111 @@
+"""What a writer is to do: which items get new rows, which give theirs up, which shards are missing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from .allot import allot
+from .catalog import Catalog
+from .errors import SettingsError, StoreMismatchError
+from .items import Records
+from .spec import BoundarySpec, Item
+
+Array = np.ndarray[Any, Any]
+_log = logging.getLogger(__name__)
+
+
+def plan(
+    before: Catalog, items: Sequence[Item], lengths: Sequence[int] | None, provenance: dict[str, Any]
+) -> tuple[Catalog, int]:
+    """Return the catalog with every one of `items` in it, and the number of `provenance` there; nothing is written.
+
+    Args:
+        before: what is stored.
+        items: all that is asked for; the same key twice is one row.
+        lengths: tokens of each, for a ragged boundary.
+        provenance: of the shards to come.
+
+    Raises:
+        StoreMismatchError: lengths that differ from the stored ones, or an item longer than a shard.
+    """
+    asked: dict[str, int] = {}  # key to the number of the first item that has it
+    for number, item in enumerate(items):
+        asked.setdefault(item.key, number)
+    after = _give_up_unasked(before, asked)
+    rows = after.table.index.find(list(asked))
+    if lengths is not None:
+        _check_stored_lengths(after, items, list(asked.values()), rows, lengths)
+    fresh = [number for number, row in zip(asked.values(), rows.tolist(), strict=True) if row < 0]
+    if fresh:
+        after = allot(after, [items[i] for i in fresh], [lengths[i] for i in fresh] if lengths is not None else [])
+    after = _learn_sources(after, items)
+    if provenance in after.provenance:
+        return after, after.provenance.index(provenance)
+    if after.provenance:
+        last = after.provenance[-1]
+        fields = sorted(k for k in {*provenance, *last} if provenance.get(k) != last.get(k))
+        _log.warning(
+            "%s: goes on under another provenance (%s); its shards are marked", after.layout.where, ", ".join(fields)
+        )
+    return replace(after, provenance=(*after.provenance, provenance)), len(after.provenance)
+
+
+def missing_shards(catalog: Catalog) -> list[int]:
+    """Return the shards that have an item and no receipt."""
+    absent = np.flatnonzero(catalog.receipts[:, 0] == 0).tolist()
+    return [shard for shard in absent if len(catalog.rows_of_shard(shard))]
+
+
+def check_lengths(spec: BoundarySpec, items: Sequence[Item], lengths: Sequence[int] | None) -> None:
+    """Refuse lengths that are missing, superfluous, negative or not one an item.
+
+    Raises:
+        SettingsError: any of these.
+    """
+    if spec.ragged != (lengths is not None):
+        what = "needs the number of tokens of each item" if spec.ragged else "takes no lengths"
+        raise SettingsError(f"{spec.path}: a {'ragged' if spec.ragged else 'dense'} boundary {what}")
+    if lengths is not None and (len(lengths) != len(items) or min(lengths, default=0) < 0):
+        raise SettingsError(f"{spec.path}: {len(lengths)} lengths for {len(items)} items; expected one from 0 on each")
+
+
+def _give_up_unasked(catalog: Catalog, asked: Mapping[str, int]) -> Catalog:
+    """Give up the rows of items that were never computed and are no longer asked for (a clip taken out as broken)."""
+    waiting = [int(row) for shard in missing_shards(catalog) for row in catalog.rows_of_shard(shard)]
+    gone = [(row, item) for row in waiting if (item := catalog.table.item(row)).key not in asked]
+    if not gone:
+        return catalog
+    _log.info("%s: %d items without data are no longer asked for", catalog.layout.where, len(gone))
+    records = Records.of([item for _, item in gone], [~row for row, _ in gone])
+    return replace(catalog, records=catalog.records.extended(records))
+
+
+def _learn_sources(catalog: Catalog, items: Sequence[Item]) -> Catalog:
+    """Record every source that is new, or that now names another key, size or time."""
+    records = catalog.records
+    newest = {records.source_of(i): i for i in range(len(records)) if records.row[i] >= 0}
+    given = {item.source: item for item in items}
+    changed = [item for s, item in given.items() if s not in newest or records.item(newest[s]) != item]
+    if not changed:
+        return catalog
+    rows = catalog.table.index.find([item.key for item in changed])
+    return replace(catalog, records=records.extended(Records.of(changed, rows.tolist())))
+
+
+def _check_stored_lengths(
+    catalog: Catalog, items: Sequence[Item], asked: Sequence[int], rows: Array, lengths: Sequence[int]
+) -> None:
+    for number, row in zip(asked, rows.tolist(), strict=True):
+        if row < 0:
+            continue
+        found = int(catalog.offsets[row + 1] - catalog.offsets[row])
+        if found != lengths[number]:
+            raise StoreMismatchError(
+                f"{catalog.layout.where}: item {items[number].source!r} is stored with {found} tokens, now said to "
+                f"have {lengths[number]}; is the tokenizer missing from the identity? extract into a new store"
+            )

@@ -1,0 +1,1 @@
+"""The made data set: scenes, pictures, sound, questions."""

@@ -1,0 +1,136 @@
+"""Choosing which questions a set asks, so that types, templates and answers are balanced.
+
+Clips are gone through in order, and each clip's questions are drawn by what its split has asked before: the rarest
+type first, in it a rare template, in that a rare answer. A clip's questions depend on the clips before it alone, so a
+larger set of the same seed begins with the smaller one's questions. Where an answer is balanced over a template, it
+still leans with the kind that is asked about (the kinds' habits), as in any real data set.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from random import Random
+from typing import Any
+
+from .candidates import TWO_ANSWERS, Candidate, candidates_of
+from .scene import SPLITS, Scene, make_scene
+
+QUESTIONS_PER_CLIP = 9
+_MAX_OF_TYPE = 2
+_MAX_SHARE, _MAX_SHARE_OF_TWO = 0.38, 0.51
+_LONG_TYPES = {
+    "A-count": ["Audio", "Counting"],
+    "A-comp": ["Audio", "Comparative"],
+    "V-count": ["Visual", "Counting"],
+    "V-loc": ["Visual", "Location"],
+    "AV-exist": ["Audio-Visual", "Existential"],
+    "AV-count": ["Audio-Visual", "Counting"],
+    "AV-loc": ["Audio-Visual", "Location"],
+    "AV-comp": ["Audio-Visual", "Comparative"],
+    "AV-temp": ["Audio-Visual", "Temporal"],
+}
+TYPES = tuple(_LONG_TYPES)
+Record = dict[str, Any]
+
+
+def make_scenes(seed: int, num_clips: int) -> list[Scene]:
+    """Decide clips 0 to `num_clips - 1` of the set of `seed`."""
+    return [make_scene(seed, index) for index in range(num_clips)]
+
+
+def make_records(scenes: Sequence[Scene]) -> dict[str, list[Record]]:
+    """Return each split's questions as MUSIC-AVQA writes them; `scenes` are clips 0, 1, 2, ... of one seed."""
+    balances = {split: _Balance() for split in SPLITS}
+    records: dict[str, list[Record]] = {split: [] for split in SPLITS}
+    for scene in scenes:
+        for number, candidate in enumerate(balances[scene.split].choose(scene)):
+            records[scene.split].append(_record(scene, number, candidate))
+    return records
+
+
+def short_type(record: Mapping[str, Any]) -> str:
+    """Return the short name of a question's type, as "AV-loc"."""
+    words = json.loads(record["type"])
+    return next(short for short, long in _LONG_TYPES.items() if long == words)
+
+
+def blind_accuracy(train: Iterable[Record], test: Iterable[Record]) -> dict[str, float]:
+    """Return how often each template's most frequent training answer is right on `test`, by short type and "all".
+
+    A template that training never asks scores nothing. Types without a test question are left out.
+    """
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for record in train:
+        answers[record["question_content"]][record["anser"]] += 1
+    best = {template: counts.most_common(1)[0][0] for template, counts in answers.items()}
+    right: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    for record in test:
+        hit = best.get(record["question_content"]) == record["anser"]
+        for name in (short_type(record), "all"):
+            right[name] += hit
+            total[name] += 1
+    return {name: right[name] / total[name] for name in (*TYPES, "all") if total[name]}
+
+
+class _Balance:
+    """What one split has asked so far, and the draw of a clip's questions by it."""
+
+    def __init__(self) -> None:
+        self._types: Counter[str] = Counter()
+        self._templates: Counter[str] = Counter()
+        self._answers: Counter[tuple[str, str]] = Counter()
+
+    def choose(self, scene: Scene) -> list[Candidate]:
+        """Draw the questions of the split's next clip."""
+        rng = Random(f"talik demo questions {scene.seed} {scene.index}")
+        left = candidates_of(scene)
+        chosen: list[Candidate] = []
+        while left and len(chosen) < QUESTIONS_PER_CLIP:
+            taken = Counter(candidate.type for candidate in chosen)
+            left = [c for c in left if taken[c.type] < _MAX_OF_TYPE and self._has_room(c)]
+            if not left:
+                break
+            short = min(sorted({c.type for c in left}), key=lambda name: (self._types[name], rng.random()))
+            candidate = self._draw(rng, [c for c in left if c.type == short])
+            chosen.append(candidate)
+            left = [c for c in left if c.template != candidate.template]
+            self._types[short] += 1
+            self._templates[candidate.template] += 1
+            self._answers[candidate.template, candidate.answer] += 1
+        rng.shuffle(chosen)
+        return chosen
+
+    def _has_room(self, candidate: Candidate) -> bool:
+        """Whether one more such answer leaves its share of the template's answers below the bound."""
+        bound = _MAX_SHARE_OF_TWO if candidate.template in TWO_ANSWERS else _MAX_SHARE
+        asked = self._templates[candidate.template]
+        return self._answers[candidate.template, candidate.answer] + 1 <= bound * (asked + 1) + 1
+
+    def _draw(self, rng: Random, candidates: list[Candidate]) -> Candidate:
+        template = _rare(rng, {c.template: self._templates[c.template] for c in candidates})
+        candidates = [c for c in candidates if c.template == template]
+        answer = _rare(rng, {c.answer: self._answers[template, c.answer] for c in candidates})
+        candidates = [c for c in candidates if c.answer == answer]
+        return rng.choices(candidates, weights=[c.weight for c in candidates])[0]
+
+
+def _rare(rng: Random, counts: Mapping[str, int]) -> str:
+    """Draw a name, the less often drawn before the likelier."""
+    least = min(counts.values())
+    names = sorted(counts)
+    return rng.choices(names, weights=[1.0 / (1 + counts[name] - least) ** 2 for name in names])[0]
+
+
+def _record(scene: Scene, number: int, candidate: Candidate) -> Record:
+    return {
+        "video_id": scene.video_id,
+        "question_id": 100 * scene.index + number,
+        "type": json.dumps(_LONG_TYPES[candidate.type]),
+        "question_content": candidate.template,
+        "templ_values": json.dumps(list(candidate.values)),
+        "question_deleted": 0,
+        "anser": candidate.answer,
+    }

@@ -1,0 +1,60 @@
+"""The `[data]` table of an experiment: which data set, where it lies, how it is split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ...cache.errors import SettingsError, unknown_name
+
+#: Data sets that `load_manifest` opens.
+DATASETS = ("demo", "manifest", "music-avqa")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Where a data set lies and how it is read. Paths are relative to the experiment file's folder.
+
+    Attributes:
+        dataset: `music-avqa`, `demo` (the made set, in MUSIC-AVQA's format) or `manifest` (a JSONL or CSV file).
+        root: the folder that holds the media; no annotation may point outside it.
+        segments: the number T of time steps that a clip is cut into.
+        annotations: the folder of the annotation files, or for `manifest` the file; by default `annotations` in the
+            root if there is one, else the root (`manifest.jsonl` or `manifest.csv` in the root for `manifest`).
+        files: annotation file of each split where the names differ from `avqa-<split>.json`, for instance
+            `{train = "avqa-train_real.json", test = "avqa-test.json"}`; splits not named are left out.
+        videos: the folders in the root to look for clips, in order; by default the root and the folders in it.
+        answers: the vocabulary of a `manifest`, in the order of its classes; by default the answers of train by first
+            appearance, then those of the other splits.
+        allow_missing: go on where media files are not there, and record which.
+        split: `official` as the files say, or `by-video`, which deals the same questions anew so that no clip is in
+            two splits.
+        seed: of the `by-video` split.
+    """
+
+    dataset: str
+    root: str
+    segments: int = 10
+    annotations: str | None = None
+    files: dict[str, str] = field(default_factory=dict)
+    videos: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+    allow_missing: bool = False
+    split: Literal["official", "by-video"] = "official"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.dataset not in DATASETS:
+            raise SettingsError(f"dataset: {unknown_name('data set', self.dataset, DATASETS)}")
+        if not self.root:
+            raise SettingsError("root: found an empty string, expected the folder that holds the media")
+        if self.segments < 1:
+            raise SettingsError(f"segments: found {self.segments}, expected 1 or more")
+        if self.split not in ("official", "by-video"):
+            raise SettingsError(f"split: {unknown_name('kind of split', self.split, ('official', 'by-video'))}")
+        if self.answers and self.dataset != "manifest":
+            raise SettingsError(f"answers: {self.dataset} has its own 42 answers; leave this out")
+        if self.files and self.dataset == "manifest":
+            raise SettingsError("files: a manifest is one file with a split column; name it in annotations")
+        if len(set(self.answers)) != len(self.answers):
+            raise SettingsError("answers: an answer is listed twice")

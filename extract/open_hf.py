@@ -1,0 +1,203 @@
+"""Opening a transformers model: from a folder, from the hub by name, or with random weights from its configuration."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..cache.errors import EncoderError
+from ..cache.key import digest_json
+from .opening import Opened, Request, quiet_transformers
+from .preprocess import AudioPreprocess, BytePreprocess, ImagePreprocess, Preprocess, TextPreprocess
+from .windows import fit_window
+
+_INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+# names of a configuration that say nothing about what a prefix computes
+_SILENT = {
+    "_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "id2label", "label2id",
+    "num_labels", "problem_type", "finetuning_task", "return_dict", "output_hidden_states", "output_attentions",
+    "use_cache", "chunk_size_feed_forward", "initializer_range", "initializer_factor", "gradient_checkpointing",
+    "_attn_implementation", "attn_implementation", "auto_map", "bos_token_id", "eos_token_id", "sep_token_id",
+    "num_hidden_layers", "encoder_layers", "num_layers", "depth", "n_layers", "decoder_layers", "use_bfloat16",
+    "stage_names", "out_features", "out_indices", "is_encoder_decoder", "tie_word_embeddings",
+}  # fmt: skip
+
+
+def open_hf(request: Request, *, model_class: str | None = None) -> Opened:
+    """Open `hf:NAME-or-folder[#part]`.
+
+    Args:
+        request: what was asked for; `request.spec` without its scheme.
+        model_class: the transformers class to load instead of the automatic one.
+
+    Raises:
+        EncoderError: no such folder or model, weights that do not fit the model exactly, or remote code not allowed.
+    """
+    name, _, part = request.spec.partition("#")
+    with quiet_transformers():
+        model = _load(name, request, model_class)
+        model = _part(model, part, name) if part else model
+        preprocess, opened = _preprocess(model, name, request)
+    forward = _caller(model, opened["image_size"])
+    return Opened(model=model, forward=forward, preprocess=preprocess, config=relevant_config(model.config), **opened)
+
+
+def _load(name: str, request: Request, model_class: str | None) -> Any:
+    import transformers
+
+    options: dict[str, Any] = {"trust_remote_code": request.trust_remote_code}
+    kind = getattr(transformers, model_class, None) if model_class else transformers.AutoModel
+    if kind is None:
+        from transformers.models.whisper import modeling_whisper
+
+        kind = getattr(modeling_whisper, str(model_class))
+    try:
+        if request.weights == "random":
+            config = transformers.AutoConfig.from_pretrained(name, **options)
+            return kind(config) if model_class else kind.from_config(config, **options)
+        source = name if request.weights is None else str(request.weights)
+        extra = {} if model_class else options
+        model, info = kind.from_pretrained(source, output_loading_info=True, dtype=torch.float32, **extra)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        line = " ".join(str(error).split())
+        raise EncoderError(f"hf:{name}: cannot be opened: {line[:300]}") from None
+    absent = sorted(info["missing_keys"]) + sorted(str(k) for k in info.get("mismatched_keys", ()))
+    if absent:
+        raise EncoderError(
+            f"hf:{name}: {len(absent)} weights are not in the file, the first {absent[0]!r}; expected all"
+        )
+    return model
+
+
+def _part(model: Any, part: str, name: str) -> Any:
+    for attribute in (part, f"{part}_model"):
+        found = getattr(model, attribute, None)
+        if isinstance(found, nn.Module):
+            return found
+    known = [n for n, m in model.named_children()]
+    raise EncoderError(f"hf:{name}: has no part {part!r}; expected one of {', '.join(known)}")
+
+
+def relevant_config(config: Any) -> dict[str, Any]:
+    """Return the configuration without what cannot change a prefix's numbers (depth, labels, paths, versions)."""
+    plain = json.loads(json.dumps(config.to_dict(), default=str))
+    silent_ends = ("dropout", "layerdrop", "_dropout_prob", "drop_path_rate")
+    return {
+        name: value
+        for name, value in plain.items()
+        if name not in _SILENT
+        and not name.endswith(silent_ends)
+        and not name.startswith(("decoder_", "mask_time", "mask_feature"))
+    }
+
+
+def _caller(model: Any, image_size: tuple[int, int] | None) -> Any:
+    """Return how to run the model on a dict of inputs; other image sizes ask it to interpolate its positions."""
+    accepted = inspect.signature(model.forward).parameters
+    extra: dict[str, Any] = {}
+    native = getattr(model.config, "image_size", None)
+    if (
+        image_size is not None
+        and "interpolate_pos_encoding" in accepted
+        and native not in (image_size[0], list(image_size))
+    ):
+        extra["interpolate_pos_encoding"] = True
+    if "use_cache" in accepted:
+        extra["use_cache"] = False
+
+    def forward(inputs: dict[str, Tensor]) -> Any:
+        return model(**inputs, **extra)
+
+    return forward
+
+
+def _preprocess(model: Any, name: str, request: Request) -> tuple[Preprocess, dict[str, Any]]:
+    """Return the preprocessing and what of it the encoder declares."""
+    declared: dict[str, Any] = {"sample_rate_hz": None, "window_seconds": None, "image_size": None, "notes": []}
+    if request.modality == "visual":
+        image = _images(model, name, request)
+        declared["image_size"] = (image.height, image.width)
+        return image, declared
+    if request.modality == "audio":
+        audio, notes = _audio(model, name, request)
+        declared.update(sample_rate_hz=audio.sample_rate_hz, window_seconds=audio.window_seconds, notes=notes)
+        return audio, declared
+    return _texts(model, name, request), declared
+
+
+def _images(model: Any, name: str, request: Request) -> ImagePreprocess:
+    config = _processor_config(name)
+    size, crop = config.get("size", {}), config.get("crop_size", {})
+    native = getattr(model.config, "image_size", 224)
+    native = native if isinstance(native, int) else native[0]
+    edge = size.get("shortest_edge") if isinstance(size, dict) else size
+    if config.get("do_center_crop") and edge:
+        crop_size = crop.get("height", edge) if isinstance(crop, dict) else crop
+        fit: Any = "crop"
+    else:
+        crop_size = size.get("height", edge or native) if isinstance(size, dict) else size or native
+        edge, fit = crop_size, "crop" if isinstance(size, dict) and size.get("shortest_edge") else "stretch"
+    height, width = _pair(request.image_size) or (crop_size, crop_size)
+    normalised = config.get("do_normalize", True)
+    return ImagePreprocess(
+        height=height,
+        width=width,
+        resize=round(min(height, width) * edge / crop_size),
+        fit=request.fit or fit,
+        interpolation=_INTERPOLATIONS.get(config.get("resample", 3), "bicubic"),  # type: ignore[arg-type]
+        rescale=float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0,
+        mean=tuple(config.get("image_mean", (0.5, 0.5, 0.5))) if normalised else (0.0, 0.0, 0.0),
+        std=tuple(config.get("image_std", (0.5, 0.5, 0.5))) if normalised else (1.0, 1.0, 1.0),
+    )
+
+
+def _pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    if size is None or isinstance(size, tuple):
+        return size
+    return (size, size)
+
+
+def _processor_config(name: str) -> dict[str, Any]:
+    """Return the image processor's settings; {} for a model without one (random weights)."""
+    folder = Path(name)
+    if folder.is_dir():
+        for file in ("preprocessor_config.json", "processor_config.json"):
+            if (folder / file).is_file():
+                found = json.loads((folder / file).read_text(encoding="utf-8"))
+                return dict(found.get("image_processor", found))
+        return {}
+    from transformers import AutoImageProcessor
+
+    return dict(AutoImageProcessor.from_pretrained(name).to_dict())
+
+
+def _audio(model: Any, name: str, request: Request) -> tuple[AudioPreprocess, list[str]]:
+    from transformers import AutoFeatureExtractor
+
+    try:
+        extractor = AutoFeatureExtractor.from_pretrained(name)
+    except (OSError, ValueError):
+        raise EncoderError(f"hf:{name}: has no feature extractor for sound (preprocessor_config.json)") from None
+    return fit_window(model, extractor, request.window_seconds)
+
+
+def _texts(model: Any, name: str, request: Request) -> Preprocess:
+    from transformers import AutoTokenizer
+
+    longest = int(getattr(model.config, "max_position_embeddings", 512) or 512)
+    folder = Path(name)
+    has_tokenizer = not folder.is_dir() or any(folder.glob("*token*")) or any(folder.glob("vocab*"))
+    if not has_tokenizer:
+        if request.weights != "random":
+            raise EncoderError(f"hf:{name}: has no tokenizer files; expected tokenizer.json beside config.json")
+        return BytePreprocess(vocab_size=int(model.config.vocab_size), max_length=longest)
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=request.trust_remote_code)
+    limit = min(longest, int(tokenizer.model_max_length))
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    content = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+    return TextPreprocess(tokenizer, max_length=limit, digest=digest_json([type(tokenizer).__name__, content]))

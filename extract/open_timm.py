@@ -1,0 +1,75 @@
+"""Opening a timm model by name, without its classifier."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..cache.errors import EncoderError, SettingsError
+from .opening import Opened, Request
+from .preprocess import ImagePreprocess
+
+
+def open_timm(request: Request) -> Opened:
+    """Open `timm:NAME[.tag]`; `request.spec` without its scheme.
+
+    Weights: None for the published ones (network needed), "random", or the path of a safetensors or .pt file.
+
+    Raises:
+        EncoderError: an unknown name, weights that cannot be fetched or do not fit.
+        SettingsError: a modality that an image model is not for.
+    """
+    import timm
+
+    if request.modality == "text":
+        raise SettingsError(f"timm:{request.spec}: found modality 'text', expected 'visual' or 'audio'")
+    options: dict[str, Any] = {"pretrained": request.weights is None, "num_classes": 0}
+    if request.weights not in (None, "random"):
+        options["checkpoint_path"] = str(request.weights)
+    size = request.image_size
+    try:
+        model = _create(timm, request.spec, options, size)
+    except (RuntimeError, ValueError, OSError, TypeError) as error:
+        line = " ".join(str(error).split())
+        raise EncoderError(f"timm:{request.spec}: cannot be opened: {line[:300]}") from None
+    data = timm.data.resolve_model_data_config(model)
+    height, width = (size, size) if isinstance(size, int) else size or tuple(data["input_size"][1:])
+    if not isinstance(data["interpolation"], str) or data["interpolation"] not in ("bicubic", "bilinear", "nearest"):
+        data["interpolation"] = "bicubic"
+    preprocess = ImagePreprocess(
+        height=height,
+        width=width,
+        resize=int(min(height, width) / data["crop_pct"]),
+        fit=request.fit or ("stretch" if data.get("crop_mode") == "squash" else "crop"),
+        interpolation=data["interpolation"],
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+    )
+    name = request.spec.split(".", 1)[0].removeprefix("hf-hub:")
+    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
+    return Opened(
+        model=model,
+        forward=lambda inputs: model(inputs["pixel_values"]),
+        preprocess=preprocess,
+        config={"architecture": name, "image_size": [height, width]},
+        excluded=(classifier,) if isinstance(classifier, nn.Module) else (),
+        image_size=(height, width),
+    )
+
+
+def _create(timm: Any, name: str, options: dict[str, Any], size: int | tuple[int, int] | None) -> nn.Module:
+    """Make the model; another image size is handed to models whose construction depends on it."""
+    with torch.random.fork_rng(devices=[]):
+        if size is None:
+            return timm.create_model(name, **options)
+        entry = timm.models.model_entrypoint(name.split(".", 1)[0]) if not name.startswith("hf-hub:") else None
+        takes_size = entry is None or "img_size" in inspect.getsource(inspect.getmodule(entry))  # type: ignore[arg-type]
+        if takes_size:
+            try:
+                return timm.create_model(name, img_size=size, **options)
+            except TypeError:
+                pass
+        return timm.create_model(name, **options)

@@ -1,0 +1,70 @@
+"""Opening a named model: its modules with their weights, its preprocessing, and how it is called."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from .preprocess import Fit, Preprocess
+
+MODALITIES = ("visual", "audio", "text")
+
+
+@dataclass(kw_only=True)
+class Opened:
+    """A model ready to be cut.
+
+    Attributes:
+        model: the modules, with weights.
+        forward: runs the model on a dict of inputs.
+        preprocess: raw items to inputs.
+        config: what of the configuration a prefix's result may depend on (JSON).
+        excluded: a classifier, in which no unit may lie.
+        sample_rate_hz, window_seconds: of audio encoders.
+        image_size: height and width in pixels, of visual encoders.
+        notes: what was changed on the model (a shortened position table), for the provenance.
+    """
+
+    model: nn.Module
+    forward: Callable[[dict[str, Tensor]], Any]
+    preprocess: Preprocess
+    config: dict[str, Any]
+    excluded: tuple[nn.Module, ...] = ()
+    sample_rate_hz: int | None = None
+    window_seconds: float | None = None
+    image_size: tuple[int, int] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the caller of `load_encoder` asked for."""
+
+    spec: str
+    modality: str
+    weights: str | Path | None = None
+    image_size: int | tuple[int, int] | None = None
+    fit: Fit | None = None
+    window_seconds: float | None = None
+    trust_remote_code: bool = False
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' progress bars and reports while a model loads."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,206 @@
+"""A trunk: an encoder seen as embedding, units and finish, run piecewise with the results of its own forward.
+
+Nothing here knows a model family. `embed`, `finish` and the units' context come from the encoder's own forward with
+the units skipped (passes.py); `run` calls the units themselves with the context that was collected.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..cache.errors import TrunkError
+from .chain import Chain
+from .passes import Inputs, Passes, Taken, signature_of
+from .state import Context
+from .tree import Path, at, map_leaves, put, tensors
+
+_MAX_CONTEXTS = 8
+
+
+class Unit(nn.Sequential):
+    """Several modules that run as one unit (a down-sampling module and the block after it)."""
+
+
+class Trunk:
+    """An encoder cut into units along one chain.
+
+    Args:
+        model: the encoder, frozen and in eval mode.
+        forward: runs the encoder on a dict of inputs, each with the batch first.
+        probe: the inputs with which the chain was recorded.
+        chain: the chain of module calls, still holding the probe's tensors.
+        context_names: the inputs from which the context is rebuilt; the others are large and are left blank.
+        rebuild_all: treat every tensor that a unit returns beside the hidden one as handed to later units.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        forward: Callable[[Inputs], Any],
+        probe: Inputs,
+        chain: Chain,
+        *,
+        context_names: Sequence[str],
+        rebuild_all: bool = False,
+    ) -> None:
+        self.model = model
+        self.forward = forward
+        self.links = chain.links
+        self.share = chain.share
+        self.context_names = tuple(context_names)
+        self.bounds = [0, *(i + 1 for i, link in enumerate(self.links) if link.is_unit)]
+        self.num_units = len(self.bounds) - 1
+        self.probe_signature = signature_of(probe)
+        self.probe_batch = next(iter(probe.values())).shape[0]
+        self.hidden_shapes = [chain.shapes[b] for b in self.bounds]
+        self.passes = Passes(forward, self.links, chain.handing(everything=rebuild_all))
+        self.passes.learn(self.probe_signature, [(call.taken, call.returned) for call in chain.calls])
+        self.aside: frozenset[Path] = frozenset()
+        self.dropped_from = self.num_units
+        self._exit_mutated = chain.writes_exit()
+        self._contexts: OrderedDict[Any, Context] = OrderedDict()
+
+    def units(self) -> list[nn.Module]:
+        """Return the units; one made of several modules is a `Unit` of them."""
+        found: list[nn.Module] = []
+        for start, stop in zip(self.bounds[:-1], self.bounds[1:], strict=True):
+            modules = [link.module for link in self.links[start:stop]]
+            found.append(modules[0] if len(modules) == 1 else Unit(*modules))
+        return found
+
+    def embed(self, inputs: Inputs) -> tuple[Tensor, Context]:
+        """Run the embedding; return the hidden tensor at boundary 0 and the context of the units."""
+        hidden, calls = self.passes.collect(inputs)
+        aside: dict[Path, Tensor] = {}
+        if self.aside:  # parts of the output that come from the embedding alone, and need the real inputs
+            with torch.no_grad():
+                last = hidden.new_zeros(hidden.shape[0], *self._shape_at_end(hidden))
+                output = self.passes.end_with(inputs, last)
+            aside = {path: t for path, t in tensors(output) if path in self.aside}
+        return hidden, self._context(inputs, calls, aside)
+
+    def _shape_at_end(self, hidden: Tensor) -> tuple[int, ...]:
+        first, last = self.hidden_shapes[0], self.hidden_shapes[-1]
+        return tuple(hidden.shape[1:]) if first[1:] == last[1:] else last[1:]
+
+    def _context(self, inputs: Inputs, calls: tuple[Taken, ...], aside: dict[Path, Tensor]) -> Context:
+        return Context(
+            inputs={name: inputs[name] for name in self.context_names if name in inputs},
+            batch_size=next(iter(inputs.values())).shape[0],
+            calls=calls,
+            signature=signature_of(inputs),
+            rebuild=self.context,
+            aside=aside,
+        )
+
+    def context(
+        self,
+        small: Mapping[str, Tensor],
+        batch_size: int,
+        signature: tuple[Any, ...],
+        device: torch.device,
+        *,
+        blank: float | None = None,
+    ) -> Context:
+        """Rebuild the context of a batch from its small inputs alone, by a pass with blank large inputs.
+
+        Where no small input exists it depends on shapes only, and the last few are kept.
+
+        Raises:
+            TrunkError: a small input is missing.
+        """
+        key = (signature, batch_size, str(device)) if blank is None and not self.context_names else None
+        if key in self._contexts:
+            self._contexts.move_to_end(key)
+            return self._contexts[key]
+        inputs = self.complete(small, batch_size, signature, device, blank=blank)
+        context = self._context(inputs, self.passes.collect(inputs, blank=blank)[1], {})
+        if key is not None:
+            self._contexts[key] = context
+            while len(self._contexts) > _MAX_CONTEXTS:
+                self._contexts.popitem(last=False)
+        return context
+
+    def complete(
+        self,
+        small: Mapping[str, Tensor],
+        batch_size: int,
+        signature: tuple[Any, ...],
+        device: torch.device,
+        *,
+        blank: float | None = None,
+    ) -> Inputs:
+        """Return whole inputs: the small ones as given, one blank item (repeated without memory) for the others."""
+        inputs: Inputs = {}
+        for name, shape, dtype in signature:
+            if name in small:
+                inputs[name] = small[name].to(device)
+            elif name in self.context_names:
+                raise TrunkError(f"the context needs the input {name!r}, found {', '.join(small) or 'none'}")
+            else:
+                item = torch.full((1, *shape), blank or 0.0, dtype=dtype, device=device)
+                inputs[name] = item.expand(batch_size, *shape)
+        return inputs
+
+    def run(self, hidden: Tensor, context: Context, start: int, stop: int) -> Tensor:
+        """Run units `start` to `stop`; `hidden` itself is never written to."""
+        given = hidden
+        for index in range(self.bounds[start], self.bounds[stop]):
+            link = self.links[index]
+            if link.mutates and _same_memory(hidden, given):
+                hidden = hidden.clone()
+            args, kwargs = put(context.calls[index], link.slots, hidden)
+            hidden = at(link.module(*args, **kwargs), min(link.exit, key=str))
+        return hidden
+
+    def finish(self, hidden: Tensor, context: Context, *, blank: float | None = None) -> Any:
+        """Run what follows the last unit and return the encoder's own output.
+
+        Parts of the output that the embedding alone decides are known where the state came from `embed`, else None.
+        """
+        inputs = self.complete(context.inputs, context.batch_size, context.signature, hidden.device, blank=blank)
+        final = hidden.clone() if self._exit_mutated else hidden
+        output = self.passes.end_with(inputs, final, blank=blank)
+        if not self.aside:
+            return output
+        return map_leaves(output, lambda path, leaf: context.aside.get(path) if path in self.aside else leaf)
+
+    @contextmanager
+    def watched(self, began: Callable[[int], None], ended: Callable[[int], None]) -> Iterator[None]:
+        """Call `began(link index)` and `ended(link index)` around every call of a link in a real pass."""
+
+        def answer(index: int, taken: Taken) -> Any:
+            began(index)
+            returned = self.passes.real(index, taken)
+            ended(index)
+            return returned
+
+        with self.passes.answered(answer):
+            yield
+
+    def drop_above(self, boundary: int) -> None:
+        """Free the weights of the units from `boundary` up; they can no longer run, nor the finish."""
+        kept = {id(m) for link in self.links[: self.bounds[boundary]] for m in link.module.modules()}
+        for link in self.links[self.bounds[boundary] :]:
+            for module in link.module.modules():
+                if id(module) not in kept:
+                    module.to_empty(device="meta", recurse=False)
+        self.dropped_from = min(self.dropped_from, boundary)
+        self.passes.stop_at = max(self.bounds[self.dropped_from], 1)
+
+
+def backbone_parameters(model: nn.Module, excluded: Sequence[nn.Module]) -> list[nn.Parameter]:
+    """Return the parameters that the units' share is taken of: all but the classifier's and the embedding tables'."""
+    left_out = {id(p) for module in excluded for p in module.parameters()}
+    left_out |= {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    return [p for p in model.parameters() if id(p) not in left_out]
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()

@@ -1,0 +1,289 @@
+"""The tables: what stands in them, and how each format prints them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from talik.adapt.metrics import TYPE_ORDER, score
+from talik.adapt.report import render
+from talik.adapt.report.notes import make_notes
+from talik.adapt.report.runs import Prediction, Run
+from talik.adapt.report.statistics import MeanInterval
+from talik.adapt.report.table import Table, build_table
+from talik.cache.errors import RunError, SettingsError
+
+
+def made_run(variant: str, right: Sequence[bool], *, seed: int = 0, types: Sequence[str] = TYPE_ORDER, **given: object) -> Run:
+    """A run of len(right) questions, types in turn, two questions a clip; the true answer is "yes"."""
+    predictions = tuple(
+        Prediction(
+            question_id=f"q{i}",
+            clip_id=f"c{i // 2}",
+            type=types[i % len(types)],
+            template="t",
+            question="Is it?",
+            answer="yes",
+            prediction="yes" if ok else "no",
+            probability=0.5,
+            correct=bool(ok),
+        )
+        for i, ok in enumerate(right)
+    )
+    settings: dict[str, object] = {"train_seconds": 12.0 + seed, "trainable_params": 1234, "config": {}} | given
+    return Run(
+        path=Path(f"runs/exp/{variant}/seed{seed}"),
+        experiment="exp",
+        variant=variant,
+        seed=seed,
+        epochs=(),
+        predictions=predictions,
+        scores=score([p.type for p in predictions], [p.correct for p in predictions]),
+        split="test",
+        best_epoch=1,
+        **settings,  # type: ignore[arg-type]
+    )
+
+
+def made_variants(num_seeds: int = 1, num: int = 90, **given: object) -> dict[str, tuple[Run, ...]]:
+    rng = np.random.default_rng(0)
+    rates = {"probe": 0.4, "trimodal": 0.8}
+    return {
+        name: tuple(made_run(name, list(rng.random(num) < rate), seed=s, **given) for s in range(num_seeds))
+        for name, rate in rates.items()
+    }
+
+
+def always(answer: str, variants: Mapping[str, Sequence[Run]]) -> dict[str, str]:
+    """A baseline that gives one answer."""
+    return {p.question_id: answer for p in next(iter(variants.values()))[0].predictions}
+
+
+@pytest.fixture
+def small() -> Table:
+    """Two variants on four questions of two types, and a baseline that is right on none."""
+    variants = {
+        "probe": (made_run("probe", [1, 0, 1, 0], types=("A-count", "V-loc")),),
+        "tri_modal": (made_run("tri_modal", [1, 1, 1, 0], types=("A-count", "V-loc"), trainable_params=2_340_000),),
+    }
+    return build_table(variants, blind=always("no", variants), comparisons=[], labels={"tri_modal": "tri_modal & co"})
+
+
+def test_one_seed_gives_means_several_give_half_intervals() -> None:
+    alone = build_table(made_variants(1)).rows[0]
+    assert alone.overall.half is None
+    runs = made_variants(3)
+    several = build_table(runs).rows[1]
+    values = [100 * run.scores.overall.accuracy for run in runs["trimodal"]]
+    assert several.overall.mean == pytest.approx(np.mean(values))
+    assert several.overall.half == pytest.approx(4.302653 * np.std(values, ddof=1) / 3**0.5, rel=1e-6)
+    assert (several.num_seeds, several.seconds, several.trainable_params) == (3, 13.0, 1234)
+
+
+def test_rows_keep_their_order_with_the_baseline_first() -> None:
+    variants = made_variants()
+    table = build_table(variants, blind=always("yes", variants))
+    assert [row.name for row in table.rows] == ["blind", "probe", "trimodal"]
+    assert table.rows[0].overall == MeanInterval(mean=100.0, half=None, num=1)
+    assert not table.rows[0].trained
+    assert table.types == TYPE_ORDER
+    assert (table.num_questions, table.num_clips) == (90, 45)
+
+
+def test_comparisons_are_against_the_baseline_and_the_first_unless_named() -> None:
+    variants = made_variants()
+    blind = always("no", variants)
+    pairs = [(c.a, c.b) for c in build_table(variants, blind=blind).comparisons]
+    assert pairs == [("probe", "blind"), ("trimodal", "blind"), ("trimodal", "probe")]
+    named = build_table(variants, blind=blind, comparisons=[("trimodal", "probe")]).comparisons
+    assert [(c.a, c.b) for c in named] == [("trimodal", "probe")]
+    rows = [run[0].scores.overall.accuracy for run in variants.values()]
+    assert named[0].difference.points == pytest.approx(100 * (rows[1] - rows[0]))
+    assert named[0].p_corrected == named[0].difference.p_value
+
+
+def test_p_values_are_corrected_for_the_number_of_comparisons() -> None:
+    variants = made_variants()
+    table = build_table(variants, blind=always("no", variants))
+    smallest = min(table.comparisons, key=lambda c: c.difference.p_value)
+    assert smallest.p_corrected == pytest.approx(3 * smallest.difference.p_value)
+
+
+def test_names_that_are_no_variant_are_refused() -> None:
+    variants = made_variants()
+    with pytest.raises(SettingsError, match="comparisons 'trimodl'; did you mean 'trimodal'"):
+        build_table(variants, comparisons=[("trimodl", "probe")])
+    with pytest.raises(SettingsError, match="labels 'prob'"):
+        build_table(variants, labels={"prob": "x"})
+    with pytest.raises(SettingsError, match="comparisons 'blind'"):
+        build_table(variants, comparisons=[("probe", "blind")])  # there is no baseline here
+    with pytest.raises(RunError, match="no answer to 89 test questions"):
+        build_table(variants, blind={"q0": "yes"})
+    with pytest.raises(RunError, match="another name"):
+        build_table({"blind": variants["probe"]})
+    with pytest.raises(RunError, match="no run"):
+        build_table({})
+
+
+def test_seeds_of_different_size_are_refused() -> None:
+    runs = tuple(made_run("probe", [1, 0], seed=s, trainable_params=10 + s) for s in range(2))
+    with pytest.raises(RunError, match=r"\[10, 11\]"):
+        build_table({"probe": runs})
+
+
+def test_text_is_this(small: Table) -> None:
+    assert render.to_text(small).splitlines() == [
+        "variant         A-count  V-loc   Avg  params   s",
+        "────────────────────────────────────────────────",
+        "blind baseline      0.0    0.0   0.0       –   –",
+        "probe             100.0    0.0  50.0  1.23 k  12",
+        "tri_modal & co    100.0   50.0  75.0  2.34 M  12",
+    ]
+
+
+def test_markdown_is_this(small: Table) -> None:
+    assert render.to_markdown(small).splitlines() == [
+        "| variant | A-count | V-loc | Avg | trainable parameters | seconds |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| blind baseline | 0.0 | 0.0 | 0.0 | – | – |",
+        "| probe | **100.0** | 0.0 | 50.0 | 1.23 k | 12 |",
+        "| tri_modal & co | **100.0** | **50.0** | **75.0** | 2.34 M | 12 |",
+    ]
+
+
+def test_latex_is_this(small: Table) -> None:
+    assert render.to_latex(small).splitlines() == [
+        r"\begin{tabular}{lrrrrrrr}",
+        r"\toprule",
+        r" & \multicolumn{2}{c}{Audio} & \multicolumn{2}{c}{Visual} &  &  &  \\",
+        r"\cmidrule(lr){2-3}\cmidrule(lr){4-5}",
+        r"Variant & count & Avg & loc & Avg & Avg & Params & Seconds \\",
+        r"\midrule",
+        r"blind baseline & 0.0 & 0.0 & 0.0 & 0.0 & 0.0 & -- & -- \\",
+        r"\midrule",
+        r"probe & \textbf{100.0} & \textbf{100.0} & 0.0 & 0.0 & 50.0 & 1.23 k & 12 \\",
+        r"tri\_modal \& co & \textbf{100.0} & \textbf{100.0} & \textbf{50.0} & \textbf{50.0} & \textbf{75.0} "
+        r"& 2.34 M & 12 \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+
+
+@pytest.mark.parametrize("num_seeds", [1, 3])
+def test_text_of_all_types_fits_160_columns(num_seeds: int) -> None:
+    variants = made_variants(num_seeds, trainable_params=312_904)
+    labels = {"trimodal": "trimodal without interaction"}
+    text = render.to_text(build_table(variants, blind=always("no", variants), labels=labels))
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 160
+    assert sum(line.startswith("trimodal without interaction") for line in lines) == 3  # table, and two comparisons
+    assert ("±" in text) == (num_seeds > 1)
+
+
+def test_columns_that_do_not_fit_go_on_below() -> None:
+    types = [f"event number {i}" for i in range(28)]
+    variants = {"v" * 200: (made_run("v" * 200, [True] * 56, types=types),)}
+    lines = render.to_text(build_table(variants), width=100).splitlines()
+    assert max(map(len, lines)) <= 100
+    heads = [line.split("  ") for line in lines if line.startswith("variant")]
+    assert len(heads) > 1
+    shown = [cell.strip() for head in heads for cell in head if cell.strip().startswith("event")]
+    assert shown == types
+    assert any("…" in line for line in lines)
+
+
+def test_latex_and_markdown_escape_what_would_break_them() -> None:
+    name = "a|b_50%\n{x}~^\\$#"
+    table = build_table({name: (made_run(name, [1, 0, 1, 1]),)}, comparisons=[(name, name)])
+    latex = render.to_latex(table)
+    assert r"a|b\_50\%" in latex
+    assert r"\{x\}\textasciitilde{}\textasciicircum{}\textbackslash{}\$\#" in latex
+    assert "95 \\% interval" in latex
+    for line in render.to_markdown(table).splitlines():
+        assert not line or line.count("|") - line.count(r"\|") in (14 - 5 - 0, 8)  # every row has as many cells
+
+
+def test_latex_rows_have_as_many_cells_as_columns() -> None:
+    variants = made_variants(3, types=(*TYPE_ORDER, "other"))
+    latex = render.to_latex(build_table(variants, blind=always("no", variants)))
+    for tabular in latex.split(r"\end{tabular}")[:-1]:
+        columns = len(tabular.split("}{", 1)[1].split("}", 1)[0])
+        rows = [line for line in tabular.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
+        assert {row.count(" & ") + 1 for row in rows} == {columns}
+    assert r"$\pm$" in latex
+
+
+def test_csv_holds_full_precision_and_reads_back() -> None:
+    variants = made_variants(3)
+    table = build_table(variants, labels={"probe": 'a "probe", plain'})
+    rows = list(csv.DictReader(io.StringIO(render.to_csv(table))))
+    assert [row["label"] for row in rows] == ['a "probe", plain', "trimodal"]
+    assert float(rows[1]["Avg"]) == table.rows[1].overall.mean
+    assert float(rows[1]["Avg ±"]) == table.rows[1].overall.half
+    assert float(rows[0]["Audio"]) == table.rows[0].by_group["Audio"].mean
+    assert rows[0]["trainable_params"] == "1234"
+    compared = list(csv.DictReader(io.StringIO(render.comparisons_to_csv(table))))
+    assert float(compared[0]["low"]) == table.comparisons[0].difference.low
+    assert compared[0]["excludes_zero"] == "true"
+    assert compared[0]["covers_seeds"] == "true"
+
+
+def test_an_interval_on_one_side_of_zero_says_yes() -> None:
+    variants = made_variants()
+    better, equal = build_table(variants, comparisons=[("trimodal", "probe"), ("probe", "probe")]).comparisons
+    assert (render.verdict(better), render.verdict(equal)) == ("yes", "no")
+    assert render.format_interval(equal) == "[0.0, 0.0]"
+    assert render.format_interval(better).startswith("[+")
+    assert render.format_points(-0.449) == "−0.4"
+    assert render.format_points(-0.04) == "0.0"
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(None, "–"), (0, "0"), (812, "812"), (999, "999"), (1000, "1.00 k"), (48_512, "48.5 k"), (999_999, "1.00 M")]
+    + [(312_904, "313 k"), (9_999_999, "10.0 M"), (33_000_000, "33.0 M"), (7_241_732_096, "7.24 G")],
+)
+def test_counts_have_three_digits(number: int | None, text: str) -> None:
+    assert render.format_count(number) == text
+
+
+def test_seconds_and_p_values_are_short() -> None:
+    assert [render.format_seconds(s) for s in (None, 0.04, 9.94, 9.96, 12_345.6)] == ["–", "0.0", "9.9", "10", "12,346"]
+    assert [render.format_p(p) for p in (0.0004, 0.001, 0.25, 1.0)] == ["<0.001", "0.001", "0.250", "1.000"]
+
+
+def test_notes_are_worked_out_from_the_runs() -> None:
+    variants = made_variants(1)
+    table = build_table(variants, blind=always("no", variants))
+    notes = make_notes(table, variants)
+    widths = sorted(c.difference.half_width for c in table.comparisons)
+    assert notes[0].startswith("A taste: one seed, 90 test questions on 45 clips.")
+    assert f"below {widths[0]:.1f} to {widths[-1]:.1f} points" in notes[0]
+    assert "0.0 %" in notes[1]
+    assert len(notes) == 2
+    several = made_variants(3)
+    assert make_notes(build_table(several), several)[0].startswith("3 seeds, 90 test questions")
+
+
+def test_notes_tell_what_makes_a_row_doubtful() -> None:
+    rng = np.random.default_rng(1)
+    variants = {
+        "probe": (made_run("probe", list(rng.random(20) < 0.5), config={"train": {"lr": 0.1, "epochs": 3}}),),
+        "two": tuple(
+            made_run("two", list(rng.random(20) < 0.5), seed=s, config={"train": {"lr": 0.2, "epochs": 3}})
+            for s in range(2)
+        ),
+    }
+    table = build_table(variants, blind=always("yes", variants), labels={"two": "2nd"})
+    notes = " ".join(make_notes(table, variants))
+    assert "1 to 2 seeds" in notes
+    assert "Rows differ in seeds: probe 1, 2nd 2." in notes
+    assert "Not shown to be better than the blind baseline: probe, 2nd." in notes
+    assert "Only 10 test clips" in notes
+    assert "they differ in lr (probe 0.1, 2nd 0.2)" in notes
+    assert "epochs" not in notes
