@@ -1,4 +1,4 @@
-"""Accuracy by question type, counted as MUSIC-AVQA counts it, and the blind baseline that sees no clip.
+"""Accuracy by question type, counted as MUSIC-AVQA counts it.
 
 All averages are micro averages: correct answers over questions, of one type, of one group of types, and of all
 questions. (Li et al., Learning to Answer Questions in Dynamic Audio-Visual Scenarios, CVPR 2022, table 3.)
@@ -6,15 +6,11 @@ questions. (Li et al., Learning to Answer Questions in Dynamic Audio-Visual Scen
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from ..cache.errors import ManifestError, RunError
-
-if TYPE_CHECKING:
-    from ..extract.manifest.types import Question
+from ..cache.errors import RunError
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Audio": ("A-count", "A-comp"),
@@ -83,28 +79,3 @@ def score(types: Sequence[str], correct: Sequence[bool]) -> Scores:
             by_group[group] = Tally(correct=sum(hits[name] for name in members), total=total)
     overall = Tally(correct=hits.total(), total=totals.total())
     return Scores(by_type=by_type, by_group=by_group, overall=overall)
-
-
-def blind_answers(train: Iterable[Question], test: Iterable[Question]) -> dict[str, str]:
-    """Answer each test question with its template's most frequent training answer: no picture, no sound, no words.
-
-    A template that training never saw gets the most frequent answer of all; ties go to the alphabetically first.
-
-    Returns:
-        The answer by question id.
-
-    Raises:
-        ManifestError: `train` is empty.
-    """
-    by_template: dict[str, Counter[str]] = defaultdict(Counter)
-    for question in train:
-        by_template[question.template][question.answer] += 1
-    if not by_template:
-        raise ManifestError("the training split has no question; the blind baseline needs at least one")
-    best = {template: _most_frequent(counts) for template, counts in by_template.items()}
-    fallback = _most_frequent(sum(by_template.values(), Counter[str]()))
-    return {question.id: best.get(question.template, fallback) for question in test}
-
-
-def _most_frequent(counts: Counter[str]) -> str:
-    return min(counts, key=lambda answer: (-counts[answer], answer))

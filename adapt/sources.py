@@ -89,11 +89,13 @@ class CachedSource:
             CorruptItemError: stored bytes that fail their checksum.
         """
         asked = [tuple(batch) for batch in questions]
-        streams = {
-            m: reader.prefetch(self._keys(m, batch) for batch in asked) for m, reader in self._readers.items()
-        }
+        streams = {m: reader.prefetch(self._all_keys(m, asked)) for m, reader in self._readers.items()}
         for batch in asked:
             yield JointBatch(batch, {m: self._state(m, next(stream), batch) for m, stream in streams.items()})
+
+    def _all_keys(self, modality: str, asked: Sequence[Sequence[Question]]) -> Iterator[list[str]]:
+        for batch in asked:
+            yield self._keys(modality, batch)
 
     def _keys(self, modality: str, batch: Sequence[Question]) -> list[str]:
         keys = []

@@ -46,10 +46,11 @@ def temporary_beside(path: Path) -> Path:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what killed writers left in `folder`; only the owner of the store's lock may call this."""
+    """Delete what writers left in `folder` that were killed; only the owner of the store's lock may call this."""
     for path in folder.glob(".*.partial-*"):
-        with suppress(FileNotFoundError):
-            path.unlink()
+        if not _is_alive(path.name.rpartition("-")[2]):
+            with suppress(FileNotFoundError):
+                path.unlink()
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -94,3 +95,15 @@ def free_bytes(path: Path) -> int:
         path = path.parent
     status = os.statvfs(path)
     return status.f_bavail * status.f_frsize
+
+
+def _is_alive(pid: str) -> bool:
+    if not pid.isdigit() or int(pid) == os.getpid():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True

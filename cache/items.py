@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,15 @@ class Records:
             mtime_ns=int(self.mtime_ns[record]),
         )
 
-    def source_of(self, record: int) -> str:
-        """Return the source of a record."""
-        return self.source[self.source_offsets[record] : self.source_offsets[record + 1]].tobytes().decode()
+    def sources(self) -> list[str]:
+        """Return the source of every record."""
+        text, at = self.source.tobytes(), self.source_offsets.tolist()
+        return [text[begin:end].decode() for begin, end in pairwise(at)]
+
+    def newest_by_source(self) -> dict[str, tuple[int, int, int]]:
+        """Return row, size in bytes and time in nanoseconds by source, from each source's newest record of a row."""
+        columns = zip(self.sources(), self.row.tolist(), self.size_bytes.tolist(), self.mtime_ns.tolist(), strict=True)
+        return {source: (row, size, mtime) for source, row, size, mtime in columns if row >= 0}
 
     def by_row(self, num_rows: int) -> Array:
         """Return the newest record of each row (num_rows,) int64, -1 where no item stands."""
@@ -188,8 +195,6 @@ class ItemTable:
 
     def row_by_source(self) -> dict[str, int]:
         """Return the row of each source that any record names; the newest record of a source counts."""
-        records, standing = self.records, self.record_of_row
-        text = self.records.source.tobytes()
-        at = records.source_offsets.tolist()
-        rows = records.row.tolist()
-        return {text[at[i] : at[i + 1]].decode(): row for i, row in enumerate(rows) if row >= 0 and standing[row] >= 0}
+        standing = self.record_of_row
+        newest = self.records.newest_by_source().items()
+        return {source: row for source, (row, _, _) in newest if standing[row] >= 0}

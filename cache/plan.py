@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,7 +36,7 @@ def plan(
     asked: dict[str, int] = {}  # key to the number of the first item that has it
     for number, item in enumerate(items):
         asked.setdefault(item.key, number)
-    after = _give_up_unasked(before, asked)
+    after = _give_up_unasked(before, items)
     rows = after.table.index.find(list(asked))
     if lengths is not None:
         _check_stored_lengths(after, items, list(asked.values()), rows, lengths)
@@ -55,10 +55,11 @@ def plan(
     return replace(after, provenance=(*after.provenance, provenance)), len(after.provenance)
 
 
-def missing_shards(catalog: Catalog) -> list[int]:
-    """Return the shards that have an item and no receipt."""
-    absent = np.flatnonzero(catalog.receipts[:, 0] == 0).tolist()
-    return [shard for shard in absent if len(catalog.rows_of_shard(shard))]
+def missing_shards(catalog: Catalog, items: Sequence[Item]) -> list[int]:
+    """Return the shards that have no receipt and hold one of `items`."""
+    rows = catalog.table.index.find([item.key for item in items])
+    shards = np.unique(rows[rows >= 0] // catalog.layout.grid.rows_per_shard)
+    return shards[catalog.receipts[shards, 0] == 0].tolist()
 
 
 def check_lengths(spec: BoundarySpec, items: Sequence[Item], lengths: Sequence[int] | None) -> None:
@@ -74,10 +75,12 @@ def check_lengths(spec: BoundarySpec, items: Sequence[Item], lengths: Sequence[i
         raise SettingsError(f"{spec.path}: {len(lengths)} lengths for {len(items)} items; expected one from 0 on each")
 
 
-def _give_up_unasked(catalog: Catalog, asked: Mapping[str, int]) -> Catalog:
-    """Give up the rows of items that were never computed and are no longer asked for (a clip taken out as broken)."""
-    waiting = [int(row) for shard in missing_shards(catalog) for row in catalog.rows_of_shard(shard)]
-    gone = [(row, item) for row in waiting if (item := catalog.table.item(row)).key not in asked]
+def _give_up_unasked(catalog: Catalog, items: Sequence[Item]) -> Catalog:
+    """Give up rows in shards that are to be written now without their items (a clip taken out as broken)."""
+    shards = missing_shards(catalog, items)
+    waiting = np.concatenate([np.zeros(0, np.int64), *(catalog.rows_of_shard(shard) for shard in shards)])
+    unasked = np.setdiff1d(waiting, catalog.table.index.find([item.key for item in items]))
+    gone = [(row, catalog.table.item(row)) for row in unasked.tolist()]
     if not gone:
         return catalog
     _log.info("%s: %d items without data are no longer asked for", catalog.layout.where, len(gone))
@@ -87,14 +90,17 @@ def _give_up_unasked(catalog: Catalog, asked: Mapping[str, int]) -> Catalog:
 
 def _learn_sources(catalog: Catalog, items: Sequence[Item]) -> Catalog:
     """Record every source that is new, or that now names another key, size or time."""
-    records = catalog.records
-    newest = {records.source_of(i): i for i in range(len(records)) if records.row[i] >= 0}
     given = {item.source: item for item in items}
-    changed = [item for s, item in given.items() if s not in newest or records.item(newest[s]) != item]
+    rows = catalog.table.index.find([item.key for item in given.values()]).tolist()
+    newest = catalog.records.newest_by_source()
+    changed = [
+        (item, row)
+        for item, row in zip(given.values(), rows, strict=True)
+        if newest.get(item.source) != (row, item.size_bytes, item.mtime_ns)
+    ]
     if not changed:
         return catalog
-    rows = catalog.table.index.find([item.key for item in changed])
-    return replace(catalog, records=records.extended(Records.of(changed, rows.tolist())))
+    return replace(catalog, records=catalog.records.extended(Records.of(*zip(*changed, strict=True))))
 
 
 def _check_stored_lengths(

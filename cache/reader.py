@@ -15,6 +15,7 @@ from . import catalog as catalog_
 from .buffers import BufferPool
 from .catalog import Catalog
 from .errors import CorruptItemError, MissingItemError, SettingsError, StoreFormatError, unknown_name
+from .layout import RECEIPT_FIELDS
 from .mapped import ShardMaps
 from .prefetch import prefetched
 from .spec import BoundarySpec, Item
@@ -102,6 +103,32 @@ class BoundaryReader:
         if not self._readable(rows).all():
             self._raise_missing(keys, rows)
         return rows
+
+    def lengths_of(self, keys: Sequence[str]) -> Array:
+        """Return the tokens of each item of a ragged boundary (len(keys),) int64.
+
+        Raises:
+            MissingItemError: a key that cannot be read.
+            SettingsError: a dense boundary.
+        """
+        if not self.spec.ragged:
+            raise SettingsError(f"{self._where}: is dense; its items have the shape {self.spec.shape}, no lengths")
+        return self._catalog.lengths(self.rows_of(keys))
+
+    @property
+    def provenance(self) -> tuple[dict[str, Any], ...]:
+        """What computed the states, one entry for each environment that did."""
+        return self._catalog.provenance
+
+    def provenance_of(self, keys: Sequence[str]) -> Array:
+        """Return which entry of `provenance` each item is of (len(keys),) int64."""
+        shards = self.rows_of(keys) // self._catalog.layout.grid.rows_per_shard
+        return self._catalog.receipts[shards, 2].astype(np.int64)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the data files."""
+        return int(self._catalog.receipts[:, RECEIPT_FIELDS:].sum())
 
     def read(self, keys: Sequence[str]) -> Batch:
         """Return the items of `keys`, in any order, in buffers that are the caller's to keep and to write.

@@ -41,9 +41,7 @@ def repair(store: str | Path, findings: Iterable[Finding]) -> tuple[list[tuple[s
         for boundary in dict.fromkeys(f.boundary for f in findings):
             ours = [f for f in findings if f.boundary == boundary]
             folder = store / boundary
-            if boundary.count("/") == 0:
-                if boundary:
-                    write_document(folder, group_document())
+            if not boundary:
                 continue
             try:
                 catalog = catalog_.load(store, BoundarySpec.from_json(catalog_.read_attributes(folder)))

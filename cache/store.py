@@ -168,6 +168,6 @@ def _check_is_store(path: Path) -> None:
     ours = read_document(path)["attributes"]["talik"]
     if ours.get("kind") != STORE_KIND or ours.get("format") != FORMAT_VERSION:
         raise StoreFormatError(
-            f"{path}: {ours.get('kind') or 'no talik store'} of format {ours.get('format')}, expected a {STORE_KIND} of "
-            f"format {FORMAT_VERSION}; use the talik that wrote it, or choose another [store] path"
+            f"{path}: {ours.get('kind') or 'no talik store'} of format {ours.get('format')}, expected a {STORE_KIND} "
+            f"of format {FORMAT_VERSION}; use the talik that wrote it, or choose another [store] path"
         )

@@ -57,19 +57,14 @@ def verify(store: str | Path) -> list[Finding]:
         What is wrong, in order of boundary and shard; [] for a sound store.
     """
     store = Path(store)
-    findings = list(_documents(store, [store, *(p for p in store.iterdir() if p.is_dir())]))
+    findings = []
+    try:
+        read_document(store)
+    except StoreError as error:
+        findings.append(Finding(boundary="", what=str(error)))
     for folder in sorted(p for p in store.glob("*/b*-*") if p.is_dir()):
         findings += _boundary(store, folder)
     return findings
-
-
-def _documents(store: Path, folders: list[Path]) -> Iterator[Finding]:
-    for folder in folders:
-        try:
-            read_document(folder)
-        except StoreError as error:
-            boundary = "/".join(folder.relative_to(store).parts[:2]) if folder != store else ""
-            yield Finding(boundary=boundary, what=str(error))
 
 
 def _boundary(store: Path, folder: Path) -> Iterator[Finding]:

@@ -78,6 +78,7 @@ class BoundaryWriter:
         self.bytes_written = 0
         self._lock_name = spec.path
         self._store = store
+        self._items = list({item.key: item for item in items}.values())
         lock.acquire(store, self._lock_name)
         try:
             grid = Grid.choose(
@@ -91,6 +92,8 @@ class BoundaryWriter:
             self._refuse_if_full(after)
             self._clean(after)
             self._catalog = catalog_.commit(before, after) if after is not before else before
+            rows = self._catalog.table.index.find([item.key for item in self._items])
+            self._item_of_row = dict(zip(rows.tolist(), self._items, strict=True))
         except BaseException:
             lock.release(store, self._lock_name)
             raise
@@ -117,13 +120,13 @@ class BoundaryWriter:
         return self._catalog.num_rows
 
     @property
-    def bytesmissing_shards(self) -> int:
+    def bytes_missing(self) -> int:
         """Bytes of the data files that are still to be written."""
-        return sum(self._shard_bytes(self._catalog, s) for s in missing_shards(self._catalog))
+        return sum(self._shard_bytes(self._catalog, s) for s in missing_shards(self._catalog, self._items))
 
     def missing(self) -> list[Shard]:
-        """Return the shards that are still to be computed; [] when the boundary is complete."""
-        return [self._shard(int(index)) for index in missing_shards(self._catalog)]
+        """Return the shards that are still to be computed for the items asked for; [] when there are none."""
+        return [self._shard(int(index)) for index in missing_shards(self._catalog, self._items)]
 
     def write(self, shard: Shard, states: Iterable[tuple[Array, Mapping[str, Array]]]) -> None:
         """Compute and store one shard; it is there wholly or not at all.
@@ -215,7 +218,7 @@ class BoundaryWriter:
     def _shard(self, index: int) -> Shard:
         rows = self._catalog.rows_of_shard(index)
         lengths = tuple(self._catalog.lengths(rows).tolist()) if self.spec.ragged else ()
-        items = tuple(self._catalog.table.item(int(row)) for row in rows)
+        items = tuple(self._item_of_row[row] for row in rows.tolist())
         return Shard(index=index, rows=tuple(rows.tolist()), items=items, lengths=lengths)
 
     def _shard_bytes(self, catalog: Catalog, shard: int) -> int:
@@ -226,7 +229,7 @@ class BoundaryWriter:
         return sum(file_bytes(array, units) for array in catalog.layout.data)
 
     def _refuse_if_full(self, catalog: Catalog, only: int | None = None) -> None:
-        shards = missing_shards(catalog) if only is None else [only]
+        shards = missing_shards(catalog, self._items) if only is None else [only]
         needed = sum(self._shard_bytes(catalog, int(s)) for s in shards)
         free = durable.free_bytes(catalog.layout.store)
         if needed and needed + _SPARE_BYTES > free:
@@ -237,6 +240,6 @@ class BoundaryWriter:
 
     def _clean(self, catalog: Catalog) -> None:
         folder = catalog.layout.folder
-        if folder.is_dir():
-            for place in (folder, *(p for p in folder.rglob("*") if p.is_dir())):
-                durable.remove_leftovers(place)
+        inside = [p for p in folder.rglob("*") if p.is_dir()]
+        for place in (self._store, folder.parent, folder, *inside):
+            durable.remove_leftovers(place)

@@ -1,151 +1,91 @@
 """Finding the chain of units: in a recorded forward, modules that hand each other the same tensor object are links.
 
-A call is one execution of one module; calls form a tree (who called whom). Inside a calling module, its direct callees
-form a chain where the tensor that one returns *is*, untouched, the tensor that the next takes. A callee that is itself
-such a chain from its input to its output (a Sequential, a stage) is opened; one that is not (a block with a residual
-path) is a unit. Units are children of a ModuleList or Sequential; what lies between two units (a down-sampling module,
-an Identity) joins the unit after it.
+Calls form a tree (who called whom). Inside a calling module, its direct callees form a chain where the tensor that one
+returns *is*, untouched, the tensor that the next takes. A callee that is itself such a chain from its input to its
+output (a Sequential, a stage) is opened; one that is not (a block with a residual path) is a unit. Units are children
+of a ModuleList or Sequential; what lies between two units (a down-sampling module, an Identity) joins one of them.
 """
 
 from __future__ import annotations
 
-import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..cache.errors import TrunkError
+from .recording import Call
 from .tree import Path, paths_of, tensors
 
-MIN_SHARE = 0.8
-
-
-@dataclass(eq=False)
-class Call:
-    """One execution of one module: what it took, what it returned, and the calls made inside it."""
-
-    module: nn.Module
-    name: str
-    ordinal: int
-    taken: tuple[tuple[Any, ...], dict[str, Any]]
-    taken_versions: dict[int, int]
-    parent: Call | None
-    children: list[Call] = field(default_factory=list)
-    returned: Any = None
-    returned_versions: dict[int, int] = field(default_factory=dict)
-    mutated: set[int] = field(default_factory=set)
-
-    def takes(self, tensor: Tensor, version: int) -> bool:
-        """Say whether this very tensor, not written to since, is among the arguments."""
-        return self.taken_versions.get(id(tensor)) == version
-
-    def gives(self, tensor: Tensor) -> bool:
-        """Say whether this very tensor, in its last state, is among what is returned."""
-        return self.returned_versions.get(id(tensor)) == tensor._version
-
-
-@dataclass(frozen=True, eq=False)
-class Link:
-    """One module call of the chain: where the hidden tensor lies among its arguments and in what it returns."""
-
-    module: nn.Module
-    name: str
-    ordinal: int
-    slots: frozenset[Path]
-    exit: frozenset[Path]
-    is_unit: bool
-    mutates: bool
-
-
-def record(model: nn.Module, forward: Callable[[], Any]) -> tuple[Call, Any]:
-    """Run `forward` once with every module watched; return the root call and the output.
-
-    Tensors stay referenced by the calls, so that the identity of an object cannot be taken by a later one.
-    """
-    root: list[Call] = []
-    stack: list[Call] = []
-    counts: dict[int, int] = {}
-    names = {id(module): name for name, module in reversed(list(model.named_modules(remove_duplicate=False)))}
-
-    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ordinal = counts.get(id(module), 0)
-        counts[id(module)] = ordinal + 1
-        versions = {id(t): t._version for _, t in tensors((args, kwargs))}
-        parent = stack[-1] if stack else None
-        call = Call(module, names[id(module)], ordinal, (args, kwargs), versions, parent)
-        if parent is not None:
-            parent.children.append(call)
-        else:
-            root.append(call)
-        stack.append(call)
-
-    def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        call = stack.pop()
-        call.returned = output
-        call.returned_versions = {id(t): t._version for _, t in tensors(output)}
-        call.mutated = {id(t) for _, t in tensors(call.taken) if t._version != call.taken_versions[id(t)]}
-
-    handles = []
-    for module in model.modules():
-        handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-        handles.append(module.register_forward_hook(leave, with_kwargs=True))
-    try:
-        with torch.inference_mode(False), torch.no_grad():
-            output = forward()
-    finally:
-        for handle in handles:
-            handle.remove()
-    if len(root) != 1:
-        raise TrunkError(f"{type(model).__name__}: its forward called {len(root)} modules at the top, expected 1")
-    return root[0], output
+MIN_SHARES = (0.8, 0.5)
+"""The part of the backbone's parameters that a trunk holds; the second only where nothing holds the first."""
 
 
 @dataclass(frozen=True)
-class _Grain:
+class Grain:
     """What counts as a unit: a child of a list that holds parameters, and, unless leaves count, has children."""
 
     members: frozenset[int]
     with_leaves: bool
 
     def holds(self, module: nn.Module) -> bool:
+        """Say whether `module` is a unit."""
         if id(module) not in self.members or next(module.parameters(), None) is None:
             return False
         return self.with_leaves or next(module.children(), None) is not None
 
+    def count(self, chain: Sequence[Call]) -> int:
+        """Return the number of units in a chain."""
+        return sum(self.holds(call.module) for call in chain)
+
+
+@dataclass(frozen=True, eq=False)
+class Link:
+    """One module call of the chain.
+
+    Attributes:
+        slots: where the hidden tensor lies among the arguments.
+        exit: where it lies in what is returned.
+        earlier: arguments that are the hidden tensor before an earlier link: path to the link's index.
+        is_unit: whether it makes a unit, or joins one.
+        mutates: whether it writes into the hidden tensor that it takes.
+    """
+
+    module: nn.Module
+    name: str
+    ordinal: int
+    slots: frozenset[Path]
+    exit: frozenset[Path]
+    earlier: dict[Path, int]
+    is_unit: bool
+    mutates: bool
+
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """A chain of links with the calls that they were found by (which hold the probe's tensors)."""
+    """A chain of links with the calls that they were found by (which hold the probe's tensors).
+
+    Attributes:
+        share: the part of the backbone's parameters that the units hold.
+        bounds: the link at which each unit begins, and the number of links.
+    """
 
     links: list[Link]
     calls: list[Call]
+    hidden: list[Tensor]
     share: float
-    root: Call
-
-    @property
-    def shapes(self) -> list[tuple[int, ...]]:
-        """The shape of the hidden tensor before each link, and after the last."""
-        return [tuple(t.shape) for t in self._crossings()]
-
-    def _crossings(self) -> list[Tensor]:
-        entering = [next(t for p, t in tensors(c.taken) if p in k.slots) for k, c in self._pairs()]
-        return [*entering, next(t for p, t in tensors(self.calls[-1].returned) if p in self.links[-1].exit)]
-
-    def _pairs(self) -> list[tuple[Link, Call]]:
-        return list(zip(self.links, self.calls, strict=True))
+    bounds: list[int]
 
     def writes_exit(self) -> bool:
         """Say whether what follows the last unit writes into the tensor that it returned."""
-        leaving = self._crossings()[-1]
-        return self.calls[-1].returned_versions[id(leaving)] != leaving._version
+        return self.calls[-1].returned_versions[id(self.hidden[-1])] != self.hidden[-1]._version
 
     def handing(self, *, everything: bool = False) -> frozenset[int]:
         """Return the links that return tensors, beside the hidden one, which later links take (or may take)."""
         found = set()
-        for i, (link, call) in enumerate(self._pairs()):
+        for i, (link, call) in enumerate(zip(self.links, self.calls, strict=True)):
             own = {id(t) for _, t in tensors(call.taken)}
             beside = {id(t) for p, t in tensors(call.returned) if p not in link.exit} - own
             later = {id(t) for c in self.calls[i + 1 :] for _, t in tensors(c.taken)}
@@ -159,7 +99,8 @@ def find_chains(
 ) -> list[Chain]:
     """Return the chains that may be the trunk, the best first: at least 80 % of the backbone, then the most units.
 
-    Chains of blocks come before chains of bare layers (convolutions, activations) in a Sequential.
+    Chains of blocks come before chains of bare layers (convolutions, activations) in a Sequential, and chains with
+    less than 80 % come last.
 
     Args:
         model: the encoder.
@@ -168,102 +109,105 @@ def find_chains(
         excluded: modules in which no unit may lie (a classifier).
 
     Raises:
-        TrunkError: no chain holds that share; the message names the widest one and where it lies.
+        TrunkError: no chain holds enough; the message names the widest one and where it lies.
     """
     lists = (m for m in model.modules() if isinstance(m, nn.ModuleList | nn.Sequential))
-    members = frozenset(id(child) for parent in lists for child in parent.children())
     barred = frozenset(id(m) for e in excluded for m in e.modules())
+    members = frozenset(id(child) for parent in lists for child in parent.children()) - barred
     total = {id(p): p.numel() for p in backbone}
-    found: list[Chain] = []
+    ranked: list[tuple[tuple[bool, bool, int, float], list[Call], Grain]] = []
     widest: tuple[float, list[Call]] = (0.0, [])
     for with_leaves in (False, True):
-        grain = _Grain(members - barred, with_leaves)
-        ranked: list[tuple[int, float, list[Call]]] = []
-        for host in _walk(root):
+        grain = Grain(members, with_leaves)
+        for host in root.walk():
             for opening in (True, False):
-                calls = _trim(_longest(host.children, grain, opening), grain)
+                calls = _trim(_longest(host.children, grain, opening=opening), grain)
                 share = _share(calls, total)
                 widest = max(widest, (share, calls), key=lambda pair: pair[0])
-                if share >= MIN_SHARE and _num_units(calls, grain) >= 2:
-                    ranked.append((_num_units(calls, grain), share, calls))
-        ranked.sort(key=lambda entry: entry[:2], reverse=True)
-        for _, share, calls in ranked:
-            if not any([c.name for c in calls] == [c.name for c in other.calls] for other in found):
-                found.append(Chain(_links(calls, grain), calls, share, root))
+                if share >= MIN_SHARES[-1] and grain.count(calls) >= 2:
+                    rank = (share >= MIN_SHARES[0], not with_leaves, grain.count(calls), share)
+                    ranked.append((rank, calls, grain))
+    ranked.sort(key=lambda entry: entry[0], reverse=True)
+    found: dict[tuple[str, ...], Chain] = {}
+    for rank, calls, grain in ranked:
+        names = tuple(f"{c.name}:{c.ordinal}" for c in calls)
+        if names not in found:
+            found[names] = _make(calls, grain, rank[-1])
     if not found:
-        raise TrunkError(_refusal(model, widest[1], widest[0]))
-    return found
-
-
-def _refusal(model: nn.Module, chain: list[Call], share: float) -> str:
-    where = f"{chain[0].name} … {chain[-1].name}" if chain else "nowhere"
-    return (
-        f"{type(model).__name__}: no chain of modules that hand each other one tensor holds {MIN_SHARE:.0%} of its "
-        f"parameters; the widest found holds {share:.0%} ({where})"
-    )
-
-
-def _walk(call: Call) -> list[Call]:
-    return [call, *(inner for child in call.children for inner in _walk(child))]
+        where = f"{widest[1][0].name} … {widest[1][-1].name}" if widest[1] else "nowhere"
+        raise TrunkError(
+            f"{type(model).__name__}: no chain of modules that hand each other one tensor holds {MIN_SHARES[0]:.0%} "
+            f"of its parameters; the widest found holds {widest[0]:.0%} ({where})"
+        )
+    return list(found.values())
 
 
 def _follows(earlier: Call, later: Call) -> bool:
     """Say whether `later` takes a tensor that `earlier` returned, untouched in between."""
-    shared = (t for _, t in tensors(earlier.returned) if t.is_floating_point())
-    return any(later.takes(t, earlier.returned_versions[id(t)]) for t in shared)
+    return any(later.takes(t, earlier.returned_versions[id(t)]) for t in earlier.leaving())
 
 
-def _longest(calls: list[Call], grain: _Grain, opening: bool = True) -> list[Call]:
-    """Return the chain with the most units among sibling calls, each opened where it is a chain itself."""
-    opened = [_open(call, grain) if opening else [call] for call in calls]
-    weights = [
-        (_num_units(chain, grain), sum(p.numel() for p in call.module.parameters()))
-        for chain, call in zip(opened, calls, strict=True)
-    ]
-    reach: list[tuple[int, int]] = []
+def _longest(
+    calls: list[Call],
+    grain: Grain,
+    *,
+    opening: bool = True,
+    starts: Callable[[Call], bool] = lambda call: True,
+    ends: Callable[[Call], bool] = lambda call: True,
+) -> list[Call]:
+    """Return the chain with the most units among sibling calls, each closed or opened; [] where there is none.
+
+    `starts` and `ends` say where a chain may begin and end.
+    """
+    nodes: list[tuple[int, list[Call]]] = []
+    for place, call in enumerate(calls):
+        nodes.append((place, [call]))
+        opened = _open(call, grain) if opening else []
+        if opened:
+            nodes.append((place, opened))
+    reach: list[tuple[int, int] | None] = []
     before: list[int | None] = []
-    for j, later in enumerate(calls):
-        links = [i for i in range(j) if _follows(calls[i], later)]
-        previous = max(links, key=lambda i: reach[i], default=None)
-        base = reach[previous] if previous is not None else (0, 0)
-        reach.append((base[0] + weights[j][0], base[1] + weights[j][1]))
+    for j, (place, chain) in enumerate(nodes):
+        size = sum(p.numel() for p in calls[place].module.parameters())
+        previous: int | None = None
+        best: tuple[int, int] | None = (0, 0) if starts(chain[0]) else None
+        for i, (other_place, other) in enumerate(nodes[:j]):
+            base = reach[i]
+            if base is not None and other_place < place and (best is None or base > best) and _follows(other[-1], chain[0]):
+                previous, best = i, base
+        reach.append(None if best is None else (best[0] + grain.count(chain), best[1] + size))
         before.append(previous)
-    end: int | None = max(range(len(calls)), key=lambda j: reach[j], default=None)
+    last = [j for j, (_, chain) in enumerate(nodes) if reach[j] is not None and ends(chain[-1])]
+    end: int | None = max(last, key=lambda j: reach[j] or (0, 0), default=None)
     path: list[Call] = []
     while end is not None:
-        path[:0] = opened[end]
+        path[:0] = nodes[end][1]
         end = before[end]
     return path
 
 
-def _open(call: Call, grain: _Grain) -> list[Call]:
-    """Return the chain inside `call` if it leads from its input to its output through units, else the call itself."""
+def _open(call: Call, grain: Grain) -> list[Call]:
+    """Return the chain inside `call` that leads from its input to its output through units, or [].
+
+    A module of its own kind (not a plain Sequential) that is a unit itself is opened only where a kind of unit repeats
+    inside it: a stage of blocks is, a block of one attention and one feed-forward part is not.
+    """
     if not call.children:
-        return [call]
-    chain = _longest(call.children, grain)
-    num_units = _num_units(chain, grain)
-    if num_units < (2 if grain.holds(call.module) else 1):
-        return [call]
-    first, last = _edge(call.children, chain[0]), _edge(call.children, chain[-1])
-    starts = any(first.takes(t, call.taken_versions[id(t)]) for _, t in tensors(call.taken) if t.is_floating_point())
-    ends = any(call.gives(t) for _, t in tensors(last.returned))
-    return chain if starts and ends else [call]
+        return []
+    chain = _longest(
+        call.children,
+        grain,
+        starts=lambda inner: any(inner.takes(t, call.taken_versions[id(t)]) for t in call.entering()),
+        ends=lambda inner: any(call.gives(t, inner.returned_versions[id(t)]) for t in inner.leaving()),
+    )
+    kinds = Counter(type(c.module) for c in chain if grain.holds(c.module))
+    if not grain.holds(call.module):
+        return chain if kinds else []
+    plain = isinstance(call.module, nn.Sequential)
+    return chain if kinds and (max(kinds.values()) > 1 or (plain and sum(kinds.values()) > 1)) else []
 
 
-def _edge(siblings: list[Call], inner: Call) -> Call:
-    """Return the sibling in which `inner` lies."""
-    known = {id(s) for s in siblings}
-    call: Call = inner
-    while id(call) not in known and call.parent is not None:
-        call = call.parent
-    return call
-
-
-def _num_units(chain: Sequence[Call], grain: _Grain) -> int:
-    return sum(grain.holds(call.module) for call in chain)
-
-
-def _trim(chain: list[Call], grain: _Grain) -> list[Call]:
+def _trim(chain: list[Call], grain: Grain) -> list[Call]:
     places = [i for i, call in enumerate(chain) if grain.holds(call.module)]
     return chain[places[0] : places[-1] + 1] if places else []
 
@@ -274,49 +218,63 @@ def _share(chain: Sequence[Call], total: dict[int, int]) -> float:
     return sum(size for key, size in total.items() if key in held) / whole if whole else 0.0
 
 
-def _links(chain: list[Call], grain: _Grain) -> list[Link]:
-    links: list[Link] = []
-    crossing = [_crossing(a, b) for a, b in itertools.pairwise(chain)]
-    for i, call in enumerate(chain):
-        entering = crossing[i - 1] if i else _first_taken(call, chain, crossing)
-        leaving = crossing[i] if i < len(crossing) else _last_returned(call, chain, crossing)
+def _make(calls: list[Call], grain: Grain, share: float) -> Chain:
+    """Find the hidden tensor before every call and after the last, and describe each as a link."""
+    between = [_crossing(a, b) for a, b in zip(calls[:-1], calls[1:], strict=True)]
+    hidden = [_first_taken(calls, between), *between, _last_returned(calls, between)]
+    links = []
+    for i, call in enumerate(calls):
+        slots = paths_of(call.taken, hidden[i])
+        known = {id(hidden[j]): j for j in range(i - 1, -1, -1)}
+        earlier = {p: known[id(t)] for p, t in tensors(call.taken) if p not in slots and id(t) in known}
         links.append(
             Link(
                 module=call.module,
                 name=call.name,
                 ordinal=call.ordinal,
-                slots=paths_of(call.taken, entering),
-                exit=paths_of(call.returned, leaving),
+                slots=slots,
+                exit=paths_of(call.returned, hidden[i + 1]),
+                earlier=earlier,
                 is_unit=grain.holds(call.module),
-                mutates=id(entering) in call.mutated,
+                mutates=id(hidden[i]) in call.mutated,
             )
         )
-    return links
+    return Chain(links, calls, hidden, share, _bounds(links))
+
+
+def _bounds(links: Sequence[Link]) -> list[int]:
+    """Return where units begin: after each unit's own call, moved on or merged where a later link looks further back."""
+    places = [i for i, link in enumerate(links) if link.is_unit]
+    looks = [(j, i) for i, link in enumerate(links) for j in link.earlier.values()]
+    bounds = [0]
+    for place, following in zip(places[:-1], places[1:], strict=True):
+        for cut in range(place + 1, following + 1):
+            if not any(j < cut <= i for j, i in looks):
+                bounds.append(cut)
+                break
+    return [*bounds, len(links)]
 
 
 def _crossing(earlier: Call, later: Call) -> Tensor:
     """Return the tensor that `earlier` hands to `later`."""
-    for _, tensor in tensors(earlier.returned):
-        if tensor.is_floating_point() and later.takes(tensor, earlier.returned_versions[id(tensor)]):
-            return tensor
-    raise TrunkError(f"{later.name} takes nothing that {earlier.name} returned")
+    return next(t for t in earlier.leaving() if later.takes(t, earlier.returned_versions[id(t)]))
 
 
-def _first_taken(call: Call, chain: list[Call], crossing: list[Tensor]) -> Tensor:
-    """Return what the first unit takes as hidden: where a later unit of its class takes it, else the first tensor."""
-    places: list[Path] = []
-    for other, tensor in zip(chain[1:], crossing, strict=True):
-        if type(other.module) is type(call.module):
-            places.extend(paths_of(other.taken, tensor))
-    found = [t for path, t in tensors(call.taken) if path in places and t.is_floating_point()]
-    return found[0] if found else next(t for _, t in tensors(call.taken) if t.is_floating_point())
+def _first_taken(calls: list[Call], between: list[Tensor]) -> Tensor:
+    """Return what the first call takes as hidden: where a later one of its class takes it, else the first tensor."""
+    places = _usual_places(calls[0], calls[1:], [call.taken for call in calls[1:]], between)
+    found = [t for path, t in tensors(calls[0].taken) if path in places and t.is_floating_point()]
+    return found[0] if found else calls[0].entering()[0]
 
 
-def _last_returned(call: Call, chain: list[Call], crossing: list[Tensor]) -> Tensor:
-    """Return what the last unit gives as hidden, by the same rule."""
-    places: list[Path] = []
-    for other, tensor in zip(chain[:-1], crossing, strict=True):
-        if type(other.module) is type(call.module):
-            places.extend(paths_of(other.returned, tensor))
-    found = [t for path, t in tensors(call.returned) if path in places]
-    return found[0] if found else next(t for _, t in tensors(call.returned) if t.is_floating_point())
+def _last_returned(calls: list[Call], between: list[Tensor]) -> Tensor:
+    """Return what the last call gives as hidden, by the same rule."""
+    places = _usual_places(calls[-1], calls[:-1], [call.returned for call in calls[:-1]], between)
+    found = [t for path, t in tensors(calls[-1].returned) if path in places and t.is_floating_point()]
+    return found[0] if found else calls[-1].leaving()[0]
+
+
+def _usual_places(call: Call, others: list[Call], trees: list[Any], crossing: list[Tensor]) -> list[Path]:
+    pairs = zip(others, trees, crossing, strict=True)
+    same = [(tree, t) for other, tree, t in pairs if type(other.module) is type(call.module)]
+    return [path for tree, tensor in same for path in paths_of(tree, tensor)]

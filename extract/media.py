@@ -24,6 +24,9 @@ from .media_file import MediaFile, open_media
 from .media_picture import frame_times, read_frames, shown_at
 from .media_sound import read_sound
 
+#: Ten days: what damaged timestamps claim is not looked for.
+_MAX_SECONDS = 864_000.0
+
 #: Height and width of the black frames that stand for a picture that is not there.
 _BLACK_SIZE = (224, 224)
 
@@ -132,9 +135,10 @@ def decode_segments(path: Path, settings: SegmentSettings) -> ClipMedia:
         _check_streams(file, settings)
         times = frame_times(file) if file.picture is not None else None
         begin, end = _extent(file, times)
-        if not end > begin:
-            raise file.error("it has no duration")
-        centres = (np.arange(settings.num_segments) + 0.5) * ((end - begin) / settings.num_segments)  # (T,)
+        if not 0.0 < end - begin < _MAX_SECONDS:
+            raise file.error(f"damaged: by its timestamps it lasts {end - begin:.3g} s")
+        numbers = np.arange(settings.num_segments, dtype=np.float64)
+        centres: npt.NDArray[np.float64] = (numbers + 0.5) * ((end - begin) / settings.num_segments)  # (T,)
         return ClipMedia(
             frames=_frames(file, times, begin + centres) if settings.frames else None,
             waveforms=_waveforms(file, begin + centres, settings) if settings.sound else None,
@@ -191,7 +195,9 @@ def _extent(file: MediaFile, times: npt.NDArray[np.float64] | None) -> tuple[flo
     """Return when the clip begins and ends on the file's own clock: its picture's extent, or else its sound's."""
     if file.picture is None or times is None:
         assert file.sound is not None
-        return file.sound.start_seconds, file.sound.end_seconds
+        assert file.audio is not None
+        begin = (file.audio.start_time or 0) * file.sound.unit_seconds  # later than packets that prime the decoder
+        return max(begin, file.sound.start_seconds), file.sound.end_seconds
     step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
     end = file.picture.end_seconds if file.picture.timed else float(times[-1]) + step
     return float(times[0]), max(end, float(times[-1]) + file.picture.unit_seconds)
@@ -208,7 +214,8 @@ def _frames(
 def _waveforms(
     file: MediaFile, instants: npt.NDArray[np.float64], settings: SegmentSettings
 ) -> npt.NDArray[np.float32]:
-    assert settings.window_seconds is not None and settings.sample_rate_hz is not None
+    assert settings.window_seconds is not None
+    assert settings.sample_rate_hz is not None
     if file.sound is None:
         return np.zeros((len(instants), round(settings.window_seconds * settings.sample_rate_hz)), np.float32)
     return read_sound(file, instants, window_seconds=settings.window_seconds, sample_rate_hz=settings.sample_rate_hz)

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import numpy.typing as npt
 from av.audio.stream import AudioStream
 from av.container import InputContainer
+from av.packet import Packet
 from av.video.stream import VideoStream
 
 from ..cache.errors import MediaError, MissingMediaError
+from .media_whole import check_whole
 
 #: Containers whose seeks land where their index says; in others a file is read from its beginning.
 _SEEKABLE = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
+
+#: Containers that number the packets in decoding order: as many frames come out, but in another order.
+_DECODING_ORDER = frozenset({"avi"})
 
 #: How much shorter than its header says a file may be before it counts as cut off, in seconds and in frames.
 _SHORT_SECONDS, _SHORT_FRAMES = 0.25, 3
@@ -35,6 +41,7 @@ class Track:
         end: the time at which the last packet's duration is over.
         unit_seconds: seconds in one unit.
         timed: whether every packet has a time of its own.
+        exact: whether a frame has the time of the packet that it came in; if not, only their number is the same.
     """
 
     times: npt.NDArray[np.int64]
@@ -43,6 +50,7 @@ class Track:
     end: int
     unit_seconds: float
     timed: bool
+    exact: bool
 
     @property
     def start_seconds(self) -> float:
@@ -87,10 +95,11 @@ def open_media(path: Path) -> Iterator[MediaFile]:
     if not path.is_file():
         raise MissingMediaError(f"{path}: no such file")
     with _named_errors(path), _open(path) as container:
-        video, audio = _streams(container)
+        check_whole(path, container.format.name)
+        video, audio = _streams(path, container)
         picture, sound = _list_packets(path, container, video, audio)
         file = MediaFile(path=path, container=container, video=video, audio=audio, picture=picture, sound=sound)
-        _check_whole(file)
+        _check_ends(file)
         yield file
 
 
@@ -98,7 +107,7 @@ def open_media(path: Path) -> Iterator[MediaFile]:
 def reopened(file: MediaFile) -> Iterator[MediaFile]:
     """Open the same file anew, at its beginning, without listing its packets again."""
     with _open(file.path) as container:
-        video, audio = _streams(container)
+        video, audio = _streams(file.path, container)
         yield MediaFile(
             path=file.path, container=container, video=video, audio=audio, picture=file.picture, sound=file.sound
         )
@@ -120,10 +129,14 @@ def _named_errors(path: Path) -> Iterator[None]:
         raise MediaError(f"{path}: cannot be decoded: {' '.join(reason.split())}") from None
 
 
-def _streams(container: InputContainer) -> tuple[VideoStream | None, AudioStream | None]:
+def _streams(path: Path, container: InputContainer) -> tuple[VideoStream | None, AudioStream | None]:
     """Return the picture and the sound to read: the first of each that is not a cover image."""
     videos = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
-    return next(iter(videos), None), next(iter(container.streams.audio), None)
+    audios = list(container.streams.audio)
+    for stream in (*videos[:1], *audios[:1]):
+        if stream.codec_context is None:
+            raise MediaError(f"{path}: no decoder for its {stream.type}")
+    return next(iter(videos), None), next(iter(audios), None)
 
 
 def _list_packets(
@@ -133,18 +146,40 @@ def _list_packets(
     if not streams:
         raise MediaError(f"{path}: neither picture nor sound in it")
     rows: dict[int, list[tuple[int | None, int | None, int, bool]]] = {s.index: [] for s in streams}
-    for packet in container.demux(streams):
+    exact = container.format.name not in _DECODING_ORDER
+    for packet in demux(path, container, streams):
         if packet.size == 0:
             continue
         if packet.is_corrupt:
             raise MediaError(f"{path}: damaged or cut off: a packet of {packet.stream.type} is not whole")
         if not packet.is_discard:
-            rows[packet.stream_index].append((packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe))
-    return _track(video, rows), _track(audio, rows)
+            time = packet.pts if exact else packet.dts
+            rows[packet.stream_index].append((time, packet.dts, packet.duration or 0, packet.is_keyframe))
+    return _track(video, rows, exact=exact), _track(audio, rows, exact=exact)
+
+
+def demux(path: Path, container: InputContainer, streams: Sequence[VideoStream | AudioStream]) -> Iterator[Packet[Any]]:
+    """Yield the packets of some streams from where the container stands, and at the end an empty one for each.
+
+    Raises:
+        MediaError: a stream that was not there at the beginning turns up midway.
+    """
+    packets = container.demux(list(streams))
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return
+        except IndexError:  # PyAV numbers the streams once, when it opens the file
+            raise MediaError(f"{path}: damaged: a stream turns up midway") from None
+        yield packet
 
 
 def _track(
-    stream: VideoStream | AudioStream | None, rows: dict[int, list[tuple[int | None, int | None, int, bool]]]
+    stream: VideoStream | AudioStream | None,
+    rows: dict[int, list[tuple[int | None, int | None, int, bool]]],
+    *,
+    exact: bool,
 ) -> Track | None:
     """Return the track of one stream, None where it has no packets at all."""
     packets = rows[stream.index] if stream is not None else []
@@ -162,6 +197,7 @@ def _track(
         end=last[0] + (last[2] or _usual_step(times)) if last is not None else 0,
         unit_seconds=float(stream.time_base),
         timed=whole,
+        exact=whole and exact,
     )
 
 
@@ -170,17 +206,11 @@ def _usual_step(times: npt.NDArray[np.int64]) -> int:
     return int(np.median(np.diff(times))) if len(times) > 1 else 1
 
 
-def _check_whole(file: MediaFile) -> None:
+def _check_ends(file: MediaFile) -> None:
     """Raise where the file ends before its header says that it does."""
     tracks = [t for t in (file.picture, file.sound) if t is not None]
     if not tracks:
         raise file.error("damaged or cut off: its header is there, but no picture and no sound follow")
-    if file.container.format.name.startswith("mov"):
-        size = file.path.stat().st_size
-        for stream in (s for s in (file.video, file.audio) if s is not None):
-            ends = max((e.pos + e.size for e in stream.index_entries), default=0)
-            if ends > size:
-                raise file.error(f"damaged or cut off: its index needs {ends} bytes, the file has {size}")
     claimed = _claimed_end(file)
     frame = _usual_step(file.picture.times) * file.picture.unit_seconds if file.picture and file.picture.timed else 0.0
     ends_at = max(t.end_seconds for t in tracks)
@@ -189,7 +219,10 @@ def _check_whole(file: MediaFile) -> None:
 
 
 def _claimed_end(file: MediaFile) -> float | None:
-    """Return when the file ends by its header, on its own clock."""
+    """Return when the file ends at the earliest by its header, on its own clock.
+
+    Some containers count the duration from their first packet, others from zero.
+    """
     if file.container.duration is None:
         return None
-    return ((file.container.start_time or 0) + file.container.duration) / av.time_base
+    return (min(file.container.start_time or 0, 0) + file.container.duration) / av.time_base

@@ -6,19 +6,30 @@ T: instants, H: height, W: width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
 
-from .media_file import MediaFile, Track, reopened
+from ..cache.errors import MediaError
+from .media_file import MediaFile, Track, demux, reopened
 
 #: Codecs whose decoder can leave out frames that no other refers to without changing the rest.
 _SKIPS_EXACTLY = frozenset({"h264", "hevc"})
 
+#: a, b, c, d of the display matrices of turns counter-clockwise, by quarters.
+_QUARTER_TURNS = {0: (1, 0, 0, 1), 1: (0, -1, 1, 0), 2: (-1, 0, 0, -1), 3: (0, 1, -1, 0)}
+
+#: More than 8K video has, twice over: what damaged headers claim is not allocated.
+_MAX_PIXELS = 1 << 26
+
 #: An instant this close before a frame's time counts as at it, in seconds: times are sums of binary fractions.
 _EPSILON_SECONDS = 1e-6
+
+
+class _OvershotError(MediaError):
+    """A seek that led beyond the frame that was to be reached."""
 
 
 def frame_times(file: MediaFile) -> npt.NDArray[np.float64]:
@@ -28,7 +39,7 @@ def frame_times(file: MediaFile) -> npt.NDArray[np.float64]:
     """
     assert file.picture is not None
     if file.picture.timed:
-        return file.picture.times * file.picture.unit_seconds
+        return file.picture.times.astype(np.float64) * file.picture.unit_seconds
     return _decoded_times(file, file.picture)
 
 
@@ -52,12 +63,14 @@ def read_frames(file: MediaFile, ordinals: npt.NDArray[np.intp]) -> npt.NDArray[
     """
     assert file.picture is not None
     wanted = sorted({int(o) for o in ordinals})
-    source = _frames_by_time if file.picture.timed else _frames_by_count
+    source = _frames_by_time if file.picture.exact else _frames_by_count
     pictures: dict[int, npt.NDArray[np.uint8]] = {}
     size: tuple[int, int] | None = None
     for ordinal, frame in source(file, file.picture, wanted):
         if frame.is_corrupt:
             raise file.error(f"damaged: frame {ordinal} cannot be decoded whole")
+        if frame.width * frame.height > _MAX_PIXELS:
+            raise file.error(f"a picture of {frame.width} x {frame.height} pixels, more than any real one")
         size = size or (frame.width, frame.height)
         pictures[ordinal] = _upright(frame, size)
     if len(pictures) < len(wanted):
@@ -66,14 +79,18 @@ def read_frames(file: MediaFile, ordinals: npt.NDArray[np.intp]) -> npt.NDArray[
 
 
 def _frames_by_time(file: MediaFile, track: Track, wanted: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
-    """Yield the wanted frames of a stream whose packets are timed, by seeking where the container allows it."""
+    """Yield the wanted frames of a stream whose packets have their times, by seeking where the container allows it."""
     if not file.seekable:
         with reopened(file) as fresh:
             yield from _run(fresh, track, wanted)
         return
     for seek, group in _by_keyframe(track, wanted):
         file.container.seek(seek, stream=file.video, backward=True, any_frame=False)
-        yield from _run(file, track, group)
+        try:
+            yield from _run(file, track, group)
+        except _OvershotError:  # the index is wrong here; the file itself need not be
+            with reopened(file) as fresh:
+                yield from _run(fresh, track, group)
 
 
 def _by_keyframe(track: Track, wanted: Sequence[int]) -> list[tuple[int, list[int]]]:
@@ -97,14 +114,17 @@ def _run(file: MediaFile, track: Track, wanted: Sequence[int]) -> Iterator[tuple
     targets = {int(track.times[o]): o for o in wanted}
     left = list(wanted)
     before: VideoFrame | None = None
-    for packet in file.container.demux(file.video):
+    for packet in demux(file.path, file.container, [file.video]):
         if skips:
             context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in targets else "NONREF"
         for frame in packet.decode():
             while left and frame.pts is not None and frame.pts >= track.times[left[0]]:
-                # A packet that shows nothing by itself (a hidden reference) leaves the frame before it on display.
-                exact = frame.pts == track.times[left[0]] or before is None
-                yield left.pop(0), frame if exact or before is None else before
+                if frame.pts == track.times[left[0]]:
+                    yield left.pop(0), frame
+                elif before is not None:  # a packet that shows nothing by itself leaves the frame before it on display
+                    yield left.pop(0), before
+                else:
+                    raise _OvershotError(f"{file.path}: damaged: no frame at {left[0]}, the first after a keyframe")
             before = frame
             if not left:
                 return
@@ -115,11 +135,19 @@ def _frames_by_count(file: MediaFile, track: Track, wanted: Sequence[int]) -> It
     chosen = set(wanted)
     with reopened(file) as fresh:
         assert fresh.video is not None
-        for ordinal, frame in enumerate(fresh.container.decode(fresh.video)):
+        for ordinal, frame in enumerate(_decode_all(fresh)):
             if ordinal in chosen:
                 yield ordinal, frame
             if ordinal >= wanted[-1]:
                 return
+
+
+def _decode_all(file: MediaFile) -> Iterator[VideoFrame]:
+    assert file.video is not None
+    for packet in demux(file.path, file.container, [file.video]):
+        for frame in packet.decode():
+            assert isinstance(frame, VideoFrame)
+            yield frame
 
 
 def _decoded_times(file: MediaFile, track: Track) -> npt.NDArray[np.float64]:
@@ -129,7 +157,7 @@ def _decoded_times(file: MediaFile, track: Track) -> npt.NDArray[np.float64]:
         rate = fresh.video.average_rate or fresh.video.guessed_rate
         step = 1.0 / float(rate) if rate else 0.04
         times: list[float] = []
-        for frame in fresh.container.decode(fresh.video):
+        for frame in _decode_all(fresh):
             time = None if frame.pts is None else frame.pts * track.unit_seconds
             if time is None or (times and time <= times[-1]):
                 time = times[-1] + step if times else 0.0
@@ -142,12 +170,20 @@ def _decoded_times(file: MediaFile, track: Track) -> npt.NDArray[np.float64]:
 def _upright(frame: VideoFrame, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """Return a frame as (H, W, 3) RGB at `size` (width, height), with its display matrix's quarter turns applied."""
     width, height = size
-    pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
-    matrix = frame.side_data.get(SideDataType.DISPLAYMATRIX)
-    if matrix is None:
-        return np.asarray(pixels, dtype=np.uint8)
-    a, b, _, c, d = np.frombuffer(bytes(matrix), dtype=np.int32)[:5].tolist()
-    return np.ascontiguousarray(_turned(pixels, a, b, c, d))
+    pixels: npt.NDArray[Any] = frame.to_ndarray(format="rgb24", width=width, height=height)
+    return np.ascontiguousarray(_turned(pixels, *_display_matrix(frame)))
+
+
+def _display_matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
+    """Return a, b, c, d of a frame's display matrix (ISO/IEC 14496-12, section 6.2.2), by default the identity."""
+    try:
+        data: Any = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV does not know another entry of the frame's side data
+        return _QUARTER_TURNS.get(round(frame.rotation / 90) % 4, _QUARTER_TURNS[0])
+    if data is None:
+        return _QUARTER_TURNS[0]
+    a, b, _, c, d = np.frombuffer(bytes(data), dtype=np.int32)[:5].tolist()
+    return a, b, c, d
 
 
 def _turned(pixels: npt.NDArray[np.uint8], a: int, b: int, c: int, d: int) -> npt.NDArray[np.uint8]:

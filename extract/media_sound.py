@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from av.audio.frame import AudioFrame
 
-from .media_file import MediaFile, reopened
+from .media_file import MediaFile, demux, reopened
 
 #: Native samples kept on both sides of a window, in seconds, so that the resampler's filter has run in.
 _PAD_SECONDS = 0.02
@@ -28,6 +28,9 @@ _SEEK_BEYOND_SECONDS = 1.0
 
 #: Timestamps that differ from the samples counted so far by less than this are rounding (Matroska has whole ms).
 _JITTER_SECONDS = 0.01
+
+#: More than any recorder has: what damaged headers claim is not allocated.
+_MAX_RATE_HZ = 768_000
 
 #: Codecs that cannot be entered midway, since a frame's bits may lie in those before it.
 _NOT_SEEKABLE = frozenset({"mp3", "mp3float", "wmav1", "wmav2", "wmapro"})
@@ -75,8 +78,8 @@ def read_sound(
     """
     assert file.audio is not None
     native_hz = file.audio.codec_context.sample_rate
-    if not native_hz:
-        raise file.error("its sound has no sample rate")
+    if not 0 < native_hz <= _MAX_RATE_HZ:
+        raise file.error(f"damaged: its sound has a sample rate of {native_hz} Hz")
     num_samples = round(window_seconds * sample_rate_hz)
     windows = _empty_windows(instants - window_seconds / 2, window_seconds, native_hz, sample_rate_hz)
     _fill(file, windows)
@@ -113,13 +116,16 @@ def _fill(file: MediaFile, windows: _Windows) -> None:
     far = round(_SEEK_BEYOND_SECONDS * windows.rate_hz)
     j = 0
     while j < len(windows.starts):
+        sought = j
         _seek(file, int(windows.starts[j]) / windows.rate_hz - _PREROLL_SECONDS)
         for position, frame in _positions(file, windows.rate_hz):
             windows.put(position, frame)
             reached = position + frame.samples
             while j < len(windows.starts) and reached >= windows.starts[j] + length:
                 j += 1
-            if j == len(windows.starts) or windows.starts[j] - reached > far:
+            if j == len(windows.starts):
+                return
+            if j > sought and windows.starts[j] - reached > far:
                 break
         else:
             return
@@ -127,7 +133,8 @@ def _fill(file: MediaFile, windows: _Windows) -> None:
 
 def _seek(file: MediaFile, seconds: float) -> None:
     """Go to a packet of sound at or before `seconds` (the first where there is none)."""
-    assert file.sound is not None and file.audio is not None
+    assert file.sound is not None
+    assert file.audio is not None
     track = file.sound
     index = int(np.searchsorted(track.keys, seconds / track.unit_seconds, side="right")) - 1
     target = int(track.seeks[max(index, 0)]) if len(track.seeks) else round(seconds / track.unit_seconds)
@@ -141,8 +148,9 @@ def _positions(file: MediaFile, rate_hz: int) -> Iterator[tuple[int, AudioFrame]
     assert file.audio is not None
     expected: int | None = None
     jitter = max(round(_JITTER_SECONDS * rate_hz), 1)
-    for packet in file.container.demux(file.audio):
+    for packet in demux(file.path, file.container, [file.audio]):
         for frame in packet.decode():
+            assert isinstance(frame, AudioFrame)
             if frame.sample_rate != rate_hz:
                 raise file.error(f"its sound changes from {rate_hz} to {frame.sample_rate} Hz midway")
             stamped = _sample_number(frame, rate_hz)

@@ -43,7 +43,7 @@ def open_hf(request: Request, *, model_class: str | None = None) -> Opened:
         model = _load(name, request, model_class)
         model = _part(model, part, name) if part else model
         preprocess, opened = _preprocess(model, name, request)
-    forward = _caller(model, opened["image_size"])
+    forward = caller(model, opened["image_size"])
     return Opened(model=model, forward=forward, preprocess=preprocess, config=relevant_config(model.config), **opened)
 
 
@@ -96,7 +96,7 @@ def relevant_config(config: Any) -> dict[str, Any]:
     }
 
 
-def _caller(model: Any, image_size: tuple[int, int] | None) -> Any:
+def caller(model: Any, image_size: tuple[int, int] | None) -> Any:
     """Return how to run the model on a dict of inputs; other image sizes ask it to interpolate its positions."""
     accepted = inspect.signature(model.forward).parameters
     extra: dict[str, Any] = {}
@@ -107,8 +107,7 @@ def _caller(model: Any, image_size: tuple[int, int] | None) -> Any:
         and native not in (image_size[0], list(image_size))
     ):
         extra["interpolate_pos_encoding"] = True
-    if "use_cache" in accepted:
-        extra["use_cache"] = False
+    extra.update({name: False for name in ("use_cache", "use_mems") if name in accepted})  # no memory between calls
 
     def forward(inputs: dict[str, Tensor]) -> Any:
         return model(**inputs, **extra)

@@ -49,15 +49,21 @@ def open_timm(request: Request) -> Opened:
         std=tuple(data["std"]),
     )
     name = request.spec.split(".", 1)[0].removeprefix("hf-hub:")
-    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
     return Opened(
         model=model,
         forward=lambda inputs: model(inputs["pixel_values"]),
         preprocess=preprocess,
         config={"architecture": name, "image_size": [height, width]},
-        excluded=(classifier,) if isinstance(classifier, nn.Module) else (),
+        excluded=classifier_of(model),
         image_size=(height, width),
     )
+
+
+def classifier_of(model: nn.Module) -> tuple[nn.Module, ...]:
+    """Return the classifier of a timm model (several where it was distilled)."""
+    get = getattr(model, "get_classifier", None)
+    found = get() if get is not None else ()
+    return tuple(m for m in (found if isinstance(found, tuple | list) else (found,)) if isinstance(m, nn.Module))
 
 
 def _create(timm: Any, name: str, options: dict[str, Any], size: int | tuple[int, int] | None) -> nn.Module:

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from ..cache.errors import TrunkError
 from .chain import Link
+from .recording import Taken
 from .template import Template, make_template
-from .tree import at, paths_of, put
+from .tree import at, put
 
 Inputs = dict[str, Tensor]
-Taken = tuple[tuple[Any, ...], dict[str, Any]]
 Answer = Callable[[int, Taken], Any]
 
 
@@ -130,7 +130,8 @@ class Passes:
 
         def answer(index: int, taken: Taken) -> Any:
             entering = self._entering(index, taken, len(collected), handed)
-            collected.append(put(taken, paths_of(taken, entering), None))
+            link = self.links[index]
+            collected.append(put(taken, link.slots.union(link.earlier), None))
             if index == 0:
                 handed.append(entering)
             if index == self.stop_at - 1:

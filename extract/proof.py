@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from ..cache.errors import TrunkError
-from .chain import Chain, find_chains, record
-from .passes import Inputs, Taken, signature_of
+from .chain import Chain, find_chains
+from .passes import Inputs, signature_of
+from .recording import Taken, record
 from .tree import Path, at, put, tensors
 from .trunk import Trunk, backbone_parameters
 
@@ -134,6 +135,7 @@ def _noisy_forward(trunk: Trunk, inputs: Inputs) -> tuple[list[Tensor], list[Ten
     noise = torch.Generator().manual_seed(0)
     entering: list[Tensor] = []
     leaving: list[Tensor] = []
+    hidden: dict[int, Tensor] = {}
     starts, ends = set(trunk.bounds[:-1]), {b - 1 for b in trunk.bounds[1:]}
     last = len(trunk.links) - 1
 
@@ -143,10 +145,13 @@ def _noisy_forward(trunk: Trunk, inputs: Inputs) -> tuple[list[Tensor], list[Ten
 
     def answer(index: int, taken: Taken) -> Any:
         link = trunk.links[index]
+        hidden[index] = at(taken, min(link.slots, key=str))
         if index in starts:
-            stirred = stir(at(taken, min(link.slots, key=str)))
-            entering.append(stirred.clone())
-            taken = put(taken, link.slots, stirred)
+            hidden[index] = stir(hidden[index])
+            entering.append(hidden[index].clone())
+            taken = put(taken, link.slots, hidden[index])
+        for path, earlier in link.earlier.items():
+            taken = put(taken, frozenset([path]), hidden[earlier])
         returned = trunk.passes.real(index, taken)
         if index in ends:
             given = at(returned, min(link.exit, key=str))

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ..cache.errors import TrunkError
 from .chain import Chain
-from .passes import Inputs, Passes, Taken, signature_of
+from .passes import Inputs, Passes, signature_of
+from .recording import Taken
 from .state import Context
 from .tree import Path, at, map_leaves, put, tensors
 
@@ -54,15 +55,16 @@ class Trunk:
         self.links = chain.links
         self.share = chain.share
         self.context_names = tuple(context_names)
-        self.bounds = [0, *(i + 1 for i, link in enumerate(self.links) if link.is_unit)]
+        self.bounds = chain.bounds
         self.num_units = len(self.bounds) - 1
         self.probe_signature = signature_of(probe)
         self.probe_batch = next(iter(probe.values())).shape[0]
-        self.hidden_shapes = [chain.shapes[b] for b in self.bounds]
+        self.hidden_shapes = [tuple(chain.hidden[b].shape) for b in self.bounds]
         self.passes = Passes(forward, self.links, chain.handing(everything=rebuild_all))
         self.passes.learn(self.probe_signature, [(call.taken, call.returned) for call in chain.calls])
         self.aside: frozenset[Path] = frozenset()
         self.dropped_from = self.num_units
+        self._kept = {earlier for link in self.links for earlier in link.earlier.values()}
         self._exit_mutated = chain.writes_exit()
         self._contexts: OrderedDict[Any, Context] = OrderedDict()
 
@@ -151,12 +153,17 @@ class Trunk:
     def run(self, hidden: Tensor, context: Context, start: int, stop: int) -> Tensor:
         """Run units `start` to `stop`; `hidden` itself is never written to."""
         given = hidden
+        before: dict[int, Tensor] = {}  # hidden tensors that a later link of the same unit takes again
         for index in range(self.bounds[start], self.bounds[stop]):
             link = self.links[index]
             if link.mutates and _same_memory(hidden, given):
                 hidden = hidden.clone()
-            args, kwargs = put(context.calls[index], link.slots, hidden)
-            hidden = at(link.module(*args, **kwargs), min(link.exit, key=str))
+            if index in self._kept:
+                before[index] = hidden
+            taken = put(context.calls[index], link.slots, hidden)
+            for path, earlier in link.earlier.items():
+                taken = put(taken, frozenset([path]), before[earlier])
+            hidden = at(link.module(*taken[0], **taken[1]), min(link.exit, key=str))
         return hidden
 
     def finish(self, hidden: Tensor, context: Context, *, blank: float | None = None) -> Any:

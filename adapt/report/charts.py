@@ -72,7 +72,7 @@ def type_bars(table: Table) -> Markup:
             parts += _bar(frame, left + index * bar, bar, row, column, index)
         if blind is not None:
             height, reach = frame.y(cell_of(blind, column).mean), left + bar * len(trained)
-            line = _tag("line", x1=left - 2, x2=reach + 2, y1=height, y2=height, class_="blind")
+            line = _over_bars("blind", x1=left - 2, x2=reach + 2, y1=height, y2=height)
             parts.append(_titled(line, f"{blind.label}, {column}: {format_cell(cell_of(blind, column))} %"))
         parts.append(_text(column, left + (slot - gap) / 2, _HEIGHT - _BOTTOM + 17, anchor="middle"))
     return _svg(parts, "accuracy by question type")
@@ -182,8 +182,13 @@ def _bar(frame: _Frame, left: float, width: float, row: Row, column: str, index:
     if cell.half:
         ends = [frame.y(min(100.0, max(0.0, cell.mean + side * cell.half))) for side in (-1, 1)]
         middle = left + width / 2
-        parts.append(_tag("line", x1=middle, x2=middle, y1=ends[0], y2=ends[1], class_="spread"))
+        parts.append(_over_bars("spread", x1=middle, x2=middle, y1=ends[0], y2=ends[1]))
     return parts
+
+
+def _over_bars(class_: str, **ends: float) -> Markup:
+    """A line with a ground of the card's colour below it, to be seen on a bar of any colour."""
+    return _tag("line", class_="under", **ends) + _tag("line", class_=class_, **ends)
 
 
 def _decades(frame: _Frame) -> Iterable[Markup]:

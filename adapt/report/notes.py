@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from .render import format_cell
 from .runs import Run
-from .table import BLIND, Table
+from .table import BLIND, BLIND_LABEL, Table
 
 _FEW_CLIPS = 30
 
@@ -47,14 +47,14 @@ def _blind(table: Table) -> str:
     if row is None:
         return ""
     return (
-        f"The {row.label} answers with each template's most frequent training answer and never sees or hears the clip: "
-        f"{format_cell(row.overall)} %. What a row has above that, it has from the clip."
+        f"The {BLIND_LABEL} answers with each template's most frequent training answer and never sees or hears the "
+        f"clip: {format_cell(row.overall)} %. What a row has above that, it has from the clip."
     )
 
 
 def _not_above_blind(table: Table) -> str:
     below = [c.a_label for c in table.comparisons if c.b == BLIND and c.difference.low <= 0]
-    return f"Not shown to be better than the blind baseline: {', '.join(below)}." if below else ""
+    return f"Not shown to be better than the {BLIND_LABEL}: {', '.join(below)}." if below else ""
 
 
 def _few_clips(table: Table) -> str:

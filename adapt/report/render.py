@@ -188,9 +188,15 @@ def _total_width(rows: Sequence[Sequence[str]]) -> int:
 
 
 def _fixed(head: Sequence[str], body: Sequence[Sequence[str]], width: int, *, num_left: int = 1) -> str:
-    """Columns side by side, the first `num_left` to the left, cut into blocks of at most `width` columns."""
-    label_width = max(12, width // 3)
-    rows = [[_shorten(cell, label_width) if i < num_left else cell for i, cell in enumerate(r)] for r in [head, *body]]
+    """Columns side by side, the first `num_left` to the left, cut into blocks of at most `width` columns.
+
+    Labels are cut short, though not below 24 characters, if all columns then fit beside each other.
+    """
+    widest = max(12, width // 3)
+    for limit in (*range(widest, min(widest, 24) - 1, -1), widest):
+        rows = [[_shorten(c, limit) if i < num_left else c for i, c in enumerate(r)] for r in [head, *body]]
+        if _total_width(rows) <= width:
+            break
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     blocks: list[list[int]] = [[]]
     room = left = width - sum(w + _GAP for w in widths[:num_left])

@@ -79,7 +79,9 @@ def find_runs(paths: Iterable[Path | str]) -> tuple[Path, ...]:
     for path in map(Path, paths):
         if not path.is_dir():
             raise RunError(f"{path}: no such folder; expected a run, a variant or an experiment below runs/")
-        folders = [path] if (path / "config.json").is_file() else _outermost(c.parent for c in path.rglob("config.json"))
+        folders = (
+            [path] if (path / "config.json").is_file() else _outermost(c.parent for c in path.rglob("config.json"))
+        )
         if not folders:
             raise RunError(f"{path}: no run in it (no config.json at or below it); train a variant first")
         found.update(dict.fromkeys(sorted(folders, key=_natural)))

@@ -173,7 +173,9 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
 def t_quantile(probability: float, freedom: int) -> float:
     """Return the `probability` quantile (0 < probability < 1) of Student's t with `freedom` >= 1 degrees of freedom."""
     if not 0 < probability < 1 or freedom < 1:
-        raise SettingsError(f"t quantile {probability}, {freedom} degrees of freedom: expected within (0, 1), at least 1")
+        raise SettingsError(
+            f"t quantile {probability}, {freedom} degrees of freedom: expected within (0, 1), at least 1"
+        )
     return float(_t_quantiles(np.array([probability]), freedom)[0])
 
 
@@ -203,7 +205,7 @@ def _t_within(angle: NDArray[np.float64], freedom: int) -> NDArray[np.float64]:
 
 
 def _drawn_t(freedom: int, resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """R draws of t, one from the middle of each of R equally likely strata, shuffled: far steadier than random tails."""
+    """R draws of t, one from the middle of each of R equally likely strata, shuffled: steadier than random tails."""
     return rng.permutation(_t_quantiles((np.arange(resamples) + 0.5) / resamples, freedom))
 
 

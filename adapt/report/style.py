@@ -71,7 +71,8 @@ svg .grid { stroke: var(--line); stroke-width: 1; }
 svg .zero { stroke: var(--ink); stroke-width: 1.2; }
 svg .blind { stroke: var(--soft); stroke-width: 1.6; stroke-dasharray: 5 4; }
 svg .leader { stroke: var(--soft); stroke-width: 0.8; }
-svg .spread { stroke: var(--ink); stroke-width: 1.1; opacity: 0.75; }
+svg .under { stroke: var(--card); stroke-width: 3.4; opacity: 0.8; }
+svg .spread { stroke: var(--ink); stroke-width: 1.2; }
 svg .whisker { stroke-width: 2; stroke-linecap: round; }
 svg .whisker.sure { stroke: var(--accent); } svg .whisker.unsure { stroke: var(--soft); }
 svg .centre.sure { fill: var(--accent); }

@@ -16,7 +16,7 @@ from .notes import make_notes
 from .render import comparisons_to_csv, to_csv, to_latex, to_markdown, to_text
 from .runs import Run, find_runs, group_by_variant, is_finished, read_run
 from .statistics import MeanInterval
-from .table import Table, build_table
+from .table import BLIND, Table, build_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +61,14 @@ def report(
         out: the folder to write, made if it is not there; report files in it are replaced.
         order: variant names in the order of their rows; variants that it leaves out follow in order of appearance.
         labels: what to print for a variant's name, "blind" for the baseline.
-        blind: the blind baseline's answer to each test question by question id (`metrics.blind_answers`).
+        blind: the blind baseline's answer to each test question by question id.
         comparisons: pairs (a, b) of variant names or "blind"; by default each variant against the baseline, and each
             but the first against the first.
         clips: clips to show on the page.
         notes: paragraphs to put above those that the report makes itself.
         title: of the page; the experiments' names where absent.
-        skip_unfinished: leave unfinished runs out, with a note that says which, rather than stop.
+        skip_unfinished: rather than stop, leave out unfinished runs, and names in `order`, `labels` and `comparisons`
+            that no finished run has; a note says which.
         resamples: of the bootstrap.
 
     Raises:
@@ -76,9 +77,19 @@ def report(
     """
     folders = find_runs(run_folders)
     left_out = [folder for folder in folders if skip_unfinished and not is_finished(folder)]
-    variants = _ordered(group_by_variant(read_run(folder) for folder in folders if folder not in left_out), order)
-    table = build_table(variants, labels=labels, blind=blind, comparisons=comparisons, resamples=resamples)
-    said = (*notes, *_left_out_note(left_out), *make_notes(table, variants))
+    variants = group_by_variant(read_run(folder) for folder in folders if folder not in left_out)
+    pairs = None if comparisons is None else list(comparisons)
+    missing: list[str] = []
+    if skip_unfinished:
+        known = {*variants, BLIND}
+        named = dict.fromkeys([*(order or ()), *(name for pair in pairs or () for name in pair)])
+        missing = [name for name in named if name not in known]
+        order = [name for name in order or () if name in known]
+        labels = {name: label for name, label in (labels or {}).items() if name in known}
+        pairs = None if pairs is None else [pair for pair in pairs if known.issuperset(pair)]
+    variants = _ordered(variants, order)
+    table = build_table(variants, labels=labels, blind=blind, comparisons=pairs, resamples=resamples)
+    said = (*notes, *_left_out_note(left_out, missing), *make_notes(table, variants))
     experiments = dict.fromkeys(run.experiment for runs in variants.values() for run in runs)
     title = title or f"talik: {', '.join(experiments)}"
     page = to_html(table, variants, title=title, notes=said, blind=blind, clips=clips or ())
@@ -111,11 +122,15 @@ def _ordered(variants: dict[str, tuple[Run, ...]], order: Sequence[str] | None) 
     return {name: variants[name] for name in dict.fromkeys([*(order or ()), *variants])}
 
 
-def _left_out_note(folders: Sequence[Path]) -> tuple[str, ...]:
-    if not folders:
-        return ()
-    names = ", ".join("/".join(folder.parts[-2:]) for folder in folders)
-    return (f"Left out, since unfinished: {names}.",)
+def _left_out_note(folders: Sequence[Path], missing: Sequence[str]) -> tuple[str, ...]:
+    unfinished = ["/".join(folder.parts[-2:]) for folder in folders]
+    absent = [name for name in missing if name not in {folder.parent.name for folder in folders}]
+    notes = []
+    if unfinished:
+        notes.append(f"Left out, since unfinished: {', '.join(unfinished)}.")
+    if absent:
+        notes.append(f"Left out, since there is no run of it: {', '.join(absent)}.")
+    return tuple(notes)
 
 
 def _as_json(table: Table, variants: Mapping[str, Sequence[Run]], title: str, notes: Sequence[str]) -> dict[str, Any]:

@@ -23,11 +23,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from ...cache.errors import BackendError
 
 _LOG2_E = 1.0 / math.log(2.0)
-# Elements of one work buffer on a CPU: three of them, in float32, fit a common shared cache (12 MiB).
+# Elements of one work buffer on a CPU. At most: three of them, in float32, fit a common shared cache (12 MiB).
 _CPU_BUFFER_NUMEL = 1 << 20
+# And at most a quarter of all states, which bounds the extra memory, but not less than this: 1 MiB is no memory.
+_CPU_BUFFER_FLOOR = 1 << 18
 _MIN_STEPS = 4
 _MAX_STEPS = 32
 
@@ -85,8 +88,11 @@ class _ChunkedScan(torch.autograd.Function):
         return y, last
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dlast: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph: what follows would be a constant to it, a silently wrong one
+            raise BackendError(
+                "backend 'torch' of the scan has first-order gradients, and create_graph asks for more; use 'reference'"
+            )
         u, delta, A, B, C, entering = ctx.saved_tensors
         batch, length, groups, width = u.shape
         state_size = A.shape[1]
@@ -177,13 +183,14 @@ def _spans(length: int, step: int) -> Iterator[slice]:
 def _tile(u: Tensor, state_size: int) -> tuple[int, int]:
     """Return (b, T): how many batch rows and time steps one chunk takes, from the shape and the device alone."""
     batch, length, groups, width = u.shape
-    numel = max(1, groups * state_size * width)
     if u.device.type != "cpu":
         # A launch a step costs the same for the whole batch, and a chunk of an eighth bounds the extra memory.
         return max(1, batch), max(1, min(length, _MAX_STEPS, max(_MIN_STEPS, -(-length // 8))))
-    longest = max(_MIN_STEPS, min(_MAX_STEPS, _CPU_BUFFER_NUMEL // numel))
-    steps = -(-length // max(1, -(-length // longest)))  # chunks of nearly equal length
-    return max(1, min(batch, _CPU_BUFFER_NUMEL // (numel * max(1, steps)))), max(1, steps)
+    numel = max(1, groups * state_size * width)  # of one row at one step
+    most = min(_CPU_BUFFER_NUMEL, max(_CPU_BUFFER_FLOOR, batch * length * numel // 4))
+    longest = max(_MIN_STEPS, min(_MAX_STEPS, most // numel))
+    steps = max(1, -(-length // max(1, -(-length // longest))))  # chunks of nearly equal length
+    return max(1, min(batch, most // (numel * steps))), steps
 
 
 class _Workspace:
@@ -198,10 +205,11 @@ class _Workspace:
         if like.device.type != "cpu" or numel > _CPU_BUFFER_NUMEL:
             return like.new_empty(numel)
         kept: dict[tuple[torch.dtype, int], Tensor] = self._kept.__dict__.setdefault("buffers", {})
-        if (like.dtype, index) not in kept:
+        buffer = kept.get((like.dtype, index))
+        if buffer is None or buffer.numel() < numel:
             with torch.inference_mode(False):  # an inference tensor could not be written by a later training step
-                kept[like.dtype, index] = torch.empty(_CPU_BUFFER_NUMEL, dtype=like.dtype)
-        return kept[like.dtype, index]
+                buffer = kept[like.dtype, index] = torch.empty(numel, dtype=like.dtype)
+        return buffer
 
     def view(self, index: int, part: Tensor, state_size: int) -> Tensor:
         """Return buffer `index` as (b, T, G, N, E) for the slice `part` (b, T, G, E)."""

@@ -26,11 +26,10 @@ def scan_loop(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tupl
         y (B, L, G, d/G) and the last state (B, G, N, d/G), both differentiable to any order.
     """
     batch, length, groups, width = u.shape
-    h = u.new_zeros(batch, groups, A.shape[1], width)
+    h = u.new_zeros(batch, groups, A.shape[1], width)  # (B, G, N, d/G)
     outputs = []
-    for t in range(length):
-        decay = torch.exp(delta[:, t].unsqueeze(-2) * A)  # (B, G, N, d/G)
-        h = decay * h + (delta[:, t] * u[:, t]).unsqueeze(-2) * B[:, t].unsqueeze(-1)
-        outputs.append((C[:, t].unsqueeze(-1) * h).sum(-2))
-    y = torch.stack(outputs, dim=1) if outputs else torch.zeros_like(u)
+    for u_t, delta_t, B_t, C_t in zip(u.unbind(1), delta.unbind(1), B.unbind(1), C.unbind(1), strict=True):
+        h = torch.exp(delta_t.unsqueeze(-2) * A) * h + (delta_t * u_t).unsqueeze(-2) * B_t.unsqueeze(-1)
+        outputs.append((C_t.unsqueeze(-1) * h).sum(-2))
+    y = torch.stack(outputs, dim=1) if length else torch.zeros_like(u)
     return y, h

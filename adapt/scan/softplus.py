@@ -7,11 +7,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 def softplus(x: Tensor) -> Tensor:
-    """Return log(1 + exp(x)), accurate to rounding for small and large results; first-order gradients on a CPU.
+    """Return log(1 + exp(x)), accurate to rounding for small and large results.
 
     Args:
         x: any shape, float32 or float64.
@@ -36,7 +35,6 @@ class _Softplus(torch.autograd.Function):
         return torch.where(small, e, quotient, out=quotient).add_(x.clamp(min=0.0))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return torch.sigmoid(x).mul_(dy)
+        return torch.sigmoid(x) * dy

@@ -66,8 +66,9 @@ class DemoSet:
         ]
         for split in SPLITS:
             lines.append(f"  {split:<5} {self.clips[split]:>5} clips  {sum(self.counts[split].values()):>6} questions")
-        by_type = "  ".join(f"{name} {100 * share:.1f}" for name, share in self.blind.items() if name != "all")
-        lines.append(f"  blind baseline on test (most frequent answer of each template): {100 * self.blind_accuracy:.1f} %")
+        by_type = "  ".join(f"{name} {100 * right:.1f}" for name, right in self.blind.items() if name != "all")
+        share = 100 * self.blind_accuracy
+        lines.append(f"  blind baseline on test (most frequent answer of each template): {share:.1f} %")
         lines.append(f"    {by_type}")
         return "\n".join(lines)
 
@@ -115,7 +116,7 @@ def make_demo(
         num_bytes=sum(_video(folder, scene).stat().st_size for scene in scenes),
         counts={split: dict(sorted(Counter(map(short_type, records[split])).items())) for split in SPLITS},
         clips={split: sum(scene.split == split for scene in scenes) for split in SPLITS},
-        blind=blind_accuracy(records["train"], records["test"]),
+        blind=blind_accuracy(records),
     )
 
 

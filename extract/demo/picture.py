@@ -18,7 +18,7 @@ import numpy as np
 
 from ...cache.errors import BackendError
 from .kinds import KINDS
-from .scene import Player, Scene
+from .scene import SEAT_CENTRES, Player, Scene
 
 WIDTH, HEIGHT = 320, 240
 _HORIZON = 150
@@ -32,6 +32,7 @@ _WALLS = ((226, 190, 160), (205, 195, 215), (190, 205, 190), (230, 215, 185), (2
 _FLOORS = ((170, 120, 80), (150, 105, 75), (186, 140, 100), (140, 115, 100))
 _SKIES = ((150, 200, 240), (185, 215, 240), (130, 180, 225), (205, 210, 225))
 _GRASS = ((120, 180, 90), (150, 190, 100), (100, 160, 95), (175, 185, 110))
+_RISER, _RISER_EDGE = (128, 104, 92), (84, 66, 58)
 RAY_COLOUR = (255, 60, 0)
 DISC_COLOUR = (255, 250, 190)
 
@@ -128,13 +129,16 @@ def _draw_background(scene: Scene) -> Any:
         for _ in range(26):
             x, y = rng.randrange(WIDTH), rng.randrange(horizon + 4, HEIGHT)
             draw.line([(x, y), (x + rng.randrange(-2, 3), y - 5)], fill=(80, 130, 60), width=1)
+    x, y = SEAT_CENTRES[1]
+    top, bottom = y + 36, max(horizon + 12, y + 66)
+    draw.polygon([(x - 44, top), (x + 44, top), (x + 54, bottom), (x - 54, bottom)], fill=_RISER, outline=_RISER_EDGE)
     for _ in range(rng.randrange(2, 5)):
         glyph = rng.choice(_INSIDE if inside else _OUTSIDE)
         size = rng.randrange(28, 46, 4)
         if glyph in _HIGH:
-            x, y = rng.randrange(16, WIDTH - 16), rng.randrange(18, 44)
+            x, y = rng.choice((rng.randrange(16, 110), rng.randrange(210, WIDTH - 16))), rng.randrange(18, 60)
         else:
-            x, y = rng.choice((24, 126, 194, 296)) + rng.randrange(-8, 9), horizon - size // 3
+            x, y = rng.choice((24, 44, 276, 296)) + rng.randrange(-8, 9), horizon - size // 3
         _paste(image, _sprite(glyph, size, 0), x, y)
     return image
 
@@ -146,7 +150,10 @@ def _paste(image: Any, sprite: Any, x: int, y: int) -> None:
 
 @lru_cache(maxsize=4096)
 def _sprite(glyph: str, size: int, degrees: int) -> Any:
-    """Return a glyph as an RGBA image turned counter-clockwise, its longer side `size` pixels before the turn, less if square."""
+    """Return a glyph as an RGBA image turned counter-clockwise.
+
+    Before the turn its longer side is `size` pixels, or less where it is nearly square (a square would hide the disc).
+    """
     pillow = _pillow()
     large = _large_glyph(glyph)
     if degrees:

@@ -9,11 +9,15 @@ still leans with the kind that is asked about (the kinds' habits), as in any rea
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from random import Random
 from typing import Any
 
+from ..manifest.blind import blind_baseline, fraction_correct
+from ..manifest.music_avqa import ANSWERS_42
+from ..manifest.types import Manifest, Question
 from .candidates import TWO_ANSWERS, Candidate, candidates_of
 from .scene import SPLITS, Scene, make_scene
 
@@ -56,23 +60,26 @@ def short_type(record: Mapping[str, Any]) -> str:
     return next(short for short, long in _LONG_TYPES.items() if long == words)
 
 
-def blind_accuracy(train: Iterable[Record], test: Iterable[Record]) -> dict[str, float]:
-    """Return how often each template's most frequent training answer is right on `test`, by short type and "all".
-
-    A template that training never asks scores nothing. Types without a test question are left out.
-    """
-    answers: dict[str, Counter[str]] = defaultdict(Counter)
-    for record in train:
-        answers[record["question_content"]][record["anser"]] += 1
-    best = {template: counts.most_common(1)[0][0] for template, counts in answers.items()}
-    right: Counter[str] = Counter()
-    total: Counter[str] = Counter()
-    for record in test:
-        hit = best.get(record["question_content"]) == record["anser"]
-        for name in (short_type(record), "all"):
-            right[name] += hit
-            total[name] += 1
-    return {name: right[name] / total[name] for name in (*TYPES, "all") if total[name]}
+def blind_accuracy(records: Mapping[str, Sequence[Record]]) -> dict[str, float]:
+    """Return how often each template's most frequent training answer is right on test, by short type and "all"."""
+    questions = tuple(
+        Question(
+            id=str(record["question_id"]),
+            clip_id=record["video_id"],
+            text="",
+            answer=record["anser"],
+            type=short_type(record),
+            template=record["question_content"],
+            split=split,
+        )
+        for split in SPLITS
+        for record in records[split]
+    )
+    manifest = Manifest(name="demo", root=Path(), clips={}, questions=questions, answers=ANSWERS_42)
+    guesses = blind_baseline(manifest, "test")
+    test = manifest.split("test")
+    asked = {short: [q for q in test if q.type == short] for short in TYPES}
+    return {name: fraction_correct(some, guesses) for name, some in {**asked, "all": test}.items() if some}
 
 
 class _Balance:

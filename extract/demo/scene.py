@@ -19,14 +19,16 @@ CLIP_SECONDS = 8.0
 FRAMES_PER_SECOND = 8
 SPLITS = ("train", "val", "test")
 PLACES = ("indoor", "outdoor")
+SEAT_CENTRES = ((96, 156), (160, 88), (224, 156))
+"""Where left, middle and right are on average, in pixels of a 320x240 frame; the middle stands behind, on a riser."""
 _MAX_PLAYERS = 4
-_BANDS, _BAND_FACTOR = 0.75, 5.0
+_BANDS, _BAND_FACTOR = 0.85, 7.0
 _MUTE_STAGE = 0.12
 """Share of the clips that show only silent instruments, and are heard from off stage."""
 
 # Which of the four 2 s quarters of a clip an instrument plays in, with relative weights; "1111" is drawn apart.
 _PATTERNS = {
-    "1110": 10, "0111": 14, "1100": 13, "0011": 15, "0110": 9, "1000": 5, "0100": 5, "0010": 5, "0001": 6,
+    "1110": 7, "0111": 9, "1100": 15, "0011": 17, "0110": 11, "1000": 7, "0100": 7, "0010": 7, "0001": 8,
     "1001": 2, "1011": 2, "1101": 2,
 }  # fmt: skip
 
@@ -105,7 +107,8 @@ def make_scene(seed: int, index: int) -> Scene:
     rng = Random(f"talik demo scene {seed} {index}")
     key, minor = rng.randrange(12), rng.random() < 0.4
     beats_per_minute = float(rng.randrange(84, 124, 2))
-    shifts = {quarter: (rng.randrange(3) / FRAMES_PER_SECOND, rng.randrange(3) / FRAMES_PER_SECOND) for quarter in range(1, 4)}
+    frame = 1.0 / FRAMES_PER_SECOND
+    shifts = {quarter: (rng.randrange(3) * frame, rng.randrange(3) * frame) for quarter in range(1, 4)}
     place = rng.choice(PLACES)
     kinds_seen = _choose_kinds(rng, rng.choices((1, 2, 3), weights=(16, 32, 52))[0])
     seats = _choose_seats(rng, kinds_seen)
@@ -198,9 +201,10 @@ def _make_player(
         pan = round(rng.uniform(0.2, 0.8), 2)
         return Player(kind=kind.word, seat=None, intervals=intervals, onsets=onsets, level_db=level, pan=pan)
     place = SEATS.index(seat)
+    x, y = SEAT_CENTRES[place]
     return Player(
         kind=kind.word, seat=seat, intervals=intervals, onsets=onsets, level_db=level, pan=(0.12, 0.5, 0.88)[place],
-        size=rng.randrange(56, 69, 4), x=92 + 68 * place + rng.randrange(-4, 5), y=124 + rng.randrange(-16, 17),
+        size=rng.randrange(68, 85, 4), x=x + rng.randrange(-4, 5), y=y + rng.randrange(-6, 7),
     )  # fmt: skip
 
 

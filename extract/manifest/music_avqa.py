@@ -161,7 +161,7 @@ def _question(record: Record, split: str, question_id: str) -> Question:
     if kind not in SHORT_TYPES:
         known = "; ".join(", ".join(k) for k in SHORT_TYPES)
         raise record.error(f"'type' is {list(kind)}, expected one of: {known}")
-    answer = record.text("anser" if "anser" in record.values else "answer")
+    answer = record.text("answer" if "anser" not in record.values and "answer" in record.values else "anser")
     if answer not in ANSWERS_42:
         raise record.error(f"'anser': {unknown_name('answer', answer, ANSWERS_42)}")
     return Question(

@@ -1,22 +1,11 @@
-"""Accuracy by question type, and the blind baseline."""
+"""Accuracy by question type."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import pytest
 
 from talik import TalikError
-from talik.adapt.metrics import TYPE_ORDER, Tally, blind_answers, order_types, score
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What the baseline reads of a question."""
-
-    id: str
-    template: str
-    answer: str
+from talik.adapt.metrics import TYPE_ORDER, Tally, order_types, score
 
 
 def test_averages_are_over_questions_not_over_types() -> None:
@@ -58,17 +47,3 @@ def test_nothing_to_count_is_an_error() -> None:
         score(["a", "b"], [True])
     with pytest.raises(TalikError, match="3 of 2"):
         Tally(correct=3, total=2)
-
-
-def test_blind_baseline_takes_each_templates_most_frequent_training_answer() -> None:
-    train = [Asked(str(i), "how many", answer) for i, answer in enumerate(["two", "one", "two"])]
-    train += [Asked(str(i), "is there", answer) for i, answer in enumerate(["yes", "no", "no", "yes"])]
-    train += [Asked("x", "which", "yes")]
-    test = [Asked("a", "how many", "?"), Asked("b", "is there", "?"), Asked("c", "never seen", "?")]
-    # "is there" is a tie and goes by the alphabet; what was never seen gets the most frequent answer of all
-    assert blind_answers(train, test) == {"a": "two", "b": "no", "c": "yes"}  # type: ignore[arg-type]
-
-
-def test_blind_baseline_without_training_questions_is_an_error() -> None:
-    with pytest.raises(TalikError, match="no question"):
-        blind_answers([], [])

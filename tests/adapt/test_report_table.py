@@ -19,7 +19,9 @@ from talik.adapt.report.table import Table, build_table
 from talik.cache.errors import RunError, SettingsError
 
 
-def made_run(variant: str, right: Sequence[bool], *, seed: int = 0, types: Sequence[str] = TYPE_ORDER, **given: object) -> Run:
+def made_run(
+    variant: str, right: Sequence[bool], *, seed: int = 0, types: Sequence[str] = TYPE_ORDER, **given: object
+) -> Run:
     """A run of len(right) questions, types in turn, two questions a clip; the true answer is "yes"."""
     predictions = tuple(
         Prediction(
@@ -185,6 +187,17 @@ def test_text_of_all_types_fits_160_columns(num_seeds: int) -> None:
     assert ("±" in text) == (num_seeds > 1)
 
 
+def test_labels_are_cut_short_before_columns_move_below() -> None:
+    variants = made_variants(3, trainable_params=312_904)
+    labels = {"blind": "blind: most frequent answer of each template", "trimodal": "trimodal without interaction"}
+    table = build_table(variants, blind=always("no", variants), labels=labels, comparisons=[])
+    lines = render.to_text(table).splitlines()
+    assert len(lines) == 2 + 3
+    assert max(map(len, lines)) <= 160
+    assert lines[2].startswith("blind: most frequent answer")
+    assert "…" in lines[2]
+
+
 def test_columns_that_do_not_fit_go_on_below() -> None:
     types = [f"event number {i}" for i in range(28)]
     variants = {"v" * 200: (made_run("v" * 200, [True] * 56, types=types),)}
@@ -204,8 +217,9 @@ def test_latex_and_markdown_escape_what_would_break_them() -> None:
     assert r"a|b\_50\%" in latex
     assert r"\{x\}\textasciitilde{}\textasciicircum{}\textbackslash{}\$\#" in latex
     assert "95 \\% interval" in latex
-    for line in render.to_markdown(table).splitlines():
-        assert not line or line.count("|") - line.count(r"\|") in (14 - 5 - 0, 8)  # every row has as many cells
+    first, second = render.to_markdown(table).strip().split("\n\n")
+    for part, num_cells in ((first, 8), (second, 7)):
+        assert {line.count("|") - line.count(r"\|") for line in part.splitlines()} == {num_cells + 1}
 
 
 def test_latex_rows_have_as_many_cells_as_columns() -> None:
@@ -245,8 +259,18 @@ def test_an_interval_on_one_side_of_zero_says_yes() -> None:
 
 @pytest.mark.parametrize(
     ("number", "text"),
-    [(None, "–"), (0, "0"), (812, "812"), (999, "999"), (1000, "1.00 k"), (48_512, "48.5 k"), (999_999, "1.00 M")]
-    + [(312_904, "313 k"), (9_999_999, "10.0 M"), (33_000_000, "33.0 M"), (7_241_732_096, "7.24 G")],
+    [
+        (None, "–"),
+        (0, "0"),
+        (999, "999"),
+        (1000, "1.00 k"),
+        (48_512, "48.5 k"),
+        (312_904, "313 k"),
+        (999_999, "1.00 M"),
+        (9_999_999, "10.0 M"),
+        (33_000_000, "33.0 M"),
+        (7_241_732_096, "7.24 G"),
+    ],
 )
 def test_counts_have_three_digits(number: int | None, text: str) -> None:
     assert render.format_count(number) == text

@@ -1,0 +1,109 @@
+"""Recording one forward: every module call, what it took and returned, and which tensors were written to meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..cache.errors import TrunkError
+from .tree import tensors
+
+Taken = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(eq=False)
+class Call:
+    """One execution of one module, and the calls made inside it.
+
+    Attributes:
+        name, ordinal: the module's name, and how many calls of it came before.
+        taken, returned: arguments and output; tensors stay referenced, so that no object's identity is used twice.
+        taken_versions, returned_versions: how often each tensor (by id) had been written to at that moment.
+        mutated: ids of arguments that the call wrote to.
+    """
+
+    module: nn.Module
+    name: str
+    ordinal: int
+    taken: Taken
+    taken_versions: dict[int, int]
+    parent: Call | None
+    children: list[Call] = field(default_factory=list)
+    returned: Any = None
+    returned_versions: dict[int, int] = field(default_factory=dict)
+    mutated: set[int] = field(default_factory=set)
+
+    def entering(self) -> list[Tensor]:
+        """Return the floating-point tensors among the arguments."""
+        return [t for _, t in tensors(self.taken) if t.is_floating_point()]
+
+    def leaving(self) -> list[Tensor]:
+        """Return the floating-point tensors among what is returned."""
+        return [t for _, t in tensors(self.returned) if t.is_floating_point()]
+
+    def takes(self, tensor: Tensor, version: int) -> bool:
+        """Say whether this very tensor, at that version, is among the arguments."""
+        return self.taken_versions.get(id(tensor)) == version
+
+    def gives(self, tensor: Tensor, version: int) -> bool:
+        """Say whether this very tensor, at that version, is among what is returned."""
+        return self.returned_versions.get(id(tensor)) == version
+
+    def walk(self) -> list[Call]:
+        """Return this call and all calls inside it, in order."""
+        return [self, *(inner for child in self.children for inner in child.walk())]
+
+
+def record(model: nn.Module, forward: Callable[[], Any]) -> tuple[Call, Any]:
+    """Run `forward` once with the `forward` of every module watched; return the root call and the output.
+
+    Raises:
+        TrunkError: the forward does not begin with a call of `model`.
+    """
+    roots: list[Call] = []
+    stack: list[Call] = []
+    counts: dict[int, int] = {}
+    names = {id(module): name for name, module in reversed(list(model.named_modules(remove_duplicate=False)))}
+
+    def watch(module: nn.Module) -> None:
+        original = module.forward
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            call = _begin(module, names[id(module)], counts, (args, kwargs), stack[-1] if stack else None)
+            (stack[-1].children if stack else roots).append(call)
+            stack.append(call)
+            try:
+                call.returned = original(*args, **kwargs)
+            finally:
+                stack.pop()
+            call.returned_versions = {id(t): t._version for _, t in tensors(call.returned)}
+            call.mutated = {id(t) for _, t in tensors(call.taken) if t._version != call.taken_versions[id(t)]}
+            return call.returned
+
+        module.__dict__["forward"] = watched
+
+    own = {id(m): m.__dict__["forward"] for m in model.modules() if "forward" in m.__dict__}
+    modules = list(model.modules())
+    try:
+        for module in modules:
+            watch(module)
+        with torch.inference_mode(False), torch.no_grad():
+            output = forward()
+    finally:
+        for module in modules:
+            module.__dict__.pop("forward", None)
+            if id(module) in own:
+                module.__dict__["forward"] = own[id(module)]
+    if len(roots) != 1:
+        raise TrunkError(f"{type(model).__name__}: its forward called {len(roots)} modules at the top, expected 1")
+    return roots[0], output
+
+
+def _begin(module: nn.Module, name: str, counts: dict[int, int], taken: Taken, parent: Call | None) -> Call:
+    ordinal = counts.get(id(module), 0)
+    counts[id(module)] = ordinal + 1
+    return Call(module, name, ordinal, taken, {id(t): t._version for _, t in tensors(taken)}, parent)

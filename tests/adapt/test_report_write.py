@@ -1,0 +1,243 @@
+"""The report as a whole: every file, and a page that is whole, safe and needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from talik.adapt.metrics import TYPE_ORDER, score
+from talik.adapt.report.clips import ShownClip, data_uri, pick_clips
+from talik.adapt.report.runs import read_run
+from talik.adapt.report.write import report
+from talik.cache.errors import MediaError, RunError, SettingsError, TalikError
+
+EVIL = """<script>alert("1")</script>&'x"""
+VOID = {"meta", "img", "line", "circle", "rect", "polyline"}
+PNG = "data:image/png;base64," + base64.b64encode(b"not really").decode()
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order, and keeps tags, attributes and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text += data
+
+    def count(self, tag: str) -> int:
+        """How often a tag begins."""
+        return sum(name == tag for name, _ in self.tags)
+
+
+def make_runs(root: Path, rates: dict[str, float], *, num_seeds: int = 1, evil: str = "") -> dict[str, str]:
+    """Write runs of 60 questions on 20 clips; `evil` goes into every text. Returns a baseline's answers."""
+    rng = np.random.default_rng(0)
+    for variant, rate in rates.items():
+        for seed in range(num_seeds):
+            folder = root / "exp" / f"v{list(rates).index(variant)}" / f"seed{seed}"
+            folder.mkdir(parents=True)
+            lines: list[dict[str, Any]] = []
+            for i in range(60):
+                right = bool(rng.random() < rate)
+                lines.append(
+                    {
+                        "question_id": f"q{i}",
+                        "clip_id": f"c{i // 3}{evil}",
+                        "type": TYPE_ORDER[i % 9],
+                        "template": "Is <Object> there?",
+                        "question": f"Is the flute there?{evil}",
+                        "answer": f"yes{evil}",
+                        "prediction": f"yes{evil}" if right else f"no{evil}",
+                        "probability": round(float(rng.random()), 4),
+                        "correct": right,
+                    }
+                )
+            epochs = [
+                {"event": "epoch", "epoch": e, "step": e, "train_loss": 2.0 / e, "val_loss": float("nan")}
+                | {"val_accuracy": 0.3 + 0.01 * e, "seconds": 1.0}
+                for e in range(1, 5)
+            ]
+            done = {"event": "done", "best_epoch": 4, "seconds": 4.25, "trainable_params": 1000, "all_params": 2000}
+            config = {"experiment": f"exp{evil}", "variant": variant, "seed": seed, "train": {"lr": 0.1}}
+            scores = score([x["type"] for x in lines], [x["correct"] for x in lines]).to_json()
+            result = {"split": "test", **scores, "seconds": 1.0, "trainable_params": 1000}
+            (folder / "config.json").write_text(json.dumps(config))
+            (folder / "predictions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+            (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, [*epochs, done])))
+            (folder / "result.json").write_text(json.dumps(result))
+    return {f"q{i}": f"{'yes' if i % 3 else 'no'}{evil}" for i in range(60)}
+
+
+@pytest.mark.parametrize("num_seeds", [1, 3])
+def test_every_format_is_written_and_agrees(num_seeds: int, tmp_path: Path) -> None:
+    blind = make_runs(tmp_path / "runs", {"probe": 0.4, "trimodal": 0.9}, num_seeds=num_seeds)
+    files = report([tmp_path / "runs"], out=tmp_path / "out", blind=blind, order=["trimodal"], notes=["My own note."])
+    numbers = json.loads(files.json.read_text())
+    assert [row["variant"] for row in numbers["rows"]] == ["blind", "trimodal", "probe"]
+    assert numbers["notes"][0] == "My own note."
+    assert numbers["rows"][0]["overall"]["percent"] == pytest.approx(200 / 3)
+    assert numbers["rows"][1]["seeds"] == list(range(num_seeds))
+    average = f"{numbers['rows'][1]['overall']['percent']:.1f}"
+    page = Page(files.html.read_text())
+    for path in (files.markdown, files.latex, files.html):
+        assert average in path.read_text()
+    assert average in files.text
+    assert files.csv.read_text().startswith("variant,label,seeds,A-count")
+    assert len(files.comparisons_csv.read_text().splitlines()) == 1 + 3
+    assert "> My own note." in files.markdown.read_text()
+    assert page.count("svg") == 4 + 1 + 3  # four plots, the intervals' scale, the intervals
+    assert str(tmp_path) not in "".join(path.read_text() for path in (tmp_path / "out").iterdir())
+
+
+def test_the_same_runs_give_the_same_report(tmp_path: Path) -> None:
+    make_runs(tmp_path / "runs", {"probe": 0.4, "trimodal": 0.9}, num_seeds=2)
+    for name in ("one", "two"):
+        report([tmp_path / "runs"], out=tmp_path / name)
+    written = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert len(written) == 6
+    assert all((tmp_path / "one" / n).read_bytes() == (tmp_path / "two" / n).read_bytes() for n in written)
+
+
+def test_all_text_is_escaped(tmp_path: Path) -> None:
+    name = f"probe{EVIL}"
+    blind = make_runs(tmp_path / "runs", {name: 0.4, "trimodal": 0.9}, evil=EVIL)
+    clips = [ShownClip(clip_id=f"c0{EVIL}", frames=(PNG,))]
+    labels = {"blind": f"blind{EVIL}", "trimodal": f"tri{EVIL}"}
+    kept = report(
+        [tmp_path / "runs"], out=tmp_path, blind=blind, clips=clips, labels=labels, notes=[EVIL], title=f"Title{EVIL}"
+    )
+    text = kept.html.read_text()
+    page = Page(text)
+    assert "<script" not in text
+    assert page.count("script") == 0
+    for shown in (f"Title{EVIL}", name, f"tri{EVIL}", f"blind{EVIL}", f"yes{EVIL}", f"Is the flute there?{EVIL}"):
+        assert shown in page.text
+    assert not any(key.startswith("on") for _, attributes in page.tags for key in attributes)
+
+
+def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
+    make_runs(tmp_path / "runs", {"probe": 0.4})
+    film = tmp_path / "film.mp4"
+    film.write_bytes(b"\0" * 3000)
+    clips = [ShownClip(clip_id="c3", video=data_uri(film), frames=(PNG,)), ShownClip(clip_id="c5", frames=(PNG, PNG))]
+    text = report([tmp_path / "runs"], out=tmp_path, clips=clips).html.read_text()
+    page = Page(text)
+    sources = [a[key] for _, a in page.tags for key in ("src", "href", "poster", "srcset") if key in a]
+    assert len(sources) == 4
+    assert all(source and source.startswith("data:") for source in sources)
+    assert not re.search(r"https?:|url\(|@import", text)
+    assert "default-src 'none'" in text
+    assert (page.count("video"), page.count("img")) == (1, 2)
+
+
+def test_a_clip_shows_each_question_with_its_true_answer_and_every_prediction(tmp_path: Path) -> None:
+    blind = make_runs(tmp_path / "runs", {"probe": 0.4, "trimodal": 0.9}, num_seeds=2)
+    text = report([tmp_path / "runs"], out=tmp_path, blind=blind, clips=[ShownClip(clip_id="c7")]).html.read_text()
+    card = text.split('class="card clip"')[1].split("</article>")[0]
+    assert card.count("Is the flute there?") == 3
+    marks = re.findall(r'<td class="(right|wrong)">(yes|no)(?: <small>([\d.]+)</small>)?</td>', card)
+    assert len(marks) == 9
+    assert all((mark == "right") == (given == "yes") for mark, given, _ in marks)
+    first = read_run(tmp_path / "runs" / "exp" / "v1" / "seed0").predictions[21]
+    assert marks[2] == ("right" if first.correct else "wrong", first.prediction, f"{first.probability:.2f}")
+    assert [p for _, _, p in marks[::3]] == ["", "", ""]  # the baseline has no probability
+    assert "its first seed" in text
+
+
+def test_an_unfinished_run_stops_the_report_or_is_left_out_with_a_note(tmp_path: Path) -> None:
+    make_runs(tmp_path / "runs", {"probe": 0.4, "trimodal": 0.9})
+    (tmp_path / "runs" / "exp" / "v1" / "seed0" / "result.json").unlink()
+    with pytest.raises(RunError, match="unfinished"):
+        report([tmp_path / "runs"], out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    files = report([tmp_path / "runs"], out=tmp_path / "out", skip_unfinished=True)
+    assert [row.name for row in files.table.rows] == ["probe"]
+    assert files.notes[0] == "Left out, since unfinished: v1/seed0."
+    assert "Left out, since unfinished: v1/seed0." in Page(files.html.read_text()).text
+
+
+def test_names_without_a_finished_run_are_left_out_with_the_unfinished(tmp_path: Path) -> None:
+    make_runs(tmp_path / "runs", {"probe": 0.4, "trimodal": 0.9, "other": 0.5})
+    (tmp_path / "runs" / "exp" / "v2" / "seed0" / "result.json").unlink()
+    names = ["trimodal", "never-begun", "probe"]
+    pairs = [("trimodal", "probe"), ("never-begun", "probe")]
+    labels = {"never-begun": "N", "probe": "P", "other": "O"}
+    files = report(
+        [tmp_path / "runs"], out=tmp_path, order=names, comparisons=pairs, labels=labels, skip_unfinished=True
+    )
+    assert [row.label for row in files.table.rows] == ["trimodal", "P"]
+    assert [(c.a, c.b) for c in files.table.comparisons] == [("trimodal", "probe")]
+    assert files.notes[:2] == (
+        "Left out, since unfinished: v2/seed0.",
+        "Left out, since there is no run of it: never-begun.",
+    )
+
+
+def test_names_that_the_runs_do_not_have_are_refused(tmp_path: Path) -> None:
+    make_runs(tmp_path / "runs", {"probe": 0.4})
+    with pytest.raises(SettingsError, match="order 'trimodal'"):
+        report([tmp_path / "runs"], out=tmp_path, order=["trimodal"])
+    with pytest.raises(SettingsError, match=r"'absent' is to be shown, but no test question"):
+        report([tmp_path / "runs"], out=tmp_path, clips=[ShownClip(clip_id="absent")])
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
+    make_runs(tmp_path / "runs", {"probe": 0.4})
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(TalikError, match="the report cannot be written") as caught:
+        report([tmp_path / "runs"], out=tmp_path / "file")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("uri", ["https://example.org/a.mp4", "javascript:alert(1)", 'data:video/mp4;base64,AA"x', PNG])
+def test_only_data_uris_of_the_right_kind_are_shown(uri: str) -> None:
+    with pytest.raises(SettingsError, match="expected a base64 video data URI"):
+        ShownClip(clip_id="c", video=uri)
+
+
+def test_a_file_becomes_a_data_uri_if_it_is_small_and_known(tmp_path: Path) -> None:
+    path = tmp_path / "a.PNG"
+    path.write_bytes(b"12345")
+    assert data_uri(path) == "data:image/png;base64," + base64.b64encode(b"12345").decode()
+    with pytest.raises(MediaError, match="5 bytes; expected 1 to 4"):
+        data_uri(path, max_bytes=4)
+    with pytest.raises(MediaError, match=r"expected one of \.mp4"):
+        data_uri(tmp_path / "a.svg")
+    with pytest.raises(MediaError, match="cannot be read"):
+        data_uri(tmp_path / "b.png")
+
+
+def test_clips_are_picked_evenly_whatever_was_answered(tmp_path: Path) -> None:
+    make_runs(tmp_path / "runs", {"probe": 0.4, "trimodal": 0.9})
+    picked = {pick_clips(read_run(tmp_path / "runs" / "exp" / v / "seed0").predictions, 4) for v in ("v0", "v1")}
+    assert picked == {("c2", "c7", "c12", "c17")}
+    predictions = read_run(tmp_path / "runs" / "exp" / "v0" / "seed0").predictions
+    assert len(set(pick_clips(predictions, 99))) == 20
+    assert pick_clips(predictions, 0) == ()
