@@ -1,4 +1,4 @@
-"""Stage 2: the scan, adapters, the joint model, training, evaluation, sweeps, reports. Called, it trains one variant."""
+"""Stage 2: scan, adapters, joint model, training, evaluation, sweeps, reports. Called, it trains one variant."""
 
 from __future__ import annotations
 

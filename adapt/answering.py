@@ -75,7 +75,7 @@ def forward(model: JointModel, states: Any, num_segments: int, *, amp: str) -> T
     device = next(iter(states.values())).hidden.device.type
     enabled = amp == "bf16" or (amp == "auto" and device == "cuda")
     with torch.autocast(device, dtype=torch.bfloat16, enabled=enabled):
-        return model(states, num_segments)  # type: ignore[no-any-return]
+        return model(states, num_segments)
 
 
 def prediction_records(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:

@@ -73,7 +73,9 @@ def load_checkpoint(
         if torch.cuda.is_available() and "rng.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["rng.cuda"])
     except Exception as error:
-        raise RunError(f"{folder}: the checkpoint cannot be read ({error}); remove the run's folder and start again") from error
+        raise RunError(
+            f"{folder}: the checkpoint cannot be read ({error}); remove the run's folder and start again"
+        ) from error
     return _under(tensors, "best."), progress
 
 

@@ -58,7 +58,9 @@ def resolve_insertions(
 def _last(wanted: str, num_units: Mapping[str, int]) -> ResolvedInsertions:
     match = re.fullmatch(r"last (\d+)", wanted.strip())
     if match is None or int(match[1]) < 1:
-        raise SettingsError(f'insertion: found {wanted!r}, expected "last K" with K at least 1, or boundaries by modality')
+        raise SettingsError(
+            f'insertion: found {wanted!r}, expected "last K" with K at least 1, or boundaries by modality'
+        )
     count = int(match[1])
     notes = tuple(
         f"{m}: {wanted!r} reaches below the first of {n} units; clamped at boundary 0"

@@ -57,7 +57,7 @@ class JointModel(nn.Module):
     def forward(self, states: Mapping[str, State], num_segments: int) -> Tensor:
         """Logits (B, C) from states at or below `starts()`; B·T rows for visual and audio, B for text."""
         features = self.features(states, num_segments)
-        return self.head(features, text_mask(states))  # type: ignore[no-any-return]
+        return self.head(features, text_mask(states))
 
     def features(self, states: Mapping[str, State], num_segments: int) -> dict[str, Tensor]:
         """What the head reads: visual and audio (B, T, N, D), text (B, L, D)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -25,13 +26,19 @@ def parameter_line(model: JointModel) -> str:
 def parameter_groups(model: nn.Module, *, lr: float, head_lr: float, weight_decay: float) -> list[dict[str, Any]]:
     """AdamW's groups: adapter and head at their own rates, decay for matrices only.
 
-    Vectors (biases, norms, D), the scan's `A_log` and the learned latents are not decayed, as in Mamba's own training
-    code (https://github.com/state-spaces/mamba, `_no_weight_decay`).
+    Vectors (biases, norms) are not decayed, nor what a module names in `no_weight_decay()`: the scan's `A_log` and `D`,
+    as in Mamba's own training code (https://github.com/state-spaces/mamba, `_no_weight_decay`), learned latents.
     """
+    named = {f"{place}.{n}" for place, module in model.named_modules() for n in _not_decayed(module)}
     chosen: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            kept = parameter.ndim < 2 or name.rsplit(".", 1)[-1] in ("A_log", "latents")
+            kept = parameter.ndim < 2 or name in named
             key = (head_lr if name.startswith("head.") else lr, 0.0 if kept else weight_decay)
             chosen.setdefault(key, []).append(parameter)
     return [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in chosen.items()]
+
+
+def _not_decayed(module: nn.Module) -> Iterable[str]:
+    names = getattr(module, "no_weight_decay", None)
+    return names() if callable(names) else ()

@@ -1,13 +1,13 @@
 """One run's folder: its resolved settings, metrics, predictions, trained weights and checkpoint, each written whole.
 
-    runs/<experiment>/<variant>/seed<k>/
-        config.toml         every setting, resolved; written first
-        metrics.jsonl       a line an epoch, and a last line when training is done
-        adapter.safetensors the trained weights, adapter and head, of the best epoch
-        adapter.json        the encoders with their digests, insertion, answers: what loading them needs
-        predictions.jsonl   one line a test question
-        result.json         accuracy by question type; written last: its presence says that the run is done
-        checkpoint/         the state after the last epoch, while the run is not done
+runs/<experiment>/<variant>/seed<k>/
+    config.toml         every setting, resolved; written first
+    metrics.jsonl       a line an epoch, and a last line when training is done
+    adapter.safetensors the trained weights, adapter and head, of the best epoch
+    adapter.json        the encoders with their digests, insertion, answers: what loading them needs
+    predictions.jsonl   one line a test question
+    result.json         accuracy by question type; written last: its presence says that the run is done
+    checkpoint/         the state after the last epoch, while the run is not done
 """
 
 from __future__ import annotations

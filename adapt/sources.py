@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..cache.errors import MissingItemError, MissingMediaError, StoreMismatchError
 from ..cache.key import digest_file, digest_text
-from ..cache.store import Batch, BoundaryReader, FeatureStore
+from ..cache.reader import Batch, BoundaryReader, Verify
+from ..cache.store import FeatureStore
 from ..extract.encoders import Encoder
 from ..extract.items import source_of
 from ..extract.manifest.types import Manifest, Question
@@ -60,15 +61,13 @@ class CachedSource:
         starts: Mapping[str, int],
         sampling: Sampling,
         *,
-        verify: str = "first",
+        verify: Verify = "first",
         device: str = "cpu",
     ) -> None:
         self._manifest = manifest
         self._encoders = encoders
         self._device = device
-        self._readers = {
-            m: _reader(store, encoders[m], starts[m], sampling, verify=verify) for m in starts
-        }
+        self._readers = {m: _reader(store, encoders[m], starts[m], sampling, verify=verify) for m in starts}
         self._stored = {m: {i.source: i.key for i in r.items} for m, r in self._readers.items()}
         self._known = {m: set(keys.values()) for m, keys in self._stored.items()}
 
@@ -193,9 +192,7 @@ class LiveSource:
         return self._sampling.stack(modality, [o.media for o in outcomes if o.media is not None])
 
 
-def _reader(
-    store: FeatureStore, encoder: Encoder, start: int, sampling: Sampling, *, verify: str
-) -> BoundaryReader:
+def _reader(store: FeatureStore, encoder: Encoder, start: int, sampling: Sampling, *, verify: Verify) -> BoundaryReader:
     modality = encoder.modality
     stored = sorted({s.boundary for s in store.boundaries() if s.modality == modality and s.boundary <= start})
     mismatch: StoreMismatchError | None = None

@@ -1,4 +1,4 @@
-"""`sweep`: variants times seeds, one run folder each; what is done stays done, what fails is recorded, the rest goes on."""
+"""`sweep`: variants times seeds, one run folder each; what is done stays, what fails is recorded, the rest goes on."""
 
 from __future__ import annotations
 
@@ -46,14 +46,18 @@ def sweep(
     if not isinstance(experiment, Experiment):
         experiment = load_experiment(experiment)
     names = [v.name for v in experiment.variants] if variants is None else list(variants)
-    pairs = [(experiment.variant(n).name, s) for s in (experiment.sweep.seeds if seeds is None else seeds) for n in names]
+    pairs = [
+        (experiment.variant(n).name, s) for s in (experiment.sweep.seeds if seeds is None else seeds) for n in names
+    ]
     bench = Workbench(experiment, device=device)
     runs: list[RunResult] = []
     failures: list[tuple[str, str]] = []
     for name, seed in tqdm(pairs, desc="runs", unit="run", disable=not progress):
         try:
             runs.append(
-                adapt(experiment, variant=name, seed=seed, resume=True, device=device, progress=progress, workbench=bench)
+                adapt(
+                    experiment, variant=name, seed=seed, resume=True, device=device, progress=progress, workbench=bench
+                )
             )
         except TalikError as error:
             failures.append((f"{name}/seed{seed}", str(error)))

@@ -98,7 +98,7 @@ class AnswerHead(nn.Module):
             parts += [pooled] if question is None else [pooled, pooled * question]
         if question is not None:
             parts.append(question)
-        return self.classifier(torch.cat(parts, dim=-1))  # type: ignore[no-any-return]
+        return self.classifier(torch.cat(parts, dim=-1))
 
 
 def masked_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:

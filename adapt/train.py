@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..cache.errors import RunError
 from ..cache.settings import to_mapping
 from ..extract.manifest.types import Question
-from .checkpoint import load_checkpoint, save_checkpoint
 from .answering import Prediction, answer, forward, prediction_records, score_records
+from .checkpoint import load_checkpoint, save_checkpoint
 from .experiment import Experiment, TrainSettings, VariantSettings, load_experiment
 from .joint import JointModel
 from .params import count_parameters, parameter_groups
@@ -221,15 +221,17 @@ class _Training:
             self.best = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
         seconds = time.perf_counter() - started
         self.at.seconds += seconds
-        self.at.history.append({
-            "event": "epoch",
-            "epoch": self.at.epoch,
-            "step": self.at.step,
-            "train_loss": train_loss,
-            "val_loss": loss,
-            "val_accuracy": accuracy,
-            "seconds": seconds,
-        })
+        self.at.history.append(
+            {
+                "event": "epoch",
+                "epoch": self.at.epoch,
+                "step": self.at.step,
+                "train_loss": train_loss,
+                "val_loss": loss,
+                "val_accuracy": accuracy,
+                "seconds": seconds,
+            }
+        )
         bar.set_postfix_str(f"loss {train_loss:.3f}, val {100 * accuracy:.1f} %")
         self.folder.write_lines("metrics.jsonl", self.at.history)
         save_checkpoint(

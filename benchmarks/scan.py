@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -22,19 +23,20 @@ import sys
 import time
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 import torch
-from talik.adapt.scan.dispatch import selective_scan
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+
+from talik.adapt.scan.dispatch import selective_scan
 
 Size = tuple[int, int, int, int]
 Inputs = list[Tensor]
 Scan = Callable[..., Tensor]
-Actions = dict[str, Callable[[], object]]
+Actions = Mapping[str, Callable[[], object]]
 Timing = dict[str, float | list[float]]
 
 MAIN_SIZE: Size = (2, 200, 128, 16)
@@ -102,9 +104,8 @@ def find_others() -> tuple[dict[str, Scan], dict[str, str]]:
         except (ImportError, OSError) as error:
             missing["mambapy"] = str(error)
         try:
-            if (
-                importlib.util.find_spec("selective_scan_cuda") is None
-            ):  # its reference needs no kernel, its import does
+            # The reference needs no kernel, but importing it does.
+            if importlib.util.find_spec("selective_scan_cuda") is None:
                 sys.modules["selective_scan_cuda"] = types.ModuleType("selective_scan_cuda")
             interface = importlib.import_module("mamba_ssm.ops.selective_scan_interface")
             found["mamba_ssm reference"] = interface.selective_scan_ref
@@ -192,7 +193,7 @@ def measure_cuda(rounds: int) -> dict[str, object]:
     result: dict[str, object] = {"device": torch.cuda.get_device_name()}
     for size in (MAIN_SIZE, (32, 2000, 1024, 16), *ADAPTER_SIZES):
         inputs = make_inputs(size, "cuda")
-        actions: Actions = {"torch": partial(step, talik_scan("torch"), inputs)}
+        actions: dict[str, Callable[[], object]] = {"torch": partial(step, talik_scan("torch"), inputs)}
         if kernel is not None:
             actions["kernel"] = partial(step, kernel, inputs)
             actions["mamba_ssm"] = partial(step, talik_scan("mamba_ssm"), inputs)

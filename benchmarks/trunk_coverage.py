@@ -94,7 +94,7 @@ def measure(family: str, name: str, build: Callable[[], Any]) -> Row:
             warnings.simplefilter("ignore")
             model, forward, batches, *excluded = build()
             kind = type(model).__name__
-            trunk, proof = find_trunk(model, forward, batches, *excluded)
+            trunk, proof = find_trunk(model, forward, batches.__getitem__, *excluded)
         units = sorted({type(link.module).__name__ for link in trunk.links if link.is_unit})
         found: dict[str, Any] = {
             "num_units": trunk.num_units,

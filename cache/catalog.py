@@ -143,8 +143,16 @@ def load(store: Path, spec: BoundarySpec) -> Catalog | None:
 
 
 def new(store: Path, spec: BoundarySpec, grid: Grid) -> Catalog:
-    """Return the catalog of a boundary that is not there yet; nothing is written."""
+    """Return the catalog of a boundary that is not there yet; nothing is written.
+
+    Raises:
+        StoreFormatError: shards are there and the document that says what they are is gone.
+    """
     layout = Layout(store=store, spec=spec, grid=grid)
+    if any(layout.receipts.folder.glob("c.*")):
+        raise StoreFormatError(
+            f"{layout.folder}: has shards and no {METADATA_NAME}; restore that file, or remove the folder"
+        )
     offsets = np.zeros(1 if spec.ragged else 0, np.int64)
     return Catalog(layout=layout, records=Records.empty(), offsets=offsets, stored=False)
 

@@ -28,9 +28,9 @@ from .durable import disk_errors, free_bytes, sync_folder, temporary_beside
 from .errors import StoreError, StoreFormatError, StoreFullError
 from .key import canonical_json
 from .reader import BoundaryReader
+from .shard_writer import Shard
 from .spec import FORMAT_VERSION, STORE_KIND, BoundarySpec, Item
 from .store import FeatureStore
-from .writer import Shard
 
 Array = np.ndarray[Any, Any]
 _BATCH_BYTES = 32_000_000

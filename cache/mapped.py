@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
-import os
 from collections import OrderedDict
 from typing import Any
 
@@ -11,11 +9,12 @@ import google_crc32c
 import numpy as np
 
 from .errors import CorruptItemError
+from .filemap import FileMap
 from .layout import DataArray, Layout
 from .shard import parse_index, shard_where
 
 Array = np.ndarray[Any, Any]
-_MAX_MAPS = 4096  # Linux allows a process 65 530
+_MAX_MAPS = 16_384  # Linux allows a process 65 530
 _CACHED_BYTES = 1 << 18
 
 
@@ -36,13 +35,11 @@ class MappedShard:
         path = array.shard_path(shard)
         self._where = shard_where(where, array, shard)
         try:
-            with open(path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+            self._file = FileMap(path)
         except FileNotFoundError:
             raise CorruptItemError(f"{self._where}: {path.name} is missing; run `talik store repair`") from None
-        self.content = np.frombuffer(mapped, np.uint8)
-        offsets = parse_index(array, memoryview(mapped), self._where)
+        self.content = self._file.content
+        offsets = parse_index(array, self.content, self._where)
         self.begins: list[int] = offsets.tolist()
         self._array = array
         there = np.flatnonzero(offsets >= 0)
@@ -51,6 +48,16 @@ class MappedShard:
         self._base = int(steps[0]) if in_a_row and (steps == steps[0]).all() else None  # tokens lie one after the other
         self._first = int(there[0]) * array.chunk_bytes if in_a_row else 0
         self._end = int(there[-1] + 1) * array.chunk_bytes if in_a_row else 0
+
+    def announce_item(self, slot: int) -> None:
+        """Have the kernel begin to read one item of a dense array."""
+        if self.begins[slot] >= 0:
+            self._file.will_need(self.begins[slot], self._array.stored_chunk_bytes)
+
+    def announce_tokens(self, first: int, length: int) -> None:
+        """Have the kernel begin to read the tokens of one item of a ragged array."""
+        if self._base is not None and length:
+            self._file.will_need(self._base + first * self._array.unit_bytes, length * self._array.unit_bytes)
 
     def copy_item(self, slot: int, out: Array, *, check: bool) -> bool:
         """Copy one item of a dense array into `out` (its bytes,) uint8; False: not there, or fails its CRC32C."""
@@ -111,7 +118,7 @@ class ShardMaps:
         self._layout = layout
         self._limit = limit
         self._maps: OrderedDict[tuple[str, int], MappedShard] = OrderedDict()
-        self._crcs: dict[int, list[int]] = {}
+        self._crcs: dict[int, Array] = {}
 
     def get(self, array: DataArray, shard: int) -> MappedShard:
         """Return the map of a shard's file."""
@@ -125,10 +132,10 @@ class ShardMaps:
             self._maps.move_to_end(key)
         return found
 
-    def crc(self, shard: int) -> list[int]:
-        """Return the checksums of a ragged boundary's shard, one a row."""
+    def crc(self, shard: int) -> Array:
+        """Return the checksums of a ragged boundary's shard (rows_per_shard,) uint32."""
         if shard not in self._crcs:
-            self._crcs[shard] = self._layout.crc.read_chunk(shard).tolist()
+            self._crcs[shard] = self._layout.crc.read_chunk(shard)
         return self._crcs[shard]
 
     def clear(self) -> None:

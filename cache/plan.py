@@ -24,6 +24,8 @@ def plan(
 ) -> tuple[Catalog, int]:
     """Return the catalog with every one of `items` in it, and the number of `provenance` there; nothing is written.
 
+    A provenance is added only if a shard is missing that it can be of.
+
     Args:
         before: what is stored.
         items: all that is asked for; the same key twice is one row.
@@ -44,6 +46,8 @@ def plan(
     if fresh:
         after = allot(after, [items[i] for i in fresh], [lengths[i] for i in fresh] if lengths is not None else [])
     after = _learn_sources(after, items)
+    if not missing_shards(after, items):
+        return after, 0
     if provenance in after.provenance:
         return after, after.provenance.index(provenance)
     if after.provenance:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -74,6 +75,7 @@ class BoundaryReader:
         self._pool = BufferPool()
         self._checked = np.zeros(catalog.num_rows, bool)
         self._there = catalog.receipts[:, 0] != 0
+        self._beyond_memory = self.size_bytes > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
         self._guard = threading.Lock()
 
     @cached_property
@@ -103,6 +105,10 @@ class BoundaryReader:
         if not self._readable(rows).all():
             self._raise_missing(keys, rows)
         return rows
+
+    def allotted(self, keys: Iterable[str]) -> list[int]:
+        """Return the row of each key, -1 where it has none; a row that is allotted may have no data yet."""
+        return self._catalog.table.index.find(list(keys)).tolist()
 
     def lengths_of(self, keys: Sequence[str]) -> Array:
         """Return the tokens of each item of a ragged boundary (len(keys),) int64.
@@ -167,11 +173,13 @@ class BoundaryReader:
     def _read_dense(self, rows: Array) -> Batch:
         layout = self._catalog.layout
         places = [divmod(row, layout.grid.rows_per_shard) for row in rows.tolist()]
-        unchecked = self._unchecked(rows)
+        unchecked, cold = self._unchecked(rows), self._cold(rows)
         out: list[Array] = []
         for array in layout.data:
             values = self._pool.take((len(rows), *array.unit_shape), array.numpy_dtype)
             flat = values.view(np.uint8).reshape(len(rows), array.unit_bytes)
+            for i in cold:
+                self._maps.get(array, places[i][0]).announce_item(places[i][1])
             for i, (shard, slot) in enumerate(places):
                 if not self._maps.get(array, shard).copy_item(slot, flat[i], check=unchecked[i]):
                     raise self._corrupt(int(rows[i]), array.name)
@@ -186,14 +194,17 @@ class BoundaryReader:
         shards = rows // layout.grid.rows_per_shard
         firsts = (self._catalog.offsets[rows] - shards * layout.grid.tokens_per_shard).tolist()
         longest = int(lengths.max(initial=0))
-        unchecked = self._unchecked(rows)
+        unchecked, cold = self._unchecked(rows), self._cold(rows)
         crcs = [0] * len(rows)
         out: list[Array] = []
         for array in layout.data:
             values = self._pool.take((len(rows), longest, *array.unit_shape), array.numpy_dtype)
             flat = values.view(np.uint8).reshape(len(rows), longest * array.unit_bytes)
             size = array.unit_bytes
-            for i, (shard, first, length) in enumerate(zip(shards.tolist(), firsts, lengths.tolist(), strict=True)):
+            places = list(zip(shards.tolist(), firsts, lengths.tolist(), strict=True))
+            for i in cold:
+                self._maps.get(array, places[i][0]).announce_tokens(*places[i][1:])
+            for i, (shard, first, length) in enumerate(places):
                 end = length * size
                 line = flat[i]
                 line[end:] = 0
@@ -213,6 +224,10 @@ class BoundaryReader:
         if self._verify == "first":
             return (~self._checked[rows]).tolist()
         return [self._verify == "always"] * len(rows)
+
+    def _cold(self, rows: Array) -> list[int]:
+        """Return which of `rows` may have to come from the disk: one page fault after another is half its speed."""
+        return list(range(len(rows))) if self._beyond_memory else np.flatnonzero(~self._checked[rows]).tolist()
 
     def _readable(self, rows: Array) -> Array:
         if not len(self._there):

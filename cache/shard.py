@@ -36,12 +36,12 @@ def encode_index(array: DataArray, slots: Array) -> bytes:
     return index.tobytes() + google_crc32c.value(index).to_bytes(4, "little")
 
 
-def parse_index(array: DataArray, content: Any, where: str) -> Array:
+def parse_index(array: DataArray, content: Array, where: str) -> Array:
     """Return where each inner chunk of a shard begins (chunks_per_shard,) int64, -1 where it is not there.
 
     Args:
         array: which the shard is of.
-        content: the file's bytes, as a buffer.
+        content: the file's bytes (bytes,) uint8.
         where: names store, boundary and shard, for messages.
 
     Raises:
@@ -50,7 +50,7 @@ def parse_index(array: DataArray, content: Any, where: str) -> Array:
     data_end = len(content) - array.index_bytes
     if data_end < 0:
         raise CorruptItemError(f"{where}: {len(content)} bytes, too short for its index; run `talik store repair`")
-    raw = bytes(content[data_end:])
+    raw = content[data_end:].tobytes()
     if google_crc32c.value(raw[:-4]) != int.from_bytes(raw[-4:], "little"):
         raise CorruptItemError(f"{where}: its index fails its CRC32C; run `talik store repair`")
     index = np.frombuffer(raw, "<u8", 2 * array.chunks_per_shard).reshape(-1, 2)

@@ -13,8 +13,9 @@ from .errors import SettingsError, StoreFormatError, StoreMismatchError, unknown
 from .lock import LOCK_NAME
 from .metadata import METADATA_NAME, group_document, read_document, write_document
 from .reader import Batch, BoundaryReader, Verify
+from .shard_writer import Shard
 from .spec import FORMAT_VERSION, STORE_KIND, ArraySpec, BoundarySpec, Item
-from .writer import BoundaryWriter, Shard
+from .writer import BoundaryWriter
 
 __all__ = ["ArraySpec", "Batch", "BoundaryReader", "BoundarySpec", "BoundaryWriter", "FeatureStore", "Item", "Shard"]
 

@@ -1,4 +1,4 @@
-"""Writes the missing shards of one boundary, each whole, so that any kill costs one shard at most.
+"""Says which shards of a boundary are missing, and writes them one by one under the store's lock.
 
 with store.writer(spec, items) as writer:
     for shard in writer.missing():
@@ -8,43 +8,24 @@ with store.writer(spec, items) as writer:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import google_crc32c
 import numpy as np
 
 from . import catalog as catalog_
 from . import durable, lock
 from .catalog import Catalog
 from .errors import SettingsError, StoreFullError, StoreMismatchError
-from .layout import Grid
-from .numerics import to_input, to_storage
+from .layout import RECEIPT_FIELDS, Grid
 from .plan import check_lengths, missing_shards, plan
-from .shard import ShardFile, file_bytes
+from .shard import file_bytes
+from .shard_writer import Shard, ShardWriter
 from .spec import BoundarySpec, Item
 
 Array = np.ndarray[Any, Any]
 _SPARE_BYTES = 1_000_000  # for the small arrays and metadata
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shard:
-    """A unit of work: the items of one shard in the order of their rows.
-
-    Args:
-        index: the shard's number.
-        rows: of the items.
-        items: what is to be computed.
-        lengths: tokens of each item, for a ragged boundary; () for a dense one.
-    """
-
-    index: int
-    rows: tuple[int, ...]
-    items: tuple[Item, ...]
-    lengths: tuple[int, ...] = ()
 
 
 class BoundaryWriter:
@@ -83,7 +64,7 @@ class BoundaryWriter:
         try:
             grid = Grid.choose(
                 spec,
-                num_items=len({item.key for item in items}),
+                num_items=len(self._items),
                 longest=max(lengths or (), default=1),
                 max_seconds_per_item=max_seconds_per_item,
             )
@@ -91,7 +72,7 @@ class BoundaryWriter:
             after, self._provenance = plan(before, items, lengths, provenance or {})
             self._refuse_if_full(after)
             self._clean(after)
-            self._catalog = catalog_.commit(before, after) if after is not before else before
+            self._catalog = before if after is before and before.stored else catalog_.commit(before, after)
             rows = self._catalog.table.index.find([item.key for item in self._items])
             self._item_of_row = dict(zip(rows.tolist(), self._items, strict=True))
         except BaseException:
@@ -126,7 +107,9 @@ class BoundaryWriter:
 
     def missing(self) -> list[Shard]:
         """Return the shards that are still to be computed for the items asked for; [] when there are none."""
-        return [self._shard(int(index)) for index in missing_shards(self._catalog, self._items)]
+        for index in missing_shards(self._catalog, self._items):  # other processes may have written some
+            self._catalog.receipts[index] = catalog_.read_receipt(self._catalog.layout, index)
+        return [self._shard(index) for index in missing_shards(self._catalog, self._items)]
 
     def write(self, shard: Shard, states: Iterable[tuple[Array, Mapping[str, Array]]]) -> None:
         """Compute and store one shard; it is there wholly or not at all.
@@ -143,83 +126,30 @@ class BoundaryWriter:
         """
         if not self._lock_name:
             raise SettingsError("this writer is closed; make another with FeatureStore.writer")
+        if shard != self._shard(shard.index):
+            raise StoreMismatchError(
+                f"{self._catalog.layout.where}: shard {shard.index} is not one of this writer's; take it from missing()"
+            )
         self._refuse_if_full(self._catalog, only=shard.index)
-        layout = self._catalog.layout
-        files: list[ShardFile] = []
-        try:
-            for array in layout.data:
-                files.append(ShardFile(array, shard.index))
-            checksums = self._stream(shard, states, files)
-            for file in files:
-                file.close()
-            for file in files:
-                file.publish()
-        except BaseException:
-            for file in files:
-                file.discard()
-            raise
-        for array in layout.data:
-            durable.sync_folder(array.folder)
-        if layout.spec.ragged:
-            layout.crc.write_chunk(shard.index, checksums)
-        sizes = [file.size_bytes for file in files]
-        receipt = np.array([[1, len(shard.items), self._provenance, *sizes]], np.uint64)
-        layout.receipts.write_chunk(shard.index, receipt)
-        self._catalog.receipts[shard.index] = receipt[0]
-        self.bytes_written += sum(sizes)
+        receipt = self.shard_writer.write(shard, states)
+        self._catalog.receipts[shard.index] = receipt
+        self.bytes_written += int(receipt[RECEIPT_FIELDS:].sum())
 
-    def _stream(
-        self, shard: Shard, states: Iterable[tuple[Array, Mapping[str, Array]]], files: Sequence[ShardFile]
-    ) -> Array:
-        layout, spec = self._catalog.layout, self.spec
-        checksums = np.zeros(layout.grid.rows_per_shard, np.uint32)
-        given = iter(states)
-        for number, (row, item) in enumerate(zip(shard.rows, shard.items, strict=True)):
-            state = next(given, None)
-            if state is None:
-                raise StoreMismatchError(
-                    f"{layout.where}: shard {shard.index} got {number} states, expected {len(shard.items)}: one an item"
-                )
-            length = shard.lengths[number] if spec.ragged else None
-            arrays = self._converted(item, state[0], state[1], length)
-            slot = row - shard.index * layout.grid.rows_per_shard
-            if spec.ragged:
-                first = int(self._catalog.offsets[row]) - shard.index * layout.grid.tokens_per_shard
-                crc = 0
-                for file, values in zip(files, arrays, strict=True):
-                    file.add_tokens(first, values)
-                    crc = google_crc32c.extend(crc, values) if values.size else crc
-                checksums[slot] = crc
-            else:
-                for file, values in zip(files, arrays, strict=True):
-                    file.add_item(slot, values)
-        if next(given, None) is not None:
-            raise StoreMismatchError(f"{layout.where}: shard {shard.index} got more states than its {number + 1} items")
-        return checksums
-
-    def _converted(self, item: Item, hidden: Array, inputs: Mapping[str, Array], length: int | None) -> list[Array]:
-        spec = self.spec
-        where = f"{spec.modality} boundary {spec.boundary}: item {item.source!r}"
-        lead = () if length is None else (length,)
-        if hidden.shape != lead + spec.shape:
-            raise StoreMismatchError(f"{where}: a state of shape {hidden.shape}, expected {lead + spec.shape}")
-        if set(inputs) != set(spec.inputs):
-            raise StoreMismatchError(f"{where}: inputs {sorted(inputs)}, expected {sorted(spec.inputs)}")
-        arrays = [to_storage(hidden, spec, item.source)]
-        for name, array in spec.inputs.items():
-            values = inputs[name]
-            if values.shape != lead + array.shape:
-                raise StoreMismatchError(
-                    f"{where}: input {name!r} of shape {values.shape}, expected {lead + array.shape}"
-                )
-            arrays.append(to_input(values, array, f"{where}: input {name!r}"))
-        return arrays
+    @property
+    def shard_writer(self) -> ShardWriter:
+        """What another process needs to write some of the missing shards, while this writer is open; it pickles."""
+        return ShardWriter(layout=self._catalog.layout, provenance=self._provenance)
 
     def _shard(self, index: int) -> Shard:
         rows = self._catalog.rows_of_shard(index)
-        lengths = tuple(self._catalog.lengths(rows).tolist()) if self.spec.ragged else ()
-        items = tuple(self._item_of_row[row] for row in rows.tolist())
-        return Shard(index=index, rows=tuple(rows.tolist()), items=items, lengths=lengths)
+        items = tuple(self._item_of_row.get(row) or self._catalog.table.item(row) for row in rows.tolist())
+        if not self.spec.ragged:
+            return Shard(index=index, rows=tuple(rows.tolist()), items=items)
+        starts = self._catalog.offsets[rows] - index * self._catalog.layout.grid.tokens_per_shard
+        lengths = tuple(self._catalog.lengths(rows).tolist())
+        return Shard(
+            index=index, rows=tuple(rows.tolist()), items=items, lengths=lengths, starts=tuple(starts.tolist())
+        )
 
     def _shard_bytes(self, catalog: Catalog, shard: int) -> int:
         rows = catalog.rows_of_shard(shard)

@@ -99,8 +99,8 @@ def find_chains(
 ) -> list[Chain]:
     """Return the chains that may be the trunk, the best first: at least 80 % of the backbone, then the most units.
 
-    Chains of blocks come before chains of bare layers (convolutions, activations) in a Sequential, and chains with
-    less than 80 % come last.
+    Chains of the children of lists come first, then those that also take siblings of one class kept as attributes,
+    then those of bare layers (convolutions, activations) in a Sequential; chains with less than 80 % come last.
 
     Args:
         model: the encoder.
@@ -111,22 +111,20 @@ def find_chains(
     Raises:
         TrunkError: no chain holds enough; the message names the widest one and where it lies.
     """
-    lists = (m for m in model.modules() if isinstance(m, nn.ModuleList | nn.Sequential))
     barred = frozenset(id(m) for e in excluded for m in e.modules())
-    members = frozenset(id(child) for parent in lists for child in parent.children()) - barred
+    listed = _children(model, nn.ModuleList | nn.Sequential) - barred
+    alike = _alike(model) - barred
     total = {id(p): p.numel() for p in backbone}
-    ranked: list[tuple[tuple[bool, bool, int, float], list[Call], Grain]] = []
+    ranked: list[tuple[tuple[bool, int, int, float], list[Call], Grain]] = []
     widest: tuple[float, list[Call]] = (0.0, [])
-    for with_leaves in (False, True):
-        grain = Grain(members, with_leaves)
+    for preference, grain in enumerate((Grain(listed, True), Grain(listed | alike, False), Grain(listed, False))):
         for host in root.walk():
             for opening in (True, False):
                 calls = _trim(_longest(host.children, grain, opening=opening), grain)
                 share = _share(calls, total)
                 widest = max(widest, (share, calls), key=lambda pair: pair[0])
                 if share >= MIN_SHARES[-1] and grain.count(calls) >= 2:
-                    rank = (share >= MIN_SHARES[0], not with_leaves, grain.count(calls), share)
-                    ranked.append((rank, calls, grain))
+                    ranked.append(((share >= MIN_SHARES[0], preference, grain.count(calls), share), calls, grain))
     ranked.sort(key=lambda entry: entry[0], reverse=True)
     found: dict[tuple[str, ...], Chain] = {}
     for rank, calls, grain in ranked:
@@ -140,6 +138,19 @@ def find_chains(
             f"of its parameters; the widest found holds {widest[0]:.0%} ({where})"
         )
     return list(found.values())
+
+
+def _children(model: nn.Module, kinds: Any) -> frozenset[int]:
+    return frozenset(id(child) for m in model.modules() if isinstance(m, kinds) for child in m.children())
+
+
+def _alike(model: nn.Module) -> frozenset[int]:
+    """Return the modules that have a sibling of their own class (stages or blocks kept as attributes, not in a list)."""
+    found: set[int] = set()
+    for parent in model.modules():
+        kinds = Counter(type(child) for child in parent.children())
+        found.update(id(child) for child in parent.children() if kinds[type(child)] > 1)
+    return frozenset(found)
 
 
 def _follows(earlier: Call, later: Call) -> bool:

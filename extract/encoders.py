@@ -24,6 +24,7 @@ from .open_timm import open_timm
 from .opening import MODALITIES, Opened, Request
 from .preprocess import Fit
 from .proof import find_trunk
+from .proof_cache import proven_trunk
 from .state import State
 from .weights import packaged_folder
 
@@ -121,24 +122,34 @@ class Encoder:
         self._config = opened.config
         self._notes = opened.notes
         self._forward = opened.forward
-        batches = [self._place(self.preprocess(self._raw_probe(seed))) for seed in range(4)]
-        self._trunk, self.proof = find_trunk(self.model, self._forward, batches, opened.excluded)
+        probe = self._batch(0)
+        backbone = opened.backbone(probe)
+        if opened.is_random:
+            found = find_trunk(self.model, self._forward, self._batch, opened.excluded, backbone)
+        else:
+            found = proven_trunk(self.model, self._forward, self._batch, opened.excluded, backbone, opened.config)
+        self._trunk, self.proof = found
         self.units = self._trunk.units()
         self.num_units = self._trunk.num_units
         self._layouts = find_layouts(self._trunk)
-        self._weights = PrefixWeights(self._trunk, lambda: self._forward(batches[0]))
+        self._weights = PrefixWeights(self._trunk, lambda: self._forward(probe))
+
+    def _batch(self, seed: int) -> dict[str, Tensor]:
+        """Return inputs made from random raw items, for the probe (0) and the proof."""
+        return self._place(self.preprocess(self._raw_probe(seed)))
 
     def _raw_probe(self, seed: int) -> Any:
-        """Return a batch of two raw items: noise for frames and sound, texts of different lengths."""
+        """Return a batch of two raw items (three for seed 2): noise for frames and sound, texts of unequal lengths."""
+        num = 2 + (seed == 2)
         random = np.random.default_rng(seed)
         if self.modality == "visual":
             height, width = self.image_size or (224, 224)
-            return random.integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+            return random.integers(0, 256, (num, height, width, 3), dtype=np.uint8)
         if self.modality == "audio":
             samples = round((self.window_seconds or 1.0) * (self.sample_rate_hz or 16000))
-            return (0.1 * random.standard_normal((2, samples))).astype(np.float32)
+            return (0.1 * random.standard_normal((num, samples))).astype(np.float32)
         words = ["which", "sound", "comes", "first", "from", "the", "left", "of", "stage"]
-        return [" ".join(random.permutation(words)[: 4 + seed]), " ".join(random.permutation(words)[: 7 + seed])]
+        return [" ".join(random.permutation(words)[: 3 + seed + 2 * item]) for item in range(num)]
 
     def _place(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         placed = {}

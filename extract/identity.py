@@ -31,6 +31,14 @@ class _Uses(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def used_parameters(model: nn.Module, forward: Callable[[], Any]) -> list[nn.Parameter]:
+    """Return the parameters of `model` that `forward` uses."""
+    uses = _Uses({id(p) for p in model.parameters()})
+    with torch.inference_mode(False), torch.no_grad(), uses:
+        forward()
+    return [p for p in model.parameters() if id(p) in uses.first]
+
+
 class PrefixWeights:
     """The weights of every prefix of a trunk, and their digests (each weight is hashed once)."""
 
@@ -65,9 +73,15 @@ def named_weights(model: nn.Module) -> dict[str, Tensor]:
 def weight_digest(tensor: Tensor) -> str:
     """Return the SHA-256 of a tensor's type, shape and bits."""
     plain = tensor.detach().cpu().contiguous()
-    header = f"{plain.dtype} {list(plain.shape)}\n".encode()
-    content = plain.reshape(-1).view(torch.uint8).numpy() if plain.numel() else b""
-    return hashlib.sha256(header + bytes(content)).hexdigest()
+    found = hashlib.sha256(f"{plain.dtype} {list(plain.shape)}\n".encode())
+    if plain.numel():
+        found.update(plain.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def weight_digests(model: nn.Module) -> dict[str, str]:
+    """Return the digest of every weight by name."""
+    return {name: weight_digest(tensor) for name, tensor in named_weights(model).items()}
 
 
 def _first_uses(trunk: Trunk, forward: Callable[[], Any], known: set[int]) -> dict[int, int]:

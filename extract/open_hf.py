@@ -44,7 +44,14 @@ def open_hf(request: Request, *, model_class: str | None = None) -> Opened:
         model = _part(model, part, name) if part else model
         preprocess, opened = _preprocess(model, name, request)
     forward = caller(model, opened["image_size"])
-    return Opened(model=model, forward=forward, preprocess=preprocess, config=relevant_config(model.config), **opened)
+    return Opened(
+        model=model,
+        forward=forward,
+        preprocess=preprocess,
+        config=relevant_config(model.config),
+        is_random=request.weights == "random",
+        **opened,
+    )
 
 
 def _load(name: str, request: Request, model_class: str | None) -> Any:

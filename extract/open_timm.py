@@ -6,9 +6,10 @@ import inspect
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..cache.errors import EncoderError, SettingsError
+from .identity import used_parameters
 from .opening import Opened, Request
 from .preprocess import ImagePreprocess
 
@@ -55,6 +56,8 @@ def open_timm(request: Request) -> Opened:
         preprocess=preprocess,
         config={"architecture": name, "image_size": [height, width]},
         excluded=classifier_of(model),
+        is_random=request.weights == "random",
+        backbone=lambda inputs: backbone_of(model, inputs["pixel_values"]),
         image_size=(height, width),
     )
 
@@ -64,6 +67,13 @@ def classifier_of(model: nn.Module) -> tuple[nn.Module, ...]:
     get = getattr(model, "get_classifier", None)
     found = get() if get is not None else ()
     return tuple(m for m in (found if isinstance(found, tuple | list) else (found,)) if isinstance(m, nn.Module))
+
+
+def backbone_of(model: Any, pixels: Tensor) -> list[nn.Parameter] | None:
+    """Return what timm calls the features: the parameters that `forward_features` uses; the head's are left out."""
+    if not hasattr(model, "forward_features"):
+        return None
+    return used_parameters(model, lambda: model.forward_features(pixels))
 
 
 def _create(timm: Any, name: str, options: dict[str, Any], size: int | tuple[int, int] | None) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,10 @@ class Opened:
         preprocess: raw items to inputs.
         config: what of the configuration a prefix's result may depend on (JSON).
         excluded: a classifier, in which no unit may lie.
+        backbone: from inputs, the parameters that the units' share is taken of; None for the usual ones.
         sample_rate_hz, window_seconds: of audio encoders.
         image_size: height and width in pixels, of visual encoders.
+        is_random: the weights were drawn, not read.
         notes: what was changed on the model (a shortened position table), for the provenance.
     """
 
@@ -35,9 +37,11 @@ class Opened:
     preprocess: Preprocess
     config: dict[str, Any]
     excluded: tuple[nn.Module, ...] = ()
+    backbone: Callable[[dict[str, Tensor]], Sequence[nn.Parameter] | None] = lambda inputs: None
     sample_rate_hz: int | None = None
     window_seconds: float | None = None
     image_size: tuple[int, int] | None = None
+    is_random: bool = False
     notes: list[str] = field(default_factory=list)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from ..cache.errors import TrunkError
 from .chain import Link
 from .recording import Taken
 from .template import Template, make_template
-from .tree import at, put
+from .tree import at, map_tensors, put
 
 Inputs = dict[str, Tensor]
 Answer = Callable[[int, Taken], Any]
@@ -26,6 +27,29 @@ Answer = Callable[[int, Taken], Any]
 
 class _Stop(BaseException):
     """Ends a pass early; not an Exception, so that no model code swallows it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ahead:
+    """A call before the units whose result depends on blank inputs only, so that a pass with blanks may skip it.
+
+    Attributes:
+        output: what it returned for a batch of `batch_size`.
+    """
+
+    module: nn.Module
+    ordinal: int
+    output: Any
+    batch_size: int
+
+    def returned(self, batch_size: int) -> Any:
+        """Return such an output for another batch, blank."""
+
+        def blank(tensor: Tensor) -> Tensor:
+            batched = tensor.ndim > 0 and tensor.shape[0] == self.batch_size
+            return tensor.new_zeros((batch_size, *tensor.shape[1:]) if batched else tensor.shape)
+
+        return map_tensors(self.output, blank)
 
 
 class Passes:
@@ -50,18 +74,25 @@ class Passes:
         self._templates: dict[Any, list[Template]] = {}
         self._learns = False
         self.stop_at = len(self.links)
+        self.ahead: tuple[Ahead, ...] = ()
 
     @contextmanager
-    def answered(self, answer: Answer) -> Iterator[None]:
-        """Let `answer(link index, (args, kwargs))` return what each call of a link returns, while this is open."""
+    def answered(self, answer: Answer, *, ahead: int = 0) -> Iterator[None]:
+        """Let `answer(link index, (args, kwargs))` return what each call of a link returns, while this is open.
+
+        With `ahead`, a batch size, the modules before the units return blanks for such a batch.
+        """
         modules = {id(link.module): link.module for link in self.links}
+        skipped = {id(a.module): a.module for a in self.ahead} if ahead else {}
         with self._lock:
             try:
                 for module in modules.values():
                     self._replace(module, answer)
+                for module in skipped.values():
+                    self._skip(module, ahead)
                 yield
             finally:
-                for module in modules.values():
+                for module in [*skipped.values(), *modules.values()]:
                     original = self._originals.pop(id(module))
                     del module.__dict__["forward"]
                     if getattr(original, "__func__", None) is not type(module).forward:  # an instance's own forward
@@ -77,6 +108,19 @@ class Passes:
             index = indices.get(count)
             count += 1
             return original(*args, **kwargs) if index is None else answer(index, (args, kwargs))
+
+        module.__dict__["forward"] = forward
+
+    def _skip(self, module: nn.Module, batch_size: int) -> None:
+        original = self._originals[id(module)] = module.forward
+        blanks = {a.ordinal: a for a in self.ahead if a.module is module}
+        count = 0
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            blank = blanks.get(count)
+            count += 1
+            return original(*args, **kwargs) if blank is None else blank.returned(batch_size)
 
         module.__dict__["forward"] = forward
 
@@ -114,12 +158,15 @@ class Passes:
             self.learn(signature, calls)
         return self._templates[signature]
 
-    def collect(self, inputs: Inputs, *, blank: float | None = None) -> tuple[Tensor, tuple[Taken, ...]]:
+    def collect(
+        self, inputs: Inputs, *, blank: float | None = None, ahead: int = 0
+    ) -> tuple[Tensor, tuple[Taken, ...]]:
         """Run to the last unit without the units; return what the first takes, and every link's other arguments.
 
         Args:
             inputs: the encoder's inputs.
             blank: a value for what the skipped units return; None hands on what they took.
+            ahead: the batch size, to skip what lies before the units too; 0 runs it.
 
         Raises:
             TrunkError: the hidden tensor does not pass from unit to unit as in the probe.
@@ -140,7 +187,7 @@ class Passes:
             handed.append(leaving)
             return templates[index].fill(leaving, taken, self._beside(index, taken))
 
-        with torch.inference_mode(False), torch.no_grad(), self.answered(answer):
+        with torch.inference_mode(False), torch.no_grad(), self.answered(answer, ahead=ahead):
             try:
                 self.forward(inputs)
             except _Stop:
@@ -163,7 +210,7 @@ class Passes:
         entering = at(taken, min(slots, key=str))
         return self.real(index, put(taken, slots, torch.zeros_like(entering)))
 
-    def end_with(self, inputs: Inputs, final: Tensor, *, blank: float | None = None) -> Any:
+    def end_with(self, inputs: Inputs, final: Tensor, *, blank: float | None = None, ahead: int = 0) -> Any:
         """Run the model without its units, the last of them returning `final`; return the model's output."""
         templates = self.templates(inputs)
 
@@ -174,7 +221,7 @@ class Passes:
             leaving = templates[index].stand_in(entering, blank=blank)
             return templates[index].fill(leaving, taken, self._beside(index, taken))
 
-        with self.answered(answer):
+        with self.answered(answer, ahead=ahead):
             return self.forward(inputs)
 
 

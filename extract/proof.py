@@ -45,25 +45,29 @@ class Proof:
 def find_trunk(
     model: nn.Module,
     forward: Callable[[Inputs], Any],
-    batches: Sequence[Inputs],
+    batch: Callable[[int], Inputs],
     excluded: Sequence[nn.Module] = (),
+    backbone: Sequence[nn.Parameter] | None = None,
 ) -> tuple[Trunk, Proof]:
     """Find the trunk of a model and prove it; of several chains, the best one that passes.
 
     Args:
         model: frozen, in eval mode.
         forward: runs it on a dict of inputs.
-        batches: four batches of different content (the probe, and the proof's three).
+        batch: makes one of four batches of different content (0 is the probe, 1 to 3 are the proof's).
         excluded: modules in which no unit may lie (a classifier).
+        backbone: the parameters that the units' share is taken of; None for all but classifier and embedding tables.
 
     Raises:
         TrunkError: no chain, or none that passes; the message is that of the best one.
     """
-    probe, *fresh = batches
+    probe = batch(0)
     root, _ = record(model, lambda: forward(probe))
-    chains = find_chains(model, root, backbone_parameters(model, excluded), excluded)
+    whole = backbone_parameters(model, excluded) if backbone is None else backbone
+    chains = find_chains(model, root, whole, excluded)
     small = [name for name, t in probe.items() if not t.is_floating_point()]
     refusals: list[str] = []
+    fresh = [batch(seed) for seed in (1, 2, 3)]
     for chain in chains[:_MAX_ATTEMPTS]:
         for names, everything in _variants(chain, small, list(probe)):
             trunk = Trunk(model, forward, probe, chain, context_names=names, rebuild_all=everything)
@@ -71,6 +75,8 @@ def find_trunk(
                 return trunk, prove(trunk, fresh)
             except TrunkError as error:
                 refusals.append(str(error))
+            except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError) as error:
+                refusals.append(f"the pass without units fails: {type(error).__name__}: {' '.join(str(error).split())[:160]}")
     raise TrunkError(f"{type(model).__name__}: {refusals[0]}")
 
 
@@ -92,6 +98,7 @@ def prove(trunk: Trunk, batches: Sequence[Inputs]) -> Proof:
     with torch.inference_mode(False), torch.no_grad():
         aside = _prove_noisy(trunk, noisy, other)
         trunk.aside = frozenset(aside)
+        trunk.skip_ahead({name: plain[name] for name in trunk.context_names}, next(iter(plain.values())).device)
         whole = trunk.forward(plain)
         hidden, context = trunk.embed(plain)
         states = [hidden]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..cache.errors import TrunkError
-from .tree import tensors
+from .tree import map_leaves, tensors
 
 Taken = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -73,16 +73,18 @@ def record(model: nn.Module, forward: Callable[[], Any]) -> tuple[Call, Any]:
         original = module.forward
 
         def watched(*args: Any, **kwargs: Any) -> Any:
-            call = _begin(module, names[id(module)], counts, (args, kwargs), stack[-1] if stack else None)
+            parent = stack[-1] if stack else None
+            call = _begin(module, names[id(module)], counts, _snapshot((args, kwargs)), parent)
             (stack[-1].children if stack else roots).append(call)
             stack.append(call)
             try:
-                call.returned = original(*args, **kwargs)
+                output = original(*args, **kwargs)
             finally:
                 stack.pop()
+            call.returned = _snapshot(output)
             call.returned_versions = {id(t): t._version for _, t in tensors(call.returned)}
             call.mutated = {id(t) for _, t in tensors(call.taken) if t._version != call.taken_versions[id(t)]}
-            return call.returned
+            return output
 
         module.__dict__["forward"] = watched
 
@@ -101,6 +103,11 @@ def record(model: nn.Module, forward: Callable[[], Any]) -> tuple[Call, Any]:
     if len(roots) != 1:
         raise TrunkError(f"{type(model).__name__}: its forward called {len(roots)} modules at the top, expected 1")
     return roots[0], output
+
+
+def _snapshot(tree: Any) -> Any:
+    """Copy the containers, which a model may change later, and keep the leaves."""
+    return map_leaves(tree, lambda _, leaf: leaf)
 
 
 def _begin(module: nn.Module, name: str, counts: dict[int, int], taken: Taken, parent: Call | None) -> Call:

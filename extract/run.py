@@ -155,9 +155,11 @@ def _extract_clips(
                 dtype=settings.store.dtype,
                 shape=shapes.of(modality, cut),
             )
-            writers.append(stack.enter_context(
-                store.writer(spec, items, provenance=encoder.provenance(), max_seconds_per_item=shapes.seconds)
-            ))
+            writers.append(
+                stack.enter_context(
+                    store.writer(spec, items, provenance=encoder.provenance(), max_seconds_per_item=shapes.seconds)
+                )
+            )
     units = _units(writers)
     for modality, encoder in encoders.items():
         encoder.drop_above(max(encoder.boundary(k) for k in chosen[modality].cuts))
@@ -327,13 +329,20 @@ def _extract_texts(
     items = [Item(key=digest_text(text), source=text, size_bytes=len(text.encode())) for text in texts]
     writers = [
         stack.enter_context(
-            store.writer(_text_spec(encoder, k, dtype=settings.store.dtype), items, lengths=lengths,
-                         provenance=encoder.provenance(), max_seconds_per_item=0.05)
+            store.writer(
+                _text_spec(encoder, k, dtype=settings.store.dtype),
+                items,
+                lengths=lengths,
+                provenance=encoder.provenance(),
+                max_seconds_per_item=0.05,
+            )
         )
         for k in sorted({encoder.boundary(k) for k in chosen.cuts})
     ]
     units = _units(writers)
-    with tqdm(total=sum(len(u.items) for u in units), unit="text", desc="texts", disable=not progress or not units) as bar:
+    with tqdm(
+        total=sum(len(u.items) for u in units), unit="text", desc="texts", disable=not progress or not units
+    ) as bar:
         for unit in units:
             _run_text_unit(unit, encoder, done, bar)
 

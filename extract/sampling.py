@@ -1,4 +1,4 @@
-"""How a clip is sampled: T segments, at each centre one frame and one window of sound; identity and stacking of them."""
+"""How a clip is sampled: T segments, at each centre one frame and one window of sound."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ class Sampling:
         """One black, silent clip as an encoder's raw input: what shapes are found with."""
         if encoder.modality == "visual":
             return np.zeros((self.num_segments, 64, 64, 3), dtype=np.uint8)
-        assert self.window_seconds is not None and encoder.sample_rate_hz is not None
+        assert self.window_seconds is not None
+        assert encoder.sample_rate_hz is not None
         return np.zeros((self.num_segments, round(self.window_seconds * encoder.sample_rate_hz)), dtype=np.float32)
 
     def stack(self, modality: str, clips: Sequence[ClipMedia]) -> np.ndarray | list[np.ndarray]:

@@ -51,7 +51,7 @@ class EncoderSettings:
         """The boundaries to cache, as written (negative ones not yet resolved)."""
         if self.cut == "auto":
             raise SettingsError('cut = "auto" needs a plan; name the boundaries to cache, for instance cut = [-1]')
-        return (self.cut,) if isinstance(self.cut, int) else tuple(self.cut)  # type: ignore[arg-type]
+        return (self.cut,) if isinstance(self.cut, int) else tuple(self.cut)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,11 +30,13 @@ class Template:
         structure: its output, with marks for the hidden tensor and for arguments handed on, blanks for other tensors.
         shape: the shape of the hidden tensor that it returns, without the batch; None where it keeps its shape.
         is_plain: nothing in it depends on the shape of the input.
+        batch_size: of the call that it was made from; blanks are made anew for another batch.
     """
 
     structure: Any
     shape: tuple[int, ...] | None
     is_plain: bool
+    batch_size: int
 
     def stand_in(self, entering: Tensor, *, blank: float | None = None) -> Tensor:
         """Return a tensor such as the unit would return for `entering`: the same one, or one filled with `blank`."""
@@ -51,7 +53,9 @@ class Template:
                 return hidden
             if isinstance(leaf, _Mark):
                 return at(taken, leaf.path or ())
-            return leaf if beside is None else at(beside, path)
+            if beside is not None:
+                return at(beside, path)
+            return resized(leaf, self.batch_size, hidden.shape[0]) if isinstance(leaf, Tensor) else leaf
 
         return map_leaves(self.structure, place)
 
@@ -77,4 +81,11 @@ def make_template(link: Link, taken: Any, returned: Any) -> Template:
 
     structure = map_leaves(returned, blank)
     shape = None if leaving.shape == entering.shape else tuple(leaving.shape[1:])
-    return Template(structure, shape, shape is None and not others)
+    return Template(structure, shape, shape is None and not others, entering.shape[0])
+
+
+def resized(blank: Tensor, batch_size: int, wanted: int) -> Tensor:
+    """Return a blank tensor for a batch of `wanted` items, where its first axis is a batch of `batch_size`."""
+    if wanted == batch_size or not blank.ndim or blank.shape[0] != batch_size:
+        return blank
+    return blank[:1].expand(wanted, *blank.shape[1:]).clone()

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ..cache.errors import TrunkError
-from .chain import Chain
-from .passes import Inputs, Passes, signature_of
-from .recording import Taken
+from .chain import Chain, Link
+from .passes import Ahead, Inputs, Passes, signature_of
+from .recording import Call, Taken, record
 from .state import Context
 from .tree import Path, at, map_leaves, put, tensors
 
@@ -52,6 +52,7 @@ class Trunk:
     ) -> None:
         self.model = model
         self.forward = forward
+        self.rebuild_all = rebuild_all
         self.links = chain.links
         self.share = chain.share
         self.context_names = tuple(context_names)
@@ -122,7 +123,8 @@ class Trunk:
             self._contexts.move_to_end(key)
             return self._contexts[key]
         inputs = self.complete(small, batch_size, signature, device, blank=blank)
-        context = self._context(inputs, self.passes.collect(inputs, blank=blank)[1], {})
+        ahead = self._ahead(batch_size, signature, blank)
+        context = self._context(inputs, self.passes.collect(inputs, blank=blank, ahead=ahead)[1], {})
         if key is not None:
             self._contexts[key] = context
             while len(self._contexts) > _MAX_CONTEXTS:
@@ -173,10 +175,27 @@ class Trunk:
         """
         inputs = self.complete(context.inputs, context.batch_size, context.signature, hidden.device, blank=blank)
         final = hidden.clone() if self._exit_mutated else hidden
-        output = self.passes.end_with(inputs, final, blank=blank)
+        ahead = self._ahead(context.batch_size, context.signature, blank)
+        output = self.passes.end_with(inputs, final, blank=blank, ahead=ahead)
         if not self.aside:
             return output
         return map_leaves(output, lambda path, leaf: context.aside.get(path) if path in self.aside else leaf)
+
+    def _ahead(self, batch_size: int, signature: tuple[Any, ...], blank: float | None) -> int:
+        return batch_size if blank is None and signature == self.probe_signature else 0
+
+    def skip_ahead(self, small: Mapping[str, Tensor], device: torch.device) -> None:
+        """Find the modules before the units that a pass with blank large inputs need not run.
+
+        Those are the ones that return nothing but NaN for inputs of NaN: since the proof holds with such inputs, what
+        they return is not used.
+        """
+        given = {name: t[: self.probe_batch] for name, t in small.items()}
+        inputs = self.complete(given, self.probe_batch, self.probe_signature, device, blank=float("nan"))
+        root, _ = record(self.model, lambda: self.passes.collect(inputs, blank=float("nan")))
+        self.passes.ahead = tuple(
+            Ahead(call.module, call.ordinal, call.returned, self.probe_batch) for call in _all_nan(root, self.links)
+        )
 
     @contextmanager
     def watched(self, began: Callable[[int], None], ended: Callable[[int], None]) -> Iterator[None]:
@@ -207,6 +226,22 @@ def backbone_parameters(model: nn.Module, excluded: Sequence[nn.Module]) -> list
     left_out = {id(p) for module in excluded for p in module.parameters()}
     left_out |= {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     return [p for p in model.parameters() if id(p) not in left_out]
+
+
+def _all_nan(root: Call, links: Sequence[Link]) -> list[Call]:
+    """Return the outermost calls with weights that returned NaN only, and are no links nor hold any."""
+    ours = {id(link.module) for link in links}
+    found: list[Call] = []
+    for call in root.children:
+        returned = [t for _, t in tensors(call.returned)]
+        weighs = next(call.module.parameters(), None) is not None
+        inside = any(id(m) in ours for m in call.module.modules())
+        blank = bool(returned) and all(t.is_floating_point() and bool(t.isnan().all()) for t in returned)
+        if weighs and blank and not inside:
+            found.append(call)
+        elif inside and id(call.module) not in ours:
+            found.extend(_all_nan(call, links))
+    return found
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:

@@ -5,7 +5,7 @@ Letters: B items, Q queries, K keys, d width, h heads.
 
 from __future__ import annotations
 
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -42,4 +42,4 @@ class CrossAttention(nn.Module):
         k, v = self.kv(self.norm_kv(keys)).view(b, keys.shape[1], 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         seen = None if mask is None else mask.unsqueeze(-3)  # (B, 1, Q, K)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
-        return self.out(mixed.transpose(1, 2).reshape(b, num_queries, width))  # type: ignore[no-any-return]
+        return self.out(mixed.transpose(1, 2).reshape(b, num_queries, width))

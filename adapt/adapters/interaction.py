@@ -15,7 +15,7 @@ What is read is projected up by a matrix that starts at zero, and is what the ad
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import CrossAttention
@@ -61,6 +61,10 @@ class Interaction(nn.Module):
             nn.init.zeros_(linear.weight)  # type: ignore[arg-type]
             nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
 
+    def no_weight_decay(self) -> tuple[str, ...]:
+        """Parameters that are trained without weight decay."""
+        return ("latents",)
+
     def forward(self, triple: Triple) -> dict[str, Tensor]:
         """Return what is to be added to each modality's tokens, of their shapes."""
         center = triple.get(self.center)
@@ -72,7 +76,7 @@ class Interaction(nn.Module):
         return self._write(tokens, latents)
 
     def _tokens(self, triple: Triple, modality: str) -> Tensor:
-        return F.gelu(self.down[modality](self.norm[modality](triple.get(modality))))  # type: ignore[no-any-return]
+        return F.gelu(self.down[modality](self.norm[modality](triple.get(modality))))
 
     def _read(self, tokens: dict[str, Tensor], mask: Tensor | None, b: int, t: int) -> Tensor:
         num, width = self.latents.shape
@@ -91,7 +95,7 @@ class Interaction(nn.Module):
         return latents.reshape(b, t, num, width)
 
     def _write(self, tokens: dict[str, Tensor], latents: Tensor) -> dict[str, Tensor]:
-        b, t, num, width = latents.shape
+        t, num = latents.shape[1:3]
         deltas = {}
         for modality, x in tokens.items():
             if modality == self.center:

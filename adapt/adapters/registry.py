@@ -1,4 +1,4 @@
-"""The adapters by name: one `register_adapter(...)` line each; third parties by the entry point group `talik.adapters`."""
+"""The adapters by name: one `register_adapter(...)` line each; third parties by the entry points `talik.adapters`."""
 
 from __future__ import annotations
 

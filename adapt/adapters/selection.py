@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..scan.block import MambaBlock
@@ -60,9 +60,7 @@ class Selection(nn.Module):
         self.line_norm = nn.LayerNorm(d_model)
         self.mixer: Any
         if kind == "ssm":
-            self.mixer = MambaBlock(
-                d_model, d_state=d_state, d_conv=d_conv, expand=expand, bidirectional=bidirectional
-            )
+            self.mixer = MambaBlock(d_model, d_state=d_state, d_conv=d_conv, expand=expand, bidirectional=bidirectional)
         else:
             self.mixer = CrossAttention(d_model, num_heads)
         self.out_norm = nn.LayerNorm(d_model)
@@ -78,10 +76,7 @@ class Selection(nn.Module):
         """
         line, mask, places = self._line(triple)  # (B, S, d), (B, S), modality → (B, places)
         mixed = self.line_norm(line)
-        if self.kind == "ssm":
-            mixed = self.mixer(mixed, mask=mask)
-        else:
-            mixed = self.mixer(mixed, mixed, mask[:, None, :])
+        mixed = self.mixer(mixed, mask=mask) if self.kind == "ssm" else self.mixer(mixed, mixed, mask[:, None, :])
         mixed = self.out_norm(line + mixed)
         gates = {}
         for modality, index in places.items():

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,10 +76,10 @@ class _ChunkedScan(torch.autograd.Function):
                 state = None
                 for index, span in enumerate(_spans(length, steps)):
                     part = (block, span)
-                    decay, states = (work.view(i, u[part], state_size) for i in range(2))
+                    decay, states = work.chunks(u[part], state_size)
                     _run_chunk(decay, states, delta[part], u[part] * delta[part], exponents, B[part], state)
-                    _store(y[part], torch.bmm(_rows(C[part]), _matrices(states)))
-                    state = last[block].copy_(states[:, -1])
+                    _store(y[part], torch.bmm(_rows(C[part]), _matrices(states.all)))
+                    state = last[block].copy_(states.steps[-1])
                     if keep and index < num_chunks - 1:
                         entering[index, block] = state
         if keep:
@@ -107,50 +107,44 @@ class _ChunkedScan(torch.autograd.Function):
                 carry = None if dlast is None else dlast[block].clone()
                 for index, span in reversed(list(enumerate(_spans(length, steps)))):
                     part = (block, span)
-                    decay, states, adjoint = (work.view(i, u[part], state_size) for i in range(3))
+                    decay, states, adjoint = work.chunks(u[part], state_size)
                     state = entering[index - 1, block] if index else None
                     inputs = u[part] * delta[part]  # (b, T, G, E)
                     _run_chunk(decay, states, delta[part], inputs, exponents, B[part], state)
                     _run_adjoint(adjoint, decay, C[part], dy[part], carry)
-                    _store(dC[part], torch.bmm(_rows(dy[part]), _matrices(states).mT))
-                    _store(dB[part], torch.bmm(_rows(inputs), _matrices(adjoint).mT))
-                    dinputs = torch.bmm(_rows(B[part]), _matrices(adjoint)).view(inputs.shape)
+                    _store(dC[part], torch.bmm(_rows(dy[part]), _matrices(states.all).mT))
+                    _store(dB[part], torch.bmm(_rows(inputs), _matrices(adjoint.all).mT))
+                    dinputs = torch.bmm(_rows(B[part]), _matrices(adjoint.all)).view(inputs.shape)
                     torch.mul(dinputs, delta[part], out=du[part])
                     torch.mul(dinputs, u[part], out=dinputs)
-                    decay.mul_(adjoint)
-                    carry = decay[:, 0].clone() if index else None
-                    _times_previous(decay, states, state)  # now g_t a_t h_{t-1}
-                    torch.mul(decay, A, out=adjoint)
-                    torch.add(dinputs, adjoint.sum(-2), out=ddelta[part])
-                    torch.mul(decay, delta[part].unsqueeze(-2), out=adjoint)
-                    dA += _sum_rows(adjoint).view_as(A)
+                    product = decay.all.mul_(adjoint.all)
+                    carry = decay.steps[0].clone() if index else None
+                    product[:, 1:].mul_(states.all[:, :-1])
+                    decay.steps[0].mul_(0.0 if state is None else state)  # times zero, not set to it: a NaN stays one
+                    torch.mul(product, A, out=adjoint.all)  # product is now g_t a_t h_{t-1}
+                    torch.add(dinputs, adjoint.all.sum(-2), out=ddelta[part])
+                    torch.mul(product, delta[part].unsqueeze(-2), out=adjoint.all)
+                    dA += _sum_rows(adjoint.all).view_as(A)
         return du, ddelta, dA.to(A.dtype), dB, dC, None
 
 
 def _run_chunk(
-    decay: Tensor, states: Tensor, delta: Tensor, inputs: Tensor, exponents: Tensor, B: Tensor, state: Tensor | None
+    decay: _Chunk, states: _Chunk, delta: Tensor, inputs: Tensor, exponents: Tensor, B: Tensor, state: Tensor | None
 ) -> None:
     """Fill `decay` with a_t and `states` with h_t, both (b, T, G, N, E), from the entering state (b, G, N, E)."""
     # exp2 of an exponent scaled once: torch's exp goes through MKL on x86, about four times slower on other CPUs.
-    torch.mul(delta.unsqueeze(-2), exponents, out=decay).exp2_()
-    torch.mul(inputs.unsqueeze(-2), B.unsqueeze(-1), out=states)
-    for a, h in zip(decay.unbind(1), states.unbind(1), strict=True):
+    torch.mul(delta.unsqueeze(-2), exponents, out=decay.all).exp2_()
+    torch.mul(inputs.unsqueeze(-2), B.unsqueeze(-1), out=states.all)
+    for a, h in zip(decay.steps, states.steps, strict=True):
         state = h if state is None else h.addcmul_(a, state)
 
 
-def _run_adjoint(adjoint: Tensor, decay: Tensor, C: Tensor, dy: Tensor, carry: Tensor | None) -> None:
+def _run_adjoint(adjoint: _Chunk, decay: _Chunk, C: Tensor, dy: Tensor, carry: Tensor | None) -> None:
     """Fill `adjoint` with g_t (b, T, G, N, E); `carry` is a_{t+1} g_{t+1} of the step after the chunk."""
-    torch.mul(C.unsqueeze(-1), dy.unsqueeze(-2), out=adjoint)
-    decays, adjoints = decay.unbind(1), adjoint.unbind(1)
-    after = adjoints[-1] if carry is None else adjoints[-1].add_(carry)
-    for t in range(len(adjoints) - 2, -1, -1):
-        after = adjoints[t].addcmul_(decays[t + 1], after)
-
-
-def _times_previous(product: Tensor, states: Tensor, state: Tensor | None) -> None:
-    """Multiply `product` (b, T, G, N, E) in place by the state before each step; none counts as zero."""
-    product[:, 1:].mul_(states[:, :-1])
-    product[:, 0].mul_(0.0 if state is None else state)  # times zero, not set to it: a NaN stays one
+    torch.mul(C.unsqueeze(-1), dy.unsqueeze(-2), out=adjoint.all)
+    after = adjoint.steps[-1] if carry is None else adjoint.steps[-1].add_(carry)
+    for t in range(len(adjoint.steps) - 2, -1, -1):
+        after = adjoint.steps[t].addcmul_(decay.steps[t + 1], after)
 
 
 def _sum_rows(x: Tensor) -> Tensor:
@@ -193,6 +187,13 @@ def _tile(u: Tensor, state_size: int) -> tuple[int, int]:
     return max(1, min(batch, most // (numel * steps))), steps
 
 
+class _Chunk(NamedTuple):
+    """A buffer (b, T, G, N, E) and its time steps; making those views costs as much as running a small step."""
+
+    all: Tensor
+    steps: tuple[Tensor, ...]
+
+
 class _Workspace:
     """Work buffers of one call. On a CPU they live on with the thread: fresh pages cost more than the arithmetic."""
 
@@ -200,6 +201,7 @@ class _Workspace:
 
     def __init__(self, like: Tensor, numel: int, *, count: int) -> None:
         self._buffers = [self._buffer(like, numel, index) for index in range(count)]
+        self._chunks: dict[tuple[int, ...], list[_Chunk]] = {}
 
     def _buffer(self, like: Tensor, numel: int, index: int) -> Tensor:
         if like.device.type != "cpu" or numel > _CPU_BUFFER_NUMEL:
@@ -211,8 +213,10 @@ class _Workspace:
                 buffer = kept[like.dtype, index] = torch.empty(numel, dtype=like.dtype)
         return buffer
 
-    def view(self, index: int, part: Tensor, state_size: int) -> Tensor:
-        """Return buffer `index` as (b, T, G, N, E) for the slice `part` (b, T, G, E)."""
-        rows, steps, groups, width = part.shape
-        numel = rows * steps * groups * state_size * width
-        return self._buffers[index][:numel].view(rows, steps, groups, state_size, width)
+    def chunks(self, part: Tensor, state_size: int) -> list[_Chunk]:
+        """Return every buffer as a chunk (b, T, G, N, E) for the slice `part` (b, T, G, E), made once a shape."""
+        shape = (*part.shape[:3], state_size, part.shape[3])
+        if shape not in self._chunks:
+            views = [buffer[: math.prod(shape)].view(shape) for buffer in self._buffers]
+            self._chunks[shape] = [_Chunk(view, view.unbind(1)) for view in views]
+        return self._chunks[shape]

@@ -82,7 +82,7 @@ def selective_scan(
             y, last = _LOOPS[chosen](*_channels_last(uw, delta, A, B, C))
             out = y.flatten(2).transpose(1, 2)
             if D is not None:
-                out = out + uw * D.unsqueeze(-1)
+                out = torch.addcmul(out, uw, D.unsqueeze(-1))
             if z is not None:
                 out = out * F.silu(z)
             last = last.transpose(2, 3).flatten(1, 2)

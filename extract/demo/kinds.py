@@ -32,6 +32,7 @@ class Kind:
         legato: a note's length as a fraction of the time to the next one.
         band: the kinds that are often seen together with it share this name.
         popularity: relative frequency among the instruments of all clips.
+        repeats: chance that others of its kind stand beside it.
         sounding: chance that it sounds when it is seen.
         seats: relative tendency to sit left, middle, right.
         levels: relative tendency to be soft, middle, loud.
@@ -48,6 +49,7 @@ class Kind:
     legato: float = 0.9
     band: str = ""
     popularity: float = 1.0
+    repeats: float = 0.3
     sounding: float = 0.7
     seats: tuple[float, float, float] = (1.0, 1.0, 1.0)
     levels: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -64,10 +66,11 @@ _ALL = (
         legato=1.0,
         band="chamber",
         popularity=1.5,
+        repeats=0.5,
         sounding=0.88,
         seats=(4.0, 1.0, 1.0),
-        levels=(1.0, 1.8, 1.0),
-        rates=(1.0, 1.9, 1.0),
+        levels=(1.0, 2.2, 1.0),
+        rates=(1.0, 2.3, 1.0),
         steady=0.25,
     ),
     Kind(
@@ -78,10 +81,11 @@ _ALL = (
         legato=0.55,
         band="jazz",
         popularity=0.9,
+        repeats=0.45,
         sounding=0.55,
         seats=(1.0, 1.0, 4.0),
-        levels=(0.6, 1.0, 2.0),
-        rates=(1.0, 1.8, 0.9),
+        levels=(0.5, 1.0, 2.6),
+        rates=(1.0, 2.2, 0.9),
         steady=0.05,
     ),
     Kind(
@@ -92,9 +96,10 @@ _ALL = (
         legato=0.9,
         band="jazz",
         popularity=1.1,
+        repeats=0.4,
         sounding=0.75,
         seats=(1.0, 1.0, 3.0),
-        levels=(0.7, 1.0, 1.9),
+        levels=(0.7, 1.0, 2.3),
         rates=(1.4, 1.4, 0.8),
         steady=0.08,
     ),
@@ -104,10 +109,11 @@ _ALL = (
         keys=((36, 45), (42, 115), (38, 127), (42, 115)),
         band="jazz",
         popularity=1.2,
+        repeats=0.15,
         sounding=0.85,
         seats=(0.7, 4.0, 0.7),
-        levels=(0.6, 1.0, 2.0),
-        rates=(0.7, 1.0, 2.0),
+        levels=(0.5, 1.0, 2.6),
+        rates=(0.7, 1.0, 2.6),
         steady=0.35,
     ),
     Kind(
@@ -119,10 +125,11 @@ _ALL = (
         legato=1.0,
         band="folk",
         popularity=1.0,
+        repeats=0.08,
         sounding=0.65,
         seats=(1.0, 3.0, 1.0),
-        levels=(1.0, 1.9, 1.0),
-        rates=(2.0, 1.0, 0.7),
+        levels=(1.0, 2.3, 1.0),
+        rates=(2.6, 1.0, 0.7),
         steady=0.25,
     ),
     Kind(
@@ -133,10 +140,11 @@ _ALL = (
         legato=0.4,
         band="folk",
         popularity=0.8,
+        repeats=0.2,
         sounding=0.45,
         seats=(3.0, 1.0, 1.0),
-        levels=(1.8, 1.2, 0.6),
-        rates=(0.6, 1.0, 2.0),
+        levels=(2.2, 1.2, 0.5),
+        rates=(0.5, 1.0, 2.6),
         steady=0.06,
     ),
     Kind(
@@ -147,10 +155,11 @@ _ALL = (
         legato=0.8,
         band="jazz",
         popularity=0.9,
+        repeats=0.08,
         sounding=0.55,
         seats=(1.0, 1.0, 3.0),
-        levels=(1.8, 1.2, 0.6),
-        rates=(1.8, 1.4, 0.7),
+        levels=(2.2, 1.2, 0.5),
+        rates=(2.2, 1.4, 0.7),
         steady=0.2,
     ),
     Kind(
@@ -161,10 +170,11 @@ _ALL = (
         legato=0.95,
         band="chamber",
         popularity=1.1,
+        repeats=0.45,
         sounding=0.7,
         seats=(3.0, 1.0, 1.0),
-        levels=(2.0, 1.0, 0.6),
-        rates=(1.9, 1.2, 0.7),
+        levels=(2.6, 1.0, 0.5),
+        rates=(2.3, 1.2, 0.7),
         steady=0.06,
     ),
     Kind(
@@ -176,10 +186,11 @@ _ALL = (
         legato=0.9,
         band="chamber",
         popularity=1.5,
+        repeats=0.1,
         sounding=0.92,
         seats=(1.0, 4.0, 1.0),
-        levels=(1.0, 1.8, 1.2),
-        rates=(0.9, 1.8, 1.1),
+        levels=(1.0, 2.2, 1.2),
+        rates=(0.9, 2.2, 1.1),
         steady=0.4,
     ),
     Kind(
@@ -188,10 +199,11 @@ _ALL = (
         keys=((62, 125), (63, 100), (64, 80), (63, 100)),
         band="folk",
         popularity=0.7,
+        repeats=0.5,
         sounding=0.35,
         seats=(1.0, 2.0, 2.0),
-        levels=(1.9, 1.1, 0.7),
-        rates=(0.7, 1.1, 1.9),
+        levels=(2.3, 1.1, 0.7),
+        rates=(0.7, 1.1, 2.3),
         steady=0.12,
     ),
 )

@@ -23,6 +23,7 @@ SEAT_CENTRES = ((96, 156), (160, 88), (224, 156))
 """Where left, middle and right are on average, in pixels of a 320x240 frame; the middle stands behind, on a riser."""
 _MAX_PLAYERS = 4
 _BANDS, _BAND_FACTOR = 0.85, 7.0
+_THIRD_REPEATS = 0.35
 _MUTE_STAGE = 0.12
 """Share of the clips that show only silent instruments, and are heard from off stage."""
 
@@ -155,17 +156,16 @@ def scene_from_json(values: Mapping[str, Any]) -> Scene:
     return Scene(**{**values, "players": players})
 
 
-def _choose_kinds(rng: Random, num: int, *, repeat: bool | None = None) -> list[Kind]:
-    """Draw `num` kinds by popularity; sometimes, unless told, a kind stands more than once."""
+def _choose_kinds(rng: Random, num: int, *, repeat: bool = True) -> list[Kind]:
+    """Draw `num` kinds by popularity and band; unless told, one kind may stand more than once."""
     kinds: list[Kind] = []
-    if repeat is None:
-        repeat = rng.random() < 0.27
     left = dict(KINDS)
     band = rng.choice(sorted({kind.band for kind in KINDS.values()})) if rng.random() < _BANDS else None
     while len(kinds) < num:
-        if kinds and repeat and (len(kinds) == 1 or rng.random() < 0.3):
+        if kinds and repeat and rng.random() < (kinds[0].repeats if len(kinds) == 1 else _THIRD_REPEATS):
             kinds.append(kinds[0])
             continue
+        repeat = repeat and not kinds
         kind = rng.choices(list(left.values()), weights=[_weight(k, band) for k in left.values()])[0]
         kinds.append(left.pop(kind.word))
     return kinds

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor, nn
+
 from talik.adapt.scan.block import MambaBlock
 from talik.adapt.scan.conv import causal_conv
 from talik.adapt.scan.order import ScanOrder
 from talik.cache.errors import SettingsError
-from torch import Tensor, nn
 
 
-def make_block(*, seed: int = 0, **settings: object) -> MambaBlock:
+def make_block(*, seed: int = 0, **settings: Any) -> MambaBlock:
     torch.manual_seed(seed)
-    return MambaBlock(24, **({"d_state": 4} | settings))  # type: ignore[arg-type]
+    return MambaBlock(24, **({"d_state": 4} | settings))
 
 
 def gradients(module: nn.Module, out: Tensor) -> dict[str, Tensor]:
@@ -202,6 +205,6 @@ def test_inputs_that_do_not_fit_are_named(hidden: Tensor, mask: Tensor | None, m
 
 
 @pytest.mark.parametrize("settings", [{"d_state": 0}, {"dt_rank": "large"}, {"dt_min": 0.2}, {"expand": 0}])
-def test_settings_that_cannot_be_are_refused(settings: dict[str, object]) -> None:
+def test_settings_that_cannot_be_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(SettingsError):
         make_block(**settings)

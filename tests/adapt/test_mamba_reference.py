@@ -9,6 +9,7 @@ import warnings
 
 import pytest
 import torch
+
 from talik.adapt.scan.block import MambaBlock
 from talik.adapt.scan.dispatch import selective_scan
 

@@ -6,11 +6,12 @@ import threading
 
 import pytest
 import torch
+from torch import Tensor
+
 from talik.adapt.scan import chunked
 from talik.adapt.scan.dispatch import selective_scan
 from talik.adapt.scan.softplus import softplus
 from talik.cache.errors import BackendError
-from torch import Tensor
 
 OUTPUT_TOLERANCE = 5e-7  # of the largest value, float32 against float64
 GRADIENT_TOLERANCE = 5e-6

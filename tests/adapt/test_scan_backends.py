@@ -7,10 +7,11 @@ import sys
 
 import pytest
 import torch
+from torch import Tensor
+
 from talik.adapt.scan import dispatch, mamba_backend
 from talik.adapt.scan.dispatch import selective_scan
 from talik.cache.errors import BackendError, SettingsError
-from torch import Tensor
 
 
 def make_call(**changes: Tensor) -> dict[str, Tensor]:
@@ -25,7 +26,18 @@ def make_call(**changes: Tensor) -> dict[str, Tensor]:
     return call | changes
 
 
-def fake_kernel(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, return_last_state=False):
+def fake_kernel(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Stands where mamba-ssm's kernel would: checks its demands, then computes with the plain loop."""
     assert u.dtype == delta.dtype == B.dtype == C.dtype
     assert z is None or z.dtype == u.dtype
@@ -108,7 +120,7 @@ def test_obstacles_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mamba_backend, "find_kernel", lambda: (fake_kernel, ""))
 
     def ask(*tensors: _OnCuda, state_size: int = 16, return_last_state: bool = False) -> str:
-        return mamba_backend.obstacle(list(tensors), state_size, return_last_state=return_last_state)  # type: ignore[arg-type]
+        return mamba_backend.obstacle(list(tensors), state_size, return_last_state=return_last_state)
 
     assert ask(_OnCuda(requires_grad=True)) == ""
     assert ask(_OnCuda(), return_last_state=True) == ""

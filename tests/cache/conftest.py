@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from talik.cache.key import digest_text
 from talik.cache.store import ArraySpec, BoundarySpec, BoundaryWriter, FeatureStore, Item, Shard
 

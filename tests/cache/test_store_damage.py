@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import resource
 import shutil
 from contextlib import suppress
 
 import pytest
+
 from talik.cache.errors import CorruptItemError, StoreError, StoreFormatError, TalikError
 from talik.cache.repair import repair
 from talik.cache.store import FeatureStore
@@ -175,3 +177,27 @@ def test_padding_is_not_data(make_sample, tmp_path):
     assert "padding" in str(finding)
     assert not finding.data
     sample.check(path, items)
+
+
+def test_shards_without_the_document_that_names_them(make_sample, tmp_path):
+    sample = make_sample()
+    path, items = tmp_path / "s", sample.items(3)
+    sample.fill(path, items)
+    (path / sample.spec.path / "zarr.json").unlink()
+    assert ["is missing" in f.what for f in verify(path)] == [True]
+    with pytest.raises(StoreFormatError, match=r"has shards and no zarr\.json"):
+        sample.fill(path, sample.items(3, first=9))
+
+
+def test_more_shards_than_open_files(make_sample, tmp_path):
+    sample = make_sample(shard_items=1)
+    path, items = tmp_path / "s", sample.items(120)
+    sample.fill(path, items)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, limits[1]))
+    try:
+        with FeatureStore.open(path).reader("visual", 9) as reader:
+            reader.read([item.key for item in items])
+            assert len(reader._maps._maps) == 120
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

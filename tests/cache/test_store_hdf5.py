@@ -7,6 +7,7 @@ import json
 import h5py
 import numpy as np
 import pytest
+
 from talik.cache.errors import StoreError, StoreFormatError, StoreFullError
 from talik.cache.hdf5 import export_hdf5, import_hdf5
 from talik.cache.store import FeatureStore

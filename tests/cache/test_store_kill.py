@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
 import signal
 import time
@@ -12,8 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from talik.cache import durable, shard
-from talik.cache.errors import StoreError, StoreLockedError
+from talik.cache.errors import StoreError, StoreLockedError, StoreMismatchError
 from talik.cache.store import FeatureStore
 from talik.cache.verify import verify
 
@@ -99,9 +101,15 @@ def test_killed_at_random_instants_again_and_again(make_sample, tmp_path, tree):
     items = sample.items(40)
     path = tmp_path / "s"
     instants = random.Random(0)
+
+    def work() -> None:
+        with sample.writer(FeatureStore.open(path, "a"), items) as writer:
+            for one in writer.missing():
+                writer.write(one, (time.sleep(0.002) or state for state in sample.states(one)))
+
     kills = 0
     for _ in range(10):
-        child = fork(lambda: sample.fill(path, items) and None)
+        child = fork(work)
         time.sleep(instants.uniform(0.0, 0.03))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
@@ -193,3 +201,33 @@ def test_a_writers_leftovers_are_removed(make_sample, tmp_path, monkeypatch):
     leftover.write_bytes(b"half a shard")
     sample.fill(path, sample.items(5))
     assert not leftover.exists()
+
+
+def test_several_processes_write_different_shards(sample, tmp_path, tree):
+    items = sample.items(11)
+    with sample.writer(FeatureStore.open(tmp_path / "s", "a"), items) as writer:
+        missing = writer.missing()
+        worker = pickle.loads(pickle.dumps(writer.shard_writer))
+
+        def write(part: int) -> None:
+            for one in missing[part::2]:
+                worker.write(one, sample.states(one))
+
+        children = [fork(lambda part=part: write(part)) for part in range(2)]
+        assert [os.WEXITSTATUS(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+        assert writer.missing() == []
+    sample.check(tmp_path / "s", items)
+    sample.fill(tmp_path / "one", items)
+    assert tree(tmp_path / "s") == tree(tmp_path / "one")
+
+
+def test_a_shard_of_another_writer_is_refused(make_sample, tmp_path):
+    sample = make_sample()
+    store = FeatureStore.open(tmp_path / "s", "a")
+    with sample.writer(store, sample.items(3)) as writer:
+        (old,) = writer.missing()
+    with sample.writer(store, sample.items(2)) as writer:
+        with pytest.raises(StoreMismatchError, match=r"take it from missing\(\)"):
+            writer.write(old, sample.states(old))
+        (new,) = writer.missing()
+        writer.write(new, sample.states(new))

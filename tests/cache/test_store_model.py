@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
 from talik.cache.errors import MissingItemError
 from talik.cache.key import digest_text
 from talik.cache.repair import repair

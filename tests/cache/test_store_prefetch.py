@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+
 from talik.cache.errors import MissingItemError
 from talik.cache.prefetch import prefetched
 from talik.cache.store import FeatureStore

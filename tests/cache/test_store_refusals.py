@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from talik.cache import durable
 from talik.cache.difference import differences
 from talik.cache.errors import NumericsError, SettingsError, StoreError, StoreFormatError, StoreFullError

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from talik.cache.errors import MissingItemError, SettingsError, StoreMismatchError
 from talik.cache.key import digest_text
 from talik.cache.layout import TARGET_SHARD_BYTES, Grid

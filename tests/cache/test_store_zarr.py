@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import zarr
+
 from talik.cache import bfloat16
 from talik.cache.store import FeatureStore
 

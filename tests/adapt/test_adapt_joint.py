@@ -1,0 +1,146 @@
+"""Cached states give what live media give; an untrained adapter changes nothing; padding and batch mates do not matter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from talik.adapt.answering import forward
+from talik.adapt.experiment import load_experiment
+from talik.adapt.joint import JointModel
+from talik.adapt.workbench import Workbench
+from talik.extract.run import extract
+
+KINDS = {
+    "ssm": '{ kind = "trimodal", d_model = 8, d_state = 4, num_latents = 2, num_heads = 2 }',
+    "audio-centred": '{ kind = "trimodal", center = "audio", d_model = 8, num_latents = 2, num_heads = 2, window = 0 }',
+    "no selection": '{ kind = "trimodal", selection = "none", d_model = 8, num_latents = 2, num_heads = 2 }',
+    "attention": '{ kind = "trimodal", selection = "attention", interaction = "none", d_model = 8, num_heads = 2 }',
+}
+INSERTIONS = {
+    "last 1": '"last 1"',
+    "two, apart": "{ visual = [1, 2], audio = [1, 1], text = [1, 2] }",
+    "at the end": "{ visual = [3], audio = [3], text = [3] }",
+}
+
+
+@pytest.fixture
+def bench(write_experiment: Callable[..., Path], request: pytest.FixtureRequest) -> Workbench:
+    """A workbench whose trimodal variant is as the test's parameters say, on an extracted store."""
+    kind, insertion = getattr(request, "param", ("ssm", "last 1"))
+    table = '{ kind = "trimodal", d_model = 8, d_state = 4, num_latents = 2, num_heads = 2 }'
+    changes = [(table, KINDS[kind]), ('insertion = "last 1"', f"insertion = {INSERTIONS[insertion]}")]
+    experiment = load_experiment(write_experiment(*changes))
+    extract(experiment.extraction, progress=False)
+    return Workbench(experiment)
+
+
+def shaken(model: JointModel) -> JointModel:
+    """Give every trainable parameter, the zero ones too, a value of its own."""
+    torch.manual_seed(11)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def gradients(model: JointModel, batch: object, segments: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    logits = forward(model, batch.states, segments, amp="off")  # type: ignore[attr-defined]
+    (logits * torch.linspace(-1, 1, logits.numel()).view_as(logits)).sum().backward()
+    return logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(
+    "bench", [("ssm", "last 1"), ("audio-centred", "two, apart"), ("no selection", "at the end")], indirect=True
+)
+def test_cached_equals_live(bench: Workbench) -> None:
+    model = shaken(bench.build(bench.experiment.variant("trimodal"), seed=0))
+    questions = list(bench.questions("train"))[:7]
+    cached = next(iter(bench.cached(model).batches([questions])))
+    live = next(iter(bench.live(model).batches([questions])))
+    from_store, store_grads = gradients(model, cached, bench.sampling.num_segments)
+    from_media, media_grads = gradients(model, live, bench.sampling.num_segments)
+    torch.testing.assert_close(from_store, from_media, rtol=1e-5, atol=1e-5 * float(from_media.abs().max()))
+    assert store_grads.keys() == media_grads.keys() == {n for n, _ in model.named_parameters()}
+    for name, grad in media_grads.items():
+        scale = float(grad.abs().max())
+        assert scale > 0, name
+        torch.testing.assert_close(store_grads[name], grad, rtol=1e-5, atol=1e-5 * scale, msg=name)
+
+
+@pytest.mark.parametrize(
+    "bench",
+    [(kind, insertion) for kind in KINDS for insertion in ("last 1", "two, apart")],
+    indirect=True,
+)
+def test_untrained_adapter_is_the_frozen_model_to_the_bit(bench: Workbench) -> None:
+    with_adapter = bench.build(bench.experiment.variant("trimodal"), seed=0).eval()
+    without = bench.build(bench.experiment.variant("probe"), seed=0).eval()
+    batch = next(iter(bench.cached(with_adapter).batches([list(bench.questions("train"))[:5]])))
+    adapted = with_adapter.features(batch.states, bench.sampling.num_segments)
+    frozen = without.features(batch.states, bench.sampling.num_segments)
+    for modality in ("visual", "audio", "text"):
+        assert torch.equal(adapted[modality], frozen[modality]), modality
+    for name, weight in without.head.state_dict().items():
+        assert torch.equal(weight, with_adapter.head.state_dict()[name]), name
+
+
+def test_every_adapter_parameter_learns_from_the_second_step(bench: Workbench) -> None:
+    model = bench.build(bench.experiment.variant("trimodal"), seed=0).train()
+    batch = next(iter(bench.cached(model).batches([list(bench.questions("train"))[:8]])))
+    frozen = {m: [p.clone() for p in e.model.parameters()] for m, e in bench.encoders.items()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(2):
+        _, grads = gradients(model, batch, bench.sampling.num_segments)
+        optimizer.step()
+    unmoved = [n for n, p in model.named_parameters() if n not in grads or not grads[n].abs().any()]
+    assert unmoved == []
+    for modality, before in frozen.items():
+        after = list(bench.encoders[modality].model.parameters())
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), modality
+
+
+def test_a_question_alone_equals_the_question_in_a_padded_batch(bench: Workbench) -> None:
+    model = shaken(bench.build(bench.experiment.variant("trimodal"), seed=0))
+    questions = sorted(bench.questions("train"), key=lambda q: len(q.text))
+    mixed = [questions[0], questions[-1], questions[len(questions) // 2]]
+    source = bench.cached(model)
+    with torch.no_grad():
+        together = forward(model, next(iter(source.batches([mixed]))).states, 3, amp="off")
+        back = forward(model, next(iter(source.batches([mixed[::-1]]))).states, 3, amp="off")
+        for i, question in enumerate(mixed):
+            alone = forward(model, next(iter(source.batches([[question]]))).states, 3, amp="off")[0]
+            torch.testing.assert_close(alone, together[i], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(alone, back[len(mixed) - 1 - i], rtol=1e-5, atol=1e-5)
+    lengths = next(iter(source.batches([mixed]))).states["text"].lengths
+    assert lengths is not None
+    assert lengths.unique().numel() > 1
+
+
+def test_what_stands_in_padding_does_not_matter(bench: Workbench) -> None:
+    model = shaken(bench.build(bench.experiment.variant("trimodal"), seed=0))
+    questions = sorted(bench.questions("train"), key=lambda q: len(q.text))
+    batch = next(iter(bench.cached(model).batches([[questions[0], questions[-1]]])))
+    text = batch.states["text"]
+    assert text.lengths is not None
+    spoiled = text.hidden.clone()
+    spoiled[0, int(text.lengths[0]) :] = 1e3
+    changed = {**batch.states, "text": text.replace(hidden=spoiled)}
+    with torch.no_grad():
+        assert torch.equal(forward(model, batch.states, 3, amp="off"), forward(model, changed, 3, amp="off"))
+
+
+def test_nothing_below_the_first_insertion_builds_a_graph(bench: Workbench) -> None:
+    model = bench.build(bench.experiment.variant("trimodal"), seed=0)
+    states = next(iter(bench.live(bench.build(bench.experiment.variant("trimodal"), seed=0)).batches(
+        [list(bench.questions("train"))[:2]]
+    ))).states
+    assert not any(s.hidden.requires_grad for s in states.values())
+    features = model.features(states, bench.sampling.num_segments)
+    assert all(f.requires_grad for f in features.values())
+    probe = bench.build(bench.experiment.variant("probe"), seed=0)
+    assert not any(f.requires_grad for f in probe.features(states, bench.sampling.num_segments).values())

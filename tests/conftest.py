@@ -1,0 +1,128 @@
+"""Shared by all rooms: tiny encoders with fixed weights, and a small made data set with its experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+WORDS = "[PAD] [UNK] [CLS] [SEP] is the in video how many instruments are sounding left right violin piano ? first a"
+
+
+@pytest.fixture(scope="session")
+def tiny_encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of three tiny transformers models with fixed random weights: DINOv2, Whisper, BERT."""
+    import torch
+    import transformers as hf
+
+    root = tmp_path_factory.mktemp("encoders")
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        picture = hf.Dinov2Config(
+            hidden_size=24, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=14
+        )
+        hf.Dinov2Model(picture).save_pretrained(root / "visual")
+        sound = hf.WhisperConfig(
+            d_model=32,
+            encoder_layers=3,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=64,
+            decoder_ffn_dim=64,
+            num_mel_bins=16,
+            max_source_positions=50,
+            vocab_size=64,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            decoder_start_token_id=1,
+        )
+        hf.WhisperModel(sound).save_pretrained(root / "audio")
+        text = hf.BertConfig(
+            hidden_size=16,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            intermediate_size=32,
+            vocab_size=len(WORDS.split()),
+        )
+        hf.BertModel(text).save_pretrained(root / "text")
+    hf.BitImageProcessor(
+        size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, image_mean=[0.5] * 3, image_std=[0.25] * 3
+    ).save_pretrained(root / "visual")
+    hf.WhisperFeatureExtractor(feature_size=16, chunk_length=1).save_pretrained(root / "audio")
+    (root / "vocab.txt").write_text("\n".join(WORDS.split()), encoding="utf-8")
+    hf.BertTokenizerFast(vocab_file=str(root / "vocab.txt")).save_pretrained(root / "text")
+    return {modality: root / modality for modality in ("visual", "audio", "text")}
+
+
+@pytest.fixture(scope="session")
+def demo_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A made set of eight clips; tests that change it copy it first."""
+    from talik.extract.demo.make import make_demo
+
+    folder = tmp_path_factory.mktemp("demo") / "set"
+    make_demo(folder, num_clips=8, seed=3, workers=1, progress=False)
+    return folder
+
+
+EXPERIMENT = """
+[data]
+dataset = "demo"
+root = "{root}"
+segments = 3
+
+[encoders.visual]
+model = "hf:{visual}"
+image_size = 28
+fit = "stretch"
+cut = [1, 3]
+
+[encoders.audio]
+model = "hf:{audio}#encoder"
+window_seconds = 0.4
+cut = [1, 3]
+
+[encoders.text]
+model = "hf:{text}"
+cut = [1, 3]
+
+[store]
+dtype = "float32"
+
+[task]
+d_head = 16
+num_heads = 2
+
+[train]
+epochs = 2
+batch_size = 8
+eval_batch_size = 8
+num_threads = 1
+
+[[variants]]
+name = "probe"
+adapter = {{ kind = "probe" }}
+
+[[variants]]
+name = "trimodal"
+insertion = "last 1"
+adapter = {{ kind = "trimodal", d_model = 8, d_state = 4, num_latents = 2, num_heads = 2 }}
+"""
+
+
+@pytest.fixture
+def write_experiment(tmp_path: Path, demo_set: Path, tiny_encoders: dict[str, Path]) -> Callable[..., Path]:
+    """Write an experiment on the made set and the tiny encoders; pairs of old and new text change it."""
+
+    def write(*changes: tuple[str, str], root: Path | None = None) -> Path:
+        text = EXPERIMENT.format(root=root or demo_set, **tiny_encoders)
+        for old, new in changes:
+            assert old in text, old
+            text = text.replace(old, new)
+        path = tmp_path / "exp.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write

@@ -1,0 +1,117 @@
+"""A sample of the coverage table: small random models of many families, cut, replayed and differentiated."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from talik.extract.passes import signature_of
+from talik.extract.proof import find_trunk
+from talik.extract.tree import at, put, tensors
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from coverage_models import TRANSFORMERS
+from coverage_timm import CHOSEN, timm_model
+from trunk_coverage import small_model
+
+KINDS = {entry.name: entry for entry in TRANSFORMERS}
+SAMPLE = [
+    "bert", "deberta-v2", "albert", "modernbert", "t5#encoder", "clip_text_model", "mamba", "gemma3_text",
+    "dinov3_vit", "siglip2_vision_model", "swin", "convnextv2", "hiera", "videomae",
+    "clap_audio_model", "whisper#encoder", "wav2vec2", "wavlm",
+]  # fmt: skip
+TIMM_SAMPLE = ["vision_transformer", "resnet", "efficientnet", "convnext", "maxxvit", "mobilenetv3", "beit", "densenet"]
+
+
+def _cut(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if name in KINDS:
+            model, forward, batches = small_model(KINDS[name])
+            return *find_trunk(model, forward, batches.__getitem__), batches
+        model, forward, batches, excluded, backbone = timm_model(*CHOSEN[name])
+        return *find_trunk(model, forward, batches.__getitem__, excluded, backbone), batches
+
+
+def _restored(trunk, inputs, batch_size):
+    small = {name: inputs[name] for name in trunk.context_names}
+    return trunk.context(small, batch_size, signature_of(inputs), torch.device("cpu"))
+
+
+def _known(trunk, output):
+    return [t for path, t in tensors(output) if path not in trunk.aside]
+
+
+def _equal(ours, theirs):
+    return len(ours) == len(theirs) and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("name", SAMPLE + TIMM_SAMPLE)
+def test_every_boundary_replays_exactly_from_a_restored_state(name):
+    trunk, proof, batches = _cut(name)
+    assert trunk.num_units >= 2
+    assert proof.share > 0.7
+    inputs = batches[2]
+    with torch.no_grad():
+        whole = _known(trunk, trunk.forward(inputs))
+        hidden, context = trunk.embed(inputs)
+        for k in range(trunk.num_units + 1):
+            state = trunk.run(hidden, context, 0, k)
+            trunk.forward(batches[1])
+            fresh = _restored(trunk, inputs, hidden.shape[0])
+            ours = _known(trunk, trunk.finish(trunk.run(state, fresh, k, trunk.num_units), fresh))
+            assert _equal(ours, whole)
+
+
+@pytest.mark.parametrize("name", ["bert", "t5#encoder", "gemma3_text", "dinov3_vit", "swin", "wav2vec2", "resnet"])
+def test_gradient_through_a_suffix_is_the_whole_models(name):
+    trunk, _, batches = _cut(name)
+    trunk.model.double()
+    inputs = {n: t.double() if t.is_floating_point() else t for n, t in batches[1].items()}
+    k = trunk.num_units // 2
+    link = trunk.links[trunk.bounds[k]]
+    leaf = []
+
+    def substitute(module, args, kwargs):
+        slot = min(link.slots, key=str)
+        leaf.append(at((args, kwargs), slot).detach().clone().requires_grad_())
+        return put((args, kwargs), link.slots, leaf[0] * 1)
+
+    handle = link.module.register_forward_pre_hook(substitute, with_kwargs=True)
+    whole = _known(trunk, trunk.forward(inputs))[0]
+    handle.remove()
+    whole.square().mean().backward()
+
+    hidden, context = trunk.embed(inputs)
+    state = trunk.run(hidden, context, 0, k).detach().requires_grad_()
+    ours = _known(trunk, trunk.finish(trunk.run(state, context, k, trunk.num_units), context))[0]
+    ours.square().mean().backward()
+    torch.testing.assert_close(state.grad, leaf[0].grad, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["bert", "modernbert", "t5#encoder", "mpnet", "distilbert"])
+def test_a_text_alone_has_the_state_that_it_has_in_a_padded_batch(name):
+    trunk, _, batches = _cut(name)
+    inputs = batches[1]
+    length = int(inputs["attention_mask"][0].sum())
+    alone = {n: t[:1, :length] for n, t in inputs.items()}
+    with torch.no_grad():
+        hidden, context = trunk.embed(inputs)
+        single, own = trunk.embed(alone)
+        for k in range(trunk.num_units):
+            hidden = trunk.run(hidden, context, k, k + 1)
+            single = trunk.run(single, own, k, k + 1)
+            torch.testing.assert_close(hidden[:1, :length], single, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["crossvit", "coat"])
+def test_networks_of_several_streams_are_refused(name):
+    from talik.cache.errors import TrunkError
+
+    with pytest.raises(TrunkError):
+        _cut(name)
