@@ -1,6 +1,6 @@
 """Reads finished run folders, runs/<experiment>/<variant>/seed<k>/, and refuses what is unfinished or malformed.
 
-config.json         the resolved settings
+config.toml         the resolved settings
 metrics.jsonl       one line an epoch, and a last line "done"
 predictions.jsonl   the test split, one line a question
 result.json         written last; a folder without it is unfinished
@@ -9,6 +9,7 @@ result.json         written last; a folder without it is unfinished
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ class Run:
 
 
 def find_runs(paths: Iterable[Path | str]) -> tuple[Path, ...]:
-    """Return the run folders at and below `paths` (folders with a config.json), sorted below each path, once each.
+    """Return the run folders at and below `paths` (folders with a config.toml), sorted below each path, once each.
 
     Raises:
         RunError: a path that is not there, or that holds no run.
@@ -80,10 +81,10 @@ def find_runs(paths: Iterable[Path | str]) -> tuple[Path, ...]:
         if not path.is_dir():
             raise RunError(f"{path}: no such folder; expected a run, a variant or an experiment below runs/")
         folders = (
-            [path] if (path / "config.json").is_file() else _outermost(c.parent for c in path.rglob("config.json"))
+            [path] if (path / "config.toml").is_file() else _outermost(c.parent for c in path.rglob("config.toml"))
         )
         if not folders:
-            raise RunError(f"{path}: no run in it (no config.json at or below it); train a variant first")
+            raise RunError(f"{path}: no run in it (no config.toml at or below it); train a variant first")
         found.update(dict.fromkeys(sorted(folders, key=_natural)))
     return tuple(found)
 
@@ -100,11 +101,11 @@ def read_run(folder: Path | str) -> Run:
         RunError: the folder is unfinished, or a file is missing, malformed or contradicts another.
     """
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise RunError(f"{folder}: not a run folder (no config.json)")
+    if not (folder / "config.toml").is_file():
+        raise RunError(f"{folder}: not a run folder (no config.toml)")
     if not is_finished(folder):
         raise RunError(f"{folder}: unfinished (no result.json); resume its training or leave it out")
-    config = _read_object(folder / "config.json")
+    config = _read_toml(folder / "config.toml")
     result = _read_object(folder / "result.json")
     epochs, done = _read_metrics(folder / "metrics.jsonl")
     predictions = _read_predictions(folder / "predictions.jsonl")
@@ -112,9 +113,9 @@ def read_run(folder: Path | str) -> Run:
     _check_result(folder / "result.json", result, scores)
     return Run(
         path=folder,
-        experiment=_take(config, "experiment", str, folder / "config.json"),
-        variant=_take(config, "variant", str, folder / "config.json"),
-        seed=_take(config, "seed", int, folder / "config.json"),
+        experiment=_take(config, "experiment", str, folder / "config.toml"),
+        variant=_take(config, "variant", str, folder / "config.toml"),
+        seed=_take(config, "seed", int, folder / "config.toml"),
         config=config,
         epochs=epochs,
         predictions=predictions,
@@ -158,6 +159,13 @@ def _natural(path: Path) -> tuple[Any, ...]:
 
 def _read_object(path: Path) -> dict[str, Any]:
     return _parse_object(_read_text(path), str(path))
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(_read_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise RunError(f"{path}: not TOML ({error})") from None
 
 
 def _read_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 
 from talik.adapt.report.runs import Run, find_runs, group_by_variant, read_run
 from talik.cache.errors import RunError, TalikError
@@ -24,7 +25,7 @@ def write_run(root: Path, variant: str = "probe", seed: int = 0, right: tuple[bo
     folder = root / "exp" / variant / f"seed{seed}"
     folder.mkdir(parents=True)
     config = {"experiment": "exp", "variant": variant, "seed": seed, "train": {"lr": 0.001}}
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.toml").write_text(tomli_w.dumps(config))
     epoch = {"event": "epoch", "step": 5, "train_loss": 1.5, "val_loss": 1.25, "val_accuracy": 0.5, "seconds": 2.0}
     done = {"event": "done", "best_epoch": 2, "seconds": 4.5, "trainable_params": 10, "all_params": 100}
     write_lines(folder / "metrics.jsonl", [epoch | {"epoch": 1}, epoch | {"epoch": 2, "train_loss": 1}, done])
@@ -85,9 +86,9 @@ MALFORMED = {
     "nothing": ("predictions.jsonl", lambda _: "\n", "no prediction in it"),
     "another accuracy": ("result.json", lambda text: text.replace("0.666", "0.777"), "counts 0.666667"),
     "another count": ("result.json", lambda text: text.replace('"total": 2', '"total": 5'), "by_type differs"),
-    "a missing key": ("config.json", lambda text: text.replace('"seed"', '"sed"'), "config.json: no 'seed'"),
-    "a wrong type": ("config.json", lambda text: text.replace('"seed": 0', '"seed": "0"'), "expected a whole number"),
-    "bytes": ("config.json", lambda _: "\udcff", "cannot be read"),
+    "a missing key": ("config.toml", lambda text: text.replace("seed", "sed"), "config.toml: no 'seed'"),
+    "a wrong type": ("config.toml", lambda text: text.replace("seed = 0", 'seed = "0"'), "expected a whole number"),
+    "bytes": ("config.toml", lambda _: "\udcff", "cannot be read"),
     "a lie": ("predictions.jsonl", lambda text: text.replace('"correct": false', '"correct": true'), "contradicts"),
     "a question twice": ("predictions.jsonl", lambda text: text.replace('"q2"', '"q1"'), "'q1' is there twice"),
 }
@@ -124,7 +125,7 @@ def test_runs_are_found_below_any_folder_in_natural_order(tmp_path: Path) -> Non
     made = [write_run(tmp_path, "probe", seed) for seed in (10, 2, 0)] + [write_run(tmp_path, "adapter", 1)]
     inner = made[0] / "checkpoint"
     inner.mkdir()
-    (inner / "config.json").write_text("{}")  # what a run keeps for itself is no run
+    (inner / "config.toml").write_text("{}")  # what a run keeps for itself is no run
     found = find_runs([made[0], tmp_path])
     assert [f.relative_to(tmp_path / "exp").as_posix() for f in found] == [
         "probe/seed10",

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tomli_w
 
 from talik.adapt.metrics import TYPE_ORDER, score
 from talik.adapt.report.clips import ShownClip, data_uri, pick_clips
@@ -88,7 +89,7 @@ def make_runs(root: Path, rates: dict[str, float], *, num_seeds: int = 1, evil: 
             config = {"experiment": f"exp{evil}", "variant": variant, "seed": seed, "train": {"lr": 0.1}}
             scores = score([x["type"] for x in lines], [x["correct"] for x in lines]).to_json()
             result = {"split": "test", **scores, "seconds": 1.0, "trainable_params": 1000}
-            (folder / "config.json").write_text(json.dumps(config))
+            (folder / "config.toml").write_text(tomli_w.dumps(config))
             (folder / "predictions.jsonl").write_text("\n".join(map(json.dumps, lines)))
             (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, [*epochs, done])))
             (folder / "result.json").write_text(json.dumps(result))

@@ -92,7 +92,7 @@ def test_killed_before_every_step(name, make_sample, tmp_path, tree):
                 sample.check(path, reader.items)
         work()
         assert tree(path) == expected
-        step += 7 if step > 40 else 3
+        step += 11 if step > 40 else 4
     assert step > 60
 
 

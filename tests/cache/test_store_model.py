@@ -137,7 +137,7 @@ class DenseModel(StoreModel):
     spec = replace(StoreModel.spec, modality="visual", ragged=False, inputs={})
 
 
-_FEW = settings(max_examples=10, stateful_step_count=8, deadline=None)
+_FEW = settings(max_examples=8, stateful_step_count=7, deadline=None)
 TestRaggedModel = StoreModel.TestCase
 TestRaggedModel.settings = _FEW
 TestDenseModel = DenseModel.TestCase
