@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .cache.errors import TalikError
+from .cache.errors import StoreMismatchError, TalikError, unknown_name
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -142,11 +143,50 @@ def demo_make(
 
 @store_app.command("ls")
 def store_ls(store: StorePath) -> None:
-    """List the boundaries that a store holds."""
+    """List the boundaries that a store holds: items, shape of one, data type, bytes."""
     from .cache.store import FeatureStore
 
-    for line in FeatureStore.open(store).lines():
-        typer.echo(line)
+    opened = FeatureStore.open(store)
+    for spec in opened.boundaries():
+        with opened.reader(spec.modality, spec.boundary, key=spec.key) as reader:
+            shape = "tokens x " * spec.ragged + " x ".join(map(str, spec.shape))
+            size = f"{reader.size_bytes / 1e6:.1f} MB"
+            typer.echo(f"{spec.path:28s} {len(reader.items):>7} items  {shape:18s} {spec.dtype:9s} {size:>10s}")
+
+
+@store_app.command("show")
+def store_show(
+    store: StorePath, boundary: Annotated[str, typer.Argument(help="As ls prints it: visual/b11-1f2e3d4c5b6a.")]
+) -> None:
+    """Print what identifies a boundary's states, and what they were made with."""
+    from .cache.store import FeatureStore
+
+    opened = FeatureStore.open(store)
+    held = {spec.path: spec for spec in opened.boundaries()}
+    if boundary not in held:
+        raise StoreMismatchError(f"{store}: {unknown_name('boundary', boundary, held)}")
+    spec = held[boundary]
+    with opened.reader(spec.modality, spec.boundary, key=spec.key) as reader:
+        typer.echo(json.dumps({"identity": spec.identity, "provenance": list(reader.provenance)}, indent=2))
+
+
+@store_app.command("export")
+def store_export(store: StorePath, file: Annotated[Path, typer.Argument(help="The .h5 file to write.")]) -> None:
+    """Write a store into one HDF5 file: the same names and values, provenance as attributes."""
+    from .cache.hdf5 import export_hdf5
+    from .cache.store import FeatureStore
+
+    export_hdf5(FeatureStore.open(store), file)
+    typer.echo(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+
+
+@store_app.command("import")
+def store_import(file: Annotated[Path, typer.Argument(help="A .h5 file that export wrote.")], store: StorePath) -> None:
+    """Read a store back from the HDF5 file that `talik store export` wrote."""
+    from .cache.hdf5 import import_hdf5
+    from .cache.store import FeatureStore
+
+    typer.echo(f"{store}: {import_hdf5(file, FeatureStore.open(store, mode='a'))} items imported")
 
 
 @store_app.command("verify")

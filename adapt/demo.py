@@ -49,8 +49,8 @@ TASTE = DemoSize(
 FULL = DemoSize(
     num_clips=1000,
     num_seeds=3,
-    epochs=8,
-    batch_size=32,
+    epochs=6,
+    batch_size=16,
     amp="bf16",
     title="talik demo, full size",
     note="Made clips (drawn instruments, synthesised sound), not MUSIC-AVQA's videos; the templates are MUSIC-AVQA's.",
@@ -118,7 +118,8 @@ kind = "answers"
 [train]
 epochs = {epochs}
 batch_size = {batch_size}
-lr = 1e-3
+lr = 2e-3                         # of adapters
+head_lr = 1e-3
 amp = "{amp}"
 
 [sweep]

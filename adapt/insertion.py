@@ -46,7 +46,7 @@ def resolve_insertions(
     if wanted is None:
         return ResolvedInsertions(())
     if isinstance(wanted, str):
-        return _last(wanted, num_units)
+        return _last(wanted, num_units, placement)
     lists = {m: _boundaries(m, values, num_units, placement) for m, values in wanted.items()}
     lengths = {m: len(values) for m, values in lists.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
@@ -55,13 +55,15 @@ def resolve_insertions(
     return ResolvedInsertions(tuple(Insertion({m: lists[m][i] for m in lists}) for i in range(count)))
 
 
-def _last(wanted: str, num_units: Mapping[str, int]) -> ResolvedInsertions:
+def _last(wanted: str, num_units: Mapping[str, int], placement: str) -> ResolvedInsertions:
     match = re.fullmatch(r"last (\d+)", wanted.strip())
     if match is None or int(match[1]) < 1:
         raise SettingsError(
             f'insertion: found {wanted!r}, expected "last K" with K at least 1, or boundaries by modality'
         )
     count = int(match[1])
+    if placement == "parallel" and any(count > n for n in num_units.values()):
+        raise SettingsError(f"insertion: {wanted!r} reaches below the first unit; a unit takes one parallel adapter")
     notes = tuple(
         f"{m}: {wanted!r} reaches below the first of {n} units; clamped at boundary 0"
         for m, n in num_units.items()
@@ -80,6 +82,8 @@ def _boundaries(modality: str, values: tuple[int, ...], num_units: Mapping[str, 
     for given, k in zip(values, resolved, strict=True):
         if not 0 <= k <= highest:
             raise SettingsError(f"insertion.{modality}: found {given}, expected a boundary from 0 to {highest}")
+    if placement == "parallel" and len(set(resolved)) < len(resolved):
+        raise SettingsError(f"insertion.{modality}: found {list(values)}; a unit takes one parallel adapter, not two")
     if resolved != sorted(resolved):
         raise SettingsError(f"insertion.{modality}: found {list(values)}, expected boundaries in rising order")
     return resolved

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..cache.errors import MissingItemError, MissingMediaError, StoreMismatchError
+from ..cache.difference import differences
+from ..cache.errors import MissingItemError, MissingMediaError
 from ..cache.key import digest_file, digest_text
 from ..cache.reader import Batch, BoundaryReader, Verify
 from ..cache.store import FeatureStore
@@ -21,9 +22,9 @@ from ..extract.encoders import Encoder
 from ..extract.items import source_of
 from ..extract.manifest.types import Manifest, Question
 from ..extract.media import iter_media
-from ..extract.run import clip_identity, text_identity
 from ..extract.sampling import Sampling
 from ..extract.state import State
+from ..extract.work import clip_identity, text_identity
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class CachedSource:
         encoders: by modality.
         starts: by modality, the boundary above which something is trainable.
         sampling: how clips were sampled.
+        dtype: storage data type of the states to read.
         verify: when checksums are checked.
         device: where the states go.
     """
@@ -61,13 +63,16 @@ class CachedSource:
         starts: Mapping[str, int],
         sampling: Sampling,
         *,
+        dtype: str,
         verify: Verify = "first",
         device: str = "cpu",
     ) -> None:
         self._manifest = manifest
         self._encoders = encoders
         self._device = device
-        self._readers = {m: _reader(store, encoders[m], starts[m], sampling, verify=verify) for m in starts}
+        self._readers = {
+            m: _reader(store, encoders[m], starts[m], sampling, dtype=dtype, verify=verify) for m in starts
+        }
         self._stored = {m: {i.source: i.key for i in r.items} for m, r in self._readers.items()}
         self._known = {m: set(keys.values()) for m, keys in self._stored.items()}
 
@@ -192,25 +197,27 @@ class LiveSource:
         return self._sampling.stack(modality, [o.media for o in outcomes if o.media is not None])
 
 
-def _reader(store: FeatureStore, encoder: Encoder, start: int, sampling: Sampling, *, verify: Verify) -> BoundaryReader:
+def _reader(
+    store: FeatureStore, encoder: Encoder, start: int, sampling: Sampling, *, dtype: str, verify: Verify
+) -> BoundaryReader:
     modality = encoder.modality
-    stored = sorted({s.boundary for s in store.boundaries() if s.modality == modality and s.boundary <= start})
-    mismatch: StoreMismatchError | None = None
-    for boundary in reversed(stored):
-        if modality == "text":
-            identity = text_identity(encoder, boundary)
-        else:
-            identity = clip_identity(encoder, boundary, sampling)
-        try:
-            return store.reader(modality, boundary, identity=identity, verify=verify)
-        except StoreMismatchError as error:
-            mismatch = mismatch or error
-    if mismatch is not None:
-        raise mismatch
+    below = [s for s in store.boundaries() if s.modality == modality and s.boundary <= start and s.dtype == dtype]
+    for spec in sorted(below, key=lambda s: s.boundary, reverse=True):
+        if not differences(_identity(encoder, spec.boundary, sampling), spec.identity):
+            return store.reader(modality, spec.boundary, key=spec.key, verify=verify)
+    if below:
+        highest = max(s.boundary for s in below)
+        store.reader(modality, highest, identity=_identity(encoder, highest, sampling))  # says which field differs
     raise MissingItemError(
-        f"{store.path}: no {modality} states at or below boundary {start}; add a cut there to the experiment and run "
-        "talik extract"
+        f"{store.path}: no {modality} states at or below boundary {start} as {dtype}; add a cut there to the "
+        "experiment and run talik extract"
     )
+
+
+def _identity(encoder: Encoder, boundary: int, sampling: Sampling) -> dict[str, Any]:
+    if encoder.modality == "text":
+        return text_identity(encoder, boundary)
+    return clip_identity(encoder, boundary, sampling)
 
 
 def _distinct(modality: str, batch: Sequence[Question]) -> list[Question]:

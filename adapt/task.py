@@ -9,7 +9,6 @@ encoding and the exact fusion are ours.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..cache.errors import SettingsError
+from .sinusoids import sinusoids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class AnswerHead(nn.Module):
         parts = []
         for modality, attention in self.over_time.items():
             steps = self.project[modality](features[modality].mean(dim=2))  # (B, T, d)
-            steps = steps + time_encoding(steps.shape[1], steps.shape[2], steps.device)
+            steps = steps + sinusoids(steps.shape[1], steps.shape[2], steps.device)
             query = steps.mean(dim=1) if question is None else question
             mixed, _ = attention(query[:, None], steps, steps, need_weights=False)
             pooled = mixed[:, 0] + steps.mean(dim=1)
@@ -109,13 +109,3 @@ def masked_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
     # Padding may hold anything, NaN included, so it is replaced, not multiplied.
     kept = tokens.masked_fill(~mask.unsqueeze(-1), 0.0)
     return kept.sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)
-
-
-def time_encoding(length: int, width: int, device: torch.device) -> Tensor:
-    """Sines and cosines of the segment's number (Vaswani et al. 2017, sec. 3.5): (T, d), float32."""
-    place = torch.arange(length, device=device, dtype=torch.float32)[:, None]
-    rate = torch.exp(torch.arange(0, width, 2, device=device, dtype=torch.float32) * (-math.log(100.0) / width))
-    encoding = torch.zeros(length, width, device=device)
-    encoding[:, 0::2] = torch.sin(place * rate)
-    encoding[:, 1::2] = torch.cos(place * rate)[:, : width // 2]
-    return encoding

@@ -14,8 +14,8 @@ from ..cache.store import FeatureStore
 from ..extract.encoders import Encoder
 from ..extract.manifest.load import load_manifest
 from ..extract.manifest.types import Manifest, Question
-from ..extract.run import boundary_states, open_encoder
 from ..extract.sampling import Sampling, sampling_of
+from ..extract.work import boundary_states, open_encoder
 from .adapters.registry import adapter_kind, adapter_settings
 from .experiment import Experiment, VariantSettings
 from .insertion import ResolvedInsertions, resolve_insertions
@@ -122,6 +122,7 @@ class Workbench:
             model.encoders,
             model.starts(),
             self.sampling,
+            dtype=settings.dtype,
             verify=settings.verify,
             device=self.device,
         )

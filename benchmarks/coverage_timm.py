@@ -13,7 +13,7 @@ from talik.extract.open_timm import backbone_of, classifier_of
 
 CHOSEN: dict[str, tuple[str, dict[str, Any]]] = {
     "beit": ("beit_base_patch16_224", {"embed_dim": 96, "depth": 4, "num_heads": 3}),
-    "byoanet": ("halonet_h1", {"_size": 128}),
+    "byoanet": ("halonet_h1", {}),
     "byobnet": ("mobileone_s1", {}),
     "cait": ("cait_xxs24_224", {"depth": 6}),
     "coat": ("coat_tiny", {}),
@@ -37,13 +37,13 @@ CHOSEN: dict[str, tuple[str, dict[str, Any]]] = {
     "efficientnet": ("test_efficientnet", {}),
     "efficientvim": ("efficientvim_m1", {}),
     "efficientvit_mit": ("efficientvit_b0", {}),
-    "efficientvit_msra": ("efficientvit_m0", {}),
+    "efficientvit_msra": ("efficientvit_m0", {"num_classes": 10}),
     "eva": ("vit_tiny_patch16_dinov3_qkvb", {}),
     "fasternet": ("fasternet_t0", {}),
     "fastvit": ("fastvit_t8", {}),
     "focalnet": ("focalnet_tiny_srf", {}),
     "gcvit": ("gcvit_xxtiny", {}),
-    "gemma4_vit": ("gemma4_vit_167m", {"embed_dim": 192, "depth": 6, "num_heads": 3, "img_size": 96}),
+    "gemma4_vit": ("gemma4_vit_167m", {"embed_dim": 192, "depth": 10, "num_heads": 3, "img_size": 96}),
     "ghostnet": ("ghostnet_050", {}),
     "hardcorenas": ("hardcorenas_b", {}),
     "hgnet": ("hgnetv2_b0", {}),
@@ -74,7 +74,7 @@ CHOSEN: dict[str, tuple[str, dict[str, Any]]] = {
     "pit": ("pit_ti_224", {}),
     "pnasnet": ("pnasnet5large", {"_size": 139}),
     "pvt_v2": ("pvt_v2_b0", {}),
-    "qwen3_vit": ("qwen3_vit_88m", {"embed_dim": 192, "depth": 6, "num_heads": 3, "img_size": 96}),
+    "qwen3_vit": ("qwen3_vit_88m", {"embed_dim": 192, "depth": 10, "num_heads": 3, "img_size": 96}),
     "rdnet": ("rdnet_tiny", {}),
     "regnet": ("regnetx_002", {}),
     "repghost": ("repghostnet_050", {}),
@@ -87,7 +87,7 @@ CHOSEN: dict[str, tuple[str, dict[str, Any]]] = {
     "selecsls": ("selecsls42", {}),
     "senet": ("legacy_seresnet18", {}),
     "sequencer": ("sequencer2d_s", {}),
-    "shvit": ("shvit_s1", {}),
+    "shvit": ("shvit_s1", {"num_classes": 10}),
     "sknet": ("skresnet18", {}),
     "starnet": ("starnet_s050", {}),
     "swiftformer": ("swiftformer_xs", {}),
@@ -113,12 +113,16 @@ CHOSEN: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def timm_model(name: str, changes: dict[str, Any]) -> tuple[nn.Module, Callable[..., Any], list[dict[str, Tensor]], Any, Any]:
+def timm_model(
+    name: str, changes: dict[str, Any]
+) -> tuple[nn.Module, Callable[..., Any], list[dict[str, Tensor]], Any, Any]:
     """Build a model with random weights, and four batches."""
     torch.manual_seed(0)
     changes = dict(changes)
     shown = changes.pop("_size", None)
-    model: Any = timm.create_model(name, pretrained=False, num_classes=0, **changes).eval().requires_grad_(False)
+    num_classes = changes.pop("num_classes", 0)
+    model: Any = timm.create_model(name, pretrained=False, num_classes=num_classes, **changes)
+    model.eval().requires_grad_(False)
     for tensor in [*model.parameters(), *model.buffers()]:  # zero-initialised parts would hide what they do
         if tensor.numel() and tensor.is_floating_point() and not tensor.any():
             nn.init.normal_(tensor, std=0.05)

@@ -1,4 +1,4 @@
-"""Which models can be cut: a random model of every timm model file and of many transformers encoders, cut and proven."""
+"""Which models can be cut: a random model of every timm model file and of many transformers encoders, proven."""
 
 from __future__ import annotations
 
@@ -142,7 +142,9 @@ def main() -> None:
         if parsed.family in (family, "all"):
             for row in source(parsed.only):
                 rows.append(row)
-                told = f"{row.num_units:3d} units {row.share:4.0%} {row.unit}" if row.proven else f"REFUSED {row.refusal}"
+                told = (
+                    f"{row.num_units:3d} units {row.share:4.0%} {row.unit}" if row.proven else f"REFUSED {row.refusal}"
+                )
                 print(f"{row.name:50s} {row.model_class:28s} {row.seconds:5.1f}s {told}", flush=True)
     proven = sum(row.proven for row in rows)
     print(f"{proven} of {len(rows)} proven")

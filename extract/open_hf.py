@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from ..cache.errors import EncoderError
 from ..cache.key import digest_json
+from .checkpoint_file import load_weights
 from .opening import Opened, Request, quiet_transformers
-from .preprocess import AudioPreprocess, BytePreprocess, ImagePreprocess, Preprocess, TextPreprocess
+from .pictures import SpectrogramPreprocess
+from .preprocess import AudioPreprocess, BytePreprocess, Fit, ImagePreprocess, Preprocess, TextPreprocess
 from .windows import fit_window
 
 _INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
@@ -65,8 +67,11 @@ def _load(name: str, request: Request, model_class: str | None) -> Any:
         kind = getattr(modeling_whisper, str(model_class))
     try:
         if request.weights == "random":
-            config = transformers.AutoConfig.from_pretrained(name, **options)
-            return kind(config) if model_class else kind.from_config(config, **options)
+            return _from_config(transformers, kind, name, options, model_class)
+        if request.weights is not None and Path(request.weights).suffix:
+            model = _from_config(transformers, kind, name, options, model_class)
+            load_weights(model, request.weights)
+            return model
         source = name if request.weights is None else str(request.weights)
         extra = {} if model_class else options
         model, info = kind.from_pretrained(source, output_loading_info=True, dtype=torch.float32, **extra)
@@ -79,6 +84,14 @@ def _load(name: str, request: Request, model_class: str | None) -> Any:
             f"hf:{name}: {len(absent)} weights are not in the file, the first {absent[0]!r}; expected all"
         )
     return model
+
+
+def _from_config(transformers: Any, kind: Any, name: str, options: dict[str, Any], model_class: str | None) -> Any:
+    """Make the model from its configuration alone, with random weights (drawn without touching the global state)."""
+    config = transformers.AutoConfig.from_pretrained(name, **options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return kind(config) if model_class else kind.from_config(config, **options)
 
 
 def _part(model: Any, part: str, name: str) -> Any:
@@ -129,6 +142,12 @@ def _preprocess(model: Any, name: str, request: Request) -> tuple[Preprocess, di
         image = _images(model, name, request)
         declared["image_size"] = (image.height, image.width)
         return image, declared
+    if request.modality == "audio" and getattr(model, "main_input_name", "") == "pixel_values":
+        size = _pair(request.image_size) or _native_size(model.config)
+        window = request.window_seconds or 1.0
+        picture = SpectrogramPreprocess(height=size[0], width=size[1], window_seconds=window)
+        declared.update(sample_rate_hz=picture.sample_rate_hz, window_seconds=window, image_size=size)
+        return picture, declared
     if request.modality == "audio":
         audio, notes = _audio(model, name, request)
         declared.update(sample_rate_hz=audio.sample_rate_hz, window_seconds=audio.window_seconds, notes=notes)
@@ -138,28 +157,36 @@ def _preprocess(model: Any, name: str, request: Request) -> tuple[Preprocess, di
 
 def _images(model: Any, name: str, request: Request) -> ImagePreprocess:
     config = _processor_config(name)
-    size, crop = config.get("size", {}), config.get("crop_size", {})
-    native = getattr(model.config, "image_size", 224)
-    native = native if isinstance(native, int) else native[0]
-    edge = size.get("shortest_edge") if isinstance(size, dict) else size
-    if config.get("do_center_crop") and edge:
-        crop_size = crop.get("height", edge) if isinstance(crop, dict) else crop
-        fit: Any = "crop"
-    else:
-        crop_size = size.get("height", edge or native) if isinstance(size, dict) else size or native
-        edge, fit = crop_size, "crop" if isinstance(size, dict) and size.get("shortest_edge") else "stretch"
-    height, width = _pair(request.image_size) or (crop_size, crop_size)
+    size, crop = _edges(config.get("size")), _edges(config.get("crop_size"))
+    edge = size or _native_size(model.config)[0]
+    cropped = crop or edge if config.get("do_center_crop") else edge
+    keeps_aspect = bool(config.get("do_center_crop")) or "shortest_edge" in (config.get("size") or ())
+    fit: Fit = "crop" if keeps_aspect else "stretch"
+    height, width = _pair(request.image_size) or (cropped, cropped)
     normalised = config.get("do_normalize", True)
     return ImagePreprocess(
         height=height,
         width=width,
-        resize=round(min(height, width) * edge / crop_size),
+        resize=round(min(height, width) * edge / cropped),
         fit=request.fit or fit,
         interpolation=_INTERPOLATIONS.get(config.get("resample", 3), "bicubic"),  # type: ignore[arg-type]
         rescale=float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0,
         mean=tuple(config.get("image_mean", (0.5, 0.5, 0.5))) if normalised else (0.0, 0.0, 0.0),
         std=tuple(config.get("image_std", (0.5, 0.5, 0.5))) if normalised else (1.0, 1.0, 1.0),
     )
+
+
+def _edges(size: Any) -> int | None:
+    """Return the edge that a processor's size names: {"shortest_edge": 256}, {"height": 224, …} or a number."""
+    if isinstance(size, dict):
+        found = size.get("shortest_edge") or size.get("height")
+        return int(found) if found else None
+    return int(size) if isinstance(size, int) else None
+
+
+def _native_size(config: Any) -> tuple[int, int]:
+    size = getattr(config, "image_size", 224) or 224
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def _pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:

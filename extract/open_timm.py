@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..cache.errors import EncoderError, SettingsError
+from .checkpoint_file import load_weights
 from .identity import used_parameters
 from .opening import Opened, Request
-from .preprocess import ImagePreprocess
+from .pictures import SpectrogramPreprocess
+from .preprocess import ImagePreprocess, Preprocess
 
 
 def open_timm(request: Request) -> Opened:
@@ -28,27 +30,33 @@ def open_timm(request: Request) -> Opened:
     if request.modality == "text":
         raise SettingsError(f"timm:{request.spec}: found modality 'text', expected 'visual' or 'audio'")
     options: dict[str, Any] = {"pretrained": request.weights is None, "num_classes": 0}
-    if request.weights not in (None, "random"):
-        options["checkpoint_path"] = str(request.weights)
     size = request.image_size
     try:
         model = _create(timm, request.spec, options, size)
     except (RuntimeError, ValueError, OSError, TypeError) as error:
         line = " ".join(str(error).split())
         raise EncoderError(f"timm:{request.spec}: cannot be opened: {line[:300]}") from None
+    if request.weights is not None and request.weights != "random":
+        head = model.default_cfg.get("classifier") or ()
+        names = (head,) if isinstance(head, str) else tuple(head)
+        load_weights(model, request.weights, ignored=tuple(f"{name}." for name in names))
     data = timm.data.resolve_model_data_config(model)
     height, width = (size, size) if isinstance(size, int) else size or tuple(data["input_size"][1:])
     if not isinstance(data["interpolation"], str) or data["interpolation"] not in ("bicubic", "bilinear", "nearest"):
         data["interpolation"] = "bicubic"
-    preprocess = ImagePreprocess(
-        height=height,
-        width=width,
-        resize=int(min(height, width) / data["crop_pct"]),
-        fit=request.fit or ("stretch" if data.get("crop_mode") == "squash" else "crop"),
-        interpolation=data["interpolation"],
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
-    )
+    preprocess: Preprocess
+    if request.modality == "audio":
+        preprocess = SpectrogramPreprocess(height=height, width=width, window_seconds=request.window_seconds or 1.0)
+    else:
+        preprocess = ImagePreprocess(
+            height=height,
+            width=width,
+            resize=int(min(height, width) / data["crop_pct"]),
+            fit=request.fit or ("stretch" if data.get("crop_mode") == "squash" else "crop"),
+            interpolation=data["interpolation"],
+            mean=tuple(data["mean"]),
+            std=tuple(data["std"]),
+        )
     name = request.spec.split(".", 1)[0].removeprefix("hf-hub:")
     return Opened(
         model=model,
@@ -59,6 +67,8 @@ def open_timm(request: Request) -> Opened:
         is_random=request.weights == "random",
         backbone=lambda inputs: backbone_of(model, inputs["pixel_values"]),
         image_size=(height, width),
+        sample_rate_hz=getattr(preprocess, "sample_rate_hz", None),
+        window_seconds=getattr(preprocess, "window_seconds", None),
     )
 
 
@@ -76,9 +86,10 @@ def backbone_of(model: Any, pixels: Tensor) -> list[nn.Parameter] | None:
     return used_parameters(model, lambda: model.forward_features(pixels))
 
 
-def _create(timm: Any, name: str, options: dict[str, Any], size: int | tuple[int, int] | None) -> nn.Module:
+def _create(timm: Any, name: str, options: dict[str, Any], size: int | tuple[int, int] | None) -> Any:
     """Make the model; another image size is handed to models whose construction depends on it."""
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         if size is None:
             return timm.create_model(name, **options)
         entry = timm.models.model_entrypoint(name.split(".", 1)[0]) if not name.startswith("hf-hub:") else None

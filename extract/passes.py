@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..cache.errors import TrunkError
-from .chain import Link
+from .links import Link
 from .recording import Taken
 from .template import Template, make_template
 from .tree import at, map_tensors, put

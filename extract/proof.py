@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ..cache.errors import TrunkError
-from .chain import Chain, find_chains
+from .chain import find_chains
+from .links import Chain
 from .passes import Inputs, signature_of
 from .recording import Taken, record
 from .tree import Path, at, put, tensors
@@ -76,7 +77,9 @@ def find_trunk(
             except TrunkError as error:
                 refusals.append(str(error))
             except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError) as error:
-                refusals.append(f"the pass without units fails: {type(error).__name__}: {' '.join(str(error).split())[:160]}")
+                refusals.append(
+                    f"the pass without units fails: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
+                )
     raise TrunkError(f"{type(model).__name__}: {refusals[0]}")
 
 
@@ -98,7 +101,7 @@ def prove(trunk: Trunk, batches: Sequence[Inputs]) -> Proof:
     with torch.inference_mode(False), torch.no_grad():
         aside = _prove_noisy(trunk, noisy, other)
         trunk.aside = frozenset(aside)
-        trunk.skip_ahead({name: plain[name] for name in trunk.context_names}, next(iter(plain.values())).device)
+        trunk.skip_ahead()
         whole = trunk.forward(plain)
         hidden, context = trunk.embed(plain)
         states = [hidden]

@@ -36,7 +36,7 @@ def proven_trunk(
     backbone: Sequence[nn.Parameter] | None,
     config: dict[str, Any],
 ) -> tuple[Trunk, Proof]:
-    """Return the trunk of a model and its proof, from the cache where it was proven before (arguments: `find_trunk`)."""
+    """Return the trunk of a model and its proof, kept from before or made now (arguments as for `find_trunk`)."""
     probe = batch(0)
     path = cache_folder() / "proofs" / f"{_key(model, config, probe)}.json"
     known = _read(path)
@@ -86,7 +86,7 @@ def _again(
             names, everything = known["context_names"], known["rebuild_all"]
             trunk = Trunk(model, forward, probe, chain, context_names=names, rebuild_all=everything)
             trunk.aside = frozenset(tuple(path) for path in known["aside"])
-            trunk.skip_ahead({name: probe[name] for name in names}, next(iter(probe.values())).device)
+            trunk.skip_ahead()
             aside = tuple(".".join(map(str, path)) for path in known["aside"])
             return trunk, Proof(num_boundaries=known["num_boundaries"], share=chain.share, aside=aside)
     return None
@@ -112,4 +112,3 @@ def _write(path: Path, account: dict[str, Any]) -> None:
         os.replace(temporary, path)
     except OSError:
         return
-

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .chain import Link
+from .links import Link
 from .tree import Path, at, map_leaves, paths_of, tensors
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..cache.errors import TrunkError
-from .chain import Chain, Link
+from .links import Chain, Link
 from .passes import Ahead, Inputs, Passes, signature_of
 from .recording import Call, Taken, record
 from .state import Context
@@ -60,6 +60,8 @@ class Trunk:
         self.num_units = len(self.bounds) - 1
         self.probe_signature = signature_of(probe)
         self.probe_batch = next(iter(probe.values())).shape[0]
+        self._small = {name: probe[name] for name in self.context_names}
+        self._device = next(iter(probe.values())).device
         self.hidden_shapes = [tuple(chain.hidden[b].shape) for b in self.bounds]
         self.passes = Passes(forward, self.links, chain.handing(everything=rebuild_all))
         self.passes.learn(self.probe_signature, [(call.taken, call.returned) for call in chain.calls])
@@ -184,15 +186,17 @@ class Trunk:
     def _ahead(self, batch_size: int, signature: tuple[Any, ...], blank: float | None) -> int:
         return batch_size if blank is None and signature == self.probe_signature else 0
 
-    def skip_ahead(self, small: Mapping[str, Tensor], device: torch.device) -> None:
+    def skip_ahead(self) -> None:
         """Find the modules before the units that a pass with blank large inputs need not run.
 
         Those are the ones that return nothing but NaN for inputs of NaN: since the proof holds with such inputs, what
         they return is not used.
         """
-        given = {name: t[: self.probe_batch] for name, t in small.items()}
-        inputs = self.complete(given, self.probe_batch, self.probe_signature, device, blank=float("nan"))
-        root, _ = record(self.model, lambda: self.passes.collect(inputs, blank=float("nan")))
+        if len(self.context_names) == len(self.probe_signature):
+            return
+        nan = float("nan")
+        inputs = self.complete(self._small, self.probe_batch, self.probe_signature, self._device, blank=nan)
+        root, _ = record(self.model, lambda: self.passes.collect(inputs, blank=nan))
         self.passes.ahead = tuple(
             Ahead(call.module, call.ordinal, call.returned, self.probe_batch) for call in _all_nan(root, self.links)
         )

@@ -112,12 +112,17 @@ adapter = {{ kind = "trimodal", d_model = 8, d_state = 4, num_latents = 2, num_h
 """
 
 
+def experiment_text(root: Path, encoders: dict[str, Path]) -> str:
+    """The experiment on a made set and the tiny encoders."""
+    return EXPERIMENT.format(root=root, **encoders)
+
+
 @pytest.fixture
 def write_experiment(tmp_path: Path, demo_set: Path, tiny_encoders: dict[str, Path]) -> Callable[..., Path]:
     """Write an experiment on the made set and the tiny encoders; pairs of old and new text change it."""
 
     def write(*changes: tuple[str, str], root: Path | None = None) -> Path:
-        text = EXPERIMENT.format(root=root or demo_set, **tiny_encoders)
+        text = experiment_text(root or demo_set, tiny_encoders)
         for old, new in changes:
             assert old in text, old
             text = text.replace(old, new)
@@ -126,3 +131,14 @@ def write_experiment(tmp_path: Path, demo_set: Path, tiny_encoders: dict[str, Pa
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def extracted(tmp_path_factory: pytest.TempPathFactory, demo_set: Path, tiny_encoders: dict[str, Path]) -> Path:
+    """The experiment with its store filled; for tests that only read, or that train variants of their own name."""
+    from talik.extract.run import extract
+
+    path = tmp_path_factory.mktemp("extracted") / "exp.toml"
+    path.write_text(experiment_text(demo_set, tiny_encoders), encoding="utf-8")
+    extract(path, progress=False)
+    return path

@@ -6,7 +6,8 @@ Our reading of the abstract of Liu, Chen, Zeng 2025 (see `selection`): the inter
 confined to a window of segments, and "centred on vision or audio". For segment t and radius w:
 
 1. M latents, the same for every segment at first, read the question.
-2. They read the centre's tokens of segment t, then the other modality's tokens of the segments t - w … t + w.
+2. Told their segment by a fixed encoding of t, they read the centre's tokens of segment t, then the other modality's
+   tokens of the segments t - w … t + w.
 3. The centre's tokens of segment t read the latents of t; the other modality's tokens of a segment s read the latents
    of every segment whose window holds s; the text's tokens read all of them.
 What is read is projected up by a matrix that starts at zero, and is what the adapter adds.
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..sinusoids import sinusoids
 from .attention import CrossAttention
 from .triple import Triple
 
@@ -84,7 +86,8 @@ class Interaction(nn.Module):
         if "text" in tokens:
             latents = latents + self.reads["text"](latents, tokens["text"], mask)
         center = tokens[self.center].flatten(0, 1)  # (B·T, N, d)
-        latents = latents.unsqueeze(1).expand(b, t, num, width).reshape(b * t, num, width)
+        when = sinusoids(t, width, latents.device)[None, :, None]  # (1, T, 1, d)
+        latents = (latents.unsqueeze(1) + when).reshape(b * t, num, width)
         latents = latents + self.reads[self.center](latents, center)
         if self.other in tokens:
             other = tokens[self.other]  # (B, T, N, d)

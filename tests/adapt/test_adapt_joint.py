@@ -1,41 +1,43 @@
-"""Cached states give what live media give; an untrained adapter changes nothing; padding and batch mates do not matter."""
+"""Cached equals live, an untrained adapter changes nothing, padding and batch mates do not matter."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from talik.adapt.answering import forward
-from talik.adapt.experiment import load_experiment
+from talik.adapt.experiment import VariantSettings, load_experiment
 from talik.adapt.joint import JointModel
 from talik.adapt.workbench import Workbench
-from talik.extract.run import extract
 
-KINDS = {
-    "ssm": '{ kind = "trimodal", d_model = 8, d_state = 4, num_latents = 2, num_heads = 2 }',
-    "audio-centred": '{ kind = "trimodal", center = "audio", d_model = 8, num_latents = 2, num_heads = 2, window = 0 }',
-    "no selection": '{ kind = "trimodal", selection = "none", d_model = 8, num_latents = 2, num_heads = 2 }',
-    "attention": '{ kind = "trimodal", selection = "attention", interaction = "none", d_model = 8, num_heads = 2 }',
+SIZES = {"d_model": 8, "d_state": 4, "num_latents": 2, "num_heads": 2}
+KINDS: dict[str, dict[str, Any]] = {
+    "ssm": {},
+    "audio-centred": {"center": "audio", "window": 0},
+    "no-selection": {"selection": "none"},
+    "attention": {"selection": "attention", "interaction": "none"},
 }
-INSERTIONS = {
-    "last 1": '"last 1"',
-    "two, apart": "{ visual = [1, 2], audio = [1, 1], text = [1, 2] }",
-    "at the end": "{ visual = [3], audio = [3], text = [3] }",
+INSERTIONS: dict[str, Any] = {
+    "last": "last 1",
+    "two": {"visual": (1, 2), "audio": (1, 1), "text": (1, 2)},
+    "apart": {"visual": (1, 2), "audio": (1, 2), "text": (1, 2)},
+    "end": {"visual": (3,), "audio": (3,), "text": (3,)},
 }
+PROBE = VariantSettings(name="probe", adapter={"kind": "probe"})
 
 
-@pytest.fixture
-def bench(write_experiment: Callable[..., Path], request: pytest.FixtureRequest) -> Workbench:
-    """A workbench whose trimodal variant is as the test's parameters say, on an extracted store."""
-    kind, insertion = getattr(request, "param", ("ssm", "last 1"))
-    table = '{ kind = "trimodal", d_model = 8, d_state = 4, num_latents = 2, num_heads = 2 }'
-    changes = [(table, KINDS[kind]), ('insertion = "last 1"', f"insertion = {INSERTIONS[insertion]}")]
-    experiment = load_experiment(write_experiment(*changes))
-    extract(experiment.extraction, progress=False)
-    return Workbench(experiment)
+def variant(kind: str = "ssm", insertion: str = "last", placement: str = "between") -> VariantSettings:
+    adapter = {"kind": "trimodal", **SIZES, **KINDS[kind]}
+    return VariantSettings(name="v", adapter=adapter, insertion=INSERTIONS[insertion], placement=placement)
+
+
+@pytest.fixture(scope="module")
+def bench(extracted: Path) -> Workbench:
+    """The tiny encoders and their filled store, shared: nothing here changes them."""
+    return Workbench(load_experiment(extracted))
 
 
 def shaken(model: JointModel) -> JointModel:
@@ -54,11 +56,10 @@ def gradients(model: JointModel, batch: object, segments: int) -> tuple[torch.Te
     return logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize(
-    "bench", [("ssm", "last 1"), ("audio-centred", "two, apart"), ("no selection", "at the end")], indirect=True
-)
-def test_cached_equals_live(bench: Workbench) -> None:
-    model = shaken(bench.build(bench.experiment.variant("trimodal"), seed=0))
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("insertion", "placement"), [("last", "between"), ("apart", "parallel"), ("end", "between")])
+def test_cached_equals_live(bench: Workbench, kind: str, insertion: str, placement: str) -> None:
+    model = shaken(bench.build(variant(kind, insertion, placement), seed=0))
     questions = list(bench.questions("train"))[:7]
     cached = next(iter(bench.cached(model).batches([questions])))
     live = next(iter(bench.live(model).batches([questions])))
@@ -72,14 +73,13 @@ def test_cached_equals_live(bench: Workbench) -> None:
         torch.testing.assert_close(store_grads[name], grad, rtol=1e-5, atol=1e-5 * scale, msg=name)
 
 
-@pytest.mark.parametrize(
-    "bench",
-    [(kind, insertion) for kind in KINDS for insertion in ("last 1", "two, apart")],
-    indirect=True,
-)
-def test_untrained_adapter_is_the_frozen_model_to_the_bit(bench: Workbench) -> None:
-    with_adapter = bench.build(bench.experiment.variant("trimodal"), seed=0).eval()
-    without = bench.build(bench.experiment.variant("probe"), seed=0).eval()
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("insertion", "placement"), [("last", "between"), ("two", "between"), ("apart", "parallel")])
+def test_untrained_adapter_is_the_frozen_model_to_the_bit(
+    bench: Workbench, kind: str, insertion: str, placement: str
+) -> None:
+    with_adapter = bench.build(variant(kind, insertion, placement), seed=0).eval()
+    without = bench.build(PROBE, seed=0).eval()
     batch = next(iter(bench.cached(with_adapter).batches([list(bench.questions("train"))[:5]])))
     adapted = with_adapter.features(batch.states, bench.sampling.num_segments)
     frozen = without.features(batch.states, bench.sampling.num_segments)
@@ -89,8 +89,9 @@ def test_untrained_adapter_is_the_frozen_model_to_the_bit(bench: Workbench) -> N
         assert torch.equal(weight, with_adapter.head.state_dict()[name]), name
 
 
-def test_every_adapter_parameter_learns_from_the_second_step(bench: Workbench) -> None:
-    model = bench.build(bench.experiment.variant("trimodal"), seed=0).train()
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_adapter_parameter_learns_by_the_second_step(bench: Workbench, kind: str) -> None:
+    model = bench.build(variant(kind), seed=0).train()
     batch = next(iter(bench.cached(model).batches([list(bench.questions("train"))[:8]])))
     frozen = {m: [p.clone() for p in e.model.parameters()] for m, e in bench.encoders.items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -105,7 +106,7 @@ def test_every_adapter_parameter_learns_from_the_second_step(bench: Workbench) -
 
 
 def test_a_question_alone_equals_the_question_in_a_padded_batch(bench: Workbench) -> None:
-    model = shaken(bench.build(bench.experiment.variant("trimodal"), seed=0))
+    model = shaken(bench.build(variant(), seed=0))
     questions = sorted(bench.questions("train"), key=lambda q: len(q.text))
     mixed = [questions[0], questions[-1], questions[len(questions) // 2]]
     source = bench.cached(model)
@@ -122,7 +123,7 @@ def test_a_question_alone_equals_the_question_in_a_padded_batch(bench: Workbench
 
 
 def test_what_stands_in_padding_does_not_matter(bench: Workbench) -> None:
-    model = shaken(bench.build(bench.experiment.variant("trimodal"), seed=0))
+    model = shaken(bench.build(variant(), seed=0))
     questions = sorted(bench.questions("train"), key=lambda q: len(q.text))
     batch = next(iter(bench.cached(model).batches([[questions[0], questions[-1]]])))
     text = batch.states["text"]
@@ -135,12 +136,10 @@ def test_what_stands_in_padding_does_not_matter(bench: Workbench) -> None:
 
 
 def test_nothing_below_the_first_insertion_builds_a_graph(bench: Workbench) -> None:
-    model = bench.build(bench.experiment.variant("trimodal"), seed=0)
-    states = next(iter(bench.live(bench.build(bench.experiment.variant("trimodal"), seed=0)).batches(
-        [list(bench.questions("train"))[:2]]
-    ))).states
+    model = bench.build(variant(), seed=0)
+    states = next(iter(bench.live(bench.build(variant(), seed=0)).batches([list(bench.questions("train"))[:2]]))).states
     assert not any(s.hidden.requires_grad for s in states.values())
     features = model.features(states, bench.sampling.num_segments)
     assert all(f.requires_grad for f in features.values())
-    probe = bench.build(bench.experiment.variant("probe"), seed=0)
+    probe = bench.build(PROBE, seed=0)
     assert not any(f.requires_grad for f in probe.features(states, bench.sampling.num_segments).values())

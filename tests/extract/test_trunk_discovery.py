@@ -11,6 +11,7 @@ from talik.extract.passes import signature_of
 from talik.extract.proof import find_trunk
 
 D = 8
+KEPT: list[torch.Tensor] = []
 
 
 class Block(nn.Module):
@@ -71,7 +72,9 @@ def cut(model, batch=None, **options):
 def replay(trunk, inputs, k):
     hidden, context = trunk.embed(inputs)
     at_k = trunk.run(hidden, context, 0, k)
-    fresh = trunk.context({n: inputs[n] for n in trunk.context_names}, hidden.shape[0], signature_of(inputs), hidden.device)
+    fresh = trunk.context(
+        {n: inputs[n] for n in trunk.context_names}, hidden.shape[0], signature_of(inputs), hidden.device
+    )
     return trunk.finish(trunk.run(at_k, fresh, k, trunk.num_units), fresh)
 
 
@@ -139,7 +142,10 @@ def test_stages_are_opened_and_downsampling_joins_the_next_unit():
 
     trunk, _ = cut(model, batch, excluded=(model.head,))
     assert trunk.num_units == 6
-    assert [link.name for link in trunk.links[trunk.bounds[2] : trunk.bounds[3]]] == ["blocks.1.down", "blocks.1.blocks.0"]
+    assert [link.name for link in trunk.links[trunk.bounds[2] : trunk.bounds[3]]] == [
+        "blocks.1.down",
+        "blocks.1.blocks.0",
+    ]
     assert [shape[1] for shape in trunk.hidden_shapes] == [8, 8, 8, 4, 4, 2, 2]
     inputs = {"pixels": torch.randn(2, 16, 3)}  # another length than the probe's
     for k in range(7):
@@ -212,7 +218,7 @@ class Remembering(Plain):
     """Later blocks use what the first block kept on itself."""
 
     class Keeper(Block):
-        kept: list = []
+        kept = KEPT
 
         def forward(self, x, mask=None):
             if not self.kept:

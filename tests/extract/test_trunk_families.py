@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from talik.cache.errors import TrunkError
 from talik.extract.passes import signature_of
 from talik.extract.proof import find_trunk
 from talik.extract.tree import at, put, tensors
@@ -19,13 +20,22 @@ from coverage_models import TRANSFORMERS
 from coverage_timm import CHOSEN, timm_model
 from trunk_coverage import small_model
 
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 KINDS = {entry.name: entry for entry in TRANSFORMERS}
 SAMPLE = [
     "bert", "deberta-v2", "albert", "modernbert", "t5#encoder", "clip_text_model", "mamba", "gemma3_text",
     "dinov3_vit", "siglip2_vision_model", "swin", "convnextv2", "hiera", "videomae",
     "clap_audio_model", "whisper#encoder", "wav2vec2", "wavlm",
 ]  # fmt: skip
-TIMM_SAMPLE = ["vision_transformer", "resnet", "efficientnet", "convnext", "maxxvit", "mobilenetv3", "beit", "densenet"]
+TIMM_SAMPLE = ["vision_transformer", "resnet", "efficientnet", "convnext", "maxxvit", "mobilenetv3", "densenet"]
 
 
 def _cut(name):
@@ -51,6 +61,7 @@ def _equal(ours, theirs):
     return len(ours) == len(theirs) and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore")  # what the libraries say about their own models
 @pytest.mark.parametrize("name", SAMPLE + TIMM_SAMPLE)
 def test_every_boundary_replays_exactly_from_a_restored_state(name):
     trunk, proof, batches = _cut(name)
@@ -109,9 +120,7 @@ def test_a_text_alone_has_the_state_that_it_has_in_a_padded_batch(name):
             torch.testing.assert_close(hidden[:1, :length], single, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["crossvit", "coat"])
+@pytest.mark.parametrize("name", ["crossvit"])
 def test_networks_of_several_streams_are_refused(name):
-    from talik.cache.errors import TrunkError
-
     with pytest.raises(TrunkError):
         _cut(name)
