@@ -30,7 +30,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
         SettingsError: an unknown key, a missing one, or a value of another type.
     """
     if not isinstance(values, Mapping):
-        raise SettingsError(f"{where or 'the file'}: expected a table, found {values!r}")
+        raise SettingsError(f"{where or 'the file'}: found {values!r}, expected a table")
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     for key in values:
@@ -97,8 +97,8 @@ def _coerce_union(hint: Any, value: Any, *, where: str) -> Any:
         try:
             return coerce(choice, value, where=where)
         except SettingsError as error:
-            if isinstance(value, Mapping):
-                deeper = error
+            if isinstance(value, Mapping) and (dataclasses.is_dataclass(choice) or get_origin(choice) is dict):
+                deeper = error  # the table's own mistake says more than "expected a table"
     raise deeper or SettingsError(f"{where}: found {value!r}, expected {_type_name(hint)}")
 
 

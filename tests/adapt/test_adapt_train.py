@@ -1,0 +1,227 @@
+"""Training: deterministic by seed, resumed equals uninterrupted, the best epoch is kept, folders are not mixed up."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import talik.adapt.train as train
+from talik.adapt.evaluate import evaluate
+from talik.adapt.experiment import Experiment, load_experiment
+from talik.adapt.sweep import sweep
+from talik.adapt.train import adapt, learning_rate_scale
+from talik.adapt.workbench import Workbench
+from talik.cache.errors import MissingItemError, RunError, SettingsError, StoreMismatchError
+
+
+@pytest.fixture
+def place(extracted: Path, tmp_path: Path) -> Path:
+    """The extracted experiment in a folder of its own, the store shared."""
+    text = extracted.read_text(encoding="utf-8").replace(
+        'dtype = "float32"', f'dtype = "float32"\npath = "{extracted.parent / "features.zarr"}"'
+    )
+    path = tmp_path / "exp.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def encoders(extracted: Path) -> dict[str, Any]:
+    """The tiny encoders, opened once."""
+    return Workbench(load_experiment(extracted)).encoders
+
+
+@pytest.fixture
+def bench(place: Path, encoders: dict[str, Any]) -> Callable[[Experiment], Workbench]:
+    def make(experiment: Experiment) -> Workbench:
+        made = Workbench(experiment)
+        made.__dict__["encoders"] = encoders
+        return made
+
+    return make
+
+
+def changed(path: Path, *changes: tuple[str, str]) -> Experiment:
+    text = path.read_text(encoding="utf-8")
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text, encoding="utf-8")
+    return load_experiment(path)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def without_seconds(folder: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines(folder / "metrics.jsonl")]
+
+
+def test_a_run_leaves_its_folder_complete_and_is_not_run_twice(place: Path, bench: Any) -> None:
+    experiment = load_experiment(place)
+    first = adapt(experiment, variant="trimodal", progress=False, workbench=bench(experiment))
+    assert first.folder == place.parent / "runs" / "exp" / "trimodal" / "seed0"
+    assert {p.name for p in first.folder.iterdir()} == {
+        "config.toml",
+        "metrics.jsonl",
+        "predictions.jsonl",
+        "result.json",
+        "adapter.safetensors",
+        "adapter.json",
+    }
+    described = json.loads((first.folder / "adapter.json").read_text())
+    assert described["insertions"] == [{"visual": 2, "audio": 2, "text": 2}]
+    assert described["cached_boundaries"] == {"visual": 1, "audio": 1, "text": 1}
+    predictions = lines(first.folder / "predictions.jsonl")
+    assert first.accuracy == sum(p["correct"] for p in predictions) / len(predictions)
+    stamp = (first.folder / "adapter.safetensors").stat().st_mtime_ns
+    second = adapt(experiment, variant="trimodal", progress=False, workbench=bench(experiment))
+    assert second.skipped
+    assert second.accuracy == first.accuracy
+    assert (first.folder / "adapter.safetensors").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("variant", ["trimodal", "probe"])
+def test_a_killed_and_resumed_run_equals_one_never_killed(
+    place: Path, bench: Any, variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = changed(place, ("epochs = 2", "epochs = 4"))
+    whole = adapt(experiment, variant=variant, progress=False, workbench=bench(experiment))
+    kept = place.parent / "kept"
+    shutil.move(whole.folder, kept)
+
+    real, calls = train.save_checkpoint, iter(range(100))
+
+    def dies(*args: Any, **kwargs: Any) -> None:
+        real(*args, **kwargs)
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "save_checkpoint", dies)
+        with pytest.raises(KeyboardInterrupt):
+            adapt(experiment, variant=variant, progress=False, workbench=bench(experiment))
+    with pytest.raises(RunError, match="unfinished run; add --resume"):
+        adapt(experiment, variant=variant, progress=False, workbench=bench(experiment))
+    torch.manual_seed(99)  # whatever another process drew in between
+    resumed = adapt(experiment, variant=variant, resume=True, progress=False, workbench=bench(experiment))
+    assert without_seconds(resumed.folder) == without_seconds(kept)
+    assert lines(resumed.folder / "predictions.jsonl") == lines(kept / "predictions.jsonl")
+    ours, theirs = load_file(resumed.folder / "adapter.safetensors"), load_file(kept / "adapter.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_seed_decides(place: Path, bench: Any) -> None:
+    experiment = load_experiment(place)
+    runs = [adapt(experiment, variant="probe", seed=s, progress=False, workbench=bench(experiment)) for s in (0, 1)]
+    weights = [load_file(r.folder / "adapter.safetensors") for r in runs]
+    assert any(not torch.equal(weights[0][n], weights[1][n]) for n in weights[0])
+
+
+def test_training_learns_what_it_is_shown(place: Path, bench: Any) -> None:
+    experiment = changed(place, ("epochs = 2", "epochs = 30\nlr = 1e-2\nweight_decay = 0.0"))
+    run = adapt(experiment, variant="trimodal", progress=False, workbench=bench(experiment))
+    losses = [line["train_loss"] for line in lines(run.folder / "metrics.jsonl") if line["event"] == "epoch"]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_early_stop_keeps_the_best_epoch(place: Path, bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = changed(place, ("epochs = 2", "epochs = 9\npatience = 2"))
+    run = adapt(experiment, variant="probe", progress=False, workbench=bench(experiment))
+    epochs = [line for line in lines(run.folder / "metrics.jsonl") if line["event"] == "epoch"]
+    best = max(epochs, key=lambda e: (e["val_accuracy"], -e["val_loss"]))
+    result = json.loads((run.folder / "result.json").read_text())
+    assert result["best_epoch"] == best["epoch"]
+    assert len(epochs) in (9, best["epoch"] + 2)
+    again = evaluate(run.folder, split="val", save=False)
+    assert again.scores.overall.accuracy == pytest.approx(best["val_accuracy"])
+
+
+def test_evaluate_gives_what_training_wrote_from_store_and_from_the_files(place: Path, bench: Any) -> None:
+    experiment = load_experiment(place)
+    run = adapt(experiment, variant="trimodal", progress=False, workbench=bench(experiment))
+    wrote = {p["question_id"]: p for p in lines(run.folder / "predictions.jsonl")}
+    for live in (False, True):
+        evaluation = evaluate(run.folder, live=live)
+        assert evaluation.scores.overall.accuracy == run.accuracy
+        for p in lines(run.folder / "predictions-test.jsonl"):
+            assert p["prediction"] == wrote[p["question_id"]]["prediction"]
+            assert p["probability"] == pytest.approx(wrote[p["question_id"]]["probability"], abs=1e-5)
+    with pytest.raises(Exception, match="dev"):
+        evaluate(run.folder, split="dev")
+
+
+def test_another_encoder_is_refused(place: Path, bench: Any) -> None:
+    experiment = load_experiment(place)
+    run = adapt(experiment, variant="probe", progress=False, workbench=bench(experiment))
+    described = json.loads((run.folder / "adapter.json").read_text())
+    described["encoders"]["audio"]["digest"] = "0" * 64
+    (run.folder / "adapter.json").write_text(json.dumps(described))
+    with pytest.raises(RunError, match="another audio encoder"):
+        evaluate(run.folder)
+
+
+def test_a_folder_of_other_settings_is_refused(place: Path, bench: Any) -> None:
+    experiment = load_experiment(place)
+    adapt(experiment, variant="probe", progress=False, workbench=bench(experiment))
+    other = changed(place, ("batch_size = 8\neval", "batch_size = 4\neval"))
+    with pytest.raises(RunError, match=r"train.batch_size: 8 there, 4 asked for"):
+        adapt(other, variant="probe", progress=False, workbench=bench(other))
+
+
+def test_a_sweep_goes_on_past_a_failure(place: Path, bench: Any) -> None:
+    bad = '[[variants]]\nname = "bad"\ninsertion = "last 1"\nadapter = { kind = "probe" }\n'
+    experiment = changed(place, ('[[variants]]\nname = "trimodal"', bad + '\n[[variants]]\nname = "trimodal"'))
+    result = sweep(experiment, progress=False)
+    assert [r.folder.parent.name for r in result.runs] == ["probe", "trimodal"]
+    assert [name for name, _ in result.failures] == ["bad/seed0"]
+    assert "has no insertion" in result.failures[0][1]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('kind = "probe"', 'kind = "prob"', "unknown adapter kind 'prob'; did you mean 'probe'"),
+        ("d_state = 4", "dstate = 4", "adapter.dstate: unknown key 'dstate'; did you mean 'd_state'"),
+        ('insertion = "last 1"', 'insertion = "final 1"', "found 'final 1', expected \"last K\""),
+        ('insertion = "last 1"', "insertion = { visual = [7], audio = [1], text = [1] }", "insertion.visual: found 7"),
+        ('insertion = "last 1"', "insertion = { visual = [1, 2], audio = [1], text = [1] }", "lists of one length"),
+        ("epochs = 2", "epochs = 0", "train: epochs: found 0, expected at least 1"),
+        ('name = "trimodal"', 'name = "probe"', "the name 'probe' stands twice"),
+    ],
+)
+def test_a_mistake_in_a_variant_is_named(place: Path, bench: Any, old: str, new: str, message: str) -> None:
+    def build() -> None:
+        experiment = changed(place, (old, new))
+        bench(experiment).build(experiment.variants[-1], seed=0)
+
+    with pytest.raises(SettingsError, match=message.replace("[", r"\[")) as caught:
+        build()
+    assert "\n" not in str(caught.value)
+
+
+def test_states_that_are_not_stored_are_named(place: Path, bench: Any) -> None:
+    experiment = changed(place, ("segments = 3", "segments = 2"))
+    with pytest.raises(StoreMismatchError, match=r"num_segments: asked 2, stored 3"):
+        adapt(experiment, variant="probe", progress=False, workbench=bench(experiment))
+    half = changed(place, ("segments = 2", "segments = 3"), ('dtype = "float32"', 'dtype = "float16"'))
+    with pytest.raises(MissingItemError, match="as float16; add a cut there"):
+        adapt(half, variant="trimodal", progress=False, workbench=bench(half))
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    rates = [learning_rate_scale(step, total=100, warmup=0.1) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1.0
+    assert all(a >= b for a, b in pairwise(rates[10:]))
+    assert rates[-1] < 0.001

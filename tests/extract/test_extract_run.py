@@ -1,0 +1,225 @@
+"""Stage 1: computes what is missing and nothing else, survives interruption, and says what is wrong in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+import talik.extract.run_clips as run_clips
+from talik.cache.errors import (
+    ManifestError,
+    MediaError,
+    MissingMediaError,
+    SettingsError,
+    StoreFormatError,
+    StoreFullError,
+)
+from talik.cache.store import FeatureStore
+from talik.cache.verify import verify
+from talik.extract.run import extract
+
+WriteExperiment = Callable[..., Path]
+SMALL_SHARDS = ('dtype = "float32"', 'dtype = "float32"\nshard_items = 3')
+
+
+@pytest.fixture
+def own_set(demo_set: Path, tmp_path: Path) -> Path:
+    """A copy of the made set that a test may spoil."""
+    return Path(shutil.copytree(demo_set, tmp_path / "set"))
+
+
+def first_video(folder: Path) -> Path:
+    return sorted((folder / "videos").glob("*.mp4"))[0]
+
+
+def states(store: Path) -> dict[tuple[str, int, str], np.ndarray]:
+    """Every stored state by modality, boundary and source."""
+    opened, out = FeatureStore.open(store), {}
+    for spec in opened.boundaries():
+        with opened.reader(spec.modality, spec.boundary) as reader:
+            for item in reader.items:
+                out[spec.modality, spec.boundary, item.source] = reader.read([item.key]).hidden[0].copy()
+    return out
+
+
+def test_second_run_does_nothing_and_says_so(write_experiment: WriteExperiment) -> None:
+    path = write_experiment()
+    first = extract(path, progress=False)
+    assert not first.up_to_date
+    assert {name.split("-")[0]: count for name, count in first.items.items() if "text" not in name} == {
+        "visual/b01": 8,
+        "visual/b03": 8,
+        "audio/b01": 8,
+        "audio/b03": 8,
+    }
+    second = extract(path, progress=False)
+    assert second.up_to_date
+    assert second.bytes_written == 0
+    assert second.lines() == ["nothing to do: every state is in the store"]
+    assert verify(path.parent / "features.zarr") == []
+
+
+def test_a_text_is_stored_once_however_many_questions_use_it(write_experiment: WriteExperiment, demo_set: Path) -> None:
+    path = write_experiment()
+    extract(path, progress=False)
+    with FeatureStore.open(path.parent / "features.zarr").reader("text", 1) as reader:
+        stored = [item.source for item in reader.items]
+    records = [r for f in (demo_set / "annotations").glob("*.json") for r in json.loads(f.read_text())]
+    assert len(set(stored)) == len(stored) < len(records)
+
+
+def test_an_interrupted_run_goes_on_and_equals_one_that_was_not(
+    write_experiment: WriteExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_experiment(SMALL_SHARDS)
+    extract(path, progress=False)
+    whole = states(tmp_path / "features.zarr")
+    shutil.rmtree(tmp_path / "features.zarr")
+
+    real, calls = run_clips._forward, iter(range(100))
+
+    def dies(*args: object, **kwargs: object) -> None:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        real(*args, **kwargs)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_clips, "_forward", dies)
+        with pytest.raises(KeyboardInterrupt):
+            extract(path, progress=False)
+    before = len([k for k in states(tmp_path / "features.zarr") if k[0] == "visual" and k[1] == 1])
+    resumed = extract(path, progress=False)
+    assert 0 < before < 8
+    assert resumed.items[next(n for n in resumed.items if n.startswith("visual/b01"))] == 8 - before
+    after = states(tmp_path / "features.zarr")
+    assert after.keys() == whole.keys()
+    for key, value in whole.items():
+        assert np.array_equal(value, after[key]), key
+
+
+def test_units_above_the_cut_never_run(write_experiment: WriteExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    real = run_clips.open_encoder
+    monkeypatch.setattr(run_clips, "open_encoder", lambda *a, **k: opened.append(real(*a, **k)) or opened[-1])
+    extract(write_experiment(("cut = [1, 3]", "cut = 1")), progress=False)
+    for encoder in opened:
+        with pytest.raises(Exception, match="dropped"):
+            encoder.run(encoder.embed(encoder.preprocess(_blank(encoder))), 0, 2)
+
+
+def _blank(encoder: object) -> np.ndarray:
+    if encoder.modality == "visual":  # type: ignore[attr-defined]
+        return np.zeros((1, 32, 32, 3), np.uint8)
+    return np.zeros((1, 6400), np.float32)
+
+
+def test_missing_video_is_named_before_anything_is_computed(write_experiment: WriteExperiment, own_set: Path) -> None:
+    gone = first_video(own_set)
+    gone.unlink()
+    path = write_experiment(root=own_set)
+    with pytest.raises(MissingMediaError, match=gone.stem):
+        extract(path, progress=False)
+    assert FeatureStore.open(path.parent / "features.zarr").boundaries() == ()
+    allowed = write_experiment(("segments = 3", "segments = 3\nallow_missing = true"), root=own_set)
+    report = extract(allowed, progress=False)
+    assert [name for name, _ in report.skipped] == [gone.stem]
+
+
+@pytest.mark.parametrize("kind", ["truncated", "no sound", "not a video"])
+def test_a_bad_video_is_named_and_the_others_are_kept(
+    write_experiment: WriteExperiment, own_set: Path, kind: str
+) -> None:
+    bad = first_video(own_set)
+    good = bad.read_bytes()
+    _spoil(bad, kind)
+    path = write_experiment(SMALL_SHARDS, root=own_set)
+    with pytest.raises(MediaError, match=rf"1 of 8 clips could not be decoded.*{bad.name}") as caught:
+        extract(path, progress=False)
+    assert "\n" not in str(caught.value)
+    with FeatureStore.open(path.parent / "features.zarr").reader("visual", 1) as reader:
+        kept = len(reader.items)
+    assert kept == 5
+    bad.write_bytes(good)
+    report = extract(path, progress=False)
+    assert report.items[next(n for n in report.items if n.startswith("visual/b01"))] == 3
+
+
+def _spoil(path: Path, kind: str) -> None:
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    elif kind == "not a video":
+        path.write_bytes(b"hello" * 100)
+    else:
+        with av.open(str(path)) as source:
+            frames = [f.to_ndarray(format="rgb24") for f in source.decode(video=0)]
+        with av.open(str(path), "w") as target:
+            stream = target.add_stream("libx264", rate=8, options={"preset": "ultrafast"})
+            stream.width, stream.height, stream.pix_fmt = frames[0].shape[1], frames[0].shape[0], "yuv420p"
+            for array in frames:
+                target.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
+            target.mux(stream.encode(None))
+
+
+def test_a_question_about_no_clip_is_an_error(write_experiment: WriteExperiment, own_set: Path) -> None:
+    annotations = own_set / "annotations" / "avqa-test.json"
+    records = json.loads(annotations.read_text())
+    records[0]["video_id"] = "00009999"
+    annotations.write_text(json.dumps(records))
+    with pytest.raises((ManifestError, MissingMediaError), match="00009999") as caught:
+        extract(write_experiment(root=own_set), progress=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_no_store_is_left_alone(write_experiment: WriteExperiment, tmp_path: Path) -> None:
+    precious = tmp_path / "features.zarr" / "thesis.tex"
+    precious.parent.mkdir()
+    precious.write_text("years of work")
+    with pytest.raises(StoreFormatError, match="not a talik store"):
+        extract(write_experiment(), progress=False)
+    assert [p.name for p in precious.parent.iterdir()] == ["thesis.tex"]
+
+
+def test_a_full_disk_keeps_what_is_finished(
+    write_experiment: WriteExperiment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import talik.cache.durable as durable
+
+    path = write_experiment(SMALL_SHARDS)
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "free_bytes", lambda _: 1000)
+        with pytest.raises(StoreFullError, match="disk"):
+            extract(path, progress=False)
+    assert states(tmp_path / "features.zarr") == {}
+    extract(path, progress=False)
+    assert len(states(tmp_path / "features.zarr")) > 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("segments = 3", "segmnets = 3", r"exp.toml: data.segmnets: unknown key 'segmnets'; did you mean 'segments'"),
+        ("[store]", "[stor]", r"exp.toml: unknown table 'stor'; did you mean 'store'"),
+        ("segments = 3", 'segments = "3"', r"data.segments: found '3', expected a whole number"),
+        ("segments = 3", "segments = 0", r"data: segments: found 0, expected 1 or more"),
+        ('dataset = "demo"', 'dataset = "demos"', r"did you mean 'demo'"),
+        ("cut = [1, 3]", "cut = [9]", r"boundary 9"),
+        ("cut = [1, 3]", 'cut = "deep"', r"encoders.visual.cut: found 'deep'"),
+        ("[store]", "[store", r"exp.toml: not valid TOML"),
+    ],
+)
+def test_a_mistake_in_the_file_is_named(write_experiment: WriteExperiment, old: str, new: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message) as caught:
+        extract(write_experiment((old, new)), progress=False)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(autouse=True)
+def _quiet(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
+    yield
+    capsys.readouterr()
