@@ -209,10 +209,9 @@ def encoders_inspect(
     weights: Annotated[str | None, typer.Option(help='A file in place of its own weights, or "random".')] = None,
 ) -> None:
     """Print the units of an encoder, what crosses each boundary, and the outcome of the proof."""
-    from .extract.inspect import inspect
+    from .extract.inspection import inspect
 
-    for line in inspect(model, modality=modality, weights=weights).lines():
-        typer.echo(line)
+    typer.echo(inspect(model, modality=modality, weights=weights).table())
 
 
 def main() -> None:

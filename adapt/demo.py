@@ -118,8 +118,7 @@ kind = "answers"
 [train]
 epochs = {epochs}
 batch_size = {batch_size}
-lr = 2e-3                         # of adapters
-head_lr = 1e-3
+lr = 1e-3
 amp = "{amp}"
 
 [sweep]

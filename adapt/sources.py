@@ -21,7 +21,7 @@ from ..cache.store import FeatureStore
 from ..extract.encoders import Encoder
 from ..extract.items import source_of
 from ..extract.manifest.types import Manifest, Question
-from ..extract.media import iter_media
+from ..extract.media import ClipMedia, iter_media
 from ..extract.sampling import Sampling
 from ..extract.state import State
 from ..extract.work import clip_identity, text_identity
@@ -171,10 +171,10 @@ class LiveSource:
         encoder = self._encoders[modality]
         distinct = _distinct(modality, batch)
         if modality == "text":
-            raw: object = [q.text for q in distinct]
+            inputs = encoder.preprocess([q.text for q in distinct])
         else:
-            raw = self._decode(modality, distinct)
-        inputs = {k: v.to(self._device) for k, v in encoder.preprocess(raw).items()}
+            inputs = self._sampling.inputs(encoder, self._decode(modality, distinct))
+        inputs = {k: v.to(self._device) for k, v in inputs.items()}
         places = _places(modality, batch)
         if modality == "text":
             inputs = {k: v[places.to(v.device)] for k, v in inputs.items()}
@@ -184,7 +184,7 @@ class LiveSource:
             inputs = {k: v[rows.to(v.device)] for k, v in inputs.items()}
         return encoder.run(encoder.embed(inputs), 0, self._starts[modality])
 
-    def _decode(self, modality: str, questions: Sequence[Question]) -> object:
+    def _decode(self, modality: str, questions: Sequence[Question]) -> list[ClipMedia]:
         clips = [self._manifest.clips[q.clip_id] for q in questions]
         paths = [c.path for c in clips if c.path is not None]
         if len(paths) < len(clips):
@@ -194,7 +194,7 @@ class LiveSource:
         for outcome in outcomes:
             if outcome.error is not None:
                 raise outcome.error
-        return self._sampling.stack(modality, [o.media for o in outcomes if o.media is not None])
+        return [o.media for o in outcomes if o.media is not None]
 
 
 def _reader(

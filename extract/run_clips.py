@@ -149,9 +149,8 @@ def _forward(
     states: dict[tuple[str, int], list[np.ndarray]],
     sampling: Sampling,
 ) -> None:
-    raw = sampling.stack(encoder.modality, clips)
     wanted = sorted(k for modality, k in states if modality == encoder.modality)
-    for state in boundary_states(encoder, encoder.preprocess(raw), wanted):
+    for state in boundary_states(encoder, sampling.inputs(encoder, clips), wanted):
         hidden = state.hidden.float().cpu().numpy()
         per_clip = hidden.reshape(len(clips), sampling.num_segments, *hidden.shape[1:])
         states[encoder.modality, state.boundary].extend(per_clip)

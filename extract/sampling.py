@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from .encoders import Encoder
 from .media import ClipMedia, SegmentSettings
@@ -20,17 +22,22 @@ class Sampling:
     Args:
         num_segments: T, the segments of equal length that a clip is cut into.
         window_seconds: length of the sound window around each segment's centre, in seconds; None without sound.
+        missing_sound, missing_picture: what stands for a stream that a file does not have.
     """
 
     num_segments: int
     window_seconds: float | None
+    missing_sound: Literal["error", "silence"] = "error"
+    missing_picture: Literal["error", "black"] = "error"
 
     def identity(self, modality: str) -> dict[str, Any]:
         """What of the sampling the states of `modality` depend on, as JSON."""
         common = {"num_segments": self.num_segments, "instants": "segment centres"}
         if modality == "visual":
-            return {**common, "frame": "nearest"}
-        return {**common, "window_seconds": self.window_seconds, "channels": "mean"}
+            filled = {} if self.missing_picture == "error" else {"missing_picture": self.missing_picture}
+            return {**common, "frame": "nearest", **filled}
+        filled = {} if self.missing_sound == "error" else {"missing_sound": self.missing_sound}
+        return {**common, "window_seconds": self.window_seconds, "channels": "mean", **filled}
 
     def media_settings(self, modalities: set[str], encoders: Mapping[str, Encoder]) -> SegmentSettings:
         """What to decode for these modalities, in one pass over a file."""
@@ -41,6 +48,8 @@ class Sampling:
             sample_rate_hz=encoders["audio"].sample_rate_hz if sound else None,
             frames="visual" in modalities,
             sound=sound,
+            missing_sound=self.missing_sound,
+            missing_picture=self.missing_picture,
         )
 
     def blank(self, encoder: Encoder) -> np.ndarray:
@@ -51,19 +60,22 @@ class Sampling:
         assert encoder.sample_rate_hz is not None
         return np.zeros((self.num_segments, round(self.window_seconds * encoder.sample_rate_hz)), dtype=np.float32)
 
-    def stack(self, modality: str, clips: Sequence[ClipMedia]) -> np.ndarray | list[np.ndarray]:
-        """The raw input of an encoder for these clips, batch B·T with t fastest.
-
-        Frames of unequal size stay a list, (T, H, W, 3) each; everything else is one array.
-        """
-        parts = [clip.frames if modality == "visual" else clip.waveforms for clip in clips]
+    def inputs(self, encoder: Encoder, clips: Sequence[ClipMedia]) -> dict[str, Tensor]:
+        """The encoder's inputs for these clips, batch B·T with t fastest; clips may differ in frame size."""
+        parts = [clip.frames if encoder.modality == "visual" else clip.waveforms for clip in clips]
         arrays = [part for part in parts if part is not None]
-        if len({a.shape for a in arrays}) > 1:
-            return arrays
-        return np.concatenate(arrays)
+        if len({a.shape for a in arrays}) == 1:
+            return encoder.preprocess(np.concatenate(arrays))
+        made = [encoder.preprocess(array) for array in arrays]
+        return {name: torch.cat([m[name] for m in made]) for name in made[0]}
 
 
 def sampling_of(settings: ExtractSettings, encoders: Mapping[str, Encoder]) -> Sampling:
     """The sampling that an experiment names; the sound window is the audio encoder's, None without one."""
-    audio = encoders.get("audio")
-    return Sampling(num_segments=settings.data.segments, window_seconds=audio.window_seconds if audio else None)
+    audio, data = encoders.get("audio"), settings.data
+    return Sampling(
+        num_segments=data.segments,
+        window_seconds=audio.window_seconds if audio else None,
+        missing_sound=data.missing_sound,
+        missing_picture=data.missing_picture,
+    )

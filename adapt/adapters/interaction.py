@@ -10,7 +10,8 @@ confined to a window of segments, and "centred on vision or audio". For segment 
    tokens of the segments t - w … t + w.
 3. The centre's tokens of segment t read the latents of t; the other modality's tokens of a segment s read the latents
    of every segment whose window holds s; the text's tokens read all of them.
-What is read is projected up by a matrix that starts at zero, and is what the adapter adds.
+What is read is projected up by a matrix that starts at zero, times a fixed s as LoRA's alpha / r (Hu et al. 2022), and
+is what the adapter adds: with a small s the noise of that matrix's first steps stays below the tokens.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Interaction(nn.Module):
         num_latents: M, latent tokens a segment.
         d_model: width d.
         num_heads: of every attention.
+        scale: s, of what is added.
     """
 
     def __init__(
@@ -45,10 +47,12 @@ class Interaction(nn.Module):
         num_latents: int,
         d_model: int,
         num_heads: int,
+        scale: float,
     ) -> None:
         super().__init__()
         self.center = center
         self.window = window
+        self.scale = scale
         self.other = "audio" if center == "visual" else "visual"
         self.latents = nn.Parameter(0.5 * torch.randn(num_latents, d_model))
         self.norm = nn.ModuleDict({m: nn.LayerNorm(dim) for m, dim in dims.items()})
@@ -108,7 +112,7 @@ class Interaction(nn.Module):
                 read = self.writes[modality](x.flatten(1, 2), latents.flatten(1, 2), near).view(x.shape)
             else:
                 read = self.writes[modality](x, latents.flatten(1, 2))
-            deltas[modality] = self.up[modality](F.gelu(x + read))
+            deltas[modality] = self.scale * self.up[modality](F.gelu(x + read))
         return deltas
 
     def _near(self, t: int, per_query: int, per_key: int, device: torch.device) -> Tensor | None:

@@ -10,8 +10,8 @@ features of all three modalities are suppressed over the long term. What follows
 2. The descriptors lie on one line: the text's tokens first, then v_1, a_1, v_2, a_2, …; so the question is in the
    state before the first segment is read.
 3. The line is scanned by Mamba's S6 (Gu, Dao 2023), forward and, if bidirectional, backward.
-4. A token is scaled by 1 + tanh(W y), y the scan's output at its place on the line; W starts at zero, so that the
-   gates start at exactly 1.
+4. A token is scaled by 1 + tanh(s W y), y the scan's output at its place on the line; W starts at zero, so that the
+   gates start at exactly 1. The fixed s, as LoRA's alpha / r (Hu et al. 2022), slows the gates against what feeds them.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Selection(nn.Module):
         d_model: width d of the line.
         d_state, d_conv, expand, bidirectional: of the Mamba block, under Mamba's names.
         num_heads: of the attention, where kind is "attention".
+        scale: s, of the gates' argument.
     """
 
     def __init__(
@@ -51,9 +52,11 @@ class Selection(nn.Module):
         expand: int,
         bidirectional: bool,
         num_heads: int,
+        scale: float,
     ) -> None:
         super().__init__()
         self.kind = kind
+        self.scale = scale
         self.norm = nn.ModuleDict({m: nn.LayerNorm(dim) for m, dim in dims.items()})
         self.down = nn.ModuleDict({m: nn.Linear(dim, d_model) for m, dim in dims.items()})
         self.kind_of_token = nn.ParameterDict({m: nn.Parameter(0.02 * torch.randn(d_model)) for m in dims})
@@ -70,9 +73,9 @@ class Selection(nn.Module):
             nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
 
     def forward(self, triple: Triple) -> dict[str, Tensor]:
-        """Return tanh(W y) of each modality: (B, T, 1, D) for visual and audio, (B, L, D) for text.
+        """Return tanh(s W y) of each modality: (B, T, 1, D) for visual and audio, (B, L, D) for text.
 
-        What is to be added to a token x is x · tanh(W y): its gate is 1 + tanh(W y), in (0, 2).
+        What is to be added to a token x is x · tanh(s W y): its gate is 1 + tanh(s W y), in (0, 2).
         """
         line, mask, places = self._line(triple)  # (B, S, d), (B, S), modality → (B, places)
         mixed = self.line_norm(line)
@@ -81,7 +84,7 @@ class Selection(nn.Module):
         gates = {}
         for modality, index in places.items():
             here = mixed.gather(1, index[..., None].expand(-1, -1, mixed.shape[-1]))  # (B, places, d)
-            gate = torch.tanh(self.gate[modality](here))
+            gate = torch.tanh(self.scale * self.gate[modality](here))
             gates[modality] = gate if modality == "text" else gate.unsqueeze(2)
         return gates
 

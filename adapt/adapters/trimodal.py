@@ -34,6 +34,7 @@ class TrimodalSettings:
         d_state, d_conv, expand: of the Mamba block, Mamba's names.
         bidirectional: scan the line in both directions.
         num_heads: of the attentions.
+        scale: of what the zero-initialised projections give; smaller is gentler to the frozen features.
         share_across_insertions: one adapter serves all insertions.
     """
 
@@ -48,6 +49,7 @@ class TrimodalSettings:
     expand: int = 2
     bidirectional: bool = True
     num_heads: int = 4
+    scale: float = 0.1
     share_across_insertions: bool = False
 
     def __post_init__(self) -> None:
@@ -58,6 +60,8 @@ class TrimodalSettings:
         for name in ("num_latents", "d_model", "d_state", "d_conv", "expand", "num_heads"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name}: found {getattr(self, name)}, expected at least 1")
+        if self.scale <= 0:
+            raise SettingsError(f"scale: found {self.scale}, expected more than 0")
         if self.d_model % self.num_heads:
             raise SettingsError(f"d_model: found {self.d_model}, expected a multiple of num_heads = {self.num_heads}")
 
@@ -79,6 +83,7 @@ class TrimodalInsertion(nn.Module):
                 expand=settings.expand,
                 bidirectional=settings.bidirectional,
                 num_heads=settings.num_heads,
+                scale=settings.scale,
             )
         if settings.interaction != "none":
             self.interaction = Interaction(
@@ -88,6 +93,7 @@ class TrimodalInsertion(nn.Module):
                 num_latents=settings.num_latents,
                 d_model=settings.d_model,
                 num_heads=settings.num_heads,
+                scale=settings.scale,
             )
 
     def forward(self, triple: Triple) -> Deltas:

@@ -27,6 +27,8 @@ class DataSettings:
         answers: the vocabulary of a `manifest`, in the order of its classes; by default the answers of train by first
             appearance, then those of the other splits.
         allow_missing: go on where media files are not there, and record which.
+        missing_sound: what a file without sound is: an error, or silence.
+        missing_picture: what a file without picture is: an error, or black.
         split: `official` as the files say, or `by-video`, which deals the same questions anew so that no clip is in
             two splits.
         seed: of the `by-video` split.
@@ -40,6 +42,8 @@ class DataSettings:
     videos: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
     allow_missing: bool = False
+    missing_sound: Literal["error", "silence"] = "error"
+    missing_picture: Literal["error", "black"] = "error"
     split: Literal["official", "by-video"] = "official"
     seed: int = 0
 

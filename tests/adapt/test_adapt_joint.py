@@ -67,10 +67,15 @@ def test_cached_equals_live(bench: Workbench, kind: str, insertion: str, placeme
     from_media, media_grads = gradients(model, live, bench.sampling.num_segments)
     torch.testing.assert_close(from_store, from_media, rtol=1e-5, atol=1e-5 * float(from_media.abs().max()))
     assert store_grads.keys() == media_grads.keys() == {n for n, _ in model.named_parameters()}
+    largest = max(float(grad.abs().max()) for grad in media_grads.values())
     for name, grad in media_grads.items():
-        scale = float(grad.abs().max())
-        assert scale > 0, name
-        torch.testing.assert_close(store_grads[name], grad, rtol=1e-5, atol=1e-5 * scale, msg=name)
+        own = float(grad.abs().max())
+        assert own > 0, name
+        # The smallest gradients are what is left of much larger terms: their rounding is on those terms' scale.
+        scale = max(own, 0.01 * largest)
+        torch.testing.assert_close(
+            store_grads[name], grad, rtol=1e-5, atol=1e-5 * scale, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -150,14 +150,43 @@ def test_a_bad_video_is_named_and_the_others_are_kept(
     assert report.items[next(n for n in report.items if n.startswith("visual/b01"))] == 3
 
 
+def test_silence_stands_for_sound_only_where_the_file_says_so(
+    write_experiment: WriteExperiment, own_set: Path, tmp_path: Path
+) -> None:
+    _spoil(first_video(own_set), "no sound")
+    path = write_experiment(("segments = 3", 'segments = 3\nmissing_sound = "silence"'), root=own_set)
+    report = extract(path, progress=False)
+    assert report.items[next(n for n in report.items if n.startswith("audio/b01"))] == 8
+    (spec,) = [s for s in FeatureStore.open(tmp_path / "features.zarr").boundaries() if s.path.startswith("audio/b01")]
+    assert spec.identity["sampling"]["missing_sound"] == "silence"
+
+
+def test_clips_of_different_size_stand_in_one_store(
+    write_experiment: WriteExperiment, own_set: Path, tmp_path: Path
+) -> None:
+    path = write_experiment(root=own_set)
+    extract(path, progress=False)
+    before = states(tmp_path / "features.zarr")
+    changed = first_video(own_set)
+    _spoil(changed, "smaller")
+    silent = ("segments = 3", 'segments = 3\nmissing_sound = "silence"')  # the smaller copy has no sound
+    path = write_experiment(silent, (SMALL_SHARDS[0], SMALL_SHARDS[0] + '\npath = "two.zarr"'), root=own_set)
+    extract(path, progress=False)
+    after = states(tmp_path / "two.zarr")
+    for key, value in before.items():
+        if key[0] == "visual":
+            assert np.array_equal(value, after[key]) == (key[2] != f"videos/{changed.name}"), key
+
+
 def _spoil(path: Path, kind: str) -> None:
     if kind == "truncated":
         path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
     elif kind == "not a video":
         path.write_bytes(b"hello" * 100)
     else:
+        size = {"width": 160, "height": 90} if kind == "smaller" else {}
         with av.open(str(path)) as source:
-            frames = [f.to_ndarray(format="rgb24") for f in source.decode(video=0)]
+            frames = [f.reformat(**size).to_ndarray(format="rgb24") for f in source.decode(video=0)]
         with av.open(str(path), "w") as target:
             stream = target.add_stream("libx264", rate=8, options={"preset": "ultrafast"})
             stream.width, stream.height, stream.pix_fmt = frames[0].shape[1], frames[0].shape[0], "yuv420p"

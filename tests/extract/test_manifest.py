@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from talik.cache.errors import ManifestError, MissingMediaError, SettingsError
 from talik.cache.settings import from_mapping
 from talik.extract.manifest.blind import blind_baseline, fraction_correct

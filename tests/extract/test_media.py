@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+
 from talik.cache.errors import MediaError, MissingMediaError, SettingsError
 from talik.extract.media import ClipMedia, SegmentSettings, decode_clip, iter_media
 

@@ -1,0 +1,102 @@
+"""The command line: each command does its job, and a mistake ends it in one line with a non-zero exit."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from talik import cli
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def talik(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["talik", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    return run
+
+
+def test_the_whole_way(talik: Run, write_experiment: Callable[..., Path]) -> None:
+    path = write_experiment()
+    code, out, _ = talik("extract", path, "--quiet")
+    assert (code, "items computed" in out) == (0, True)
+    code, out, _ = talik("extract", path, "--quiet")
+    assert (code, out.strip()) == (0, "nothing to do: every state is in the store")
+    code, out, _ = talik("adapt", path, "--variant", "trimodal", "--quiet")
+    assert code == 0
+    run = path.parent / "runs" / "exp" / "trimodal" / "seed0"
+    assert out.startswith(f"{run}: done in ")
+    code, out, _ = talik("adapt", path, "--variant", "trimodal", "--quiet")
+    assert (code, "was done before" in out) == (0, True)
+    code, out, _ = talik("evaluate", run, "--split", "val")
+    assert (code, out.splitlines()[-1].split()[0]) == (0, "Avg")
+    code, out, _ = talik("sweep", path, "--seeds", "2", "--variants", "probe", "--quiet")
+    assert (code, out.count("accuracy")) == (0, 2)
+    code, out, _ = talik("report", path.parent / "runs", "--out", path.parent / "report")
+    assert (code, (path.parent / "report" / "report.html").is_file()) == (0, True)
+    store = path.parent / "features.zarr"
+    code, out, _ = talik("store", "ls", store)
+    assert (code, len(out.splitlines())) == (0, 6)
+    boundary = out.split()[0]
+    code, out, _ = talik("store", "show", store, boundary)
+    assert (code, '"sampling"' in out) == (0, True)
+    code, out, _ = talik("store", "verify", store)
+    assert (code, out.strip()) == (0, "every checksum holds")
+    assert talik("store", "export", store, path.parent / "one.h5")[0] == 0
+    assert talik("store", "import", path.parent / "one.h5", path.parent / "again.zarr")[0] == 0
+    assert talik("store", "verify", path.parent / "again.zarr")[0] == 0
+
+
+def test_a_flipped_byte_is_found(talik: Run, write_experiment: Callable[..., Path]) -> None:
+    path = write_experiment()
+    talik("extract", path, "--quiet")
+    shard = max((path.parent / "features.zarr").rglob("c.*"), key=lambda p: p.stat().st_size)
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 3] ^= 1
+    shard.write_bytes(content)
+    code, _, err = talik("store", "verify", path.parent / "features.zarr")
+    assert code == 1
+    assert shard.parent.parent.name in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("extract", "nothing.toml"), "nothing.toml: no such file"),
+        (("extract", "."), "is a folder; expected an experiment's TOML"),
+        (("evaluate", "."), "no config.toml; expected a run's folder"),
+        (("report", "nowhere"), "nowhere: no such folder"),
+        (("store", "ls", "nowhere"), "nowhere: there is no store"),
+        (("store", "ls", "."), "not a talik store"),
+        (("encoders", "inspect", "dinov2"), "expected timm:NAME, hf:NAME-or-folder[#part] or pip:NAME"),
+        (("demo", "make", "d", "--clips", "1"), "clips: found 1, expected 4 or more"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    talik: Run, arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "something.txt").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    code, out, err = talik(*arguments)
+    assert code == 1
+    assert out == ""
+    assert err.startswith("error: ")
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+def test_an_unknown_variant_lists_the_known_ones(talik: Run, write_experiment: Callable[..., Path]) -> None:
+    code, _, err = talik("adapt", write_experiment(), "--variant", "trimodel")
+    assert code == 1
+    assert "unknown variant 'trimodel'; did you mean 'trimodal'? (known: probe, trimodal)" in err
+    assert len(err.splitlines()) == 1

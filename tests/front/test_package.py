@@ -1,0 +1,76 @@
+"""The package as it is installed: what it exports, what the wheel holds, what importing a room costs."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import talik
+
+ROOT = Path(talik.__file__).parent
+ROOMS = ("adapt", "cache", "extract")
+
+
+def test_public_names_are_these() -> None:
+    assert sorted(talik.__all__) == [
+        "FeatureStore",
+        "State",
+        "TalikError",
+        "adapt",
+        "evaluate",
+        "extract",
+        "load_encoder",
+        "register_adapter",
+        "report",
+        "selective_scan",
+        "sweep",
+    ]
+    for name in talik.__all__:
+        assert callable(getattr(talik, name)), name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = talik.nothing
+
+
+def test_rooms_are_packages_and_calls_at_once() -> None:
+    code = "import talik.extract.settings, talik.adapt.insertion, talik; print(callable(talik.extract), talik.adapt)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.startswith("True <module 'talik.adapt'")
+
+
+def test_the_store_imports_no_network_library() -> None:
+    code = (
+        "import sys, talik, talik.cache.store, talik.cache.reader, talik.cache.writer;"
+        "print([m for m in ('torch', 'timm', 'transformers', 'av', 'typer') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"
+
+
+def modules() -> set[str]:
+    rooms = {p.relative_to(ROOT).as_posix() for room in ROOMS for p in (ROOT / room).rglob("*.py")}
+    return rooms | {p.name for p in ROOT.glob("*.py")}
+
+
+def test_the_wheel_holds_every_module_and_one_top_level_name(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for room in ROOMS:
+        shutil.copytree(ROOT / room, source / room, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "py.typed", *(p.name for p in ROOT.glob("*.py"))):
+        shutil.copy(ROOT / name, source / name)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), "."]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        names = wheel.namelist()
+        entry_points = next(wheel.read(n).decode() for n in names if n.endswith("entry_points.txt"))
+    held = {n.removeprefix("talik/") for n in names if n.startswith("talik/") and n.endswith(".py")}
+    assert held == modules()
+    assert {n.split("/")[0] for n in names if ".dist-info/" not in n} == {"talik"}
+    assert "talik/py.typed" in names
+    assert "talik = talik.cli:main" in entry_points
