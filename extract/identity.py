@@ -75,7 +75,7 @@ def weight_digest(tensor: Tensor) -> str:
     plain = tensor.detach().cpu().contiguous()
     found = hashlib.sha256(f"{plain.dtype} {list(plain.shape)}\n".encode())
     if plain.numel():
-        found.update(memoryview(plain.reshape(-1).view(torch.uint8).numpy()))
+        found.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

@@ -20,12 +20,12 @@ from ..cache.errors import TrunkError
 from .chain import find_chains
 from .links import Chain
 from .passes import Inputs, signature_of
-from .recording import Taken, record
+from .recording import Call, Taken, record, release
 from .tree import Path, at, put, tensors
 from .trunk import Trunk, backbone_parameters
 
 _NAN = float("nan")
-_MAX_ATTEMPTS = 6
+_MAX_TRIES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,22 +64,35 @@ def find_trunk(
     """
     probe = batch(0)
     root, _ = record(model, lambda: forward(probe))
+    try:
+        return _first_proven(model, forward, probe, [batch(seed) for seed in (1, 2, 3)], root, excluded, backbone)
+    finally:
+        release(root)
+
+
+def _first_proven(
+    model: nn.Module,
+    forward: Callable[[Inputs], Any],
+    probe: Inputs,
+    fresh: Sequence[Inputs],
+    root: Call,
+    excluded: Sequence[nn.Module],
+    backbone: Sequence[nn.Parameter] | None,
+) -> tuple[Trunk, Proof]:
     whole = backbone_parameters(model, excluded) if backbone is None else backbone
-    chains = find_chains(model, root, whole, excluded)
     small = [name for name, t in probe.items() if not t.is_floating_point()]
+    chains = find_chains(model, root, whole, excluded)
+    tries = [(chain, *way) for chain in chains for way in _variants(chain, small, list(probe))]
     refusals: list[str] = []
-    fresh = [batch(seed) for seed in (1, 2, 3)]
-    for chain in chains[:_MAX_ATTEMPTS]:
-        for names, everything in _variants(chain, small, list(probe)):
-            trunk = Trunk(model, forward, probe, chain, context_names=names, rebuild_all=everything)
-            try:
-                return trunk, prove(trunk, fresh)
-            except TrunkError as error:
-                refusals.append(str(error))
-            except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError) as error:
-                refusals.append(
-                    f"the pass without units fails: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
-                )
+    for chain, names, everything in tries[:_MAX_TRIES]:
+        trunk = Trunk(model, forward, probe, chain, context_names=names, rebuild_all=everything)
+        try:
+            return trunk, prove(trunk, fresh)
+        except TrunkError as error:
+            refusals.append(str(error))
+        except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError) as error:
+            reason = " ".join(str(error).split())[:160]
+            refusals.append(f"the pass without units fails: {type(error).__name__}: {reason}")
     raise TrunkError(f"{type(model).__name__}: {refusals[0]}")
 
 
@@ -115,12 +128,15 @@ def prove(trunk: Trunk, batches: Sequence[Inputs]) -> Proof:
 
 def _prove_noisy(trunk: Trunk, inputs: Inputs, other: Inputs) -> set[Path]:
     """Run the second part of the proof; return the parts of the output that the embedding alone decides."""
+    small = {name: inputs[name] for name in trunk.context_names}
+    first = next(iter(inputs.values()))
+    context = trunk.context(small, first.shape[0], signature_of(inputs), first.device, blank=_NAN)
+    for link, taken in zip(trunk.links, context.calls, strict=True):
+        if any(t.is_floating_point() and bool(t.isnan().any()) for _, t in tensors(taken)):
+            raise TrunkError(f"{link.name} takes, beside the hidden tensor, what an earlier unit or the raw input made")
     quiet = dict(tensors(trunk.forward(inputs)))
     entering, leaving, final, output = _noisy_forward(trunk, inputs)
     trunk.forward(other)
-    small = {name: inputs[name] for name in trunk.context_names}
-    batch, device = final.shape[0], final.device
-    context = trunk.context(small, batch, signature_of(inputs), device, blank=_NAN)
     for k in reversed(range(trunk.num_units)):
         before = entering[k].clone()
         name = trunk.links[trunk.bounds[k]].name

@@ -19,9 +19,10 @@ from torch import nn
 from ..cache.key import digest_json
 from .chain import find_chains
 from .identity import weight_digests
+from .links import Chain
 from .passes import Inputs, signature_of
 from .proof import Proof, find_trunk
-from .recording import record
+from .recording import record, release
 from .trunk import Trunk, backbone_parameters
 from .weights import cache_folder
 
@@ -81,15 +82,24 @@ def _again(
     """Build the trunk that was proven before; None where the model does not show the same chain."""
     root, _ = record(model, lambda: forward(probe))
     whole = backbone_parameters(model, excluded) if backbone is None else backbone
-    for chain in find_chains(model, root, whole, excluded):
-        if [[link.name, link.ordinal] for link in chain.links] == known["links"]:
-            names, everything = known["context_names"], known["rebuild_all"]
-            trunk = Trunk(model, forward, probe, chain, context_names=names, rebuild_all=everything)
-            trunk.aside = frozenset(tuple(path) for path in known["aside"])
-            trunk.skip_ahead()
-            aside = tuple(".".join(map(str, path)) for path in known["aside"])
-            return trunk, Proof(num_boundaries=known["num_boundaries"], share=chain.share, aside=aside)
+    try:
+        for chain in find_chains(model, root, whole, excluded):
+            if [[link.name, link.ordinal] for link in chain.links] == known["links"]:
+                return _trunk_as_known(model, forward, probe, chain, known)
+    finally:
+        release(root)
     return None
+
+
+def _trunk_as_known(
+    model: nn.Module, forward: Callable[[Inputs], Any], probe: Inputs, chain: Chain, known: dict[str, Any]
+) -> tuple[Trunk, Proof]:
+    names, everything = known["context_names"], known["rebuild_all"]
+    trunk = Trunk(model, forward, probe, chain, context_names=names, rebuild_all=everything)
+    trunk.aside = frozenset(tuple(path) for path in known["aside"])
+    trunk.skip_ahead()
+    aside = tuple(".".join(map(str, path)) for path in known["aside"])
+    return trunk, Proof(num_boundaries=known["num_boundaries"], share=chain.share, aside=aside)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -105,6 +105,13 @@ def record(model: nn.Module, forward: Callable[[], Any]) -> tuple[Call, Any]:
     return roots[0], output
 
 
+def release(root: Call) -> None:
+    """Let go of the tensors of a recorded forward at once (calls refer to each other, so they would linger)."""
+    for call in root.walk():
+        call.children, call.parent = [], None
+        call.taken, call.returned = ((), {}), None
+
+
 def _snapshot(tree: Any) -> Any:
     """Copy the containers, which a model may change later, and keep the leaves."""
     return map_leaves(tree, lambda _, leaf: leaf)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..cache.errors import TrunkError
 from .links import Chain, Link
 from .passes import Ahead, Inputs, Passes, signature_of
-from .recording import Call, Taken, record
+from .recording import Call, Taken, record, release
 from .state import Context
 from .tree import Path, at, map_leaves, put, tensors
 
@@ -200,6 +200,7 @@ class Trunk:
         self.passes.ahead = tuple(
             Ahead(call.module, call.ordinal, call.returned, self.probe_batch) for call in _all_nan(root, self.links)
         )
+        release(root)
 
     @contextmanager
     def watched(self, began: Callable[[int], None], ended: Callable[[int], None]) -> Iterator[None]:

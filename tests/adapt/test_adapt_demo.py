@@ -1,0 +1,54 @@
+"""`talik demo` tells the whole story, keeps what is done, and refuses a folder of another story."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+import talik.adapt.demo as story
+from talik.adapt.demo import EXPERIMENT, demo
+from talik.cache.errors import RunError
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, tiny_encoders: dict[str, Path]) -> None:
+    """The demo's own experiment with tiny encoders in place of the pretrained ones, and two epochs."""
+    text = EXPERIMENT
+    for name, modality, part in (
+        ("dinov2-small", "visual", ""),
+        ("whisper-tiny.en", "audio", "#encoder"),
+        ("minilm-l6", "text", ""),
+    ):
+        text = text.replace(f"pip:{name}", f"hf:{tiny_encoders[modality]}{part}")
+    text = text.replace("image_size = 98", "image_size = 28").replace("window_seconds = 1.0", "window_seconds = 0.4")
+    text = re.sub(r"cut = (12|4) ", "cut = 3 ", text).replace("cut = 4\n", "cut = 3\n")
+    text = text.replace("cut = [5, 6]", "cut = [2, 3]")
+    text = text.replace("visual = [12], audio = [4], text = [5]", "visual = [3], audio = [3], text = [2]")
+    monkeypatch.setattr(story, "EXPERIMENT", text)
+    monkeypatch.setattr(story, "TASTE", dataclasses.replace(story.TASTE, epochs=2))
+
+
+@pytest.mark.usefixtures("small")
+def test_the_story_is_told_and_kept(demo_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "demo"
+    shutil.copytree(demo_set, folder / "set")
+    files = demo(folder, num_clips=8, progress=False)
+    said = capsys.readouterr().out
+    assert "about" in said.splitlines()[0]
+    assert "most frequent answer of each template" in said
+    for label in story.LABELS.values():
+        assert label in files.text
+    page = files.html.read_text(encoding="utf-8")
+    assert page.count("<svg") >= 3
+    assert page.count("data:video/mp4;base64") >= 1
+    results = {p: p.stat().st_mtime_ns for p in folder.rglob("result.json")}
+    assert len(results) == 7
+    demo(folder, num_clips=8, progress=False)
+    assert "nothing to do" in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("result.json")} == results
+    with pytest.raises(RunError, match=r"demo.toml: differs from what this demo would write"):
+        demo(folder, num_clips=8, num_seeds=2, progress=False)
