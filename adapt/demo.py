@@ -44,7 +44,7 @@ TASTE = DemoSize(
     batch_size=16,
     amp="auto",
     title="talik demo: a taste",
-    note="A taste: few clips, short training. It shows that every part runs, not which variant is best.",
+    note="Few clips and short training: this shows that every part runs, not which variant is best.",
 )
 FULL = DemoSize(
     num_clips=1000,
@@ -55,13 +55,10 @@ FULL = DemoSize(
     title="talik demo, full size",
     note="Made clips (drawn instruments, synthesised sound), not MUSIC-AVQA's videos; the templates are MUSIC-AVQA's.",
 )
-SECONDS = {
-    "make": 0.5,
-    "extract": 0.3,
-    "question": 0.06,
-}  # a clip made, a clip extracted, a question trained, all cores
-QUESTIONS_PER_CLIP = 9
+SECONDS = {"clip made": 0.25, "clip extracted": 0.15, "probe question": 0.003, "trimodal question": 0.01}
+QUESTIONS_PER_CLIP = 8.5
 TRAIN_SHARE = 0.65
+NUM_PROBES, NUM_TRIMODAL = 4, 3
 
 LABELS = {
     "blind": "blind: most frequent answer of each template",
@@ -205,13 +202,14 @@ def demo(
 
 def _announcement(folder: Path, size: DemoSize, clips: int, seeds: int) -> str:
     questions = clips * QUESTIONS_PER_CLIP
-    live = 3 * seeds * size.epochs * questions * (TRAIN_SHARE + 0.15) * SECONDS["question"]
-    seconds = [clips * SECONDS["make"], clips * SECONDS["extract"], live]
+    passes = seeds * size.epochs * questions * TRAIN_SHARE
+    training = passes * (NUM_PROBES * SECONDS["probe question"] + NUM_TRIMODAL * SECONDS["trimodal question"])
+    seconds = [clips * SECONDS["clip made"], clips * SECONDS["clip extracted"], training]
     minutes = [max(1, round(s / 60)) for s in seconds]
     return "\n".join(
         [
             f"in {folder}, about {sum(minutes)} minutes on 2 cores without GPU (what is there already is kept):",
-            f"  1. make {clips} clips of 8 s, about {questions} questions   ~{minutes[0]} min",
+            f"  1. make {clips} clips of 8 s, about {questions:.0f} questions   ~{minutes[0]} min",
             f"  2. extract their states once into features.zarr   ~{minutes[1]} min",
             f"  3. train {len(LABELS) - 1} variants x {seeds} seed(s), {size.epochs} epochs   ~{minutes[2]} min",
             "  4. write the table and the page in report/",
