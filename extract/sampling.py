@@ -34,10 +34,10 @@ class Sampling:
         """What of the sampling the states of `modality` depend on, as JSON."""
         common = {"num_segments": self.num_segments, "instants": "segment centres"}
         if modality == "visual":
-            filled = {} if self.missing_picture == "error" else {"missing_picture": self.missing_picture}
-            return {**common, "frame": "nearest", **filled}
-        filled = {} if self.missing_sound == "error" else {"missing_sound": self.missing_sound}
-        return {**common, "window_seconds": self.window_seconds, "channels": "mean", **filled}
+            black = {} if self.missing_picture == "error" else {"missing_picture": self.missing_picture}
+            return {**common, "frame": "nearest", **black}
+        silence = {} if self.missing_sound == "error" else {"missing_sound": self.missing_sound}
+        return {**common, "window_seconds": self.window_seconds, "channels": "mean", **silence}
 
     def media_settings(self, modalities: set[str], encoders: Mapping[str, Encoder]) -> SegmentSettings:
         """What to decode for these modalities, in one pass over a file."""

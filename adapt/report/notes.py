@@ -48,7 +48,7 @@ def _blind(table: Table) -> str:
         return ""
     return (
         f"The {BLIND_LABEL} answers with each template's most frequent training answer and never sees or hears the "
-        f"clip: {format_cell(row.overall)} %. What a row has above that, it has from the clip or the question's own words."
+        f"clip: {format_cell(row.overall)} %. What a row has above that, it has from the clip or the question's words."
     )
 
 
