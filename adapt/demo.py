@@ -40,7 +40,7 @@ class DemoSize:
 TASTE = DemoSize(
     num_clips=100,
     num_seeds=1,
-    epochs=12,
+    epochs=4,
     batch_size=16,
     amp="auto",
     title="talik demo: a taste",
@@ -49,15 +49,14 @@ TASTE = DemoSize(
 FULL = DemoSize(
     num_clips=1000,
     num_seeds=3,
-    epochs=14,
+    epochs=4,
     batch_size=16,
     amp="bf16",
     title="talik demo, full size",
     note="Made clips (drawn instruments, synthesised sound), not MUSIC-AVQA's videos; the templates are MUSIC-AVQA's.",
 )
 SECONDS = {"clip made": 0.25, "clip extracted": 0.15, "probe question": 0.003, "trimodal question": 0.01}
-QUESTIONS_PER_CLIP = 8.5
-TRAIN_SHARE = 0.65
+QUESTIONS_PER_CLIP, TRAIN_QUESTIONS_PER_CLIP = 20, 17  # over all clips, whatever their split
 NUM_PROBES, NUM_TRIMODAL = 4, 3
 
 LABELS = {
@@ -202,14 +201,14 @@ def demo(
 
 def _announcement(folder: Path, size: DemoSize, clips: int, seeds: int) -> str:
     questions = clips * QUESTIONS_PER_CLIP
-    passes = seeds * size.epochs * questions * TRAIN_SHARE
+    passes = seeds * size.epochs * clips * TRAIN_QUESTIONS_PER_CLIP
     training = passes * (NUM_PROBES * SECONDS["probe question"] + NUM_TRIMODAL * SECONDS["trimodal question"])
     seconds = [clips * SECONDS["clip made"], clips * SECONDS["clip extracted"], training]
     minutes = [max(1, round(s / 60)) for s in seconds]
     return "\n".join(
         [
             f"in {folder}, about {sum(minutes)} minutes on 2 cores without GPU (what is there already is kept):",
-            f"  1. make {clips} clips of 8 s, about {questions:.0f} questions   ~{minutes[0]} min",
+            f"  1. make {clips} clips of 8 s, about {questions} questions   ~{minutes[0]} min",
             f"  2. extract their states once into features.zarr   ~{minutes[1]} min",
             f"  3. train {len(LABELS) - 1} variants x {seeds} seed(s), {size.epochs} epochs   ~{minutes[2]} min",
             "  4. write the table and the page in report/",

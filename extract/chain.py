@@ -69,7 +69,8 @@ def find_chains(
     ranked: list[tuple[tuple[bool, int, int, float], Chain]] = []
     known: set[tuple[str, ...]] = set()
     widest: tuple[float, list[Call]] = (0.0, [])
-    for preference, grain in enumerate((Grain(listed, True), Grain(listed | alike, False), Grain(listed, False))):
+    grains = (Grain(listed, False), Grain(listed | alike, False), Grain(listed, True))
+    for place, grain in enumerate(grains):  # the preferred first, so that it names a chain that several grains show
         for host in root.walk():
             for opening in (True, False):
                 calls = _trim(_longest(host.children, grain, opening=opening), grain)
@@ -81,7 +82,7 @@ def find_chains(
                 known.add(names)
                 chain = make_chain(calls, [grain.holds(call.module) for call in calls], share)
                 if chain.num_units > 1:
-                    ranked.append(((share >= MIN_SHARES[0], preference, chain.num_units, share), chain))
+                    ranked.append(((share >= MIN_SHARES[0], -place, chain.num_units, share), chain))
     ranked.sort(key=lambda entry: entry[0], reverse=True)
     if not ranked:
         where = f"{widest[1][0].name} … {widest[1][-1].name}" if widest[1] else "nowhere"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,8 +22,22 @@ from ..manifest.types import Manifest, Question
 from .candidates import TWO_ANSWERS, Candidate, candidates_of
 from .scene import SPLITS, Scene, make_scene
 
-QUESTIONS_PER_CLIP = 9
-_MAX_OF_TYPE = 2
+
+@dataclass(frozen=True, kw_only=True)
+class _Most:
+    """How many questions a clip is asked at most: in all, of one type, of one template."""
+
+    of_clip: int
+    of_type: int
+    of_template: int
+
+
+# Questions cost nothing beside clips: training clips are asked about as much as stays balanced.
+_MOST = {
+    "train": _Most(of_clip=36, of_type=6, of_template=3),
+    "val": _Most(of_clip=9, of_type=2, of_template=1),
+    "test": _Most(of_clip=9, of_type=2, of_template=1),
+}
 _MAX_SHARE, _MAX_SHARE_OF_TWO = 0.38, 0.51
 _LONG_TYPES = {
     "A-count": ["Audio", "Counting"],
@@ -93,17 +108,23 @@ class _Balance:
     def choose(self, scene: Scene) -> list[Candidate]:
         """Draw the questions of the split's next clip."""
         rng = Random(f"talik demo questions {scene.seed} {scene.index}")
+        most = _MOST[scene.split]
         left = candidates_of(scene)
         chosen: list[Candidate] = []
-        while left and len(chosen) < QUESTIONS_PER_CLIP:
-            taken = Counter(candidate.type for candidate in chosen)
-            left = [c for c in left if taken[c.type] < _MAX_OF_TYPE and self._has_room(c)]
+        while left and len(chosen) < most.of_clip:
+            types = Counter(c.type for c in chosen)
+            templates = Counter(c.template for c in chosen)
+            left = [
+                c
+                for c in left
+                if types[c.type] < most.of_type and templates[c.template] < most.of_template and self._has_room(c)
+            ]
             if not left:
                 break
             short = min(sorted({c.type for c in left}), key=lambda name: (self._types[name], rng.random()))
             candidate = self._draw(rng, [c for c in left if c.type == short])
             chosen.append(candidate)
-            left = [c for c in left if c.template != candidate.template]
+            left.remove(candidate)
             self._types[short] += 1
             self._templates[candidate.template] += 1
             self._answers[candidate.template, candidate.answer] += 1
