@@ -202,6 +202,22 @@ def store_verify(store: StorePath) -> None:
     typer.echo("every checksum holds")
 
 
+@store_app.command("repair")
+def store_repair(
+    store: StorePath,
+    experiment: Annotated[
+        Path | None, typer.Argument(help="What made the store; computes the bad shards again.")
+    ] = None,
+    device: Device = "cpu",
+    quiet: Quiet = False,
+) -> None:
+    """Forget the shards that fail their checksums, and compute them again."""
+    from .extract.repair import repair_store
+
+    for line in repair_store(store, experiment, device=device, progress=not quiet).lines():
+        typer.echo(line)
+
+
 @encoders_app.command("inspect")
 def encoders_inspect(
     model: Annotated[str, typer.Argument(help='"timm:NAME", "hf:NAME-or-folder" or "pip:NAME".')],

