@@ -114,7 +114,8 @@ kind = "answers"
 [train]
 epochs = {epochs}
 batch_size = {batch_size}
-lr = 1e-3
+lr = 5e-4                         # of adapters
+head_lr = 1e-3
 amp = "{amp}"
 
 [sweep]

@@ -1,4 +1,4 @@
-"""A fixed encoding of time: sines and cosines of a segment's number."""
+"""A fixed encoding of place: sines and cosines of a segment's number in a clip, or a token's in a frame."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-SLOWEST = 100.0  # of the wave lengths: clips have tens of segments, not thousands of words
+SLOWEST = 100.0  # of the wave lengths: clips have tens of segments and frames hundreds of tokens, not thousands
 
 
 def sinusoids(length: int, width: int, device: torch.device) -> Tensor:
-    """Sines and cosines of the segment's number (Vaswani et al. 2017, sec. 3.5): (T, d), float32.
+    """Sines and cosines of 0 … T - 1 (Vaswani et al. 2017, sec. 3.5): (T, d), float32.
 
     Args:
-        length: T, segments.
+        length: T, segments or tokens.
         width: d.
         device: where the result lies.
     """

@@ -127,12 +127,31 @@ def timm_rows(only: str) -> Iterator[Row]:
             yield measure("timm", f"{file}: {name}", lambda name=name, changes=changes: timm_model(name, changes))
 
 
+def markdown(rows: list[Row]) -> str:
+    """Return the table with every refusal's reason."""
+    lines = [
+        "# Which models can be cut",
+        "",
+        "Made by `python benchmarks/trunk_coverage.py`, small random models; proven: bit-exact at every boundary.",
+        "",
+        "| family | model | class | units | share in units | proven | unit, or why refused |",
+        "|---|---|---|---:|---:|---|---|",
+    ]
+    for row in rows:
+        told = (row.unit or row.refusal.split(" @ ")[0]).replace("|", "/").replace("\n", " ")
+        share = f"{row.share:.0%}" if row.proven else ""
+        cells = (row.family, row.name, row.model_class, row.num_units or "", share, "yes" if row.proven else "no", told)
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Print the table, and write it as JSON if a file is named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--family", choices=("timm", "transformers", "all"), default="all")
     parser.add_argument("--only", default="", help="models whose name contains this")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="write the rows as JSON")
+    parser.add_argument("--markdown", type=Path, help="write the table as Markdown")
     parsed = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
@@ -150,6 +169,8 @@ def main() -> None:
     print(f"{proven} of {len(rows)} proven")
     if parsed.out:
         parsed.out.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    if parsed.markdown:
+        parsed.markdown.write_text(markdown(rows))
 
 
 if __name__ == "__main__":

@@ -85,6 +85,10 @@ def find_chains(
                     ranked.append(((share >= MIN_SHARES[0], -place, chain.num_units, share), chain))
     ranked.sort(key=lambda entry: entry[0], reverse=True)
     if not ranked:
+        if widest[0] >= MIN_SHARES[0]:
+            raise TrunkError(
+                f"{type(model).__name__}: every unit takes what came before the one ahead of it: one unit only"
+            )
         where = f"{widest[1][0].name} … {widest[1][-1].name}" if widest[1] else "nowhere"
         raise TrunkError(
             f"{type(model).__name__}: no chain of modules that hand each other one tensor holds {MIN_SHARES[0]:.0%} "

@@ -5,9 +5,11 @@ Letters: B items, T segments, L text tokens, N tokens of a frame or window, M la
 Our reading of the abstract of Liu, Chen, Zeng 2025 (see `selection`): the interaction is "short-term" in that it is
 confined to a window of segments, and "centred on vision or audio". For segment t and radius w:
 
-1. M latents, the same for every segment at first, read the question.
+1. M latents, the same for every segment at first and small, so that the question soon outweighs what they are, read
+   the question.
 2. Told their segment by a fixed encoding of t, they read the centre's tokens of segment t, then the other modality's
    tokens of the segments t - w … t + w.
+   Tokens carry a fixed encoding of their place in the frame or window, whatever is left of it in the frozen features.
 3. The centre's tokens of segment t read the latents of t; the other modality's tokens of a segment s read the latents
    of every segment whose window holds s; the text's tokens read all of them.
 What is read is projected up by a matrix that starts at zero, times a fixed s as LoRA's alpha / r (Hu et al. 2022), and
@@ -54,7 +56,7 @@ class Interaction(nn.Module):
         self.window = window
         self.scale = scale
         self.other = "audio" if center == "visual" else "visual"
-        self.latents = nn.Parameter(0.5 * torch.randn(num_latents, d_model))
+        self.latents = nn.Parameter(0.1 * torch.randn(num_latents, d_model))
         self.norm = nn.ModuleDict({m: nn.LayerNorm(dim) for m, dim in dims.items()})
         self.down = nn.ModuleDict({m: nn.Linear(dim, d_model) for m, dim in dims.items()})
         self.reads = nn.ModuleDict({m: CrossAttention(d_model, num_heads) for m in dims})
@@ -82,7 +84,10 @@ class Interaction(nn.Module):
         return self._write(tokens, latents)
 
     def _tokens(self, triple: Triple, modality: str) -> Tensor:
-        return F.gelu(self.down[modality](self.norm[modality](triple.get(modality))))
+        tokens = self.down[modality](self.norm[modality](triple.get(modality)))
+        if modality != "text":
+            tokens = tokens + sinusoids(tokens.shape[2], tokens.shape[3], tokens.device)
+        return F.gelu(tokens)
 
     def _read(self, tokens: dict[str, Tensor], mask: Tensor | None, b: int, t: int) -> Tensor:
         num, width = self.latents.shape

@@ -49,7 +49,7 @@ class TrimodalSettings:
     expand: int = 2
     bidirectional: bool = True
     num_heads: int = 4
-    scale: float = 0.1
+    scale: float = 1.0
     share_across_insertions: bool = False
 
     def __post_init__(self) -> None:
