@@ -55,7 +55,7 @@ FULL = DemoSize(
     title="talik demo, full size",
     note="Made clips (drawn instruments, synthesised sound), not MUSIC-AVQA's videos; the templates are MUSIC-AVQA's.",
 )
-SECONDS = {"clip made": 0.25, "clip extracted": 0.15, "probe question": 0.005, "trimodal question": 0.012}
+SECONDS = {"clip made": 0.25, "clip extracted": 0.15, "probe question": 0.002, "trimodal question": 0.006}
 QUESTIONS_PER_CLIP, TRAIN_QUESTIONS_PER_CLIP = 20, 17  # over all clips, whatever their split
 NUM_PROBES, NUM_TRIMODAL = 4, 3
 

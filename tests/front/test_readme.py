@@ -34,6 +34,6 @@ def test_its_links_lead_somewhere() -> None:
 
 def test_its_commands_exist() -> None:
     known = set(get_command(cli.app).commands)  # type: ignore[attr-defined]
-    named = set(re.findall(r"(?:^|[`$ ])talik ([a-z]+)", README)) - {"needs"}
+    named = set(re.findall(r"(?:^|[`$] ?)talik ([a-z]+)", README)) - {"needs"}
     assert {"demo", "extract", "adapt"} <= named
     assert named <= known
