@@ -21,6 +21,7 @@ from .experiment import Experiment, load_experiment
 from .report.clips import ShownClip, data_uri, pick_clips
 from .report.runs import read_run
 from .report.write import ReportFiles, report
+from .runfolder import writing
 from .sweep import sweep
 
 
@@ -222,8 +223,9 @@ def _write_experiment(folder: Path, size: DemoSize, seeds: int) -> Experiment:
     text = EXPERIMENT.format(epochs=size.epochs, batch_size=size.batch_size, amp=size.amp, seeds=list(range(seeds)))
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise RunError(f"{path}: differs from what this demo would write; name another folder with --dir, or remove it")
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
     return load_experiment(path)
 
 

@@ -16,11 +16,13 @@ import json
 import os
 import shutil
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import tomli_w
+from safetensors import SafetensorError
 
 from ..cache.errors import RunError
 
@@ -69,7 +71,8 @@ class RunFolder:
                 )
             if not self.done and self.checkpoint.exists() and not resume:
                 raise RunError(f"{self.path}: holds an unfinished run; add --resume to go on, or remove that folder")
-        self.path.mkdir(parents=True, exist_ok=True)
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
         self._write("config.toml", tomli_w.dumps(dict(config)))
 
     def result(self) -> dict[str, Any]:
@@ -102,11 +105,24 @@ class RunFolder:
 
     def _write(self, name: str, text: str) -> None:
         partial = self.path / f".{name}.partial"
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path / name)
+        with writing(self.path / name):
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self.path / name)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses (full, read-only, no permission) into a RunError that names the file."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RunError(
+            f"{path}: cannot be written ({reason}); what was finished is kept: free the disk and resume"
+        ) from error
 
 
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:

@@ -12,7 +12,7 @@ from ..cache.errors import RunError
 from ..cache.key import digest_json
 from ..cache.settings import to_mapping
 from .joint import JointModel
-from .runfolder import RunFolder
+from .runfolder import RunFolder, writing
 
 if TYPE_CHECKING:
     from .experiment import VariantSettings
@@ -25,8 +25,9 @@ def save_adapter(
     """Write the trained weights, and what they fit: the encoders with their digests, the insertion, the answers."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     partial = folder.path / ".adapter.safetensors.partial"
-    save_file(tensors, partial, metadata={"format": "pt"})
-    partial.replace(folder.path / "adapter.safetensors")
+    with writing(folder.path / "adapter.safetensors"):
+        save_file(tensors, partial, metadata={"format": "pt"})
+        partial.replace(folder.path / "adapter.safetensors")
     folder.write_json(
         "adapter.json",
         {

@@ -219,6 +219,23 @@ def test_states_that_are_not_stored_are_named(place: Path, bench: Any) -> None:
         adapt(half, variant="trimodal", progress=False, workbench=bench(half))
 
 
+def test_a_full_disk_ends_a_run_in_one_line_and_it_goes_on(
+    place: Path, bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = load_experiment(place)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("talik.adapt.save.save_file", full)
+        with pytest.raises(RunError, match=r"adapter.safetensors: cannot be written \(No space left") as caught:
+            adapt(experiment, variant="probe", progress=False, workbench=bench(experiment))
+    assert "\n" not in str(caught.value)
+    run = adapt(experiment, variant="probe", resume=True, progress=False, workbench=bench(experiment))
+    assert (run.folder / "result.json").is_file()
+
+
 def test_the_learning_rate_rises_and_falls() -> None:
     rates = [learning_rate_scale(step, total=100, warmup=0.1) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
