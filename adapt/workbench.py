@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from functools import cached_property
 
 import torch
@@ -63,14 +62,16 @@ class Workbench:
 
     @cached_property
     def channels(self) -> dict[str, list[int]]:
-        """Channels of the tokens at every boundary of every encoder, from one blank input each."""
+        """Channels of the tokens at every boundary of every encoder, and last those of its features."""
         return {m: self._channels(e) for m, e in self.encoders.items()}
 
     @torch.no_grad()
     def _channels(self, encoder: Encoder) -> list[int]:
         raw = ["a"] if encoder.modality == "text" else self.sampling.blank(encoder)
         inputs = {k: v.to(self.device) for k, v in encoder.preprocess(raw).items()}
-        return [s.tokens().shape[-1] for s in boundary_states(encoder, inputs, range(encoder.num_units + 1))]
+        states = list(boundary_states(encoder, inputs, range(encoder.num_units + 1)))
+        features = encoder.features(encoder.finish(states[-1]))
+        return [s.tokens().shape[-1] for s in states] + [features.shape[-1]]
 
     def used(self, variant: VariantSettings) -> dict[str, Encoder]:
         """The encoders that a variant reads: all, unless its adapter names the modalities."""
@@ -108,7 +109,7 @@ class Workbench:
             if module is not None:
                 adapter = module(adapter_settings(variant.adapter), dims)
             torch.manual_seed(derived_seed(seed, "head"))
-            ends = self._ends(encoders)
+            ends = {m: self.channels[m][-1] for m in encoders}
             head = AnswerHead(ends, len(self.manifest.answers), self.experiment.task)
         model = JointModel(encoders, insertions, adapter, head, placement=variant.placement)
         return model.to(self.device)
@@ -138,16 +139,6 @@ class Workbench:
             known = sorted({q.split for q in self.manifest.questions})
             raise ManifestError(f"split {split!r} has no questions (splits of this data set: {', '.join(known)})")
         return questions
-
-    @torch.no_grad()
-    def _ends(self, encoders: Mapping[str, Encoder]) -> dict[str, int]:
-        ends = {}
-        for modality, encoder in encoders.items():
-            raw = ["a"] if modality == "text" else self.sampling.blank(encoder)
-            inputs = {k: v.to(self.device) for k, v in encoder.preprocess(raw).items()}
-            state = encoder.run(encoder.embed(inputs), 0, encoder.num_units)
-            ends[modality] = encoder.features(encoder.finish(state)).shape[-1]
-        return ends
 
 
 def derived_seed(seed: int, purpose: str) -> int:
