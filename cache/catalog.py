@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import items as items_
-from .durable import make_folder
+from .durable import disk_errors, make_folder, sync_folder
 from .errors import CorruptItemError, StoreFormatError, StoreMismatchError
 from .items import ItemTable, Records
 from .layout import RECEIPT_FIELDS, Grid, Layout
@@ -174,6 +174,20 @@ def commit(before: Catalog, after: Catalog) -> Catalog:
     return replace(after, stored=True)
 
 
+def forget_beyond(catalog: Catalog) -> None:
+    """Take away the receipts of shards beyond the boundary's rows, which `gc` wrote before it was killed.
+
+    Their rows were never given, so no reader has seen them; only the owner of the store's lock may call this.
+    """
+    folder = catalog.layout.receipts.folder
+    beyond = [path for path in folder.glob("c.*") if int(path.name.split(".")[1]) >= catalog.num_shards]
+    with disk_errors(folder):
+        for path in beyond if catalog.stored else []:
+            path.unlink()
+        if beyond:
+            sync_folder(folder)
+
+
 def documents(catalog: Catalog) -> dict[Path, dict[str, Any]]:
     """Return every metadata file of a boundary but its own, by folder: the groups above and in it, and the arrays."""
     layout, chunk = catalog.layout, catalog.layout.grid.records_per_chunk
@@ -217,7 +231,7 @@ def check_sizes(catalog: Catalog) -> None:
                 found = path.stat().st_size
             except FileNotFoundError:
                 found = -1
-            if found != size:
+            if found != size and len(catalog.rows_of_shard(int(shard))):  # else its rows were given up
                 state = "is missing" if found < 0 else f"has {found} bytes"
                 first = catalog.table.item(int(catalog.rows_of_shard(int(shard))[0])).source
                 raise CorruptItemError(

@@ -18,6 +18,7 @@ _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_ssize_t]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
 _FAILED = ctypes.c_void_p(-1).value
 
 
@@ -26,6 +27,7 @@ class FileMap:
 
     Attributes:
         content: (bytes,) uint8, read-only. The file must not get shorter while it is mapped.
+        address: of its first byte in memory; 0 for an empty file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,23 +36,33 @@ class FileMap:
         Raises:
             OSError: it cannot be opened or mapped.
         """
-        self._address = 0
+        self.address = 0
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size:
-                self._address = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
-        if self._address == _FAILED:
+                self.address = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
+        if self.address == _FAILED:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code), str(path))
         if not size:
             self.content: np.ndarray[Any, Any] = np.zeros(0, np.uint8)
             return
-        memory = (ctypes.c_ubyte * size).from_address(self._address)
-        weakref.finalize(memory, _libc.munmap, self._address, size)
+        if hasattr(mmap, "MADV_HUGEPAGE"):  # a hint: what is read from the disk comes in pages of 2 MB, not of 4 kB
+            _libc.madvise(self.address, size, mmap.MADV_HUGEPAGE)
+        memory = (ctypes.c_ubyte * size).from_address(self.address)
+        weakref.finalize(memory, _libc.munmap, self.address, size)
         self.content = np.frombuffer(memoryview(memory), np.uint8)  # keeps `memory`, as do all views of it
         self.content.flags.writeable = False
 
-    def will_need(self, begin: int, size: int) -> None:
-        """Have the kernel begin to read these bytes, if they are not in memory; a hint, never an error."""
-        page = begin // mmap.PAGESIZE * mmap.PAGESIZE
-        _libc.madvise(self._address + page, min(begin + size, len(self.content)) - page, mmap.MADV_WILLNEED)
+    def resident(self, begin: int, size: int) -> bool:
+        """Return whether the first, the middle and the last page of these bytes are in memory.
+
+        Only the file's owner, and who may write it, are told; anyone else hears that all is in memory.
+        """
+        last = begin + max(size, 1) - 1
+        state = ctypes.c_ubyte()
+        for at in {begin, (begin + last) // 2, last}:
+            page = self.address + at // mmap.PAGESIZE * mmap.PAGESIZE
+            if _libc.mincore(page, 1, ctypes.byref(state)) or not state.value & 1:
+                return False
+        return True

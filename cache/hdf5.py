@@ -9,7 +9,8 @@
         items/size_bytes, mtime_ns, provenance      (items,) int64; provenance is an index into the attribute
 
 The names are the store's own. Items stand one after the other, without the store's empty rows; only finished ones are
-exported. HDF5 has no bfloat16: such states are their bit patterns, uint16, and the attribute `dtype` says so.
+exported. HDF5 has no bfloat16: such states are their bit patterns, uint16, and the attribute `dtype` says so. Those of
+int8 have their scales in inputs/scale, as in the store.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def _export_boundary(reader: BoundaryReader, group: Any, progress: Callable[[int
     step = max(1, _BATCH_BYTES // max(1, int(lengths.max(initial=1)) * spec.unit_bytes))
     for at in range(0, len(items), step):
         part = items[at : at + step]
-        batch = reader.read([item.key for item in part])
+        batch = reader.read_stored([item.key for item in part])
         place = slice(int(offsets[at]), int(offsets[at + len(part)]))
         for name, target in data.items():
             values = batch.hidden.view(bits) if name == "hidden" else batch.inputs[name.removeprefix("inputs/")]

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from .key_index import KeyIndex
 from .small import SmallArray
 from .spec import Item
 
@@ -89,6 +90,11 @@ class Records:
         columns = zip(self.sources(), self.row.tolist(), self.size_bytes.tolist(), self.mtime_ns.tolist(), strict=True)
         return {source: (row, size, mtime) for source, row, size, mtime in columns if row >= 0}
 
+    def newest_items(self) -> list[Item]:
+        """Return the item of each source, from the source's newest record of a row."""
+        newest = {source: i for i, source in enumerate(self.sources()) if self.row[i] >= 0}
+        return [self.item(record) for record in newest.values()]
+
     def by_row(self, num_rows: int) -> Array:
         """Return the newest record of each row (num_rows,) int64, -1 where no item stands."""
         newest = np.full(num_rows, -1, np.int64)
@@ -134,43 +140,6 @@ def arrays(folder: Path, chunk: int) -> dict[str, SmallArray]:
     }
 
 
-class KeyIndex:
-    """Finds rows by key: a sorted array of the digests' first 8 bytes, 16 bytes an item (a dict takes 200)."""
-
-    def __init__(self, keys: Array, rows: Array) -> None:
-        """Index `keys` (n, 32) uint8, of which key i stands at `rows[i]`."""
-        prefixes = np.ascontiguousarray(keys[:, :8]).view(np.uint64).reshape(-1)
-        order = np.argsort(prefixes, kind="stable")
-        self._prefixes = prefixes[order]
-        self._rows = rows[order]
-        self._order = order
-        self._keys = keys
-
-    def __len__(self) -> int:
-        """Return the number of keys."""
-        return len(self._rows)
-
-    def find(self, keys: Sequence[str]) -> Array:
-        """Return the row of each key (len(keys),) int64, -1 where there is none; `keys` are 64 hex digits each."""
-        if not len(self._rows):
-            return np.full(len(keys), -1, np.int64)
-        asked = np.frombuffer(bytes.fromhex("".join(keys)), np.uint8).reshape(len(keys), 32)
-        prefixes = np.ascontiguousarray(asked[:, :8]).view(np.uint64).reshape(-1)
-        at = np.minimum(np.searchsorted(self._prefixes, prefixes), len(self._rows) - 1)
-        rows = self._rows[at].copy()
-        differ = (self._keys[self._order[at]] != asked).any(axis=1)
-        for i in np.flatnonzero(differ):
-            rows[i] = self._scan(int(at[i]), prefixes[i], asked[i])
-        return rows
-
-    def _scan(self, at: int, prefix: np.uint64, key: Array) -> int:
-        while at < len(self._rows) and self._prefixes[at] == prefix:
-            if np.array_equal(self._keys[self._order[at]], key):
-                return int(self._rows[at])
-            at += 1
-        return -1
-
-
 @dataclass(frozen=True)
 class ItemTable:
     """The records as the boundary's rows have them."""
@@ -187,7 +156,7 @@ class ItemTable:
     def index(self) -> KeyIndex:
         """The keys of all rows with an item."""
         rows = np.flatnonzero(self.record_of_row >= 0)
-        return KeyIndex(self.records.key[self.record_of_row[rows]], rows)
+        return KeyIndex(self.records.key, self.record_of_row[rows], rows)
 
     def item(self, row: int) -> Item:
         """Return the item at a row that has one."""

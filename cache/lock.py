@@ -6,7 +6,6 @@ when its owner dies, however it dies. Inside one process several boundaries may 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
@@ -15,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .durable import disk_errors
+from .durable import disk_errors, open_alone
 from .errors import StoreLockedError
 
 LOCK_NAME = ".lock"
@@ -65,39 +64,29 @@ def release(store: Path, name: str) -> None:
 
 
 def _lock(path: Path) -> int:
-    while True:
-        with disk_errors(path.parent):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = _owner(descriptor)
-            os.close(descriptor)
-            raise StoreLockedError(
-                f"{path.parent}: {owner} is writing this store; wait for it to end, or stop it, and run again"
-            ) from None
-        except BaseException:
-            os.close(descriptor)
-            raise
-        if _is_at(descriptor, path):  # else the last owner took it away between our open and our lock
-            with suppress(OSError):  # on a full disk the lock holds all the same
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
-            return descriptor
-        os.close(descriptor)
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
+        with disk_errors(path.parent):
+            descriptor = open_alone(path, wait=False)
+    except BlockingIOError:
+        raise StoreLockedError(
+            f"{path.parent}: {holder(path)} is writing this store; wait for it to end, or stop it, and run again"
+        ) from None
+    sign(descriptor)
+    return descriptor
 
 
-def _owner(descriptor: int) -> str:
+def sign(descriptor: int) -> None:
+    """Write into an open lock file who holds it."""
+    with suppress(OSError):  # on a full disk the lock holds all the same
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+
+
+def holder(path: Path) -> str:
+    """Return who signed a lock file, in words."""
     for _ in range(20):
-        with suppress(ValueError, KeyError):
-            said = json.loads(os.pread(descriptor, 4096, 0))
+        with suppress(ValueError, KeyError, TypeError, OSError):
+            said = json.loads(path.read_bytes())
             return f"process {said['pid']} on {said['host']}"
         time.sleep(0.01)  # it has the lock and has not yet said who it is
     return "another process"

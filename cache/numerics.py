@@ -18,7 +18,7 @@ def to_storage(hidden: np.ndarray[Any, Any], spec: BoundarySpec, source: str) ->
     """Return `hidden` as the contiguous array that is stored.
 
     Args:
-        hidden: floats of any width; for bfloat16 also int16 or uint16 bit patterns.
+        hidden: floats of any width; for bfloat16 also int16 or uint16 bit patterns; for int8 what `quantized` gave.
         spec: what the boundary holds.
         source: the item's source, for messages.
 
@@ -26,6 +26,8 @@ def to_storage(hidden: np.ndarray[Any, Any], spec: BoundarySpec, source: str) ->
         NumericsError: NaN, Inf, or a value beyond the storage data type.
         StoreMismatchError: an array of another kind.
     """
+    if spec.dtype == "int8":
+        return np.ascontiguousarray(hidden, dtype=np.int8)  # what int8.quantized gave
     if spec.dtype == "bfloat16":
         if hidden.dtype in (np.int16, np.uint16):
             stored = np.ascontiguousarray(hidden).view(np.int16)
@@ -62,8 +64,10 @@ def to_input(values: np.ndarray[Any, Any], spec: ArraySpec, where: str) -> np.nd
 def _all_finite(stored: np.ndarray[Any, Any], dtype: str) -> bool:
     if dtype == "float32":
         return bool(np.isfinite(stored).all())
-    bits = _EXPONENT[dtype]
-    return not ((stored.view(np.uint16) & bits) == bits).any()  # numpy's isfinite converts halves one by one
+    if not stored.size:
+        return True
+    bits = _EXPONENT[dtype]  # numpy's isfinite converts halves one by one
+    return bool(stored.view(np.int16).max() < bits and stored.view(np.uint16).max() < 0x8000 | bits)
 
 
 def _not_finite(hidden: np.ndarray[Any, Any], spec: BoundarySpec, source: str) -> NumericsError:

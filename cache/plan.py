@@ -12,6 +12,7 @@ import numpy as np
 from .allot import allot
 from .catalog import Catalog
 from .errors import SettingsError, StoreMismatchError
+from .int8 import MEASURED
 from .items import Records
 from .spec import BoundarySpec, Item
 
@@ -48,10 +49,11 @@ def plan(
     after = _learn_sources(after, items)
     if not missing_shards(after, items):
         return after, 0
-    if provenance in after.provenance:
-        return after, after.provenance.index(provenance)
-    if after.provenance:
-        last = after.provenance[-1]
+    provenance, *known = ({k: v for k, v in p.items() if k != MEASURED} for p in (provenance, *after.provenance))
+    if provenance in known:
+        return after, known.index(provenance)
+    if known:
+        last = known[-1]
         fields = sorted(k for k in {*provenance, *last} if provenance.get(k) != last.get(k))
         _log.warning(
             "%s: goes on under another provenance (%s); its shards are marked", after.layout.where, ", ".join(fields)

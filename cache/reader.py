@@ -1,8 +1,10 @@
-"""Reads batches of one boundary by item key, copying from memory maps into buffers that the caller owns."""
+"""Reads batches of one boundary by item key, into buffers that the caller owns.
+
+How the bytes are reached is a `RowSource`'s: rows.py on this machine, zarr_rows.py for remote and compressed stores.
+"""
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +15,13 @@ from typing import Any, Literal
 import numpy as np
 
 from . import catalog as catalog_
-from .buffers import BufferPool
+from .buffers import Allocate, BufferPool
 from .catalog import Catalog
-from .errors import CorruptItemError, MissingItemError, SettingsError, StoreFormatError, unknown_name
+from .errors import MissingItemError, SettingsError, StoreFormatError, unknown_name
+from .int8 import SCALE, restored
 from .layout import RECEIPT_FIELDS
-from .mapped import ShardMaps
 from .prefetch import prefetched
+from .rows import LocalRows, ReadPath, RowSource
 from .spec import BoundarySpec, Item
 
 Array = np.ndarray[Any, Any]
@@ -34,7 +37,7 @@ class Batch:
             `dtype` is bfloat16.
         lengths: (B,) int64 tokens of each item; None for a dense boundary.
         inputs: by name, (B, *shape) or (B, longest, *shape), zeros likewise.
-        dtype: storage data type of `hidden`: float32, float16 or bfloat16.
+        dtype: data type of `hidden`: float32, float16 or bfloat16, as stored; float32 for what is stored as int8.
     """
 
     hidden: Array
@@ -50,33 +53,57 @@ class BoundaryReader:
         spec: what is stored.
     """
 
-    def __init__(self, store: Path, spec: BoundarySpec, *, verify: Verify = "first") -> None:
-        """Read the small arrays and compare the data files' sizes with their receipts.
+    def __init__(
+        self, catalog: Catalog, rows: RowSource, *, verify: Verify = "first", allocate: Allocate | None = None
+    ) -> None:
+        """Use `FeatureStore.reader`.
+
+        Args:
+            catalog: of the boundary.
+            rows: gives the values of its rows.
+            verify: when an item's checksum is compared: on its first read by this reader, on every one, or never.
+            allocate: gives memory for batches; see `BufferPool`.
+        """
+        if verify not in ("first", "always", "never"):
+            raise SettingsError(unknown_name("verify", verify, ("first", "always", "never")))
+        self.spec = catalog.layout.spec
+        self._catalog = catalog
+        self._rows = rows
+        self._verify = verify
+        self._pool = BufferPool(allocate=allocate)
+        self._checked = np.zeros(catalog.num_rows, bool)
+        self._there = catalog.receipts[:, 0] != 0
+        self._guard = threading.Lock()
+
+    @classmethod
+    def open(
+        cls,
+        store: Path,
+        spec: BoundarySpec,
+        *,
+        verify: Verify = "first",
+        path: ReadPath = "auto",
+        allocate: Allocate | None = None,
+    ) -> BoundaryReader:
+        """Read the small arrays of a store on this machine and compare the data files' sizes with their receipts.
 
         Args:
             store: the store's path.
             spec: of the boundary.
-            verify: when an item's CRC32C is checked: on its first read by this reader, on every one, or never.
+            verify, allocate: as above.
+            path: how bytes are reached; see rows.py.
 
         Raises:
             StoreFormatError: damaged metadata, or nothing there.
             CorruptItemError: a damaged small array, a data file missing or of another size.
         """
-        if verify not in ("first", "always", "never"):
-            raise SettingsError(unknown_name("verify", verify, ("first", "always", "never")))
+        if path not in ("auto", "mmap", "preadv"):
+            raise SettingsError(unknown_name("path of reading", path, ("auto", "mmap", "preadv")))
         catalog = catalog_.load(store, spec)
         if catalog is None:
             raise StoreFormatError(f"{store}: has no {spec.path}; run `talik extract` first")
         catalog_.check_sizes(catalog)
-        self.spec = spec
-        self._catalog: Catalog = catalog
-        self._verify = verify
-        self._maps = ShardMaps(catalog.layout)
-        self._pool = BufferPool()
-        self._checked = np.zeros(catalog.num_rows, bool)
-        self._there = catalog.receipts[:, 0] != 0
-        self._beyond_memory = self.size_bytes > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-        self._guard = threading.Lock()
+        return cls(catalog, LocalRows(catalog, path), verify=verify, allocate=allocate)
 
     @cached_property
     def items(self) -> tuple[Item, ...]:
@@ -143,9 +170,24 @@ class BoundaryReader:
             MissingItemError: a key that cannot be read.
             CorruptItemError: stored bytes that fail their checksum; names store, boundary, item and shard.
         """
+        stored = self.read_stored(keys)
+        if stored.dtype != "int8":
+            return stored
+        with self._guard:
+            out = self._pool.take(stored.hidden.shape, np.dtype(np.float32))
+        inputs = {name: values for name, values in stored.inputs.items() if name != SCALE}
+        hidden = restored(stored.hidden, stored.inputs[SCALE], out)
+        return Batch(hidden=hidden, lengths=stored.lengths, inputs=inputs, dtype="float32")
+
+    def read_stored(self, keys: Sequence[str]) -> Batch:
+        """Return what `read` does, but int8 as it is stored, with its scales among the inputs."""
         rows = self.rows_of(keys)
         with self._guard:
-            return self._read_ragged(rows) if self.spec.ragged else self._read_dense(rows)
+            values = self._rows.read(rows, self._unchecked(rows), self._pool.take)
+            self._checked[rows] = True
+        lengths = self._catalog.lengths(rows) if self.spec.ragged else None
+        inputs = dict(zip(self.spec.inputs, values[1:], strict=True))
+        return Batch(hidden=values[0], lengths=lengths, inputs=inputs, dtype=self.spec.dtype)
 
     def prefetch(self, batches_of_keys: Iterable[Sequence[str]], depth: int = 2) -> Iterator[Batch]:
         """Yield `read(keys)` for each of `batches_of_keys`, up to `depth` of them read ahead by one thread.
@@ -155,8 +197,9 @@ class BoundaryReader:
         return prefetched(self.read, batches_of_keys, depth)
 
     def close(self) -> None:
-        """Drop the memory maps."""
-        self._maps.clear()
+        """Drop memory maps and open files, and end the threads that read."""
+        with self._guard:  # a thread that reads ahead may be copying out of a map
+            self._rows.close()
 
     def __enter__(self) -> BoundaryReader:
         """Return the reader."""
@@ -170,64 +213,10 @@ class BoundaryReader:
     def _where(self) -> str:
         return self._catalog.layout.where
 
-    def _read_dense(self, rows: Array) -> Batch:
-        layout = self._catalog.layout
-        places = [divmod(row, layout.grid.rows_per_shard) for row in rows.tolist()]
-        unchecked, cold = self._unchecked(rows), self._cold(rows)
-        out: list[Array] = []
-        for array in layout.data:
-            values = self._pool.take((len(rows), *array.unit_shape), array.numpy_dtype)
-            flat = values.view(np.uint8).reshape(len(rows), array.unit_bytes)
-            for i in cold:
-                self._maps.get(array, places[i][0]).announce_item(places[i][1])
-            for i, (shard, slot) in enumerate(places):
-                if not self._maps.get(array, shard).copy_item(slot, flat[i], check=unchecked[i]):
-                    raise self._corrupt(int(rows[i]), array.name)
-            out.append(values)
-        self._checked[rows] = True
-        inputs = {name: out[1 + i] for i, name in enumerate(self.spec.inputs)}
-        return Batch(hidden=out[0], lengths=None, inputs=inputs, dtype=self.spec.dtype)
-
-    def _read_ragged(self, rows: Array) -> Batch:
-        layout = self._catalog.layout
-        lengths = self._catalog.lengths(rows)
-        shards = rows // layout.grid.rows_per_shard
-        firsts = (self._catalog.offsets[rows] - shards * layout.grid.tokens_per_shard).tolist()
-        longest = int(lengths.max(initial=0))
-        unchecked, cold = self._unchecked(rows), self._cold(rows)
-        crcs = [0] * len(rows)
-        out: list[Array] = []
-        for array in layout.data:
-            values = self._pool.take((len(rows), longest, *array.unit_shape), array.numpy_dtype)
-            flat = values.view(np.uint8).reshape(len(rows), longest * array.unit_bytes)
-            size = array.unit_bytes
-            places = list(zip(shards.tolist(), firsts, lengths.tolist(), strict=True))
-            for i in cold:
-                self._maps.get(array, places[i][0]).announce_tokens(*places[i][1:])
-            for i, (shard, first, length) in enumerate(places):
-                end = length * size
-                line = flat[i]
-                line[end:] = 0
-                if length:
-                    mapped = self._maps.get(array, shard)
-                    crcs[i] = mapped.copy_tokens(first, line[:end], check=unchecked[i], crc=crcs[i])
-            out.append(values)
-        for i in np.flatnonzero(unchecked).tolist():
-            shard = int(shards[i])
-            if crcs[i] != self._maps.crc(shard)[int(rows[i]) - shard * layout.grid.rows_per_shard]:
-                raise self._corrupt(int(rows[i]), "hidden or inputs")
-        self._checked[rows] = True
-        inputs = {name: out[1 + i] for i, name in enumerate(self.spec.inputs)}
-        return Batch(hidden=out[0], lengths=lengths, inputs=inputs, dtype=self.spec.dtype)
-
     def _unchecked(self, rows: Array) -> list[bool]:
         if self._verify == "first":
             return (~self._checked[rows]).tolist()
         return [self._verify == "always"] * len(rows)
-
-    def _cold(self, rows: Array) -> list[int]:
-        """Return which of `rows` may have to come from the disk: one page fault after another is half its speed."""
-        return list(range(len(rows))) if self._beyond_memory else np.flatnonzero(~self._checked[rows]).tolist()
 
     def _readable(self, rows: Array) -> Array:
         if not len(self._there):
@@ -247,14 +236,6 @@ class BoundaryReader:
         raise MissingItemError(
             f"{self._where}: item {source!r} (key {keys[first][:12]}…){many} has a row and no data yet; run "
             "`talik extract` again, it continues"
-        )
-
-    def _corrupt(self, row: int, array: str) -> CorruptItemError:
-        source = self._catalog.table.item(row).source
-        shard = self._catalog.shard_of(row)
-        return CorruptItemError(
-            f"{self._where}: item {source!r} (row {row}, shard {shard}) fails its CRC32C in {array}; "
-            "run `talik store repair`"
         )
 
 

@@ -15,11 +15,12 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from .durable import disk_errors, temporary_beside
+from .durable import disk_errors, start_writeback, temporary_beside
 from .errors import CorruptItemError
 from .layout import DataArray
 
 ABSENT = np.uint64(2**64 - 1)
+_WRITEBACK_BYTES = 8 << 20
 Array = np.ndarray[Any, Any]
 
 
@@ -36,24 +37,24 @@ def encode_index(array: DataArray, slots: Array) -> bytes:
     return index.tobytes() + google_crc32c.value(index).to_bytes(4, "little")
 
 
-def parse_index(array: DataArray, content: Array, where: str) -> Array:
+def parse_index(array: DataArray, tail: bytes, size_bytes: int, where: str) -> Array:
     """Return where each inner chunk of a shard begins (chunks_per_shard,) int64, -1 where it is not there.
 
     Args:
         array: which the shard is of.
-        content: the file's bytes (bytes,) uint8.
+        tail: the file's last `array.index_bytes` bytes, or all of a shorter file.
+        size_bytes: of the file.
         where: names store, boundary and shard, for messages.
 
     Raises:
         CorruptItemError: a file too short for its index, an index that fails its checksum or points outside.
     """
-    data_end = len(content) - array.index_bytes
-    if data_end < 0:
-        raise CorruptItemError(f"{where}: {len(content)} bytes, too short for its index; run `talik store repair`")
-    raw = content[data_end:].tobytes()
-    if google_crc32c.value(raw[:-4]) != int.from_bytes(raw[-4:], "little"):
+    data_end = size_bytes - array.index_bytes
+    if data_end < 0 or len(tail) != array.index_bytes:
+        raise CorruptItemError(f"{where}: {size_bytes} bytes, too short for its index; run `talik store repair`")
+    if google_crc32c.value(tail[:-4]) != int.from_bytes(tail[-4:], "little"):
         raise CorruptItemError(f"{where}: its index fails its CRC32C; run `talik store repair`")
-    index = np.frombuffer(raw, "<u8", 2 * array.chunks_per_shard).reshape(-1, 2)
+    index = np.frombuffer(tail, "<u8", 2 * array.chunks_per_shard).reshape(-1, 2)
     there = index[:, 0] != ABSENT
     begin, size = index[there, 0], index[there, 1]
     if (size != array.stored_chunk_bytes).any() or (begin > data_end).any() or (begin + size > data_end).any():
@@ -64,7 +65,10 @@ def parse_index(array: DataArray, content: Array, where: str) -> Array:
 
 
 class ShardFile:
-    """Streams one shard's file to a temporary name; `close` makes it durable, `publish` puts it in its place."""
+    """Streams one shard's file to a temporary name; `close` makes it durable, `publish` puts it in its place.
+
+    Whoever makes one holds the shard's claim (claim.py): the temporary name is the same for all.
+    """
 
     def __init__(self, array: DataArray, shard: int) -> None:
         """Open the temporary file beside the shard's place."""
@@ -74,6 +78,7 @@ class ShardFile:
         self._temporary = temporary_beside(self.path)
         self._slots: list[int] = []
         self._tokens = 0
+        self._started = 0
         with disk_errors(self.path):
             self._raw = io.FileIO(self._temporary, "w")
         self._file = io.BufferedWriter(self._raw, 1 << 20)
@@ -122,6 +127,9 @@ class ShardFile:
             with disk_errors(self.path):
                 self._file.write(content.data if isinstance(content, np.ndarray) else content)
         self.size_bytes += size
+        if self.size_bytes - self._started >= _WRITEBACK_BYTES:
+            start_writeback(self._raw.fileno(), self._started, self.size_bytes - self._started)
+            self._started = self.size_bytes
 
 
 def shard_where(where: str, array: DataArray, shard: int) -> str:

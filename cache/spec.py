@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from .errors import SettingsError, unknown_name
+from .int8 import SCALE
 from .key import canonical_json, digest_json
 
 FORMAT_VERSION = 1
 STORE_KIND = "feature store"
-STORAGE_DTYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<i2"}  # bfloat16 is handled as bit patterns
+STORAGE_DTYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<i2", "int8": "|i1"}  # bfloat16: bit patterns
 INPUT_DTYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
@@ -69,7 +70,7 @@ class BoundarySpec:
         modality: `visual`, `audio`, `text` or another plain name.
         boundary: the place before this unit; 0 is after the embedding.
         identity: plain JSON, all that the values depend on (weights digest, configuration, preprocessing).
-        dtype: storage data type, `float32`, `float16` or `bfloat16`.
+        dtype: storage data type, `float32`, `float16`, `bfloat16` or `int8`, which adds the input `scale`.
         shape: dense: of one item, such as (T, N, D); ragged: of one token, such as (D,).
         ragged: items have different numbers of tokens.
         inputs: the small arrays stored beside the state, by name.
@@ -100,6 +101,11 @@ class BoundarySpec:
             raise SettingsError(f"{self.modality} boundary {self.boundary}: the shape of a state has at least one axis")
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "identity", json.loads(canonical_json(self.identity)))
+        if self.dtype == "int8":
+            scale = ArraySpec(dtype="float32", shape=shape[:-1])
+            if self.inputs.get(SCALE, scale) != scale:
+                raise SettingsError(f"{self.modality} boundary {self.boundary}: the input {SCALE!r} of int8 is its own")
+            object.__setattr__(self, "inputs", {**self.inputs, SCALE: scale})
         object.__setattr__(self, "inputs", {name: self.inputs[name] for name in sorted(self.inputs)})
 
     @property

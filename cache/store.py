@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from . import catalog as catalog_
+from .buffers import Allocate
 from .difference import differences
-from .durable import make_folder
+from .durable import is_temporary, make_folder
 from .errors import SettingsError, StoreFormatError, StoreMismatchError, unknown_name
 from .lock import LOCK_NAME
 from .metadata import METADATA_NAME, group_document, read_document, write_document
 from .reader import Batch, BoundaryReader, Verify
+from .rows import ReadPath
 from .shard_writer import Shard
 from .spec import FORMAT_VERSION, STORE_KIND, ArraySpec, BoundarySpec, Item
 from .writer import BoundaryWriter
@@ -21,21 +23,30 @@ __all__ = ["ArraySpec", "Batch", "BoundaryReader", "BoundarySpec", "BoundaryWrit
 
 
 class FeatureStore:
-    """A folder of cached states in Zarr v3.
+    """A folder of cached states in Zarr v3; behind a URL, a `remote.RemoteStore`.
 
     Attributes:
         path: of the folder.
+        where: the same, or the URL, for messages.
         mode: `r` reads; `a` reads and writes.
     """
 
     def __init__(self, path: Path, mode: Literal["r", "a"]) -> None:
         """Use `FeatureStore.open`."""
         self.path = path
+        self.where = str(path)
         self.mode = mode
 
     @classmethod
-    def open(cls, path: str | Path, mode: Literal["r", "a"] = "r") -> FeatureStore:
+    def open(
+        cls, path: str | Path, mode: Literal["r", "a"] = "r", *, storage_options: dict[str, Any] | None = None
+    ) -> FeatureStore:
         """Open a store; with mode `a`, create it where there is none.
+
+        Args:
+            path: of the folder; or a URL (`s3://…`, `file://…` for a copy with other codecs), which zarr-python reads.
+            mode: `r` reads; `a` reads and writes, a folder only.
+            storage_options: for a URL, what fsspec wants.
 
         Raises:
             StoreFormatError: no store there, another folder or file there, or another format version.
@@ -43,6 +54,12 @@ class FeatureStore:
         """
         if mode not in ("r", "a"):
             raise SettingsError(unknown_name("mode", mode, ("r", "a")))
+        if isinstance(path, str) and "://" in path:
+            if mode == "a":
+                raise SettingsError(f"{path}: a store behind a URL is only read; extract into a folder, then copy it")
+            from .remote import RemoteStore  # imports zarr, which a local store does without
+
+            return RemoteStore(path, storage_options)
         path = Path(path)
         if mode == "a" and _is_vacant(path):
             make_folder(path)
@@ -59,6 +76,15 @@ class FeatureStore:
         folders = sorted(p.parent for p in self.path.glob(f"*/b*-*/{METADATA_NAME}"))
         specs = [BoundarySpec.from_json(catalog_.read_attributes(folder)) for folder in folders]
         return tuple(sorted(specs, key=lambda s: (s.modality, s.boundary, s.key)))
+
+    def sources(self, spec: BoundarySpec) -> list[Item]:
+        """Return every source that a boundary of this store names, each with its newest item, with data or without.
+
+        Raises:
+            StoreFormatError, CorruptItemError: damage.
+        """
+        catalog = catalog_.load(self.path, spec)
+        return catalog.records.newest_items() if catalog else []
 
     def writer(
         self,
@@ -105,6 +131,8 @@ class FeatureStore:
         key: str | None = None,
         identity: dict[str, Any] | None = None,
         verify: Verify = "first",
+        path: ReadPath = "auto",
+        allocate: Allocate | None = None,
     ) -> BoundaryReader:
         """Open a boundary for reading.
 
@@ -113,16 +141,25 @@ class FeatureStore:
             key: the 12 hex digits in its name; needed where several identities are stored and `identity` is not given.
             identity: what its values must depend on; any difference is an error.
             verify: when an item's CRC32C is checked: on its first read, on every one, or never.
+            path: `mmap` copies from memory maps, `preadv` reads from the disk past the page cache by several threads,
+                `auto` does each where it is the faster (rows.py). Network file systems are never mapped.
+            allocate: gives memory for batches (pinned, for a GPU): size in bytes -> (at least that,) uint8.
 
         Raises:
             StoreMismatchError: no such boundary, another identity, or several and none named.
             StoreFormatError, CorruptItemError: damage.
         """
-        return BoundaryReader(self.path, self._find(modality, boundary, key, identity), verify=verify)
+        spec = self._find(modality, boundary, key, identity)
+        return self._reader(spec, verify=verify, path=path, allocate=allocate)
+
+    def _reader(
+        self, spec: BoundarySpec, *, verify: Verify, path: ReadPath, allocate: Allocate | None
+    ) -> BoundaryReader:
+        return BoundaryReader.open(self.path, spec, verify=verify, path=path, allocate=allocate)
 
     def _find(self, modality: str, boundary: int, key: str | None, identity: dict[str, Any] | None) -> BoundarySpec:
         specs = self.boundaries()
-        where = f"{self.path}: {modality} boundary {boundary}"
+        where = f"{self.where}: {modality} boundary {boundary}"
         at_place = [s for s in specs if s.modality == modality and s.boundary == boundary]
         if not at_place:
             held = ", ".join(s.path for s in specs) or "nothing"
@@ -153,7 +190,7 @@ def _is_vacant(path: Path) -> bool:
         return True
     if not path.is_dir():
         return False
-    return all(p.name == LOCK_NAME or ".partial-" in p.name for p in path.iterdir())
+    return all(p.name == LOCK_NAME or is_temporary(p.name) for p in path.iterdir())
 
 
 def _check_is_store(path: Path) -> None:

@@ -112,9 +112,9 @@ def _shard(catalog: Catalog, shard: int) -> Iterator[Finding]:
     except StoreError as error:
         yield Finding(boundary=name, shard=shard, what=str(error))
         return
-    if not receipt[0]:
-        return
     rows = catalog.rows_of_shard(shard)
+    if not receipt[0] or not len(rows):  # not there yet, or given up
+        return
     if int(receipt[1]) != len(rows):
         yield Finding(boundary=name, shard=shard, what=f"its receipt has {receipt[1]} items, the table {len(rows)}")
     crcs = [0] * len(rows)

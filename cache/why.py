@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from . import catalog as catalog_
 from .difference import FieldDifference, differences
 from .spec import BoundarySpec, Item
 from .store import FeatureStore
@@ -16,15 +17,18 @@ class Why:
     """The answer for one boundary.
 
     Args:
-        stored: the stored boundary that is nearest to what is asked, or None if nothing is stored at this place.
+        asked: the boundary that was asked for.
+        stored: the stored boundary that is nearest to it, or None if nothing is stored at this place.
         fields: in which it differs (identity, dtype, shape, inputs); () if it is the one asked for.
         new: sources whose content is not stored.
         changed: sources that are stored with another content.
         moved: sources whose content is stored under another name; nothing is to be computed.
         waiting: sources that have a row and no data yet.
-        gone: stored sources that are no longer asked for.
+        gone: stored sources that are no longer asked for, nor is their content under another name.
+        num_missing: items that are to be computed.
     """
 
+    asked: BoundarySpec
     stored: BoundarySpec | None
     fields: tuple[FieldDifference, ...]
     new: tuple[str, ...] = ()
@@ -32,10 +36,30 @@ class Why:
     moved: tuple[str, ...] = ()
     waiting: tuple[str, ...] = ()
     gone: tuple[str, ...] = ()
+    num_missing: int = 0
+
+    def lines(self) -> list[str]:
+        """The answer as a person reads it."""
+        if self.stored is None:
+            place = f"{self.asked.modality} boundary {self.asked.boundary}"
+            return [f"{self.asked.path}: nothing is stored of {place}; {self.num_missing} items are to be computed"]
+        if self.fields:
+            head = f"{self.asked.path}: is not stored, the nearest is {self.stored.path}"
+            lines = [f"{head}; {self.num_missing} items are to be computed", *(f"  {field}" for field in self.fields)]
+        elif self.num_missing:
+            lines = [f"{self.asked.path}: is stored; {self.num_missing} items are to be computed"]
+        else:
+            lines = [f"{self.asked.path}: is stored; nothing is to be computed"]
+        for name in ("new", "changed", "moved", "waiting", "gone"):
+            sources = getattr(self, name)
+            if sources:
+                shown = ", ".join(sources[:10]) + (", …" if len(sources) > 10 else "")
+                lines.append(f"  {name}: {len(sources)} ({shown})")
+        return lines
 
 
 def why(store: FeatureStore, spec: BoundarySpec, items: Sequence[Item]) -> Why:
-    """Say what a writer of `spec` for `items` would find.
+    """Say what a writer of `spec` for `items` would find; damaged data files do not matter.
 
     Args:
         store: open in any mode; nothing is written.
@@ -43,27 +67,41 @@ def why(store: FeatureStore, spec: BoundarySpec, items: Sequence[Item]) -> Why:
         items: all that the boundary is to hold.
 
     Raises:
-        StoreFormatError, CorruptItemError: damage.
+        StoreFormatError, CorruptItemError: damaged metadata or small arrays.
     """
     asked = _fields(spec)
+    distinct = {item.key: item for item in items}
     near = [s for s in store.boundaries() if (s.modality, s.boundary) == (spec.modality, spec.boundary)]
     if not near:
-        return Why(stored=None, fields=(), new=tuple(item.source for item in items))
+        new = tuple(item.source for item in items)
+        return Why(asked=spec, stored=None, fields=(), new=new, num_missing=len(distinct))
     stored = min(near, key=lambda s: len(differences(asked, _fields(s))))
     fields = tuple(differences(asked, _fields(stored)))
-    with store.reader(stored.modality, stored.boundary, key=stored.key, verify="never") as reader:
-        row_by_source, done = reader.row_by_source, {item.key for item in reader.items}
-        rows = reader.allotted(item.key for item in items)
+    catalog = catalog_.load(store.path, stored)
+    assert catalog is not None
+    row_by_source = catalog.table.row_by_source()
+    row_by_key = dict(zip(distinct, catalog.table.index.find(list(distinct)).tolist(), strict=True))
+    there = {row: bool(catalog.receipts[catalog.shard_of(row), 0]) for row in row_by_key.values() if row >= 0}
     found: dict[str, list[str]] = {"new": [], "changed": [], "moved": [], "waiting": []}
-    for item, row in zip(items, rows, strict=True):
+    for item in items:
+        row = row_by_key[item.key]
         if row < 0:
             found["changed" if item.source in row_by_source else "new"].append(item.source)
-        elif item.key not in done:
+        elif not there[row]:
             found["waiting"].append(item.source)
         elif row_by_source.get(item.source) != row:
             found["moved"].append(item.source)
-    gone = sorted(set(row_by_source) - {item.source for item in items})
-    return Why(stored=stored, fields=fields, gone=tuple(gone), **{name: tuple(v) for name, v in found.items()})
+    asked_sources = {item.source for item in items}
+    gone = sorted(s for s, row in row_by_source.items() if s not in asked_sources and row not in there)
+    missing = len(distinct) if fields else sum(not there.get(row, False) for row in row_by_key.values())
+    return Why(
+        asked=spec,
+        stored=stored,
+        fields=fields,
+        gone=tuple(gone),
+        num_missing=missing,
+        **{name: tuple(sources) for name, sources in found.items()},
+    )
 
 
 def _fields(spec: BoundarySpec) -> dict[str, Any]:

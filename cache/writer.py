@@ -8,6 +8,7 @@ with store.writer(spec, items) as writer:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,17 +16,19 @@ from typing import Any
 import numpy as np
 
 from . import catalog as catalog_
-from . import durable, lock
+from . import lock
 from .catalog import Catalog
-from .errors import SettingsError, StoreFullError, StoreMismatchError
+from .claim import nobody_working, remove_if_unused
+from .errors import SettingsError, StoreMismatchError
+from .estimate import refuse_if_full, shard_bytes
+from .int8 import MEASURED, Int8Error
 from .layout import RECEIPT_FIELDS, Grid
+from .metadata import group_document, write_document
 from .plan import check_lengths, missing_shards, plan
-from .shard import file_bytes
 from .shard_writer import Shard, ShardWriter
 from .spec import BoundarySpec, Item
 
 Array = np.ndarray[Any, Any]
-_SPARE_BYTES = 1_000_000  # for the small arrays and metadata
 
 
 class BoundaryWriter:
@@ -57,6 +60,7 @@ class BoundaryWriter:
         check_lengths(spec, items, lengths)
         self.spec = spec
         self.bytes_written = 0
+        self._error: Int8Error | None = None
         self._lock_name = spec.path
         self._store = store
         self._items = list({item.key: item for item in items}.values())
@@ -69,10 +73,14 @@ class BoundaryWriter:
                 max_seconds_per_item=max_seconds_per_item,
             )
             before = catalog_.load(store, spec) or catalog_.new(store, spec, grid)
+            catalog_.forget_beyond(before)
             after, self._provenance = plan(before, items, lengths, provenance or {})
             self._refuse_if_full(after)
-            self._clean(after)
-            self._catalog = before if after is before and before.stored else catalog_.commit(before, after)
+            if after is before and before.stored:
+                self._catalog = before
+            else:
+                with nobody_working(after.layout.folder) if _gives_rows_up(before, after) else nullcontext():
+                    self._catalog = catalog_.commit(before, after)
             rows = self._catalog.table.index.find([item.key for item in self._items])
             self._item_of_row = dict(zip(rows.tolist(), self._items, strict=True))
         except BaseException:
@@ -92,6 +100,7 @@ class BoundaryWriter:
     def close(self) -> None:
         """Give the lock back; a second call does nothing."""
         if self._lock_name:
+            remove_if_unused(self._catalog.layout)
             lock.release(self._store, self._lock_name)
             self._lock_name = ""
 
@@ -103,7 +112,7 @@ class BoundaryWriter:
     @property
     def bytes_missing(self) -> int:
         """Bytes of the data files that are still to be written."""
-        return sum(self._shard_bytes(self._catalog, s) for s in missing_shards(self._catalog, self._items))
+        return sum(shard_bytes(self._catalog, s) for s in missing_shards(self._catalog, self._items))
 
     def missing(self) -> list[Shard]:
         """Return the shards that are still to be computed for the items asked for; [] when there are none."""
@@ -123,6 +132,7 @@ class BoundaryWriter:
             NumericsError: NaN, Inf or overflow; names the item.
             StoreMismatchError: an array of another shape or kind, other inputs, or not one state an item.
             StoreFullError: the disk is full; earlier shards are kept.
+            StoreLockedError: another process is writing this shard (a worker of an owner that died).
         """
         if not self._lock_name:
             raise SettingsError("this writer is closed; make another with FeatureStore.writer")
@@ -131,45 +141,41 @@ class BoundaryWriter:
                 f"{self._catalog.layout.where}: shard {shard.index} is not one of this writer's; take it from missing()"
             )
         self._refuse_if_full(self._catalog, only=shard.index)
-        receipt = self.shard_writer.write(shard, states)
+        error = Int8Error()
+        receipt = self.shard_writer.write(shard, states, error)
         self._catalog.receipts[shard.index] = receipt
         self.bytes_written += int(receipt[RECEIPT_FIELDS:].sum())
+        if error.num_items:
+            self.measured(error)
+
+    def measured(self, error: Int8Error) -> None:
+        """Add to the provenance what int8 changed in shards; `write` does, for those of other processes their owner."""
+        numbered = list(self._catalog.provenance)
+        entry = numbered[self._provenance]
+        self._error = self._error or Int8Error.from_json(entry[MEASURED] if MEASURED in entry else vars(Int8Error()))
+        self._error.add(error)
+        numbered[self._provenance] = {**entry, MEASURED: self._error.to_json()}
+        document = {**catalog_.attributes(self._catalog), "provenance": numbered}
+        write_document(self._catalog.layout.folder, group_document(document))
 
     @property
     def shard_writer(self) -> ShardWriter:
-        """What another process needs to write some of the missing shards, while this writer is open; it pickles."""
-        return ShardWriter(layout=self._catalog.layout, provenance=self._provenance)
+        """What another process needs to write some of the missing shards; it pickles, and `missing` sees its work."""
+        catalog = self._catalog
+        return ShardWriter(layout=catalog.layout, provenance=self._provenance, num_records=len(catalog.records))
 
     def _shard(self, index: int) -> Shard:
-        rows = self._catalog.rows_of_shard(index)
-        items = tuple(self._item_of_row.get(row) or self._catalog.table.item(row) for row in rows.tolist())
-        if not self.spec.ragged:
-            return Shard(index=index, rows=tuple(rows.tolist()), items=items)
-        starts = self._catalog.offsets[rows] - index * self._catalog.layout.grid.tokens_per_shard
-        lengths = tuple(self._catalog.lengths(rows).tolist())
-        return Shard(
-            index=index, rows=tuple(rows.tolist()), items=items, lengths=lengths, starts=tuple(starts.tolist())
-        )
-
-    def _shard_bytes(self, catalog: Catalog, shard: int) -> int:
-        rows = catalog.rows_of_shard(shard)
-        units = len(rows)
-        if self.spec.ragged:
-            units = int(catalog.offsets[rows[-1] + 1]) - shard * catalog.layout.grid.tokens_per_shard
-        return sum(file_bytes(array, units) for array in catalog.layout.data)
+        return Shard.of(self._catalog, index, self._item_of_row)
 
     def _refuse_if_full(self, catalog: Catalog, only: int | None = None) -> None:
         shards = missing_shards(catalog, self._items) if only is None else [only]
-        needed = sum(self._shard_bytes(catalog, int(s)) for s in shards)
-        free = durable.free_bytes(catalog.layout.store)
-        if needed and needed + _SPARE_BYTES > free:
-            raise StoreFullError(
-                f"{catalog.layout.where}: {len(shards)} shards to write need {needed / 1e6:.1f} MB, the disk has "
-                f"{free / 1e6:.1f} MB free; make room, choose another [store] path, or a smaller dtype"
-            )
+        refuse_if_full(
+            catalog.layout.store,
+            sum(shard_bytes(catalog, shard) for shard in shards),
+            where=catalog.layout.where,
+            what=f"{len(shards)} shards",
+        )
 
-    def _clean(self, catalog: Catalog) -> None:
-        folder = catalog.layout.folder
-        inside = [p for p in folder.rglob("*") if p.is_dir()]
-        for place in (self._store, folder.parent, folder, *inside):
-            durable.remove_leftovers(place)
+
+def _gives_rows_up(before: Catalog, after: Catalog) -> bool:
+    return bool((after.records.row[len(before.records) :] < 0).any())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from talik.cache import shard
 from talik.cache.key import digest_text
 from talik.cache.store import ArraySpec, BoundarySpec, BoundaryWriter, FeatureStore, Item, Shard
 
@@ -64,7 +67,7 @@ class Sample:
             assert writer.missing() == []
         return len(missing)
 
-    def check(self, path: Path, items: Sequence[Item], **more: Any) -> None:
+    def check(self, path: Path, items: Sequence[Item], /, **more: Any) -> None:
         """Read `items` in this order and compare every value."""
         with FeatureStore.open(path).reader(
             self.spec.modality, self.spec.boundary, key=self.spec.key, **more
@@ -137,3 +140,60 @@ def sample(request: pytest.FixtureRequest) -> Sample:
 def tree() -> Callable[[Path], dict[str, bytes]]:
     """Give a function that returns every file under a folder with its content."""
     return lambda root: {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+_STEPS = ("fsync", "replace", "mkdir", "unlink")
+
+
+def _fork(work: Callable[[], None]) -> int:
+    """Run `work` in a child process and return its id; the child ends with status 0, or 1 after an exception."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # threads of zarr-python, which the child never touches
+        child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        work()
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _killed_at_step(number: int, work: Callable[[], None]) -> bool:
+    """Run `work` in a child that kills itself before its `number`-th step on the disk; False if it ended before."""
+
+    def counted() -> None:
+        left = number
+
+        def step(real: Callable[..., object]) -> Callable[..., object]:
+            def call(*arguments: object, **more: object) -> object:
+                nonlocal left
+                left -= 1
+                if left < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(*arguments, **more)
+
+            return call
+
+        for name in _STEPS:
+            setattr(os, name, step(getattr(os, name)))
+        write = shard.ShardFile._write
+        shard.ShardFile._write = lambda file, content: (step(write)(file, content), file._file.flush())[0]
+        work()
+
+    _, status = os.waitpid(_fork(counted), 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+@pytest.fixture
+def fork() -> Callable[[Callable[[], None]], int]:
+    """Give a function that runs another in a child process and returns the child's id."""
+    return _fork
+
+
+@pytest.fixture
+def killed_at_step() -> Callable[[int, Callable[[], None]], bool]:
+    """Give a function that runs another in a child which dies at its n-th step on the disk, if it comes so far."""
+    return _killed_at_step

@@ -198,6 +198,6 @@ def test_more_shards_than_open_files(make_sample, tmp_path):
     try:
         with FeatureStore.open(path).reader("visual", 9) as reader:
             reader.read([item.key for item in items])
-            assert len(reader._maps._maps) == 120
+            assert len(reader._rows._maps) == 120
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)

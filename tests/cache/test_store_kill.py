@@ -8,64 +8,18 @@ import pickle
 import random
 import signal
 import time
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from talik.cache import durable, shard
+from talik.cache import claim, durable
 from talik.cache.errors import StoreError, StoreLockedError, StoreMismatchError
 from talik.cache.store import FeatureStore
 from talik.cache.verify import verify
 
-_STEPS = ("fsync", "replace", "mkdir", "unlink")
-
-
-def fork(work: Callable[[], None]) -> int:
-    """Run `work` in a child process and return its id; the child ends with status 0, or 1 after an exception."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # threads of zarr-python, which the child never touches
-        child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        work()
-        status = 0
-    finally:
-        os._exit(status)
-
-
-def killed_at_step(number: int, work: Callable[[], None]) -> bool:
-    """Run `work` in a child that kills itself before its `number`-th step on the disk; False if it ended before."""
-
-    def counted() -> None:
-        left = number
-
-        def step(real: Callable[..., object]) -> Callable[..., object]:
-            def call(*arguments: object, **more: object) -> object:
-                nonlocal left
-                left -= 1
-                if left < 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return real(*arguments, **more)
-
-            return call
-
-        for name in _STEPS:
-            setattr(os, name, step(getattr(os, name)))
-        write = shard.ShardFile._write
-        shard.ShardFile._write = lambda file, content: (step(write)(file, content), file._file.flush())[0]
-        work()
-
-    _, status = os.waitpid(fork(counted), 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WIFSIGNALED(status)
-
 
 @pytest.mark.parametrize("name", ["dense-inputs", "ragged"])
-def test_killed_before_every_step(name, make_sample, tmp_path, tree):
+def test_killed_before_every_step(name, make_sample, tmp_path, tree, killed_at_step):
     sample = make_sample(name)
     items = sample.items(5)
     sample.fill(tmp_path / "whole", items[:4])
@@ -96,7 +50,7 @@ def test_killed_before_every_step(name, make_sample, tmp_path, tree):
     assert step > 60
 
 
-def test_killed_at_random_instants_again_and_again(make_sample, tmp_path, tree):
+def test_killed_at_random_instants_again_and_again(make_sample, tmp_path, tree, fork):
     sample = make_sample("dense-inputs", shape=(64, 100), shard_items=4)
     items = sample.items(40)
     path = tmp_path / "s"
@@ -124,7 +78,7 @@ def test_killed_at_random_instants_again_and_again(make_sample, tmp_path, tree):
     assert tree(path) == tree(tmp_path / "whole")
 
 
-def test_two_processes_at_once(make_sample, tmp_path):
+def test_two_processes_at_once(make_sample, tmp_path, fork):
     sample = make_sample()
     path = tmp_path / "s"
     store = FeatureStore.open(path, "a")
@@ -150,7 +104,7 @@ def test_two_processes_at_once(make_sample, tmp_path):
     assert sample.fill(path, sample.items(3)) == 1
 
 
-def test_two_writers_of_one_boundary_in_one_process(make_sample, tmp_path):
+def test_two_writers_of_one_boundary_in_one_process(make_sample, tmp_path, fork):
     sample = make_sample()
     store = FeatureStore.open(tmp_path / "s", "a")
     with sample.writer(store, sample.items(3)):
@@ -193,17 +147,21 @@ def test_nothing_is_renamed_before_it_is_on_the_disk(make_sample, tmp_path, monk
     assert log[-1] == ("fsync", str(folder / "receipts"))
 
 
-def test_a_writers_leftovers_are_removed(make_sample, tmp_path, monkeypatch):
+def test_what_a_killed_writer_left_is_written_over(make_sample, tmp_path, tree):
     sample = make_sample()
     path = tmp_path / "s"
     sample.fill(path, sample.items(2))
     leftover = durable.temporary_beside(path / sample.spec.path / "hidden" / "c.1.0.0.0")
-    leftover.write_bytes(b"half a shard")
+    leftover.write_bytes(b"half a shard, longer than the whole one will be" * 1000)
+    durable.temporary_beside(path / sample.spec.path / "receipts" / "c.1.0").write_text("{")
+    (path / sample.spec.path / claim.WORKERS_NAME).touch()
     sample.fill(path, sample.items(5))
-    assert not leftover.exists()
+    sample.fill(tmp_path / "whole", sample.items(2))
+    sample.fill(tmp_path / "whole", sample.items(5))
+    assert tree(path) == tree(tmp_path / "whole")
 
 
-def test_several_processes_write_different_shards(sample, tmp_path, tree):
+def test_several_processes_write_different_shards(sample, tmp_path, tree, fork):
     items = sample.items(11)
     with sample.writer(FeatureStore.open(tmp_path / "s", "a"), items) as writer:
         missing = writer.missing()
@@ -231,3 +189,72 @@ def test_a_shard_of_another_writer_is_refused(make_sample, tmp_path):
             writer.write(old, sample.states(old))
         (new,) = writer.missing()
         writer.write(new, sample.states(new))
+
+
+def test_a_worker_outlives_its_owner_and_nothing_is_written_twice(make_sample, tmp_path, tree, fork):
+    """The owner is gone; its worker is in the middle of a shard; a second owner does the others and waits for none."""
+    sample = make_sample()
+    items, path = sample.items(9), tmp_path / "s"
+    with sample.writer(FeatureStore.open(path, "a"), items) as owner:
+        missing, worker = owner.missing(), owner.shard_writer
+    begun, beginning = os.pipe()
+    going, go_on = os.pipe()
+
+    def write_slowly() -> None:
+        states = sample.states(missing[1])
+        worker.write(missing[1], (step(i, state) for i, state in enumerate(states)))
+
+    def step(i: int, state: object) -> object:
+        if i == 1:
+            os.write(beginning, b"x")
+            os.read(going, 1)
+        return state
+
+    child = fork(write_slowly)
+    os.read(begun, 1)
+    with sample.writer(FeatureStore.open(path, "a"), items) as second:
+        writing = rf"process {child} on .* is writing shard 1"
+        with pytest.raises(StoreLockedError, match=writing):
+            second.write(missing[1], sample.states(missing[1]))
+        with pytest.raises(StoreLockedError, match="still writing"), claim.nobody_working(path / sample.spec.path):
+            raise AssertionError
+        for one in (missing[0], missing[2]):
+            second.write(one, sample.states(one))
+        os.write(go_on, b"x")
+        assert os.waitpid(child, 0)[1] == 0
+        assert second.missing() == []
+        second.write(missing[1], iter([None]))  # it is there: the states are not looked at
+    sample.check(path, items)
+    sample.fill(tmp_path / "one", items)
+    assert tree(path) == tree(tmp_path / "one")
+    for end in (begun, beginning, going, go_on):
+        os.close(end)
+
+
+def test_a_worker_with_an_old_plan_is_refused(sample, tmp_path):
+    """Between its plan and its work another owner gave rows of the shard up."""
+    items, path = sample.items(6), tmp_path / "s"
+    with sample.writer(FeatureStore.open(path, "a"), items) as owner:
+        (first, *others), worker = owner.missing(), owner.shard_writer
+    kept = [item for item in items if item != first.items[1]]
+    with sample.writer(FeatureStore.open(path, "a"), kept) as second:
+        with pytest.raises(StoreMismatchError, match="has other items now"):
+            worker.write(first, sample.states(first))
+        worker.write(others[0], sample.states(others[0]))  # this one is as it was
+        for one in second.missing():
+            second.write(one, sample.states(one))
+    assert verify(path) == []
+    sample.check(path, kept)
+
+
+def test_one_shard_given_to_many_processes_is_written_once(make_sample, tmp_path, tree, fork):
+    sample = make_sample("ragged")
+    items, path = sample.items(3), tmp_path / "s"
+    with sample.writer(FeatureStore.open(path, "a"), items) as owner:
+        (only,), worker = owner.missing(), owner.shard_writer
+        children = [fork(lambda: worker.write(only, sample.states(only))) for _ in range(6)]
+        ends = [os.waitpid(child, 0)[1] for child in children]
+        assert 0 in ends  # the others were refused, or found it there
+        assert owner.missing() == []
+    sample.fill(tmp_path / "one", items)
+    assert tree(path) == tree(tmp_path / "one")

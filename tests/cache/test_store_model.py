@@ -1,9 +1,10 @@
-"""Any sequence of adding, extending, dying, damaging and mending against a dictionary."""
+"""Any sequence of adding, extending, being killed, damaging, mending and taking away against a dictionary."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from talik.cache.errors import MissingItemError
+from talik.cache.gc import collect_garbage, find_garbage
 from talik.cache.key import digest_text
 from talik.cache.repair import repair
 from talik.cache.store import ArraySpec, BoundarySpec, FeatureStore, Item
@@ -22,6 +24,21 @@ from talik.cache.verify import verify
 
 class _Died(BaseException):
     pass
+
+
+@pytest.fixture(autouse=True)
+def _killer(killed_at_step):
+    """Hand the fixture to the machines, which pytest makes without fixtures."""
+    _KILLER.append(killed_at_step)
+    yield
+    _KILLER.clear()
+
+
+_KILLER: list[Callable[[int, Callable[[], None]], bool]] = []
+
+
+def killed_at_step(number: int, work: Callable[[], None]) -> bool:
+    return _KILLER[-1](number, work)
 
 
 class StoreModel(RuleBasedStateMachine):
@@ -87,6 +104,51 @@ class StoreModel(RuleBasedStateMachine):
         lengths = [len(self.state(number)[0])] if self.spec.ragged else None
         with FeatureStore.open(self.path, "a").writer(self.spec, [self.item(number)], lengths=lengths) as writer:
             assert writer.missing() == []
+
+    @rule(numbers=st.lists(st.integers(0, 40), min_size=1, max_size=12), instant=st.integers(0, 60))
+    def killed(self, numbers: list[int], instant: int) -> None:
+        """Ask for some items in a process that is killed at a step on the disk; what it finished counts."""
+        known = {self.item(n).key: n for n in numbers}
+        if killed_at_step(instant, lambda: self.write(numbers)):
+            opened = FeatureStore.open(self.path, "a")  # its creation may have been what was killed
+            if opened.boundaries():
+                with opened.reader(self.spec.modality, 0) as reader:
+                    found = {known.get(item.key) for item in reader.items}
+                assert self.done <= found | self.done
+                self.done |= {n for n in found if n is not None}
+        else:
+            self.done |= set(numbers)
+
+    def write(self, numbers: list[int]) -> None:
+        known = {self.item(n).key: n for n in numbers}
+        lengths = [len(self.state(n)[0]) for n in numbers] if self.spec.ragged else None
+        items = [self.item(n) for n in numbers]
+        with FeatureStore.open(self.path, "a").writer(
+            self.spec, items, lengths=lengths, max_seconds_per_item=20
+        ) as writer:
+            for shard in writer.missing():
+                writer.write(shard, (self.state(known[i.key]) for i in shard.items))
+
+    @rule(data=st.data(), instant=st.none() | st.integers(0, 40))
+    def collect(self, data: st.DataObject, instant: int | None) -> None:
+        """Keep some items and take the others away, perhaps killed at a step on the disk, then to the end."""
+        kept = data.draw(st.sets(st.sampled_from(sorted(self.done)))) if self.done else set()
+        needed = {self.spec.path: {self.item(n).key for n in kept}}
+
+        def work() -> None:
+            store = FeatureStore.open(self.path, "a")
+            collect_garbage(store, needed, find_garbage(store, needed))
+
+        if instant is not None and killed_at_step(instant, work):
+            assert verify(self.path) == []
+            left: set[str] = set()
+            if FeatureStore.open(self.path).boundaries():
+                with FeatureStore.open(self.path).reader(self.spec.modality, 0) as reader:
+                    left = {item.key for item in reader.items}
+            assert left in ({self.item(n).key for n in self.done}, {self.item(n).key for n in kept})
+        work()
+        self.done = kept
+        assert find_garbage(FeatureStore.open(self.path), needed) == ()
 
     @precondition(lambda self: self.done)
     @rule(data=st.data())

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from talik.cache import durable
+from talik.cache import durable, numerics
 from talik.cache.difference import differences
 from talik.cache.errors import NumericsError, SettingsError, StoreError, StoreFormatError, StoreFullError
 from talik.cache.errors import StoreMismatchError as Mismatch
@@ -178,7 +178,7 @@ def test_identity_is_what_the_key_digests():
         )
     ]
     assert len({spec.key, *(o.key for o in others)}) == 7
-    for bad in ({"dtype": "int8"}, {"shape": ()}, {"shape": (0,)}, {"boundary": -1}, {"identity": {"a": {1}}}):
+    for bad in ({"dtype": "int16"}, {"shape": ()}, {"shape": (0,)}, {"boundary": -1}, {"identity": {"a": {1}}}):
         with pytest.raises(SettingsError):
             replace(spec, **bad)
     with pytest.raises(SettingsError):
@@ -261,3 +261,15 @@ def test_another_provenance_is_recorded_and_said(make_sample, tmp_path, caplog):
     reader = FeatureStore.open(path).reader("visual", 9)
     assert [p["device"] for p in reader._catalog.provenance] == ["cpu", "cuda"]
     assert reader._catalog.receipts[:, 2].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_every_half_that_is_not_finite_is_seen(dtype):
+    import ml_dtypes
+
+    patterns = np.arange(1 << 16, dtype=np.uint16)
+    finite = np.isfinite(patterns.view(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float16).astype(np.float32))
+    stored = patterns.view(np.int16 if dtype == "bfloat16" else np.float16)
+    assert numerics._all_finite(stored[finite], dtype)
+    assert not any(numerics._all_finite(stored[i : i + 1], dtype) for i in np.flatnonzero(~finite))
+    assert numerics._all_finite(stored[:0], dtype)

@@ -32,7 +32,10 @@ def test_items(sample, tmp_path):
     assert found.moved == ("moved.mp4",)
     assert found.waiting == ("clips/5.mp4",)
     assert found.new == ("clips/6.mp4",)
-    assert found.gone == tuple(item.source for item in items[2:])
+    assert found.gone == tuple(item.source for item in items[3:])  # items[2] has but another name
+    assert found.num_missing == 3
+    assert found.lines()[0].endswith("is stored; 3 items are to be computed")
+    assert "  gone: 2 (clips/3.mp4, clips/4.mp4)" in found.lines()
 
 
 def test_fields_of_the_nearest_one(make_sample, tmp_path):

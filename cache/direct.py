@@ -1,0 +1,139 @@
+"""Shards reached by `preadv`: for what is not in memory, cannot be, or lies behind a network and is never mapped.
+
+On a local disk the kernel's page cache is passed by (O_DIRECT), which takes a third of the processor's time and leaves
+to others what is in memory; where a file system has no such reads, ordinary ones are made.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import threading
+from typing import Any
+
+import numpy as np
+
+from .errors import CorruptItemError
+from .layout import DataArray
+from .places import ShardPlaces
+from .shard import shard_where
+from .stored_shard import BLOCK_BYTES, StoredShard, copy_block
+
+Array = np.ndarray[Any, Any]
+_ALIGNED = 4096  # at least what any disk asks of offset, size and address
+_NETWORKS = {  # statfs(2), f_type
+    *(0x6969, 0x517B, 0xFE534D42, 0xFF534D42, 0x5346414F, 0x00C36400),  # NFS, SMB, SMB2, CIFS, AFS, Ceph
+    *(0x65735546, 0x0BD00BD0, 0x47504653, 0x19830326, 0x01021997),  # FUSE (sshfs, gcsfuse …), Lustre, GPFS, BeeGFS, 9p
+    *(0x7461636F, 0x73757245, 0xAAD7AAEA),  # OCFS2, Coda, PanFS
+}
+_bounce = threading.local()
+
+
+def file_system_type(path: str | os.PathLike[str]) -> int:
+    """Return the file system's magic number, as statfs(2) gives it; 0 if it does not."""
+    answer = (ctypes.c_long * 64)()  # struct statfs begins with f_type
+    failed = ctypes.CDLL(None).statfs(os.fsencode(path), ctypes.byref(answer))
+    return 0 if failed else answer[0] & 0xFFFFFFFF
+
+
+def is_network(path: str | os.PathLike[str]) -> bool:
+    """Return whether `path` lies on a network (or FUSE) file system, where a map may raise SIGBUS at any time."""
+    return file_system_type(path) in _NETWORKS
+
+
+class DirectShard(StoredShard):
+    """One shard's file, open for reading; any number of threads may read at once."""
+
+    def __init__(self, array: DataArray, shard: int, where: str, places: ShardPlaces, *, direct: bool) -> None:
+        """Open the file.
+
+        Args:
+            array: which the shard is of.
+            shard: its number.
+            where: names store and boundary, for messages.
+            places: its parsed index.
+            direct: pass the page cache by, if the file system can.
+
+        Raises:
+            CorruptItemError: no such file.
+        """
+        super().__init__(array, places)
+        self._descriptor = -1
+        self._where = shard_where(where, array, shard)
+        path = array.shard_path(shard)
+        try:
+            self._descriptor = _open(path, direct)
+        except FileNotFoundError:
+            raise CorruptItemError(f"{self._where}: {path.name} is missing; run `talik store repair`") from None
+
+    def __del__(self) -> None:
+        """Close, when no thread reads any more."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def copy(self, begin: int, out: Array, crc: int | None) -> int | None:
+        """Copy the file's bytes from `begin` on into `out` (bytes,) uint8; return `crc` extended by them, or None."""
+        return self._read(begin, out, crc, 0)[0]
+
+    def copy_sealed(self, begin: int, out: Array) -> bool:
+        """Copy likewise; return whether the CRC32C that follows in the file is that of the bytes."""
+        crc, seal = self._read(begin, out, 0, 4)
+        return crc == int.from_bytes(seal, "little")
+
+    def _read(self, begin: int, out: Array, crc: int | None, more: int) -> tuple[int | None, bytes]:
+        """Read block by block into memory that is aligned as the disk asks, and copy (and sum) from there.
+
+        Returns:
+            The checksum, and `more` bytes that follow.
+        """
+        buffer = _bounce_buffer()
+        end = begin + len(out)
+        at = begin // _ALIGNED * _ALIGNED
+        seal = b""
+        while at < end + more:
+            wanted = min(len(buffer), -(-(end + more - at) // _ALIGNED) * _ALIGNED)
+            got = os.preadv(self._descriptor, [memoryview(buffer[:wanted])], at)
+            low, high = max(begin, at), min(end, at + got)
+            if got < min(wanted, end + more - at) and (got <= 0 or got % _ALIGNED):
+                raise CorruptItemError(f"{self._where}: ends before byte {end + more}; run `talik store repair`")
+            if low < high:
+                block = out[low - begin : high - begin]
+                crc = copy_block(buffer[low - at : high - at], block, crc)
+            if more and at + got > end:
+                seal += buffer[max(end - at, 0) : min(end + more - at, got)].tobytes()
+            at += got
+        return crc, seal
+
+
+def _open(path: os.PathLike[str], direct: bool) -> int:
+    if direct:
+        return os.open(path, os.O_RDONLY | os.O_DIRECT)
+    descriptor = os.open(path, os.O_RDONLY)
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # no more than is asked for
+    return descriptor
+
+
+def can_pass_cache(path: str | os.PathLike[str]) -> bool:
+    """Return whether the file at `path` can be read with O_DIRECT; tmpfs and some others cannot."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    except (OSError, AttributeError):
+        return False
+    try:
+        os.preadv(descriptor, [memoryview(_bounce_buffer()[:_ALIGNED])], 0)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _bounce_buffer() -> Array:
+    """Return this thread's own aligned memory (2 * BLOCK_BYTES,) uint8."""
+    found: Array | None = getattr(_bounce, "buffer", None)
+    if found is None:
+        found = _bounce.buffer = np.frombuffer(mmap.mmap(-1, 2 * BLOCK_BYTES), np.uint8)
+    return found

@@ -1,0 +1,249 @@
+"""Whichever way bytes are reached, the same values come, and damage is an error that names its place."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import pickle
+import threading
+
+import google_crc32c
+import numpy as np
+import pytest
+
+from talik.cache import direct, rows
+from talik.cache.buffers import BufferPool
+from talik.cache.errors import CorruptItemError, SettingsError
+from talik.cache.filemap import FileMap
+from talik.cache.places import read_places
+from talik.cache.shard import ABSENT
+from talik.cache.store import FeatureStore
+
+
+def ways(reader) -> tuple[int, int]:
+    """Return how many shards are open by map, and how many as files."""
+    return len(reader._rows._maps), len(reader._rows._files)
+
+
+def read_all(sample, store, items, /, **more):
+    """Check all values by `sample.check`, and return a reader that has read them."""
+    sample.check(store, items, **more)
+    reader = FeatureStore.open(store).reader(sample.spec.modality, 9, **more)
+    reader.read([i.key for i in items])
+    return reader
+
+
+@pytest.mark.parametrize("path", ["mmap", "preadv", "auto"])
+def test_the_same_values_by_every_path(path, sample, tmp_path):
+    items = sample.items(11)
+    sample.fill(tmp_path / "s", items[:4])
+    sample.fill(tmp_path / "s", items)
+    order = [*items[::-1], items[3], items[3]]
+    for verify in ("first", "always", "never"):
+        reader = read_all(sample, tmp_path / "s", order, path=path, verify=verify)
+        maps, files = ways(reader)
+        assert (maps > 0) == (path != "preadv")
+        assert (files > 0) == (path == "preadv")
+        reader.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("talik-read")]
+
+
+def test_an_unknown_path(make_sample, tmp_path):
+    sample = make_sample()
+    sample.fill(tmp_path / "s", sample.items(1))
+    with pytest.raises(SettingsError, match="unknown path of reading 'pread'; did you mean 'preadv'"):
+        FeatureStore.open(tmp_path / "s").reader("visual", 9, path="pread")
+
+
+@pytest.mark.parametrize("large", [(700, 1000), (3, 100_000)])
+def test_items_of_many_blocks(large, make_sample, tmp_path):
+    """Longer than a block, and not of whole pages, so that blocks begin and end inside items."""
+    sample = make_sample(shape=large, dtype="float32")
+    items = sample.items(5)
+    sample.fill(tmp_path / "s", items)
+    for path in ("preadv", "mmap"):
+        read_all(sample, tmp_path / "s", items, path=path, verify="always")
+
+
+def test_without_direct_reads(sample, tmp_path, monkeypatch):
+    """tmpfs and some network file systems refuse O_DIRECT."""
+    monkeypatch.setattr(rows, "can_pass_cache", lambda path: False)
+    sample.fill(tmp_path / "s", sample.items(7))
+    reader = read_all(sample, tmp_path / "s", sample.items(7), path="preadv")
+    assert reader._rows._direct is False
+
+
+def test_a_network_file_system_is_never_mapped(sample, tmp_path, monkeypatch):
+    sample.fill(tmp_path / "s", sample.items(7))
+    assert not direct.is_network(tmp_path)
+    monkeypatch.setattr(direct, "file_system_type", lambda path: 0x6969)
+    monkeypatch.setattr(FileMap, "__init__", lambda self, path: pytest.fail(f"{path} was mapped"))
+    for path in ("auto", "mmap", "preadv"):
+        maps, files = ways(read_all(sample, tmp_path / "s", sample.items(7), path=path))
+        assert (maps, files > 0) == (0, True)
+
+
+def test_the_path_follows_what_is_in_memory(make_sample, tmp_path, monkeypatch):
+    sample = make_sample()
+    items = sample.items(9)
+    keys = [i.key for i in items]
+    sample.fill(tmp_path / "s", items)
+    seen = []
+    monkeypatch.setattr(FileMap, "resident", lambda self, begin, size: seen.append(begin) or False)
+    reader = read_all(sample, tmp_path / "s", items)
+    assert seen
+    assert ways(reader)[1] == 0, "what fits in memory is read through the maps, so that it is there the next time"
+    assert reader._rows._pool is not None
+    assert sorted(reader._rows._absent(_Nowhere(), reader.rows_of(keys))) == list(range(9)), "pushed out since"
+    reader._rows._beyond_memory = True
+    reader.read(keys)
+    assert ways(reader)[1] == 3, "what does not fit is read past the page cache"
+    monkeypatch.setattr(FileMap, "resident", lambda self, begin, size: True)
+    assert reader._rows._absent(_Nowhere(resident=True), reader.rows_of(keys)) == []
+
+
+class _Nowhere:
+    """A job whose rows are in memory, or not."""
+
+    def __init__(self, resident: bool = False) -> None:
+        self.answer = resident
+
+    def resident(self, i, get):
+        return self.answer
+
+
+def test_what_the_kernel_says_is_in_memory(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(os.urandom(1 << 20))
+    found = FileMap(path)
+    assert found.resident(0, 1 << 20)
+    if os.access("/proc/self/statm", os.R_OK):
+        empty = tmp_path / "hole"
+        with open(empty, "wb") as file:
+            file.truncate(1 << 22)
+        assert not FileMap(empty).resident(1 << 21, 4096), "a hole has no page until it is read"
+
+
+@pytest.mark.parametrize("path", ["mmap", "preadv"])
+@pytest.mark.parametrize("name", ["dense-inputs", "ragged"])
+def test_a_corrupt_item_names_its_place_by_every_path(name, path, make_sample, tmp_path):
+    sample = make_sample(name)
+    items = sample.items(9)
+    sample.fill(tmp_path / "s", items)
+    data = next((tmp_path / "s" / sample.spec.path / "hidden").glob("c.1.*"))
+    content = bytearray(data.read_bytes())
+    content[1] ^= 16  # of the shard's first item that has tokens
+    data.write_bytes(content)
+    reader = FeatureStore.open(tmp_path / "s").reader(sample.spec.modality, 9, path=path)
+    row_of = {int(r): i for r, i in zip(reader.rows_of([i.key for i in items]), items, strict=True)}
+    in_shard = sorted(r for r in row_of if r // reader._catalog.layout.grid.rows_per_shard == 1)
+    bad = row_of[next(r for r in in_shard if not sample.spec.ragged or sample.length(row_of[r]))]
+    ahead = reader.prefetch([[i.key for i in items if i != bad], [i.key for i in items], [items[0].key]])
+    next(ahead)
+    with pytest.raises(CorruptItemError) as caught:
+        next(ahead)
+    for word in (str(tmp_path / "s"), sample.spec.path, repr(bad.source), "shard 1", "repair"):
+        assert word in str(caught.value)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (type(again), str(again)) == (CorruptItemError, str(caught.value))
+    assert not [t for t in threading.enumerate() if t.name == "talik-prefetch"]
+    with pytest.raises(CorruptItemError):
+        reader.read([bad.key])  # never taken for checked
+    reader.close()
+
+
+@pytest.mark.parametrize("path", ["mmap", "preadv"])
+@pytest.mark.parametrize("name", ["dense", "ragged"])
+def test_chunks_in_any_order(name, path, make_sample, tmp_path, monkeypatch):
+    """Another writer may put them so; the index says where each is, and is parsed once."""
+    monkeypatch.setattr("talik.cache.layout.TARGET_CHUNK_BYTES", 16)  # one token a chunk
+    sample = make_sample(name)
+    items = sample.items(7)
+    sample.fill(tmp_path / "s", items)
+    reader = FeatureStore.open(tmp_path / "s").reader(sample.spec.modality, 9)
+    array = reader._catalog.layout.data[0]
+    for shard in range(reader._catalog.num_shards):
+        _turn_round(array, shard, reader._catalog.layout.where)
+    parsed = []
+    monkeypatch.setattr(
+        "talik.cache.stored_shard.read_places", lambda *about: parsed.append(about[:2]) or read_places(*about)
+    )
+    reader = read_all(sample, tmp_path / "s", items[::-1], path=path, verify="always")
+    parsed.clear()
+    reader = FeatureStore.open(tmp_path / "s").reader(sample.spec.modality, 9, path=path)
+    for _ in range(3):
+        reader.read([i.key for i in items])
+    assert len(parsed) == len(set(parsed)) > 0
+    reader.close()
+
+
+def _turn_round(array, shard: int, where: str) -> None:
+    """Write the shard's chunks in reverse order, with an index that says so."""
+    path = array.shard_path(shard)
+    content = path.read_bytes()
+    places = read_places(array, shard, where)
+    begins = [places.item(slot) for slot in range(array.chunks_per_shard)]
+    index = np.full((array.chunks_per_shard, 2), ABSENT, "<u8")
+    turned = b""
+    for slot in reversed(range(array.chunks_per_shard)):
+        if begins[slot] >= 0:
+            index[slot] = len(turned), array.stored_chunk_bytes
+            turned += content[begins[slot] : begins[slot] + array.stored_chunk_bytes]
+    path.write_bytes(turned + index.tobytes() + google_crc32c.value(index.tobytes()).to_bytes(4, "little"))
+    assert path.stat().st_size == len(content)
+
+
+def test_a_file_that_got_shorter_while_open(make_sample, tmp_path):
+    sample = make_sample(shape=(100, 100))
+    items = sample.items(3)
+    sample.fill(tmp_path / "s", items)
+    reader = FeatureStore.open(tmp_path / "s").reader("visual", 9, path="preadv", verify="always")
+    reader.read([i.key for i in items])
+    os.truncate(next((tmp_path / "s" / sample.spec.path / "hidden").glob("c.0.*")), 30_000)
+    with pytest.raises(CorruptItemError, match="shard 0 of hidden: ends before byte 60012"):
+        reader.read([items[2].key])
+    reader.close()
+
+
+def test_open_files_are_bounded(make_sample, tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "_MAX_DESCRIPTORS", 5)
+    sample = make_sample(shard_items=1)
+    items = sample.items(40)
+    sample.fill(tmp_path / "s", items)
+    before = len(os.listdir("/proc/self/fd"))
+    reader = read_all(sample, tmp_path / "s", items, path="preadv")
+    assert ways(reader) == (0, 5)
+    assert len(os.listdir("/proc/self/fd")) <= before + 5 + 1
+    reader.close()
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+
+def test_memory_of_the_callers_own(make_sample, tmp_path):
+    """As pinned memory is: given out by the caller, used again once nobody holds the batch."""
+    given = []
+
+    def allocate(size_bytes):
+        memory = np.frombuffer(mmap.mmap(-1, size_bytes), np.uint8)
+        given.append(memory.__array_interface__["data"][0])
+        return memory
+
+    sample = make_sample(shape=(300, 200))
+    items = sample.items(6)
+    sample.fill(tmp_path / "s", items)
+    reader = FeatureStore.open(tmp_path / "s").reader("visual", 9, allocate=allocate)
+    addresses = set()
+    for batch in reader.prefetch([[i.key for i in items]] * 12):
+        addresses.add(batch.hidden.__array_interface__["data"][0])
+        del batch
+    assert addresses == set(given)
+    assert len(given) <= 5
+    sample.check(tmp_path / "s", items, allocate=allocate)
+
+
+def test_a_longer_batch_fits_in_the_buffer_of_a_little_shorter_one():
+    sizes = []
+    pool = BufferPool(allocate=lambda size: sizes.append(size) or np.empty(size, np.uint8))
+    for count in (100_000, 101_000, 99_000, 102_000):
+        assert pool.take((count,), np.dtype(np.uint8)).shape == (count,)
+    assert len(sizes) == 1
+    assert sizes[0] < 1.3 * 100_000
