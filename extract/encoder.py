@@ -9,15 +9,16 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..cache.errors import SettingsError, TrunkError
 from ..cache.key import digest_json
+from .clip_axis import ClipAxis
 from .identity import PrefixWeights
 from .layout import find_layouts
 from .opening import Opened
+from .probing import check_tokens, clip_axis_of, probe_inputs, same_in_all, try_forward
 from .proof import find_trunk
 from .proof_cache import proven_trunk
 from .state import State
@@ -36,12 +37,22 @@ class Encoder:
             (B*T, S) float32 at `sample_rate_hz`, or a list of str.
         sample_rate_hz, window_seconds: of audio encoders, else None.
         image_size: (height, width) in pixels of visual encoders, else None.
+        num_frames: F, frames of a clip that enter together; None where frames enter one by one. `preprocess` then takes
+            frames (B*F, H, W, 3), and the batch of its inputs and of `State.hidden` is B.
+        clips: the time axis, where whole clips enter; else None.
         trunk: the mechanism under this class: links, context, passes.
         proof: what was proven when the encoder was first loaded.
     """
 
     def __init__(
-        self, spec: str, opened: Opened, *, modality: str, dtype: torch.dtype, device: torch.device | str
+        self,
+        spec: str,
+        opened: Opened,
+        *,
+        modality: str,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        num_segments: int | None = None,
     ) -> None:
         self.spec = spec
         self.modality = modality
@@ -52,10 +63,13 @@ class Encoder:
         self.sample_rate_hz = opened.sample_rate_hz
         self.window_seconds = opened.window_seconds
         self.image_size = opened.image_size
+        self.num_frames = opened.num_frames
         self._config = opened.config
         self._notes = opened.notes
         self._forward = opened.forward
+        self._batch = lambda seed: self._place(probe_inputs(opened, modality, seed))  # 0 the probe, 1 to 3 the proof's
         probe = self._batch(0)
+        try_forward(spec, self._forward, opened.wrapper, probe, modality=modality)
         backbone = opened.backbone(probe)
         if opened.is_random:
             found = find_trunk(self.model, self._forward, self._batch, opened.excluded, backbone)
@@ -64,29 +78,23 @@ class Encoder:
         self.trunk, self.proof = found
         self.units = self.trunk.units()
         self.num_units = self.trunk.num_units
-        self._layouts = find_layouts(self.trunk)
+        self._layouts = find_layouts(self.trunk, probe)
+        for k, shape in enumerate(self.trunk.hidden_shapes if modality == "text" else ()):
+            check_tokens(spec, k, shape, probe)
+        whole = self.num_frames is not None
+        self.clips = clip_axis_of(spec, self.trunk, probe, num_segments) if whole else None
+        self._constants: dict[str, Tensor] = {}  # of equal windows of sound the masks are equal
+        if modality == "audio" and self.trunk.context_names:
+            self._constants = same_in_all(self.trunk.context_names, [probe, self._batch(1)])
         self._weights = PrefixWeights(self.trunk, lambda: self._forward(probe))
+
+    def rows_per_clip(self, num_segments: int) -> int:
+        """Return how many rows of a batch a clip of `num_segments` segments makes: as many, or one whole clip."""
+        return num_segments if self.num_frames is None else 1
 
     def probe(self) -> dict[str, Tensor]:
         """Return inputs of a small batch of noise, such as the trunk was found with."""
         return self._batch(0)
-
-    def _batch(self, seed: int) -> dict[str, Tensor]:
-        """Return inputs made from random raw items, for the probe (0) and the proof."""
-        return self._place(self.preprocess(self._raw_probe(seed)))
-
-    def _raw_probe(self, seed: int) -> Any:
-        """Return a batch of two raw items (three for seed 2): noise for frames and sound, texts of unequal lengths."""
-        num = 2 + (seed == 2)
-        random = np.random.default_rng(seed)
-        if self.modality == "visual":
-            height, width = self.image_size or (224, 224)
-            return random.integers(0, 256, (num, height, width, 3), dtype=np.uint8)
-        if self.modality == "audio":
-            samples = round((self.window_seconds or 1.0) * (self.sample_rate_hz or 16000))
-            return (0.1 * random.standard_normal((num, samples))).astype(np.float32)
-        words = ["which", "sound", "comes", "first", "from", "the", "left", "of", "stage"]
-        return [" ".join(random.permutation(words)[: 3 + seed + 2 * item]) for item in range(num)]
 
     def _place(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         placed = {}
@@ -101,6 +109,8 @@ class Encoder:
         """Return the state at boundary 0 of a batch that `preprocess` made."""
         placed = self._place(inputs)
         hidden, context = self.trunk.embed(placed)
+        if self.modality == "text":
+            check_tokens(self.spec, 0, hidden.shape, placed)
         return self._state(hidden, 0, context, self._lengths(placed))
 
     def _lengths(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
@@ -116,6 +126,7 @@ class Encoder:
             context=context,
             lengths=lengths,
             num_prefix_tokens=num_prefix_tokens,
+            clips=self.clips,
         )
 
     def run(self, state: State, start: int, stop: int) -> State:
@@ -156,6 +167,8 @@ class Encoder:
     def features(self, output: Any) -> Tensor:
         """Return the tokens of an output of `finish`, (B*T, N, D): the last hidden state, or a pooled vector as N = 1.
 
+        Of an encoder that takes whole clips each segment's tokens; a pooled vector is the same for every segment.
+
         Raises:
             TrunkError: an output without either.
         """
@@ -167,6 +180,8 @@ class Encoder:
             tensor = output[0]
         if tensor is None:
             raise TrunkError(f"{self.spec}: found an output of type {type(output).__name__}, expected a hidden state")
+        if self.clips is not None:
+            return self._clip_features(self.clips, tensor)
         if tensor.ndim == 2:
             return tensor[:, None]
         if tensor.ndim == 4:
@@ -174,11 +189,30 @@ class Encoder:
             return tensor.flatten(1, 2) if layout == "NHWC" else tensor.flatten(2).transpose(1, 2)
         return tensor
 
+    def _clip_features(self, axis: ClipAxis, tensor: Tensor) -> Tensor:
+        if tensor.ndim == 2:
+            return axis.each_segment(tensor[:, None])
+        if tensor.ndim != 3 or tensor.shape[1] != self.trunk.hidden_shapes[-1][1]:
+            raise TrunkError(
+                f"{self.spec}: found an output of shape {tuple(tensor.shape)}, expected the tokens of the last unit"
+            )
+        return axis.tokens(tensor)
+
     # storing and restoring
 
     def context_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the small inputs from which the context is rebuilt (token ids, masks); {} when none is needed."""
-        return {name: inputs[name] for name in self.trunk.context_names if name in inputs}
+        """Return the small inputs from which the context is rebuilt (token ids, masks); {} when none is needed.
+
+        Those that are the same for every window of sound are known here and left out.
+
+        Raises:
+            TrunkError: one of them is another in this batch.
+        """
+        for name, row in self._constants.items():
+            if not torch.equal(inputs[name].to(row.device), row.expand_as(inputs[name])):
+                raise TrunkError(f"{self.spec}: found an input {name!r} unlike that of whole windows, which is known")
+        names = [name for name in self.trunk.context_names if name not in self._constants]
+        return {name: inputs[name] for name in names if name in inputs}
 
     def restore(
         self, hidden: Tensor, boundary: int, inputs: Mapping[str, Tensor], lengths: Tensor | None = None
@@ -201,7 +235,8 @@ class Encoder:
             raise TrunkError(
                 f"boundary {boundary}: found hidden {tuple(hidden.shape)}, expected (B, {str(expected[1:])[1:]}"
             )
-        small = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+        small = {name: row.expand(hidden.shape[0], *row.shape[1:]) for name, row in self._constants.items()}
+        small |= {name: tensor.to(self.device) for name, tensor in inputs.items()}
         signature = tuple(
             (name, tuple(small[name].shape[1:]) if name in small else shape, dtype)
             for name, shape, dtype in self.trunk.probe_signature

@@ -6,12 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ..cache.errors import SettingsError
 from .encoder import Encoder
 from .open_hf import open_hf
 from .open_timm import open_timm
 from .opening import MODALITIES, Opened, Request
+from .picture_settings import PictureSettings
 from .preprocess import Fit
 from .weights import packaged_folder
 
@@ -23,9 +25,13 @@ def load_encoder(
     weights: str | Path | None = None,
     image_size: int | tuple[int, int] | None = None,
     fit: Fit | None = None,
+    num_frames: int | None = None,
+    num_segments: int | None = None,
     window_seconds: float | None = None,
+    picture: PictureSettings | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    model: nn.Module | None = None,
     trust_remote_code: bool = False,
 ) -> Encoder:
     """Open a pretrained encoder, find its units and prove that it can be cut between them.
@@ -34,13 +40,19 @@ def load_encoder(
         spec: "timm:NAME[.tag]"; "hf:NAME-or-folder[#part]"; or "pip:dinov2-small", "pip:whisper-tiny.en",
             "pip:minilm-l6", whose weights came inside an installed Python package.
         modality: "visual", "audio" or "text".
-        weights: None for the model's own, a path, or "random" from the configuration alone.
+        weights: None for the model's own, a path, "random" from the configuration alone, or a folder that the PEFT
+            library saved an adapter in, which is put on the model's own weights.
         image_size: pixels, height and width (an int for both); None for the model's own.
         fit: how frames of another aspect are fitted: "crop" cuts the centre out, "stretch" keeps the whole frame;
             None for the model's own way.
+        num_frames: frames of a clip that enter together, of an encoder that takes whole clips; None for its own.
+        num_segments: T, by which such an encoder's tokens are regrouped; None for every time step that it tells apart.
         window_seconds: length of a window of sound; None for the model's own.
+        picture: the front end of an image model that hears log-mel pictures; None for the usual one.
         dtype: of weights and hidden tensors.
         device: where the encoder runs.
+        model: a model made by the caller (wrapped by PEFT, merged, tuned) in place of the one that `spec` names, which
+            still names its preprocessing. It is frozen in place.
         trust_remote_code: let transformers run code that comes with the model.
 
     Raises:
@@ -57,9 +69,14 @@ def load_encoder(
         weights=weights,
         image_size=image_size,
         fit=fit,
+        num_frames=num_frames,
         window_seconds=window_seconds,
+        picture=picture,
+        model=model,
         trust_remote_code=trust_remote_code,
     )
+    if model is not None and (weights is not None or scheme == "pip"):
+        raise SettingsError(f"model: found weights or {scheme!r} beside it, expected a model with its own weights")
     if scheme == "timm" and name:
         opened = open_timm(request)
     elif scheme == "hf" and name:
@@ -68,7 +85,7 @@ def load_encoder(
         opened = _open_packaged(request)
     else:
         raise SettingsError(f"encoder {spec!r}: expected timm:NAME, hf:NAME-or-folder[#part] or pip:NAME")
-    return Encoder(spec, opened, modality=modality, dtype=dtype, device=device)
+    return Encoder(spec, opened, modality=modality, dtype=dtype, device=device, num_segments=num_segments)
 
 
 def _open_packaged(request: Request) -> Opened:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..cache.key import digest_json
+from .peft_models import tuner_settings
 from .tree import tensors
 from .trunk import Trunk
 
@@ -46,6 +47,7 @@ class PrefixWeights:
         self._tensors = named_weights(trunk.model)
         self._first = _first_uses(trunk, forward, {id(t) for t in self._tensors.values()})
         self._digests: dict[str, str] = {}
+        self._settings = tuner_settings(trunk.model)
 
     def names(self, boundary: int) -> list[str]:
         """Return the names of the weights that the embedding and the first `boundary` units use."""
@@ -53,8 +55,11 @@ class PrefixWeights:
         return sorted(n for n, t in self._tensors.items() if self._first.get(id(t), last) <= boundary)
 
     def digest(self, boundary: int) -> str:
-        """Return the SHA-256 of those weights: names, types, shapes and every bit."""
-        return digest_json([[name, self._weight_digest(name)] for name in self.names(boundary)])
+        """Return the SHA-256 of those weights: names, types, shapes and every bit; and of their tuners' settings."""
+        names = self.names(boundary)
+        tuned = [[m, s] for m, s in self._settings.items() if any(name.startswith(f"{m}.") for name in names)]
+        weights = [[name, self._weight_digest(name)] for name in names]
+        return digest_json([*weights, *tuned])
 
     def _weight_digest(self, name: str) -> str:
         if name not in self._digests:

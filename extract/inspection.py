@@ -40,8 +40,12 @@ class EncoderReport:
 
     Attributes:
         num_params: of the whole model; `share` of its backbone's lie in the units.
+        num_boundaries: at how many of them the pieces were proven to equal the whole, bit for bit.
         aside: parts of the output that a restored state cannot give.
         context_inputs: what is stored beside the hidden tensor to rebuild the context.
+        context_bytes: of these inputs of one item.
+        whole_clips: (frames that enter together, time steps told apart); None where frames enter one by one.
+        notes: what was changed on the model (a shortened position table).
     """
 
     spec: str
@@ -49,19 +53,28 @@ class EncoderReport:
     num_units: int
     num_params: int
     share: float
+    num_boundaries: int
     aside: tuple[str, ...]
     context_inputs: tuple[str, ...]
+    context_bytes: int
+    whole_clips: tuple[int, int] | None
+    notes: tuple[str, ...]
     boundaries: tuple[BoundaryReport, ...]
 
     def table(self) -> str:
         """Return the report as lines of text."""
         head = (
             f"{self.spec}: {self.model_class}, {self.num_units} units, {self.num_params:,d} parameters, "
-            f"{self.share:.0%} of the backbone's in units; proven bit-exact at every boundary"
+            f"{self.share:.0%} of the backbone's in units; proven bit-exact at all {self.num_boundaries} boundaries"
         )
-        lines = [head]
+        lines = [head, *self.notes]
+        if self.whole_clips is not None:
+            frames, steps = self.whole_clips
+            fits = ", ".join(str(n) for n in range(1, steps + 1) if steps % n == 0)
+            lines.append(f"an item is a whole clip of {frames} frames in {steps} time steps (segments: {fits})")
         if self.context_inputs:
-            lines.append(f"stored beside the hidden tensor: {', '.join(self.context_inputs)}")
+            names = ", ".join(self.context_inputs)
+            lines.append(f"stored beside the hidden tensor: {names} ({self.context_bytes:,d} bytes)")
         if self.aside:
             lines.append(f"not given by restored states: {', '.join(self.aside)}")
         lines.append(f"{'k':>3} {'layout':6} {'shape of one item':20} {'bytes':>12} {'params':>12} {'MFLOPs':>9}  unit")
@@ -83,8 +96,10 @@ def inspect(spec: str | Encoder, **options: Any) -> EncoderReport:
     encoder = spec if isinstance(spec, Encoder) else load_encoder(spec, **options)
     trunk = encoder.trunk
     rows = []
+    probe = encoder.probe()
+    small = encoder.context_inputs(probe)
     with torch.no_grad():
-        state = encoder.embed(encoder.probe())
+        state = encoder.embed(probe)
         for k in range(encoder.num_units + 1):
             following: dict[str, Any] = {"unit": "", "num_params": 0, "flops": 0}
             shape, size_bytes = tuple(state.hidden.shape[1:]), state.hidden[0].numel() * state.hidden.element_size()
@@ -114,7 +129,11 @@ def inspect(spec: str | Encoder, **options: Any) -> EncoderReport:
         num_units=encoder.num_units,
         num_params=sum(p.numel() for p in encoder.model.parameters()),
         share=encoder.proof.share,
+        num_boundaries=encoder.proof.num_boundaries,
         aside=encoder.proof.aside,
-        context_inputs=trunk.context_names,
+        context_inputs=tuple(small),
+        context_bytes=sum(tensor[0].numel() * tensor.element_size() for tensor in small.values()),
+        whole_clips=None if encoder.clips is None else (encoder.clips.num_frames, encoder.clips.num_steps),
+        notes=tuple(encoder.provenance()["notes"]),
         boundaries=tuple(rows),
     )

@@ -7,22 +7,35 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..cache.key import digest_file
 from ..cache.store import Item
 from .manifest.types import Clip, Manifest
+from .media_frames import FrameFolder, digest_media, stat_media
 
 
 def source_of(manifest: Manifest, clip: Clip) -> str | None:
-    """The clip's file relative to the manifest's root, with forward slashes; None where the file is missing."""
+    """The clip's file relative to the manifest's root, with forward slashes; None where the file is missing.
+
+    A folder of frames is told with its rate and its sound: "frames/0001 (8 fps) + audio/0001.wav".
+    """
     if clip.path is None:
         return None
+    source = _relative(manifest.root, clip.path)
+    if clip.frames_fps is not None:
+        source += f" ({clip.frames_fps:g} fps)"
+        source += f" + {_relative(manifest.root, clip.sound)}" if clip.sound is not None else ""
+    return source
+
+
+def _relative(root: Path, path: Path) -> str:
     try:
-        return clip.path.resolve().relative_to(manifest.root.resolve()).as_posix()
+        return path.resolve().relative_to(root.resolve()).as_posix()
     except ValueError:
-        return clip.path.as_posix()
+        return path.as_posix()
 
 
-def clip_items(manifest: Manifest, known: Iterable[Item], *, progress: bool = True) -> dict[str, tuple[Item, Path]]:
+def clip_items(
+    manifest: Manifest, known: Iterable[Item], *, progress: bool = True
+) -> dict[str, tuple[Item, Path | FrameFolder]]:
     """Return each clip's item and file by clip id, in the manifest's order; clips whose file is missing are left out.
 
     A file of the size and modification time that a known item has is not read again; any other is digested.
@@ -33,14 +46,14 @@ def clip_items(manifest: Manifest, known: Iterable[Item], *, progress: bool = Tr
         progress: show a tqdm bar.
     """
     before = {(i.source, i.size_bytes, i.mtime_ns): i for i in known}
-    found: dict[str, tuple[Item, Path]] = {}
+    found: dict[str, tuple[Item, Path | FrameFolder]] = {}
     clips = [(c, s) for c in manifest.clips.values() if (s := source_of(manifest, c)) is not None]
     for clip, source in tqdm(clips, desc="digests", unit="clip", disable=not progress, leave=False):
-        assert clip.path is not None
-        stat = clip.path.stat()
-        item = before.get((source, stat.st_size, stat.st_mtime_ns))
+        media = clip.media
+        assert media is not None
+        size_bytes, mtime_ns = stat_media(media)
+        item = before.get((source, size_bytes, mtime_ns))
         if item is None:
-            key = digest_file(clip.path)
-            item = Item(key=key, source=source, size_bytes=stat.st_size, mtime_ns=stat.st_mtime_ns)
-        found[clip.id] = (item, clip.path)
+            item = Item(key=digest_media(media), source=source, size_bytes=size_bytes, mtime_ns=mtime_ns)
+        found[clip.id] = (item, media)
     return found

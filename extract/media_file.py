@@ -94,7 +94,7 @@ def open_media(path: Path) -> Iterator[MediaFile]:
     """
     if not path.is_file():
         raise MissingMediaError(f"{path}: no such file")
-    with _named_errors(path), _open(path) as container:
+    with named_errors(path), _open(path) as container:
         check_whole(path, container.format.name)
         video, audio = _streams(path, container)
         picture, sound = _list_packets(path, container, video, audio)
@@ -119,7 +119,8 @@ def _open(path: Path) -> InputContainer:
 
 
 @contextlib.contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
+def named_errors(path: Path) -> Iterator[None]:
+    """Turn errors of the decoder inside the `with` into MediaErrors of one line that name the file."""
     try:
         yield
     except MediaError:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..cache.errors import EncoderError
+from ..cache.errors import EncoderError, SettingsError
 from ..cache.key import digest_json
 from .checkpoint_file import load_weights
+from .open_frames import native_size, open_frames
 from .opening import Opened, Request, quiet_transformers
+from .peft_models import is_adapter_folder, load_adapter, unwrapped
 from .pictures import SpectrogramPreprocess
-from .preprocess import AudioPreprocess, BytePreprocess, Fit, ImagePreprocess, Preprocess, TextPreprocess
+from .preprocess import AudioPreprocess, BytePreprocess, Preprocess, TextPreprocess
 from .windows import fit_window
 
-_INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 # names of a configuration that say nothing about what a prefix computes
 _SILENT = {
     "_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "id2label", "label2id",
@@ -42,13 +44,14 @@ def open_hf(request: Request, *, model_class: str | None = None) -> Opened:
     """
     name, _, part = request.spec.partition("#")
     with quiet_transformers():
-        model = _load(name, request, model_class)
-        model = _part(model, part, name) if part else model
+        model, wrapper = unwrapped(_load(name, request, model_class) if request.model is None else request.model)
+        model, wrapper = (_part(model, part, name), None) if part else (model, wrapper)
         preprocess, opened = _preprocess(model, name, request)
     forward = caller(model, opened["image_size"])
     return Opened(
         model=model,
         forward=forward,
+        wrapper=None if wrapper is None else caller(model, opened["image_size"], run=wrapper),
         preprocess=preprocess,
         config=relevant_config(model.config),
         is_random=request.weights == "random",
@@ -66,16 +69,19 @@ def _load(name: str, request: Request, model_class: str | None) -> Any:
 
         kind = getattr(modeling_whisper, str(model_class))
     try:
+        if not model_class:
+            kind = _named_class(transformers, name, options) or kind
         if request.weights == "random":
-            return _from_config(transformers, kind, name, options, model_class)
+            return _from_config(transformers, kind, name, options)
         if request.weights is not None and Path(request.weights).suffix:
-            model = _from_config(transformers, kind, name, options, model_class)
+            model = _from_config(transformers, kind, name, options)
             load_weights(model, request.weights)
             return model
-        source = name if request.weights is None else str(request.weights)
-        extra = {} if model_class else options
+        adapted = is_adapter_folder(request.weights)
+        source = name if request.weights is None or adapted else str(request.weights)
+        extra = options if kind is transformers.AutoModel else {}
         model, info = kind.from_pretrained(source, output_loading_info=True, dtype=torch.float32, **extra)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
         line = " ".join(str(error).split())
         raise EncoderError(f"hf:{name}: cannot be opened: {line[:300]}") from None
     absent = sorted(info["missing_keys"]) + sorted(str(k) for k in info.get("mismatched_keys", ()))
@@ -83,15 +89,25 @@ def _load(name: str, request: Request, model_class: str | None) -> Any:
         raise EncoderError(
             f"hf:{name}: {len(absent)} weights are not in the file, the first {absent[0]!r}; expected all"
         )
-    return model
+    return load_adapter(model, str(request.weights)) if adapted else model
 
 
-def _from_config(transformers: Any, kind: Any, name: str, options: dict[str, Any], model_class: str | None) -> Any:
+def _named_class(transformers: Any, name: str, options: dict[str, Any]) -> Any:
+    """Return the class that a configuration names, where the automatic one does not know it (a part saved alone)."""
+    config = transformers.AutoConfig.from_pretrained(name, **options)
+    if type(config) in transformers.AutoModel._model_mapping or hasattr(config, "auto_map"):
+        return None
+    return next((getattr(transformers, n) for n in config.architectures or () if hasattr(transformers, n)), None)
+
+
+def _from_config(transformers: Any, kind: Any, name: str, options: dict[str, Any]) -> Any:
     """Make the model from its configuration alone, with random weights (drawn without touching the global state)."""
     config = transformers.AutoConfig.from_pretrained(name, **options)
+    config.architectures = config.architectures or []  # which transformers iterates over
+    named = kind is not transformers.AutoModel
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return kind(config) if model_class else kind.from_config(config, **options)
+        return kind(config) if named else kind.from_config(config, **options)
 
 
 def _part(model: Any, part: str, name: str) -> Any:
@@ -116,8 +132,11 @@ def relevant_config(config: Any) -> dict[str, Any]:
     }
 
 
-def caller(model: Any, image_size: tuple[int, int] | None) -> Any:
-    """Return how to run the model on a dict of inputs; other image sizes ask it to interpolate its positions."""
+def caller(model: Any, image_size: tuple[int, int] | None, *, run: Callable[..., Any] | None = None) -> Any:
+    """Return how to run the model on a dict of inputs; other image sizes ask it to interpolate its positions.
+
+    `run` is what is called in its place: a wrapper around it.
+    """
     accepted = inspect.signature(model.forward).parameters
     extra: dict[str, Any] = {}
     native = getattr(model.config, "image_size", None)
@@ -130,7 +149,7 @@ def caller(model: Any, image_size: tuple[int, int] | None) -> Any:
     extra.update({name: False for name in ("use_cache", "use_mems") if name in accepted})  # no memory between calls
 
     def forward(inputs: dict[str, Tensor]) -> Any:
-        return model(**inputs, **extra)
+        return (run or model)(**inputs, **extra)
 
     return forward
 
@@ -139,74 +158,22 @@ def _preprocess(model: Any, name: str, request: Request) -> tuple[Preprocess, di
     """Return the preprocessing and what of it the encoder declares."""
     declared: dict[str, Any] = {"sample_rate_hz": None, "window_seconds": None, "image_size": None, "notes": []}
     if request.modality == "visual":
-        image = _images(model, name, request)
-        declared["image_size"] = (image.height, image.width)
-        return image, declared
+        frames = open_frames(model, name, request, lambda size: caller(model, size))
+        declared.update(image_size=frames.image_size, num_frames=frames.num_frames)
+        return frames.preprocess, declared
     if request.modality == "audio" and getattr(model, "main_input_name", "") == "pixel_values":
-        size = _pair(request.image_size) or _native_size(model.config)
-        window = request.window_seconds or 1.0
-        picture = SpectrogramPreprocess(height=size[0], width=size[1], window_seconds=window)
-        declared.update(sample_rate_hz=picture.sample_rate_hz, window_seconds=window, image_size=size)
+        size, channels = native_size(model.config), int(getattr(model.config, "num_channels", 3))
+        picture = SpectrogramPreprocess.of(request, size=size, num_channels=channels)
+        declared.update(sample_rate_hz=picture.sample_rate_hz, window_seconds=picture.window_seconds)
+        declared["image_size"] = (picture.height, picture.width)
         return picture, declared
+    if request.picture is not None:
+        raise SettingsError("picture: found settings, expected none: the model takes sound, or frames, as they are")
     if request.modality == "audio":
         audio, notes = _audio(model, name, request)
         declared.update(sample_rate_hz=audio.sample_rate_hz, window_seconds=audio.window_seconds, notes=notes)
         return audio, declared
     return _texts(model, name, request), declared
-
-
-def _images(model: Any, name: str, request: Request) -> ImagePreprocess:
-    config = _processor_config(name)
-    size, crop = _edges(config.get("size")), _edges(config.get("crop_size"))
-    edge = size or _native_size(model.config)[0]
-    cropped = crop or edge if config.get("do_center_crop") else edge
-    keeps_aspect = bool(config.get("do_center_crop")) or "shortest_edge" in (config.get("size") or ())
-    fit: Fit = "crop" if keeps_aspect else "stretch"
-    height, width = _pair(request.image_size) or (cropped, cropped)
-    normalised = config.get("do_normalize", True)
-    return ImagePreprocess(
-        height=height,
-        width=width,
-        resize=round(min(height, width) * edge / cropped),
-        fit=request.fit or fit,
-        interpolation=_INTERPOLATIONS.get(config.get("resample", 3), "bicubic"),  # type: ignore[arg-type]
-        rescale=float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0,
-        mean=tuple(config.get("image_mean", (0.5, 0.5, 0.5))) if normalised else (0.0, 0.0, 0.0),
-        std=tuple(config.get("image_std", (0.5, 0.5, 0.5))) if normalised else (1.0, 1.0, 1.0),
-    )
-
-
-def _edges(size: Any) -> int | None:
-    """Return the edge that a processor's size names: {"shortest_edge": 256}, {"height": 224, …} or a number."""
-    if isinstance(size, dict):
-        found = size.get("shortest_edge") or size.get("height")
-        return int(found) if found else None
-    return int(size) if isinstance(size, int) else None
-
-
-def _native_size(config: Any) -> tuple[int, int]:
-    size = getattr(config, "image_size", 224) or 224
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-
-
-def _pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    if size is None or isinstance(size, tuple):
-        return size
-    return (size, size)
-
-
-def _processor_config(name: str) -> dict[str, Any]:
-    """Return the image processor's settings; {} for a model without one (random weights)."""
-    folder = Path(name)
-    if folder.is_dir():
-        for file in ("preprocessor_config.json", "processor_config.json"):
-            if (folder / file).is_file():
-                found = json.loads((folder / file).read_text(encoding="utf-8"))
-                return dict(found.get("image_processor", found))
-        return {}
-    from transformers import AutoImageProcessor
-
-    return dict(AutoImageProcessor.from_pretrained(name).to_dict())
 
 
 def _audio(model: Any, name: str, request: Request) -> tuple[AudioPreprocess, list[str]]:
@@ -228,7 +195,9 @@ def _texts(model: Any, name: str, request: Request) -> Preprocess:
     if not has_tokenizer:
         if request.weights != "random":
             raise EncoderError(f"hf:{name}: has no tokenizer files; expected tokenizer.json beside config.json")
-        return BytePreprocess(vocab_size=int(model.config.vocab_size), max_length=longest)
+        if not isinstance(getattr(model.config, "vocab_size", None), int):
+            raise EncoderError(f"hf:{name}: takes no texts; expected a text encoder, or its part: hf:NAME#text")
+        return BytePreprocess(vocab_size=model.config.vocab_size, max_length=longest)
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=request.trust_remote_code)
     limit = min(longest, int(tokenizer.model_max_length))
     backend = getattr(tokenizer, "backend_tokenizer", None)

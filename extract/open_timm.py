@@ -12,6 +12,7 @@ from ..cache.errors import EncoderError, SettingsError
 from .checkpoint_file import load_weights
 from .identity import used_parameters
 from .opening import Opened, Request
+from .peft_models import is_adapter_folder, load_adapter, unwrapped
 from .pictures import SpectrogramPreprocess
 from .preprocess import ImagePreprocess, Preprocess
 
@@ -29,14 +30,17 @@ def open_timm(request: Request) -> Opened:
 
     if request.modality == "text":
         raise SettingsError(f"timm:{request.spec}: found modality 'text', expected 'visual' or 'audio'")
-    options: dict[str, Any] = {"pretrained": request.weights is None, "num_classes": 0}
+    adapted = is_adapter_folder(request.weights)
+    options: dict[str, Any] = {"pretrained": request.weights is None or adapted, "num_classes": 0}
     size = request.image_size
+    model: Any
     try:
-        model = _create(timm, request.spec, options, size)
+        made = _create(timm, request.spec, options, size) if request.model is None else request.model
     except (RuntimeError, ValueError, OSError, TypeError) as error:
         line = " ".join(str(error).split())
         raise EncoderError(f"timm:{request.spec}: cannot be opened: {line[:300]}") from None
-    if request.weights is not None and request.weights != "random":
+    model, wrapper = unwrapped(load_adapter(made, str(request.weights)) if adapted else made)
+    if request.weights not in (None, "random") and not adapted:
         head = model.default_cfg.get("classifier") or ()
         names = (head,) if isinstance(head, str) else tuple(head)
         load_weights(model, request.weights, ignored=tuple(f"{name}." for name in names))
@@ -46,7 +50,9 @@ def open_timm(request: Request) -> Opened:
         data["interpolation"] = "bicubic"
     preprocess: Preprocess
     if request.modality == "audio":
-        preprocess = SpectrogramPreprocess(height=height, width=width, window_seconds=request.window_seconds or 1.0)
+        preprocess = SpectrogramPreprocess.of(request, size=(height, width), num_channels=data["input_size"][0])
+    elif request.picture is not None or request.num_frames is not None:
+        raise SettingsError(f"timm:{request.spec}: picture is for modality 'audio', and num_frames for video models")
     else:
         preprocess = ImagePreprocess(
             height=height,
@@ -61,6 +67,7 @@ def open_timm(request: Request) -> Opened:
     return Opened(
         model=model,
         forward=lambda inputs: model(inputs["pixel_values"]),
+        wrapper=None if wrapper is None else lambda inputs: wrapper(inputs["pixel_values"]),
         preprocess=preprocess,
         config={"architecture": name, "image_size": [height, width]},
         excluded=classifier_of(model),

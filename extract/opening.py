@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .picture_settings import PictureSettings
 from .preprocess import Fit, Preprocess
 
 MODALITIES = ("visual", "audio", "text")
@@ -22,12 +23,14 @@ class Opened:
     Attributes:
         model: the modules, with weights.
         forward: runs the model on a dict of inputs.
+        wrapper: runs the model with what a library put around it (PEFT), which must give the same; None without one.
         preprocess: raw items to inputs.
         config: what of the configuration a prefix's result may depend on (JSON).
         excluded: a classifier, in which no unit may lie.
         backbone: from inputs, the parameters that the units' share is taken of; None for the usual ones.
         sample_rate_hz, window_seconds: of audio encoders.
         image_size: height and width in pixels, of visual encoders.
+        num_frames: frames of a clip that enter together; None where frames enter one by one.
         is_random: the weights were drawn, not read.
         notes: what was changed on the model (a shortened position table), for the provenance.
     """
@@ -35,12 +38,14 @@ class Opened:
     model: nn.Module
     forward: Callable[[dict[str, Tensor]], Any]
     preprocess: Preprocess
+    wrapper: Callable[[dict[str, Tensor]], Any] | None = None
     config: dict[str, Any]
     excluded: tuple[nn.Module, ...] = ()
     backbone: Callable[[dict[str, Tensor]], Sequence[nn.Parameter] | None] = lambda inputs: None
     sample_rate_hz: int | None = None
     window_seconds: float | None = None
     image_size: tuple[int, int] | None = None
+    num_frames: int | None = None
     is_random: bool = False
     notes: list[str] = field(default_factory=list)
 
@@ -54,7 +59,10 @@ class Request:
     weights: str | Path | None = None
     image_size: int | tuple[int, int] | None = None
     fit: Fit | None = None
+    num_frames: int | None = None
     window_seconds: float | None = None
+    picture: PictureSettings | None = None
+    model: nn.Module | None = None
     trust_remote_code: bool = False
 
 

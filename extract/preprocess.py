@@ -46,9 +46,10 @@ class ImagePreprocess:
     rescale: float = 1 / 255
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    name: str = "pixel_values"
 
     def __call__(self, raw: np.ndarray | Tensor) -> dict[str, Tensor]:
-        """Return {"pixel_values": (N, 3, height, width) float32} of frames (N, H, W, 3) uint8.
+        """Return {name: (N, 3, height, width) float32} of frames (N, H, W, 3) uint8.
 
         Resizing is antialiased and rounds to whole grey levels, as Pillow does.
         """
@@ -60,7 +61,7 @@ class ImagePreprocess:
         pixels = self._fitted(pixels)
         scale = torch.tensor([self.rescale / s for s in self.std]).view(1, 3, 1, 1)
         shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)]).view(1, 3, 1, 1)
-        return {"pixel_values": torch.addcmul(shift, pixels.contiguous().float(), scale)}
+        return {self.name: torch.addcmul(shift, pixels.contiguous().float(), scale)}
 
     def _fitted(self, pixels: Tensor) -> Tensor:
         if self.fit == "stretch":
@@ -87,6 +88,7 @@ class ImagePreprocess:
     def describe(self) -> dict[str, Any]:
         """Return the settings; `resize` only where it is used."""
         settings = {"kind": "image", **asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        del settings["name"]  # changes no number
         if self.fit == "stretch":
             del settings["resize"]
         return settings
@@ -109,7 +111,10 @@ class AudioPreprocess:
                 f"waveforms: found shape {waves.shape}, expected (N, S) float32 at {self.sample_rate_hz} Hz"
             )
         features = self.extractor(list(waves), sampling_rate=self.sample_rate_hz, return_tensors="pt", **self.call)
-        return {name: torch.as_tensor(value) for name, value in features.items()}
+        found = {name: torch.as_tensor(value) for name, value in features.items()}
+        if "is_longer" in found:  # CLAP's marks one of a batch of short sounds by chance; no window is longer
+            found["is_longer"] = torch.zeros_like(found["is_longer"], dtype=torch.bool)
+        return found
 
     def describe(self) -> dict[str, Any]:
         """Return the extractor's class and settings, and the window."""

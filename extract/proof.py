@@ -93,7 +93,16 @@ def _first_proven(
         except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError) as error:
             reason = " ".join(str(error).split())[:160]
             refusals.append(f"the pass without units fails: {type(error).__name__}: {reason}")
+    if draws(forward, probe):
+        raise TrunkError(f"{type(model).__name__}: its own forward gives another result each time; it draws at random")
     raise TrunkError(f"{type(model).__name__}: {refusals[0]}")
+
+
+def draws(forward: Callable[[Inputs], Any], inputs: Inputs) -> bool:
+    """Say whether a forward gives another result for the same inputs."""
+    with torch.no_grad():
+        first, again = dict(tensors(forward(inputs))), dict(tensors(forward(inputs)))
+    return any(not _equal(again.get(path), tensor) for path, tensor in first.items())
 
 
 def _variants(chain: Chain, small: list[str], names: list[str]) -> list[tuple[list[str], bool]]:
@@ -136,6 +145,12 @@ def _prove_noisy(trunk: Trunk, inputs: Inputs, other: Inputs) -> set[Path]:
             raise TrunkError(f"{link.name} takes, beside the hidden tensor, what an earlier unit or the raw input made")
     quiet = dict(tensors(trunk.forward(inputs)))
     entering, leaving, final, output = _noisy_forward(trunk, inputs)
+    for k, hidden in enumerate([*entering, final]):
+        if hidden.shape[0] != first.shape[0] or trunk.hidden_shapes[k][0] != trunk.probe_batch:
+            raise TrunkError(
+                f"boundary {k}: the hidden tensor has shape {tuple(hidden.shape)} for {first.shape[0]} items; "
+                "expected them along its first axis"
+            )
     trunk.forward(other)
     for k in reversed(range(trunk.num_units)):
         before = entering[k].clone()

@@ -21,12 +21,13 @@ from .chain import find_chains
 from .identity import weight_digests
 from .links import Chain
 from .passes import Inputs, signature_of
+from .peft_models import tuner_settings
 from .proof import Proof, find_trunk
 from .recording import record, release
 from .trunk import Trunk, backbone_parameters
 from .weights import cache_folder
 
-_VERSION = 1
+_VERSION = 2
 
 
 def proven_trunk(
@@ -57,7 +58,8 @@ def _key(model: nn.Module, config: dict[str, Any], probe: Inputs) -> str:
     weights = sorted(weight_digests(model).items())
     kind = type(model).__qualname__
     dtype = str(next(model.parameters()).dtype)
-    return digest_json([_VERSION, kind, config, weights, shapes, dtype, device, libraries])
+    tuned = tuner_settings(model)
+    return digest_json([_VERSION, kind, config, weights, tuned, shapes, dtype, device, libraries])
 
 
 def _account(trunk: Trunk, proof: Proof) -> dict[str, Any]:

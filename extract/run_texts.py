@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,34 +40,56 @@ def _text_spec(encoder: Encoder, cut: int, *, dtype: str) -> BoundarySpec:
     )
 
 
-def extract_texts(
-    settings: ExtractSettings,
-    manifest: Manifest,
-    store: FeatureStore,
-    stack: ExitStack,
-    done: Ledger,
-    *,
-    device: str,
-    progress: bool,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class AskedTexts:
+    """What an experiment asks of a store about its texts: each distinct one an item.
+
+    Args:
+        encoder: open.
+        specs: of every boundary.
+        items, lengths: the texts, and the tokens of each.
+    """
+
+    encoder: Encoder
+    specs: Sequence[BoundarySpec]
+    items: Sequence[Item]
+    lengths: Sequence[int]
+
+
+def ask_texts(settings: ExtractSettings, manifest: Manifest, *, device: str) -> AskedTexts | None:
+    """Open the text encoder and count the tokens of every text; None without texts or encoder."""
     chosen = settings.encoders.text
     texts = list(dict.fromkeys(q.text for q in manifest.questions if q.text))
     if chosen is None or not texts:
-        return
+        return None
     encoder = open_encoder(chosen, modality="text", device=device)
-    lengths = [int(n) for n in _lengths(encoder, texts)]
-    items = [Item(key=digest_text(text), source=text, size_bytes=len(text.encode())) for text in texts]
+    cuts = sorted({encoder.boundary(k) for k in chosen.cuts})
+    return AskedTexts(
+        encoder=encoder,
+        specs=[_text_spec(encoder, k, dtype=settings.store.dtype) for k in cuts],
+        items=[Item(key=digest_text(text), source=text, size_bytes=len(text.encode())) for text in texts],
+        lengths=[int(n) for n in _lengths(encoder, texts)],
+    )
+
+
+def extract_texts(
+    asked: AskedTexts | None, store: FeatureStore, stack: ExitStack, done: Ledger, *, progress: bool
+) -> None:
+    """Compute and write every state of every text that the store does not hold."""
+    if asked is None:
+        return
+    encoder = asked.encoder
     writers = [
         stack.enter_context(
             store.writer(
-                _text_spec(encoder, k, dtype=settings.store.dtype),
-                items,
-                lengths=lengths,
+                spec,
+                asked.items,
+                lengths=asked.lengths,
                 provenance=encoder.provenance(),
                 max_seconds_per_item=SECONDS_PER_TEXT,
             )
         )
-        for k in sorted({encoder.boundary(k) for k in chosen.cuts})
+        for spec in asked.specs
     ]
     units = units_of(writers)
     with tqdm(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..cache.errors import SettingsError, TrunkError
+from .clip_axis import ClipAxis
 from .tree import map_tensors
 
 Layout = Literal["NLC", "NHWC", "NCHW"]
@@ -55,12 +56,14 @@ class State:
     """A batch at one boundary.
 
     Attributes:
-        hidden: (B*T, L, D) for "NLC", (B*T, H, W, D) for "NHWC", (B*T, D, H, W) for "NCHW".
+        hidden: (B*T, L, D) for "NLC", (B*T, H, W, D) for "NHWC", (B*T, D, H, W) for "NCHW"; (B, L, D) where whole
+            clips enter the encoder.
         layout: the order of the axes of `hidden`.
         boundary: the number of units that have run.
         context: what the later units take beside `hidden`.
         lengths: (B*T,) int64, tokens of each item; None where all tokens are real.
-        num_prefix_tokens: tokens ahead of the grid (class, registers); 0 for feature maps.
+        num_prefix_tokens: tokens ahead of the grid (class, registers); 0 for feature maps and whole clips.
+        clips: the time axis, where whole clips enter the encoder; else None.
     """
 
     hidden: Tensor
@@ -69,6 +72,7 @@ class State:
     context: Context
     lengths: Tensor | None = None
     num_prefix_tokens: int = 0
+    clips: ClipAxis | None = None
 
     def __post_init__(self) -> None:
         if self.hidden.ndim != RANKS[self.layout]:
@@ -78,7 +82,7 @@ class State:
 
     @property
     def batch_size(self) -> int:
-        """Items in the batch (B*T)."""
+        """Items in the batch: B*T, or B where whole clips enter the encoder."""
         return self.hidden.shape[0]
 
     @property
@@ -92,7 +96,12 @@ class State:
         return dataclasses.replace(self, **changes)
 
     def tokens(self) -> Tensor:
-        """Return `hidden` as (B*T, N, D), prefix tokens first, the grid row by row; a view where that is possible."""
+        """Return `hidden` as (B*T, N, D), prefix tokens first, the grid row by row; a view where that is possible.
+
+        Of whole clips each segment's tokens; a class token of the whole clip belongs to none and is left out.
+        """
+        if self.clips is not None:
+            return self.clips.tokens(self.hidden)
         if self.layout == "NHWC":
             return self.hidden.flatten(1, 2)
         if self.layout == "NCHW":
@@ -102,6 +111,8 @@ class State:
     def from_tokens(self, tokens: Tensor) -> State:
         """Return this state with `hidden` made from `tokens` (B*T, N, D), the exact inverse of `tokens()`.
 
+        What `tokens()` left out is kept as it is.
+
         Raises:
             TrunkError: another shape than `tokens()` has.
         """
@@ -109,7 +120,9 @@ class State:
         if tokens.shape != expected:
             raise TrunkError(f"tokens have shape {tuple(tokens.shape)}, expected {tuple(expected)}")
         hidden = tokens
-        if self.layout == "NHWC":
+        if self.clips is not None:
+            hidden = self.clips.with_tokens(self.hidden, tokens)
+        elif self.layout == "NHWC":
             hidden = tokens.reshape(self.hidden.shape)
         elif self.layout == "NCHW":
             hidden = tokens.transpose(1, 2).reshape(self.hidden.shape)

@@ -227,9 +227,14 @@ class Trunk:
 
 
 def backbone_parameters(model: nn.Module, excluded: Sequence[nn.Module]) -> list[nn.Parameter]:
-    """Return the parameters that the units' share is taken of: all but the classifier's and the embedding tables'."""
+    """Return the parameters that the units' share is taken of: all but the classifier's and the embedding tables'.
+
+    A parameter (1, …, D) that a module of the model's own holds is a table of positions, or a token of its own.
+    """
     left_out = {id(p) for module in excluded for p in module.parameters()}
     left_out |= {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    own = [m for m in model.modules() if not type(m).__module__.startswith("torch.nn.")]
+    left_out |= {id(p) for m in own for p in m.parameters(recurse=False) if p.ndim > 2 and p.shape[0] == 1}
     return [p for p in model.parameters() if id(p) not in left_out]
 
 

@@ -10,6 +10,7 @@ import torch
 
 from ..cache.store import BoundaryWriter, Item, Shard
 from .encoders import Encoder, load_encoder
+from .left_out import LeftOut
 from .sampling import Sampling
 from .settings import EncoderSettings
 from .state import State
@@ -19,8 +20,8 @@ from .state import State
 class Ledger:
     items: dict[str, int] = field(default_factory=dict)
     bytes_written: int = 0
-    failures: list[tuple[str, str]] = field(default_factory=list)
-    skipped: list[tuple[str, str]] = field(default_factory=list)
+    failures: list[LeftOut] = field(default_factory=list)
+    missing: list[LeftOut] = field(default_factory=list)
 
     def add(self, writer: BoundaryWriter, count: int, size_bytes: int) -> None:
         name = f"{writer.spec.modality}/{writer.spec.name}"
@@ -40,15 +41,18 @@ class Unit:
         return {writer.spec.modality for writer, _ in self.targets}
 
 
-def open_encoder(settings: EncoderSettings, *, modality: str, device: str) -> Encoder:
-    """Load the encoder that the settings name."""
+def open_encoder(settings: EncoderSettings, *, modality: str, device: str, num_segments: int | None = None) -> Encoder:
+    """Load the encoder that the settings name; `num_segments` (T) regroups the tokens of one that takes whole clips."""
     return load_encoder(
         settings.model,
         modality=modality,
         weights=settings.weights,
         image_size=settings.image_size,
         fit=settings.fit,
+        num_frames=settings.num_frames,
+        num_segments=num_segments,
         window_seconds=settings.window_seconds,
+        picture=settings.picture,
         device=device,
         trust_remote_code=settings.trust_remote_code,
     )

@@ -12,7 +12,8 @@ def blind_baseline(manifest: Manifest, split: str) -> dict[str, str]:
     """Return a predicted answer for each question of `split`, by question id, fitted on train.
 
     A template that train does not have gets the most frequent answer of the question's type, or else of all. Of equally
-    frequent answers the one with the lower class wins.
+    frequent answers the one with the lower class wins. A question with choices gets that of its choices which train
+    answers most often.
 
     Raises:
         ManifestError: there is no split of that name, or no train split.
@@ -22,7 +23,24 @@ def blind_baseline(manifest: Manifest, split: str) -> dict[str, str]:
     by_template = _most_frequent(((q.template.strip(), q.answer) for q in train), rank)
     by_type = _most_frequent(((q.type, q.answer) for q in train), rank)
     overall = _most_frequent((("", q.answer) for q in train), rank)[""]
-    return {q.id: by_template.get(q.template.strip(), by_type.get(q.type, overall)) for q in manifest.split(split)}
+    often = Counter(q.answer for q in train)
+    return {
+        q.id: min(q.choices, key=lambda choice: (-often[choice], rank[choice]))
+        if q.choices
+        else by_template.get(q.template.strip(), by_type.get(q.type, overall))
+        for q in manifest.split(split)
+    }
+
+
+def most_frequent_label(manifest: Manifest) -> str:
+    """Return the class that most segments of train are of; of equally frequent ones the lower.
+
+    Raises:
+        ManifestError: there is no train split.
+    """
+    rank = {answer: i for i, answer in enumerate(manifest.answers)}
+    counts = Counter(label for q in manifest.split("train") for label in q.labels)
+    return min(counts, key=lambda label: (-counts[label], rank[label]))
 
 
 def fraction_correct(questions: Iterable[Question], predictions: Mapping[str, str]) -> float:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from itertools import combinations
 
-from .blind import blind_baseline, fraction_correct
+from .blind import blind_baseline, fraction_correct, most_frequent_label
 from .types import MUSIC_AVQA_TYPES, Manifest
 
 
-def describe(manifest: Manifest) -> list[str]:
-    """Return the summary of a manifest, one line each, ready to print."""
+def describe(manifest: Manifest, *, brief: bool = False) -> list[str]:
+    """Return the summary of a manifest, one line each, ready to print; `brief` leaves out the counts by type."""
     lines = [f"{manifest.name}: {len(manifest.questions)} questions, {len(manifest.clips)} clips in {manifest.root}"]
     for split in manifest.splits:
         questions = manifest.split(split)
         clips = len({q.clip_id for q in questions})
-        lines.append(f"  {split}: {len(questions)} questions about {clips} clips ({_types(manifest, split)})")
+        types = "" if brief else f" ({_types(manifest, split)})"
+        lines.append(f"  {split}: {len(questions)} questions about {clips} clips{types}")
     lines += [f"  {note}" for note in manifest.notes]
     if manifest.missing:
         shown = ", ".join(manifest.missing[:10]) + (", …" if len(manifest.missing) > 10 else "")
@@ -48,10 +49,10 @@ def _types(manifest: Manifest, split: str) -> str:
 def _unseen_answers(manifest: Manifest) -> list[str]:
     if "train" not in manifest.splits:
         return []
-    learnt = {q.answer for q in manifest.split("train")}
+    learnt = {word for q in manifest.split("train") for word in (q.answer, *q.labels)}
     lines = []
     for split in manifest.splits:
-        unseen = sum(q.answer not in learnt for q in manifest.split(split))
+        unseen = sum(not learnt.issuperset((q.answer, *q.labels)) for q in manifest.split(split))
         if unseen:
             lines.append(f"unseen: {unseen} questions of {split} have an answer that train does not have")
     return lines
@@ -62,5 +63,14 @@ def _blind(manifest: Manifest) -> str:
     if "train" not in manifest.splits:
         return "blind baseline: not fitted, since there is no train split"
     others = [s for s in manifest.splits if s != "train"] or ["train"]
+    if all(q.labels for q in manifest.questions):
+        label = most_frequent_label(manifest)
+        shares = (f"{s} {100 * _share(manifest, s, label):.2f} %" for s in others)
+        return f"blind baseline ({label!r}, train's most frequent class, in every segment): {', '.join(shares)}"
     shares = (f"{s} {100 * fraction_correct(manifest.split(s), blind_baseline(manifest, s)):.2f} %" for s in others)
     return f"blind baseline (most frequent answer of each template in train): {', '.join(shares)}"
+
+
+def _share(manifest: Manifest, split: str, label: str) -> float:
+    labels = [found for q in manifest.split(split) for found in q.labels]
+    return labels.count(label) / len(labels)

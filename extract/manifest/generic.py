@@ -4,21 +4,22 @@
 
 `clip` is a path relative to the root, or a name without ending that is looked up in the folders of the root. `question`
 may be left out (classification without text), as may `type` ("all"), `split` ("train"), `id` (the line's number) and
-`template` (the question itself).
+`template` (the question itself). In place of `answer`, or beside it, `labels` gives the class of each segment: a list,
+in CSV with `|` between; segments in which nothing happens are "background".
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from ...cache.errors import ManifestError, unknown_name
-from .files import index_media, make_clips, media_folders
+from .files import MediaIndex, index_media, make_clips, media_folders
 from .records import Record, inside, read_table
 from .settings import DataSettings
-from .types import SPLITS, Manifest, Question
+from .types import SPLITS, Clip, Manifest, Question
 
-_COLUMNS = ("clip", "question", "answer", "type", "split", "id", "template")
+_COLUMNS = ("clip", "question", "answer", "labels", "type", "split", "id", "template")
 
 
 def load_generic(settings: DataSettings, *, root: Path, base: Path) -> Manifest:
@@ -34,17 +35,18 @@ def load_generic(settings: DataSettings, *, root: Path, base: Path) -> Manifest:
     seen: dict[str, str] = {}
     questions = []
     for record in read_table(path):
-        question = _question(record)
+        question = _question(record, settings.segments)
         if question.id in seen:
             raise record.error(f"id {question.id!r} is also that of {seen[question.id]}; ids are to be unique")
-        if settings.answers and question.answer not in settings.answers:
-            raise record.error(f"'answer': {unknown_name('answer', question.answer, settings.answers)}")
+        for word in _words(question) if settings.answers else ():
+            if word not in settings.answers:
+                raise record.error(f"'answer': {unknown_name('answer', word, settings.answers)}")
         seen[question.id] = record.where
         named.setdefault(question.clip_id, record)
         questions.append(question)
     if not questions:
         raise ManifestError(f"{path}: no record; a manifest has one line for each question")
-    clips = make_clips(named, _find(named, root, settings), root=root, allow=settings.allow_missing)
+    clips = make_clips(named, _finder(root, settings), root=root, allow=settings.allow_missing)
     rank = {split: i for i, split in enumerate(SPLITS)}
     ordered = sorted(questions, key=lambda q: rank.get(q.split, len(SPLITS)))
     return Manifest(
@@ -52,7 +54,7 @@ def load_generic(settings: DataSettings, *, root: Path, base: Path) -> Manifest:
         root=root,
         clips=clips,
         questions=tuple(ordered),
-        answers=settings.answers or tuple(dict.fromkeys(q.answer for q in ordered)),
+        answers=settings.answers or tuple(dict.fromkeys(word for q in ordered for word in _words(q))),
     )
 
 
@@ -65,33 +67,52 @@ def _manifest_file(settings: DataSettings, *, root: Path, base: Path) -> Path:
     raise ManifestError(f"{root}: no manifest.jsonl or manifest.csv; put one there, or name it in data.annotations")
 
 
-def _question(record: Record) -> Question:
+def _words(question: Question) -> tuple[str, ...]:
+    """Return the answers and classes that a question names."""
+    return (*question.labels, question.answer) if question.answer else question.labels
+
+
+def _question(record: Record, segments: int) -> Question:
     for key in record.values:
         if key not in _COLUMNS:
             raise record.error(unknown_name("column", str(key), _COLUMNS))
     text = record.text("question", default="")
+    labels = _labels(record, segments)
     identifier = record.identifier("id")
     return Question(
         id=record.where.rsplit(":", 1)[1] if identifier is None else identifier,
         clip_id=inside(record, "clip", record.text("clip"), single=False),
         text=text,
-        answer=record.text("answer"),
-        type=record.text("type", default="all"),
+        answer=record.text("answer", default="" if labels else None),
+        type=record.text("type", default="event" if labels else "all"),
         template=record.text("template", default=text),
         split=record.text("split", default="train"),
+        labels=labels,
     )
 
 
-def _find(named: Iterable[str], root: Path, settings: DataSettings) -> dict[str, Path]:
-    """Return the file of each clip: a path relative to the root, or else a name in one of its folders."""
-    found: dict[str, Path] = {}
-    by_name: dict[str, Path] | None = None
-    for clip_id in named:
+def _labels(record: Record, segments: int) -> tuple[str, ...]:
+    """Return the classes of the segments, () where the record gives none."""
+    given = record.values.get("labels")
+    if given is None:
+        return ()
+    in_bars = isinstance(given, str) and not given.lstrip().startswith("[")
+    labels = [part.strip() for part in record.text("labels").split("|")] if in_bars else record.strings("labels")
+    if len(labels) != segments or "" in labels:
+        raise record.error(f"'labels' has {len(labels)} classes, expected {segments}, one for each of data.segments")
+    return tuple(labels)
+
+
+def _finder(root: Path, settings: DataSettings) -> Callable[[str], Clip | None]:
+    """Return what finds a clip: a path relative to the root, or else a name in one of its folders."""
+    index: MediaIndex | None = None
+
+    def find(clip_id: str) -> Clip | None:
+        nonlocal index
         if (root / clip_id).is_file():
-            found[clip_id] = root / clip_id
-            continue
-        if by_name is None:
-            by_name = index_media(media_folders(root, settings.videos))
-        if clip_id in by_name:
-            found[clip_id] = by_name[clip_id]
-    return found
+            return Clip(id=clip_id, path=root / clip_id)
+        if index is None:
+            index = index_media(media_folders(root, settings.videos))
+        return index.clip(clip_id, frames_fps=settings.frames_fps)
+
+    return find

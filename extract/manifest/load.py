@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from .ave import load_ave
+from .avqa import load_avqa
 from .demo import load_demo
 from .files import resolve_root
 from .generic import load_generic
@@ -14,6 +16,8 @@ from .split import split_by_video
 from .types import Manifest
 
 _LOADERS: dict[str, Callable[..., Manifest]] = {
+    "ave": load_ave,
+    "avqa": load_avqa,
     "demo": load_demo,
     "manifest": load_generic,
     "music-avqa": load_music_avqa,

@@ -2,7 +2,8 @@
 
 Records as distributed: `video_id`, `question_id`, `type` and `templ_values` (JSON strings; lists in some releases),
 `question_content` with placeholders such as <Object>, `question_deleted`, and the answer under `anser`. MUSIC-AVQA v2.0
-(Liu et al., WACV 2024) leaves `question_id` and `question_deleted` out of its new records.
+(Liu et al., WACV 2024) leaves `question_id` and `question_deleted` out of its new records. MUSIC-AVQA-R (Ma et al.,
+NeurIPS 2024) rephrases the test questions, many under one id, in a file of frequent and one of rare answers.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
-from ...cache.errors import ManifestError, unknown_name
+from ...cache.errors import unknown_name
 from .files import index_media, make_clips, media_folders
+from .music_releases import annotation_files, annotation_folder, subset_of
 from .records import Record, inside, read_json_list
 from .settings import DataSettings
-from .types import SPLITS, Manifest, Question
+from .types import Manifest, Question
 
 #: The 42 answers in the order of their classes: first appearance in the original training file, as upstream counts.
 ANSWERS_42 = tuple(
@@ -63,13 +66,14 @@ def load_music_avqa(settings: DataSettings, *, root: Path, base: Path) -> Manife
     named: dict[str, Record] = {}
     times_seen: Counter[str] = Counter()
     notes: list[str] = []
-    for split, path in annotation_files(folder, settings.files).items():
+    for split, path in annotation_files(folder, settings):
         records = read_json_list(path)
         kept = [record for record in records if not record.flag("question_deleted")]
-        repeated = _add(kept, split, questions, named, times_seen)
+        repeated = _add(kept, split, subset_of(path), questions, named, times_seen)
         notes += _notes(split, path, num_records=len(records), num_kept=len(kept), num_repeated=repeated)
-    found = index_media(media_folders(root, settings.videos))
-    clips = make_clips(named, found, root=root, allow=settings.allow_missing)
+    index = index_media(media_folders(root, settings.videos))
+    find = partial(index.clip, frames_fps=settings.frames_fps)
+    clips = make_clips(named, find, root=root, allow=settings.allow_missing)
     return Manifest(
         name=settings.dataset,
         root=root,
@@ -97,58 +101,32 @@ def fill_template(content: str, values: list[str]) -> str:
     return filled.strip().rstrip(_QUESTION_MARKS) + "?"
 
 
-def annotation_folder(settings: DataSettings, *, root: Path, base: Path) -> Path:
-    """Return the folder of the annotation files.
-
-    Raises:
-        ManifestError: it is not a folder.
-    """
-    if settings.annotations is None:
-        return root / "annotations" if (root / "annotations").is_dir() else root
-    folder = base / settings.annotations
-    if not folder.is_dir():
-        raise ManifestError(f"{folder}: no such folder; data.annotations is to be the folder of the annotation files")
-    return folder
-
-
-def annotation_files(folder: Path, files: Mapping[str, str]) -> dict[str, Path]:
-    """Return the annotation file of each split: those named in the settings, else `avqa-<split>.json` for all three.
-
-    Raises:
-        ManifestError: a file is not there; the message lists the JSON files that are.
-    """
-    names = {s: files[s] for s in (*SPLITS, *files) if s in files} or {s: f"avqa-{s}.json" for s in SPLITS}
-    for split, name in names.items():
-        if not (folder / name).is_file():
-            there = ", ".join(sorted(p.name for p in folder.glob("*.json"))) or "no JSON file"
-            raise ManifestError(
-                f"{folder}: no {name} for split {split!r} (there is: {there}); put it there, or name each split's "
-                'file in data.files, for instance {train = "avqa-train_real.json", test = "avqa-test.json"}'
-            )
-    return {split: folder / name for split, name in names.items()}
-
-
 def _add(
-    records: list[Record], split: str, questions: list[Question], named: dict[str, Record], times_seen: Counter[str]
+    records: list[Record],
+    split: str,
+    subset: str,
+    questions: list[Question],
+    named: dict[str, Record],
+    times_seen: Counter[str],
 ) -> int:
     """Append the questions of one split's records; return how many repeated an id that was already there."""
     repeated = 0
     for position, record in enumerate(records):
         question_id = record.identifier("question_id")
-        question_id = f"{split}-{position}" if question_id is None else question_id
+        question_id = "-".join(filter(None, (split, subset, str(position)))) if question_id is None else question_id
         given = question_id
         times_seen[given] += 1
         if times_seen[given] > 1:
             repeated += 1
             question_id = f"{given}#{times_seen[given]}"
             times_seen[question_id] += 1
-        question = _question(record, split, question_id)
+        question = _question(record, split, subset, question_id)
         named.setdefault(question.clip_id, record)
         questions.append(question)
     return repeated
 
 
-def _question(record: Record, split: str, question_id: str) -> Question:
+def _question(record: Record, split: str, subset: str, question_id: str) -> Question:
     clip_id = record.identifier("video_id")
     if clip_id is None:
         raise record.error("no 'video_id'")
@@ -172,6 +150,7 @@ def _question(record: Record, split: str, question_id: str) -> Question:
         type=SHORT_TYPES[kind],
         template=template,
         split=split,
+        subset=subset,
     )
 
 

@@ -103,6 +103,16 @@ def read_json_list(path: Path) -> list[Record]:
     return [_record(f"{path.name}[{i}]", value) for i, value in enumerate(data)]
 
 
+def read_lines(path: Path) -> list[tuple[str, str]]:
+    """Return the lines of a text file that are not blank, each with its place.
+
+    Raises:
+        ManifestError: the file cannot be read as text.
+    """
+    lines = enumerate(_read(path).split("\n"), start=1)
+    return [(f"{path.name}:{n}", line) for n, line in lines if line.strip()]
+
+
 def read_table(path: Path) -> list[Record]:
     """Return the records of a JSON-lines file (one object a line) or of a CSV file with a header line.
 

@@ -8,9 +8,13 @@ from functools import cached_property
 from pathlib import Path
 
 from ...cache.errors import ManifestError
+from ..media_frames import FrameFolder
 
 #: The splits in the order in which they are told; a manifest may name others, which come after these.
 SPLITS = ("train", "val", "test")
+
+#: The class of a segment in which nothing of what is asked for happens.
+BACKGROUND = "background"
 
 #: The nine question types of MUSIC-AVQA in the order of its papers' tables.
 MUSIC_AVQA_TYPES = (
@@ -32,11 +36,23 @@ class Clip:
 
     Attributes:
         id: the name that annotations use; unique in a manifest.
-        path: the file, or None where it is missing and missing files were allowed.
+        path: the video or sound file, or the folder of its extracted frames; None where it is missing and missing
+            files were allowed.
+        sound: the sound file that belongs to a folder of frames.
+        frames_fps: the rate at which a folder's frames were extracted.
     """
 
     id: str
     path: Path | None
+    sound: Path | None = None
+    frames_fps: float | None = None
+
+    @property
+    def media(self) -> Path | FrameFolder | None:
+        """What is decoded: the file, or the folder of frames with its sound; None where it is missing."""
+        if self.path is None or self.frames_fps is None:
+            return self.path
+        return FrameFolder(path=self.path, fps=self.frames_fps, sound=self.sound)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,12 +61,15 @@ class Question:
 
     Attributes:
         id: unique in a manifest (annotations that repeat an id get a suffix, `1234#2`).
-        clip_id: the clip that it asks about; "" text where a data set has no questions, only classes.
-        text: the words that an encoder reads, templates filled.
-        answer: one of the manifest's answers.
+        clip_id: the clip that it asks about.
+        text: the words that an encoder reads, templates filled; "" where a data set has no questions, only classes.
+        answer: one of the manifest's answers; "" where there are only labels.
         type: the short form (`AV-count`) for MUSIC-AVQA, free text elsewhere.
         template: the wording before it is filled, as distributed.
         split: `train`, `val`, `test` or a name of the manifest's own.
+        subset: the part of its split that it belongs to, where a release has such (`head`, `tail`).
+        labels: the class of each segment, each one of the manifest's answers; () where there are none.
+        choices: the answers to choose from, all of them among the manifest's; () for the whole vocabulary.
     """
 
     id: str
@@ -60,6 +79,9 @@ class Question:
     type: str
     template: str
     split: str
+    subset: str = ""
+    labels: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

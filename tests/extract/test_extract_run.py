@@ -22,6 +22,7 @@ from talik.cache.errors import (
 )
 from talik.cache.store import FeatureStore
 from talik.cache.verify import verify
+from talik.extract.left_out import read_left_out
 from talik.extract.run import extract
 
 WriteExperiment = Callable[..., Path]
@@ -142,12 +143,62 @@ def test_a_bad_video_is_named_and_the_others_are_kept(
     with pytest.raises(MediaError, match=rf"1 of 8 clips could not be decoded.*{bad.name}") as caught:
         extract(path, progress=False)
     assert "\n" not in str(caught.value)
-    with FeatureStore.open(path.parent / "features.zarr").reader("visual", 1) as reader:
-        kept = len(reader.items)
-    assert kept in (5, 6)  # the shards of three, three and two clips, but the one that holds the bad clip
+    store = path.parent / "features.zarr"
+    for modality in ("visual", "audio"):
+        with FeatureStore.open(store).reader(modality, 1) as reader:
+            assert len(reader.items) == 7  # the clips that share a shard with the bad one are there
+    (entry,) = read_left_out(store)
+    assert (entry.source, bad.name in entry.reason) == (f"videos/{bad.name}", True)
     bad.write_bytes(good)
     report = extract(path, progress=False)
-    assert report.items[next(n for n in report.items if n.startswith("visual/b01"))] == 8 - kept
+    assert report.items[next(n for n in report.items if n.startswith("visual/b01"))] == 1
+    assert read_left_out(store) == ()
+    assert verify(store) == []
+
+
+def test_a_store_with_bad_clips_equals_one_in_which_they_were_never_named(
+    write_experiment: WriteExperiment, own_set: Path, tmp_path: Path
+) -> None:
+    videos = sorted((own_set / "videos").glob("*.mp4"))
+    for bad in (videos[0], videos[1], videos[4]):
+        _spoil(bad, "not a video")
+        bad.write_bytes(bad.read_bytes() + bad.name.encode())  # unlike the others
+    allowed = ("segments = 3", "segments = 3\nallow_missing = true")
+    path = write_experiment(SMALL_SHARDS, allowed, root=own_set)
+    first = extract(path, progress=False)
+    assert sorted(source for source, _ in first.skipped) == sorted(f"videos/{videos[i].name}" for i in (0, 1, 4))
+    rows = _num_rows(tmp_path / "features.zarr")
+    again = extract(path, progress=False)
+    assert again.up_to_date
+    assert again.skipped == first.skipped
+    assert _num_rows(tmp_path / "features.zarr") == rows  # trying again allots nothing
+    found = states(tmp_path / "features.zarr")
+    for i in (0, 1, 4):
+        videos[i].unlink()
+    other = (SMALL_SHARDS[1], SMALL_SHARDS[1] + '\npath = "two.zarr"')
+    extract(write_experiment(SMALL_SHARDS, other, allowed, root=own_set), progress=False)
+    expected = states(tmp_path / "two.zarr")
+    assert {k for k in found if k[0] != "text"} == {k for k in expected if k[0] != "text"}
+    for key, value in expected.items():
+        np.testing.assert_allclose(value, found[key], rtol=0, atol=1e-5, err_msg=str(key))
+
+
+def test_when_no_clip_of_a_shard_can_be_decoded_the_others_are_there(
+    write_experiment: WriteExperiment, own_set: Path
+) -> None:
+    for number, bad in enumerate(sorted((own_set / "videos").glob("*.mp4"))):
+        if number != 5:
+            bad.write_bytes(b"nothing" * (number + 1))
+    path = write_experiment(SMALL_SHARDS, root=own_set)
+    for _ in range(2):
+        with pytest.raises(MediaError, match=r"7 of 8 clips could not be decoded.*and 4 more, listed in features"):
+            extract(path, progress=False)
+        with FeatureStore.open(path.parent / "features.zarr").reader("audio", 3) as reader:
+            assert len(reader.items) == 1
+
+
+def _num_rows(store: Path) -> list[int]:
+    return [json.loads(p.read_text())["shape"][0] for p in sorted(store.glob("*/*/hidden/zarr.json"))]
 
 
 def test_silence_stands_for_sound_only_where_the_file_says_so(

@@ -396,7 +396,7 @@ def test_the_blind_baseline_answers_by_template_then_type_then_all(tmp_path: Pat
     [
         (
             {"dataset": "music-qa", "root": "x"},
-            r"unknown data set 'music-qa'; did you mean 'music-avqa'\? \(known: demo, ",
+            r"unknown data set 'music-qa'; did you mean 'music-avqa'\? \(known: ave, ",
         ),
         ({"dataset": "demo", "root": ""}, "root: found an empty string"),
         ({"dataset": "demo", "root": "x", "segments": 0}, "segments: found 0"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from talik.cache.errors import SettingsError, TrunkError
+from talik.extract.encoders import load_encoder
 from talik.extract.state import Context, State
 
 
@@ -93,3 +94,20 @@ def test_states_of_different_boundaries_do_not_join():
         State.concat([one, one.replace(boundary=2)])
     with pytest.raises(SettingsError, match="at least one"):
         State.concat([])
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "expected"),
+    [("test_mambaout", 64, "NHWC"), ("test_convnext", 96, "NCHW"), ("test_convnext", (96, 192), "NCHW")],
+)
+def test_the_layout_is_told_where_height_width_and_channels_do_not_tell_it(name, size, expected):
+    encoder = load_encoder(f"timm:{name}", modality="visual", weights="random", image_size=size)
+    state = encoder.embed(encoder.probe())
+    ambiguous = 0
+    for k in range(encoder.num_units + 1):
+        state = encoder.run(state, state.boundary, k)
+        shape = state.hidden.shape
+        ambiguous += shape[1] == shape[2] == shape[3] or len(set(shape[1:])) == 3
+        assert state.layout == expected, k
+        assert state.tokens().shape[-1] == shape[1 if expected == "NCHW" else 3]
+    assert ambiguous > 0

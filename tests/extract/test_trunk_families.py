@@ -1,4 +1,4 @@
-"""A sample of the coverage table: small random models of many families, cut, replayed and differentiated."""
+"""A sample of the coverage table: small random models of many families, cut and replayed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from talik.cache.errors import TrunkError
 from talik.extract.passes import signature_of
 from talik.extract.proof import find_trunk
-from talik.extract.tree import at, put, tensors
+from talik.extract.tree import tensors
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -77,47 +77,6 @@ def test_every_boundary_replays_exactly_from_a_restored_state(name):
             fresh = _restored(trunk, inputs, hidden.shape[0])
             ours = _known(trunk, trunk.finish(trunk.run(state, fresh, k, trunk.num_units), fresh))
             assert _equal(ours, whole)
-
-
-@pytest.mark.parametrize("name", ["bert", "t5#encoder", "gemma3_text", "dinov3_vit", "swin", "wav2vec2", "resnet"])
-def test_gradient_through_a_suffix_is_the_whole_models(name):
-    trunk, _, batches = _cut(name)
-    trunk.model.double()
-    inputs = {n: t.double() if t.is_floating_point() else t for n, t in batches[1].items()}
-    k = trunk.num_units // 2
-    link = trunk.links[trunk.bounds[k]]
-    leaf = []
-
-    def substitute(module, args, kwargs):
-        slot = min(link.slots, key=str)
-        leaf.append(at((args, kwargs), slot).detach().clone().requires_grad_())
-        return put((args, kwargs), link.slots, leaf[0] * 1)
-
-    handle = link.module.register_forward_pre_hook(substitute, with_kwargs=True)
-    whole = _known(trunk, trunk.forward(inputs))[0]
-    handle.remove()
-    whole.square().mean().backward()
-
-    hidden, context = trunk.embed(inputs)
-    state = trunk.run(hidden, context, 0, k).detach().requires_grad_()
-    ours = _known(trunk, trunk.finish(trunk.run(state, context, k, trunk.num_units), context))[0]
-    ours.square().mean().backward()
-    torch.testing.assert_close(state.grad, leaf[0].grad, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("name", ["bert", "modernbert", "t5#encoder", "mpnet", "distilbert"])
-def test_a_text_alone_has_the_state_that_it_has_in_a_padded_batch(name):
-    trunk, _, batches = _cut(name)
-    inputs = batches[1]
-    length = int(inputs["attention_mask"][0].sum())
-    alone = {n: t[:1, :length] for n, t in inputs.items()}
-    with torch.no_grad():
-        hidden, context = trunk.embed(inputs)
-        single, own = trunk.embed(alone)
-        for k in range(trunk.num_units):
-            hidden = trunk.run(hidden, context, k, k + 1)
-            single = trunk.run(single, own, k, k + 1)
-            torch.testing.assert_close(hidden[:1, :length], single, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["crossvit"])

@@ -1,0 +1,1 @@
+"""Features that others computed, brought into a store: what their files mean, how they are read, where they go."""

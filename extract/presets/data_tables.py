@@ -1,0 +1,77 @@
+"""The `[data]` table of each data set's experiment file, and how many clips the set has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPart:
+    """What a preset's file says of a data set.
+
+    Args:
+        table: the lines of `[data]`, up to `segments`.
+        num_clips: of the set as published; 1000 where nobody can know.
+        seconds: of one clip.
+        kind: the task.
+        asks: whether there are questions, and so a text encoder.
+        segments: T.
+    """
+
+    table: str
+    num_clips: int
+    seconds: float
+    kind: Literal["answers", "classes", "events"]
+    asks: bool
+    segments: int = 10
+
+
+MUSIC_AVQA = """\
+[data]
+dataset = "music-avqa"
+root = "MUSIC-AVQA"               # holds the clips: <id>.mp4 in it or in any folder in it, real and synthetic
+# Its `annotations` folder, or it itself, holds avqa-train.json, avqa-val.json and avqa-test.json. For a clone of the
+# repository, and for the later releases, say which: "original", "updated", "real", "synthetic", "v2.0-balanced",
+# "v2.0-biased", or "r" (MUSIC-AVQA-R: rephrased test questions, frequent and rare answers told apart).
+# release = "updated"
+# frames_fps = 8                  # for extracted frames (<id>/*.jpg) and sound (<id>.wav) in place of mp4
+split = "official"                # shares clips between splits; "by-video" deals the same questions without a leak
+"""
+
+AVE = """\
+[data]
+dataset = "ave"
+root = "AVE_Dataset"              # holds trainSet.txt, valSet.txt and testSet.txt, and the clips in AVE/<id>.mp4
+"""
+
+AVQA = """\
+[data]
+dataset = "avqa"
+root = "AVQA"                     # holds train_qa.json and val_qa.json, and the clips: <video_name>.mp4 in any folder
+"""
+
+MANIFEST = """\
+[data]
+dataset = "manifest"
+root = "."                        # holds manifest.jsonl or manifest.csv and the clips
+# One record a line: clip, question, answer, type, split, as in
+#   {"clip": "videos/a.mp4", "question": "Is there a drum?", "answer": "yes", "type": "audio", "split": "train"}
+# Without questions it is classification (task.kind = "classes", and no [encoders.text]); with `labels`, a list of one
+# class for each segment, in place of `answer` it is localisation (task.kind = "events").
+"""
+
+DEMO = """\
+[data]
+dataset = "demo"
+root = "set"                      # made by: talik demo make set
+"""
+
+DATA: Mapping[str, DataPart] = {
+    "music-avqa": DataPart(table=MUSIC_AVQA, num_clips=9_288, seconds=60.0, kind="answers", asks=True),
+    "ave": DataPart(table=AVE, num_clips=4_143, seconds=10.0, kind="events", asks=False),
+    "avqa": DataPart(table=AVQA, num_clips=57_015, seconds=10.0, kind="answers", asks=True),
+    "manifest": DataPart(table=MANIFEST, num_clips=1_000, seconds=10.0, kind="answers", asks=True),
+    "demo": DataPart(table=DEMO, num_clips=240, seconds=8.0, kind="answers", asks=True),
+}

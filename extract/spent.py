@@ -1,0 +1,66 @@
+"""What filling a store has cost: one JSON line for each run of stage 1 that computed something.
+
+They stand in `<store>.extraction.jsonl` beside the store, whose own files thus depend on nothing but its content. A run
+that ended in an error is counted too; one that was killed is not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from ..cache import durable
+from ..cache.errors import SettingsError
+from ..cache.settings import from_mapping
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """One run of stage 1.
+
+    Attributes:
+        seconds: wall time, loading the encoders included.
+        device: "cpu" or "cuda".
+        size_bytes: of the states written.
+        items: how many were computed for each boundary, by "modality/name".
+    """
+
+    seconds: float
+    device: str
+    size_bytes: int
+    items: dict[str, int] = field(default_factory=dict)
+
+
+def spent_path(store: Path) -> Path:
+    """Return where the record of a store lies."""
+    return store.with_name(f"{store.name}.extraction.jsonl")
+
+
+def read_spent(store: Path) -> tuple[Spent, ...]:
+    """Return the runs recorded of a store, () where there is no record; a line that cannot be read is passed over."""
+    try:
+        text = spent_path(store).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ()
+    found = []
+    for line in text.splitlines():
+        try:
+            found.append(from_mapping(Spent, json.loads(line), where=""))
+        except (ValueError, SettingsError):
+            continue
+    return tuple(found)
+
+
+def add_spent(store: Path, *, seconds: float, device: str, size_bytes: int, items: Mapping[str, int]) -> None:
+    """Add a run to the record; one that computed nothing leaves it as it is.
+
+    Raises:
+        StoreError: the disk refuses.
+    """
+    if not any(items.values()):
+        return
+    runs = (*read_spent(store), Spent(seconds=seconds, device=device, size_bytes=size_bytes, items=dict(items)))
+    lines = [json.dumps(asdict(run)) + "\n" for run in runs]
+    durable.write_file(spent_path(store), "".join(lines).encode())
