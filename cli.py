@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .cache.errors import StoreMismatchError, TalikError, unknown_name
+from .cache.errors import SettingsError, StoreMismatchError, TalikError, unknown_name
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,33 +28,98 @@ ExperimentPath = Annotated[Path, typer.Argument(help="An experiment's TOML file.
 RunPath = Annotated[Path, typer.Argument(help="A run's folder: runs/<experiment>/<variant>/seed<k>.")]
 StorePath = Annotated[Path, typer.Argument(help="A store's folder.")]
 Device = Annotated[str, typer.Option(help='Where to run: "cpu", "cuda", "cuda:1".')]
+Deep = Annotated[bool, typer.Option("--deep", help="Digest every media file, whatever its size and time.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bars.")]
+AllowMissing = Annotated[
+    bool, typer.Option("--allow-missing", help="Go on without clips that are not there, or cannot be decoded.")
+]
 
 
 @app.command()
-def extract(experiment: ExperimentPath, device: Device = "cpu", quiet: Quiet = False) -> None:
+def init(
+    dataset: Annotated[str, typer.Argument(help="music-avqa, ave, avqa, manifest or demo.")],
+    folder: Annotated[Path, typer.Argument(help="Where experiment.toml is written.")],
+    preset: Annotated[str, typer.Option(help="lavish, trimodal or small.")] = "small",
+) -> None:
+    """Write a commented experiment file for a data set, with an estimate of its disk and time."""
+    from .extract.presets.init import init as write
+
+    for line in write(dataset, folder, preset=preset):
+        typer.echo(line)
+
+
+@app.command()
+def data(experiment: ExperimentPath, allow_missing: AllowMissing = False) -> None:
+    """Say what the data set holds: counts, release, duplicates, clips shared between splits, the blind baseline."""
+    from .adapt.experiment import load_experiment
+    from .extract.manifest.describe import describe
+    from .extract.manifest.load import load_manifest
+
+    settings = load_experiment(experiment, allow_missing=allow_missing).extraction
+    for line in describe(load_manifest(settings.manifest_settings, base=settings.base)):
+        typer.echo(line)
+
+
+@app.command()
+def extract(
+    experiment: ExperimentPath,
+    allow_missing: AllowMissing = False,
+    device: Device = "cpu",
+    deep: Deep = False,
+    quiet: Quiet = False,
+) -> None:
     """Stage 1: compute and store the states that an experiment names. Resumable; a second run does nothing."""
     from .adapt.experiment import load_experiment
     from .extract.run import extract as run
 
-    settings = load_experiment(experiment).extraction
-    for line in run(settings, device=device, progress=not quiet).lines():
+    settings = load_experiment(experiment, allow_missing=allow_missing).extraction
+    for line in run(settings, device=device, progress=not quiet, deep=deep).lines():
+        typer.echo(line)
+
+
+@app.command()
+def plan(
+    experiment: ExperimentPath,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what an earlier plan measured.")] = False,
+    device: Device = "cpu",
+    quiet: Quiet = False,
+) -> None:
+    """Measure this machine on a few clips; say what to cache, and what every variant will cost with it and without."""
+    from .adapt.plan.lines import plan_lines
+    from .adapt.plan.plan import plan as run
+
+    for line in plan_lines(run(experiment, device=device, fresh=fresh, progress=not quiet)):
         typer.echo(line)
 
 
 @app.command()
 def adapt(
     experiment: ExperimentPath,
-    variant: Annotated[str, typer.Option(help="The name of one of the experiment's variants.")],
+    variant: Annotated[str | None, typer.Option(help="The name of one of the experiment's variants.")] = None,
+    list_kinds: Annotated[
+        bool, typer.Option("--list", help="Train nothing; print the adapters, their settings, what each trains here.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of weights, data order and dropout.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
+    allow_missing: AllowMissing = False,
     device: Device = "cpu",
     quiet: Quiet = False,
 ) -> None:
     """Stage 2: train one variant on the stored states and evaluate it."""
+    from .adapt.experiment import load_experiment
+
+    if list_kinds:
+        from .adapt.listing import listing
+
+        for line in listing(load_experiment(experiment, allow_missing=allow_missing), device=device):
+            typer.echo(line)
+        return
+    if variant is None:
+        raise SettingsError("--variant: missing; name one of the experiment's variants, or ask for --list")
     from .adapt.train import adapt as run
 
-    result = run(experiment, variant=variant, seed=seed, resume=resume, device=device, progress=not quiet)
+    loaded = load_experiment(experiment, allow_missing=allow_missing)
+    result = run(loaded, variant=variant, seed=seed, resume=resume, device=device, progress=not quiet)
     done = "was done before" if result.skipped else f"done in {result.seconds:.0f} s"
     typer.echo(f"{result.folder}: {done}, accuracy {100 * result.accuracy:.2f} %, {result.trainable_params:,} trained")
 
@@ -64,15 +129,17 @@ def sweep(
     experiment: ExperimentPath,
     variants: Annotated[str | None, typer.Option(help="Names, separated by commas; all by default.")] = None,
     seeds: Annotated[int | None, typer.Option(help="How many seeds, from 0; the experiment's by default.")] = None,
+    fuse: Annotated[bool, typer.Option(help="Train variants that see the same batches in lockstep.")] = True,
+    live: Annotated[bool, typer.Option("--live", help="Decode and encode for every batch, without the store.")] = False,
     device: Device = "cpu",
     quiet: Quiet = False,
 ) -> None:
-    """Train every variant with every seed, one after another; what is done stays done."""
+    """Train every variant with every seed, those that see the same batches in lockstep; what is done stays done."""
     from .adapt.sweep import sweep as run
 
     names = None if variants is None else [name.strip() for name in variants.split(",") if name.strip()]
     counted = None if seeds is None else tuple(range(seeds))
-    result = run(experiment, variants=names, seeds=counted, device=device, progress=not quiet)
+    result = run(experiment, variants=names, seeds=counted, fuse=fuse, live=live, device=device, progress=not quiet)
     for done in result.runs:
         typer.echo(f"{done.folder}: accuracy {100 * done.accuracy:.2f} %")
     for name, reason in result.failures:
@@ -86,29 +153,53 @@ def evaluate(
     run: RunPath,
     split: Annotated[str, typer.Option(help="Which questions.")] = "test",
     live: Annotated[bool, typer.Option("--live", help="From the media files, without the store.")] = False,
+    gates: Annotated[
+        bool, typer.Option("--gates", help="Also write what the adapter's selection kept: gates-SPLIT.jsonl.")
+    ] = False,
     device: Device = "cpu",
 ) -> None:
     """Score a finished run on a split, by question type."""
     from .adapt.evaluate import evaluate as score
 
-    evaluation = score(run, split=split, live=live, device=device)
+    evaluation = score(run, split=split, live=live, gates=gates, device=device)
     for name, tally in evaluation.scores.by_type.items():
+        typer.echo(f"{name:10s} {100 * tally.accuracy:6.2f} %  ({tally.correct} of {tally.total})")
+    for name, tally in evaluation.scores.by_subset.items():
         typer.echo(f"{name:10s} {100 * tally.accuracy:6.2f} %  ({tally.correct} of {tally.total})")
     overall = evaluation.scores.overall
     typer.echo(f"{'Avg':10s} {100 * overall.accuracy:6.2f} %  ({overall.correct} of {overall.total})")
 
 
 @app.command()
+def predict(
+    run: RunPath,
+    video: Annotated[Path, typer.Option(help="A video file.")],
+    question: Annotated[str, typer.Option(help="What to ask about it.")] = "",
+    top: Annotated[int, typer.Option(help="How many answers to show.")] = 5,
+    device: Device = "cpu",
+) -> None:
+    """Answer a question about a video with a finished run, from the file itself."""
+    from .adapt.predict import predict as answer
+
+    for line in answer(run, video=video, question=question, top=top, device=device).lines():
+        typer.echo(line)
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders above them.")],
+    baseline: Annotated[
+        str | None, typer.Option(help="The variant that the others are compared with; the first by default.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("report"),
+    skip_unfinished: Annotated[bool, typer.Option("--skip-unfinished", help="Leave unfinished runs out.")] = False,
 ) -> None:
-    """Write the table of finished runs: Markdown, LaTeX, CSV, JSON and one HTML page."""
+    """Write the table of finished runs, with what it cost: Markdown, LaTeX, CSV, JSON and one HTML page."""
     from .adapt.report.write import report as write
 
-    files = write(runs, out=out)
-    typer.echo(files.text)
-    typer.echo(f"{files.html}")
+    files = write(runs, out=out, baseline=baseline, skip_unfinished=skip_unfinished)
+    for line in (*files.notes, "", files.text, *files.ledger.lines(), str(files.html)):
+        typer.echo(line)
 
 
 @demo_app.callback()
@@ -143,15 +234,17 @@ def demo_make(
 
 @store_app.command("ls")
 def store_ls(store: StorePath) -> None:
-    """List the boundaries that a store holds: items, shape of one, data type, bytes."""
+    """List the boundaries that a store holds: items, shape of one, data type, bytes; views and imported features."""
     from .cache.store import FeatureStore
+    from .extract.augment_settings import kind_of
 
     opened = FeatureStore.open(store)
     for spec in opened.boundaries():
         with opened.reader(spec.modality, spec.boundary, key=spec.key) as reader:
             shape = "tokens x " * spec.ragged + " x ".join(map(str, spec.shape))
             size = f"{reader.size_bytes / 1e6:.1f} MB"
-            typer.echo(f"{spec.path:28s} {len(reader.items):>7} items  {shape:18s} {spec.dtype:9s} {size:>10s}")
+            line = f"{spec.path:28s} {len(reader.items):>7} items  {shape:18s} {spec.dtype:9s} {size:>10s}"
+            typer.echo(f"{line}  {kind_of(spec.identity)}".rstrip())
 
 
 @store_app.command("show")
@@ -181,12 +274,31 @@ def store_export(store: StorePath, file: Annotated[Path, typer.Argument(help="Th
 
 
 @store_app.command("import")
-def store_import(file: Annotated[Path, typer.Argument(help="A .h5 file that export wrote.")], store: StorePath) -> None:
-    """Read a store back from the HDF5 file that `talik store export` wrote."""
-    from .cache.hdf5 import import_hdf5
-    from .cache.store import FeatureStore
+def store_import(
+    source: Annotated[Path, typer.Argument(help="A .h5 file that export wrote; or features: .h5, folder of .npy.")],
+    store: StorePath,
+    layout: Annotated[str | None, typer.Option("--as", help="Whose features: ave, avqa or music-avqa.")] = None,
+    mapping: Annotated[Path | None, typer.Option(help="A TOML that says what other features mean.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help='"features:NAME" in an experiment; the source\'s by default.')
+    ] = None,
+    modality: Annotated[str | None, typer.Option(help="visual or audio.")] = None,
+    ids: Annotated[list[Path] | None, typer.Option(help="AVE's Annotations.txt; AVQA's annotations, each.")] = None,
+    step: Annotated[int | None, typer.Option(help="Keep every how many time steps one.")] = None,
+    segments: Annotated[int | None, typer.Option(help="Keep as many time steps, at the centres of segments.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16 or int8.")] = None,
+) -> None:
+    """Read a store back from the HDF5 file that `talik store export` wrote, or bring in features that others computed.
 
-    typer.echo(f"{store}: {import_hdf5(file, FeatureStore.open(store, mode='a'))} items imported")
+    --as names a data set that distributes its features in a known way, --mapping a TOML for any other; what stands
+    beside them takes the place of a key.
+    """
+    from .extract.imports.run import import_any
+
+    changes = {"name": name, "modality": modality, "step": step, "segments": segments, "dtype": dtype}
+    given = {key: value for key, value in changes.items() if value is not None}
+    for line in import_any(source, store, layout=layout, mapping=mapping, ids=ids or (), changes=given):
+        typer.echo(line)
 
 
 @store_app.command("verify")
@@ -216,6 +328,39 @@ def store_repair(
 
     for line in repair_store(store, experiment, device=device, progress=not quiet).lines():
         typer.echo(line)
+
+
+@store_app.command("why")
+def store_why(
+    store: StorePath,
+    experiment: ExperimentPath,
+    deep: Deep = False,
+    device: Device = "cpu",
+    quiet: Quiet = False,
+) -> None:
+    """Say what an experiment would compute, and why: fields that differ, items that are new, changed or gone."""
+    from .extract.why import why_store
+
+    for line in why_store(store, experiment, deep=deep, device=device, progress=not quiet).lines():
+        typer.echo(line)
+
+
+@store_app.command("gc")
+def store_gc(
+    store: StorePath,
+    experiments: Annotated[list[Path], typer.Argument(help="Every experiment whose states are to stay.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
+    device: Device = "cpu",
+    quiet: Quiet = False,
+) -> None:
+    """List what no experiment given needs, ask, and delete it. Nothing else ever deletes states."""
+    from .extract.gc import find_store_garbage
+
+    report = find_store_garbage(store, experiments, device=device, progress=not quiet)
+    for line in report.lines():
+        typer.echo(line)
+    if report.garbage and (yes or typer.confirm("delete all of this?")):
+        typer.echo(f"{report.collect() / 1e6:.1f} MB deleted")
 
 
 @encoders_app.command("inspect")

@@ -1,26 +1,28 @@
-"""Answers of a model to a list of questions, as predictions.jsonl records them."""
+"""Answers of a model to a list of questions, as predictions.jsonl records them: one a question, or one a segment."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..extract.manifest.types import Question
+from ..extract.manifest.types import BACKGROUND, Question
+from ..extract.state import State
 from .joint import JointModel
-from .metrics import score
+from .metrics import mean_class_accuracy, score
 from .sources import Source
+from .targets import labels_of, restricted
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """The model's answer to one question.
+    """The model's answer to one question, or its class for one segment.
 
     Args:
-        record: the question, as predictions.jsonl has it.
+        record: the question (and the segment), as predictions.jsonl has it.
         prediction: the most probable answer.
         probability: its probability, 0 to 1.
         log_likelihood: log-probability of the true answer.
@@ -48,24 +50,46 @@ def answer(
     batch_size: int,
     amp: str = "off",
 ) -> list[Prediction]:
-    """Answer questions in their order, in eval mode; the model's mode is put back."""
-    was_training = model.training
-    model.eval()
-    classes = {a: i for i, a in enumerate(answers)}
+    """Answer questions in their order, in eval mode; the model's mode is put back.
+
+    A model whose logits are by segment gives one prediction a segment, with "<question id>/<segment>" as its id.
+    """
     batches = [questions[i : i + batch_size] for i in range(0, len(questions), batch_size)]
     out: list[Prediction] = []
     for batch in source.batches(batches):
-        log_probs = forward(model, batch.states, num_segments, amp=amp).float().log_softmax(-1).cpu()
-        best = log_probs.argmax(-1).tolist()
-        for question, row, choice in zip(batch.questions, log_probs, best, strict=True):
-            out.append(
-                Prediction(
-                    record=_record(question),
-                    prediction=answers[choice],
-                    probability=float(row[choice].exp()),
-                    log_likelihood=float(row[classes[question.answer]]),
-                )
+        out += answer_batch(model, batch.questions, batch.states, answers=answers, num_segments=num_segments, amp=amp)
+    return out
+
+
+@torch.no_grad()
+def answer_batch(
+    model: JointModel,
+    questions: Sequence[Question],
+    states: Mapping[str, State],
+    *,
+    answers: Sequence[str],
+    num_segments: int,
+    amp: str = "off",
+) -> list[Prediction]:
+    """Answer the questions of one batch of states, as `answer` does."""
+    was_training = model.training
+    model.eval()
+    classes = {a: i for i, a in enumerate(answers)}
+    logits = forward(model, states, num_segments, amp=amp).float()
+    log_probs = restricted(logits, questions, classes).log_softmax(-1).cpu()
+    labels = labels_of(questions, classes, log_probs)
+    records = [r for q in questions for r in _records(q, by_segment=log_probs.ndim == 3)]
+    out: list[Prediction] = []
+    for record, row, label in zip(records, log_probs.flatten(0, -2), labels.flatten().tolist(), strict=True):
+        choice = int(row.argmax())
+        out.append(
+            Prediction(
+                record=record,
+                prediction=answers[choice],
+                probability=float(row[choice].exp()),
+                log_likelihood=float(row[label]),
             )
+        )
     model.train(was_training)
     return out
 
@@ -86,13 +110,41 @@ def prediction_records(predictions: Sequence[Prediction]) -> list[dict[str, Any]
     ]
 
 
-def score_records(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Accuracy, in all and by question type, as result.json has it; micro averages."""
-    return score([r["type"] for r in records], [r["correct"] for r in records]).to_json()
+def score_records(records: Sequence[dict[str, Any]], *, kind: str = "answers") -> dict[str, Any]:
+    """Accuracy, in all and by question type, as result.json has it; micro averages.
+
+    Beside them, where they mean something: by subset of the split, and the mean over classes.
+    """
+    subsets = [r.get("subset", "") for r in records]
+    scores = score([r["type"] for r in records], [r["correct"] for r in records], subsets=subsets).to_json()
+    if kind != "answers":
+        scores["mean_class_accuracy"] = mean_class_accuracy(
+            [r["answer"] for r in records], [r["correct"] for r in records]
+        )
+    return scores
+
+
+def _records(question: Question, *, by_segment: bool) -> list[dict[str, Any]]:
+    """The record of a question, or those of its segments; the type of an eventless segment is the background's."""
+    whole = _record(question)
+    if not by_segment:
+        return [whole]
+    return [
+        {
+            **whole,
+            "question_id": f"{question.id}/{segment}",
+            "type": BACKGROUND if label == BACKGROUND else question.type,
+            "answer": label,
+            "segment": segment,
+        }
+        for segment, label in enumerate(question.labels)
+    ]
 
 
 def _record(question: Question) -> dict[str, Any]:
+    subset = {"subset": question.subset} if question.subset else {}
     return {
+        **subset,
         "question_id": question.id,
         "clip_id": question.clip_id,
         "type": question.type,

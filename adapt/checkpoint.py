@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..cache.errors import RunError
+from .hooks import load_training_state, training_state
 from .runfolder import writing
 
 
@@ -41,6 +42,7 @@ def save_checkpoint(
         tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in best.items()}
         tensors |= _optimizer_tensors(optimizer)
+        tensors |= {f"adapter.{k}": v for k, v in training_state(model).items()}
         tensors["rng.cpu"] = torch.get_rng_state()
         if torch.cuda.is_available():
             tensors["rng.cuda"] = torch.cuda.get_rng_state()
@@ -71,6 +73,7 @@ def load_checkpoint(
         progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
         model.load_state_dict(_under(tensors, "model."))
         _load_optimizer(optimizer, _under(tensors, "optimizer."))
+        load_training_state(model, _under(tensors, "adapter."))
         torch.set_rng_state(tensors["rng.cpu"])
         if torch.cuda.is_available() and "rng.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["rng.cuda"])

@@ -9,9 +9,11 @@ from pathlib import Path
 from ..cache.errors import RunError
 from .answering import answer, prediction_records, score_records
 from .experiment import Experiment, VariantSettings, experiment_from_tables
+from .gates import gate_records
 from .metrics import Scores, score
 from .runfolder import RunFolder
 from .save import load_adapter
+from .sources import stored_questions
 from .workbench import Workbench
 
 
@@ -33,7 +35,13 @@ class Evaluation:
 
 
 def evaluate(
-    run: Path | str, *, split: str = "test", live: bool = False, device: str = "cpu", save: bool = True
+    run: Path | str,
+    *,
+    split: str = "test",
+    live: bool = False,
+    device: str = "cpu",
+    save: bool = True,
+    gates: bool = False,
 ) -> Evaluation:
     """Answer a split's questions with a finished run's weights.
 
@@ -43,8 +51,10 @@ def evaluate(
         live: compute the states from the media files; the store is not opened.
         device: where it runs.
         save: write predictions-<split>.jsonl and result-<split>.json into the run's folder.
+        gates: write gates-<split>.jsonl, what the adapter's selection kept for each question (see `gates`).
 
     Raises:
+        SettingsError: gates of an adapter that has none.
         RunError: not a finished run's folder, or trained on other encoders.
     """
     started = time.perf_counter()
@@ -54,10 +64,16 @@ def evaluate(
     model = bench.build(variant, seed=int(folder.config()["seed"]))
     load_adapter(folder, model)
     settings = experiment.train_settings(variant)
+    source = bench.live(model) if live else bench.cached(model)
+    questions = stored_questions(source, bench.questions(split), allow_missing=bench.allow_missing)
+    if gates:
+        size = settings.eval_batch_size
+        read = gate_records(model, source, questions, num_segments=bench.sampling.num_segments, batch_size=size)
+        folder.write_lines(f"gates-{split}.jsonl", read)
     predictions = answer(
         model,
-        bench.live(model) if live else bench.cached(model),
-        bench.questions(split),
+        source,
+        questions,
         answers=bench.manifest.answers,
         num_segments=bench.sampling.num_segments,
         batch_size=settings.eval_batch_size,
@@ -67,8 +83,10 @@ def evaluate(
     seconds = time.perf_counter() - started
     if save:
         folder.write_lines(f"predictions-{split}.jsonl", records)
-        folder.write_json(f"result-{split}.json", {"split": split, **score_records(records), "seconds": seconds})
-    scores = score([r["type"] for r in records], [bool(r["correct"]) for r in records])
+        found = score_records(records, kind=experiment.task.kind)
+        folder.write_json(f"result-{split}.json", {"split": split, **found, "seconds": seconds})
+    subsets = [r.get("subset", "") for r in records]
+    scores = score([r["type"] for r in records], [bool(r["correct"]) for r in records], subsets=subsets)
     return Evaluation(run=folder.path, split=split, scores=scores, seconds=seconds)
 
 

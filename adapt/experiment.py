@@ -12,6 +12,7 @@ from ..cache.errors import SettingsError, unknown_name
 from ..cache.settings import from_mapping
 from ..extract.settings import ExtractSettings, extract_settings, read_toml
 from .adapters.registry import adapter_settings
+from .extensions import LOSSES, check_part
 from .task import TaskSettings
 
 
@@ -28,6 +29,7 @@ class TrainSettings:
         warmup: share of all steps in which the rates rise linearly, 0 to 1; a cosine to zero follows.
         clip_norm: largest gradient norm; 0 for no clipping.
         label_smoothing: of the cross-entropy, 0 to 1.
+        loss: a registered loss in place of the cross-entropy: its `kind` and that kind's own settings.
         patience: epochs without a better validation accuracy before training stops; 0 never stops early.
         amp: "bf16" runs the frozen units and the adapters under bfloat16 autocast, "off" in float32, and "auto"
             takes bf16 on CUDA and float32 on a CPU.
@@ -45,6 +47,7 @@ class TrainSettings:
     warmup: float = 0.1
     clip_norm: float = 1.0
     label_smoothing: float = 0.0
+    loss: dict[str, Any] | None = None
     patience: int = 0
     amp: Literal["auto", "off", "bf16"] = "auto"
     num_threads: int = 0
@@ -57,6 +60,10 @@ class TrainSettings:
         for name in ("lr", "weight_decay", "clip_norm", "patience", "num_threads"):
             if getattr(self, name) < 0:
                 raise SettingsError(f"{name}: found {getattr(self, name)}, expected at least 0")
+        if self.loss is not None:
+            check_part(LOSSES, self.loss, where="loss")
+            if self.label_smoothing:
+                raise SettingsError("label_smoothing: is of the cross-entropy; expected 0 beside a loss of one's own")
         for name in ("warmup", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise SettingsError(f"{name}: found {getattr(self, name)}, expected 0 or more and less than 1")
@@ -68,15 +75,17 @@ class VariantSettings:
 
     Args:
         adapter: `kind`, and that kind's own settings.
-        insertion: "last K", or the boundaries of each modality, lists of one length: the i-th insertion joins the i-th
-            boundary of every modality. None for an adapter without insertion.
+        insertion: "last K"; depths from 0.0 to 1.0, the same for every encoder; or by modality a list of boundaries and
+            depths, or "aligned" with the one that has a list, all of one length: the i-th insertion joins the i-th
+            boundary of every modality (see `insertion`). None for an adapter without insertion. For one that trains
+            inside units it names the units, each by the boundary before it.
         placement: "between" adds at the boundary; "parallel" computes from a unit's input and adds to its output.
         train: keys of [train] that differ for this variant.
     """
 
     name: str
     adapter: dict[str, Any]
-    insertion: str | dict[str, tuple[int, ...]] | None = None
+    insertion: str | tuple[float, ...] | dict[str, str | tuple[int | float, ...]] | None = None
     placement: Literal["between", "parallel"] = "between"
     train: dict[str, Any] = field(default_factory=dict)
 
@@ -133,14 +142,23 @@ class _Tables:
     sweep: SweepSettings = field(default_factory=SweepSettings)
 
 
-def load_experiment(path: Path | str) -> Experiment:
+def load_experiment(path: Path | str, *, allow_missing: bool = False) -> Experiment:
     """Read and check an experiment's TOML.
+
+    Args:
+        path: the file.
+        allow_missing: as if `[data]` said `allow_missing = true`.
 
     Raises:
         SettingsError: anything the file cannot say, with the file's name, the key and what was expected.
     """
     path = Path(path)
-    return experiment_from_tables(read_toml(path), path=path)
+    experiment = experiment_from_tables(read_toml(path), path=path)
+    if not allow_missing:
+        return experiment
+    extraction = experiment.extraction
+    extraction = dataclasses.replace(extraction, data=dataclasses.replace(extraction.data, allow_missing=True))
+    return dataclasses.replace(experiment, extraction=extraction)
 
 
 def experiment_from_tables(tables: Mapping[str, Any], *, path: Path) -> Experiment:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..cache.errors import RunError
 
@@ -39,16 +39,23 @@ class Tally:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Tallies of one run on one split; types and groups without a question are absent."""
+    """Tallies of one run on one split; types, groups and subsets without a question are absent.
+
+    Subsets are the parts of a split that a release tells apart (frequent and rare answers of MUSIC-AVQA-R).
+    """
 
     by_type: dict[str, Tally]
     by_group: dict[str, Tally]
     overall: Tally
+    by_subset: dict[str, Tally] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
-        """Return `{"accuracy": fraction, "by_type": {type: {"correct": …, "total": …}}}`, as result.json has it."""
-        types = {name: {"correct": t.correct, "total": t.total} for name, t in self.by_type.items()}
-        return {"accuracy": self.overall.accuracy, "by_type": types}
+        """Return `{"accuracy": fraction, "by_type": {type: {"correct": …, "total": …}}}`, as result.json has it.
+
+        With subsets there is "by_subset" of the same form.
+        """
+        found: dict[str, object] = {"accuracy": self.overall.accuracy, "by_type": _counts(self.by_type)}
+        return {**found, "by_subset": _counts(self.by_subset)} if self.by_subset else found
 
 
 def order_types(types: Iterable[str]) -> tuple[str, ...]:
@@ -57,12 +64,13 @@ def order_types(types: Iterable[str]) -> tuple[str, ...]:
     return tuple(t for t in TYPE_ORDER if t in seen) + tuple(t for t in seen if t not in TYPE_ORDER)
 
 
-def score(types: Sequence[str], correct: Sequence[bool]) -> Scores:
-    """Count correct answers by type, by group and in all.
+def score(types: Sequence[str], correct: Sequence[bool], *, subsets: Sequence[str] = ()) -> Scores:
+    """Count correct answers by type, by group, by subset and in all.
 
     Args:
         types: the type of each question.
         correct: whether each was answered correctly; as long as `types`.
+        subsets: the subset of each question, "" for none; as long as `types`, or empty.
 
     Raises:
         RunError: no question at all, or two lengths.
@@ -78,4 +86,23 @@ def score(types: Sequence[str], correct: Sequence[bool]) -> Scores:
         if total:
             by_group[group] = Tally(correct=sum(hits[name] for name in members), total=total)
     overall = Tally(correct=hits.total(), total=totals.total())
-    return Scores(by_type=by_type, by_group=by_group, overall=overall)
+    pairs = [(name, right) for name, right in zip(subsets, correct, strict=False) if name]
+    by_subset = {
+        name: Tally(correct=sum(r for n, r in pairs if n == name), total=sum(n == name for n, _ in pairs))
+        for name in dict.fromkeys(name for name, _ in pairs)
+    }
+    return Scores(by_type=by_type, by_group=by_group, overall=overall, by_subset=by_subset)
+
+
+def mean_class_accuracy(answers: Sequence[str], correct: Sequence[bool]) -> float:
+    """Return the mean over the true classes that occur of the share of theirs that is correct, in [0, 1].
+
+    Raises:
+        RunError: no answer at all, or two lengths.
+    """
+    by_class = score(answers, correct).by_type
+    return sum(tally.accuracy for tally in by_class.values()) / len(by_class)
+
+
+def _counts(tallies: Mapping[str, Tally]) -> dict[str, dict[str, int]]:
+    return {name: {"correct": t.correct, "total": t.total} for name, t in tallies.items()}

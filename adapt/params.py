@@ -11,9 +11,10 @@ from .joint import JointModel
 
 
 def count_parameters(model: JointModel) -> tuple[int, int]:
-    """The number of trainable parameters, and of all: trained and frozen."""
+    """The number of trainable parameters, and of all: trained and frozen (what is trained in a copy counts once)."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for e in model.encoders.values() for p in e.model.parameters())
+    frozen -= getattr(model.adapter, "num_replaced", 0)
     return trainable, trainable + frozen
 
 

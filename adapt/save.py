@@ -28,11 +28,15 @@ def save_adapter(
     with writing(folder.path / "adapter.safetensors"):
         save_file(tensors, partial, metadata={"format": "pt"})
         partial.replace(folder.path / "adapter.safetensors")
+        export = getattr(model.adapter, "export", None)
+        if export is not None:  # formats of other libraries, beside ours
+            export(folder.path)
     folder.write_json(
         "adapter.json",
         {
             "adapter": to_mapping(variant.adapter),
             "insertions": [dict(i.boundaries) for i in model.insertions.insertions],
+            "insertion": _insertion(model, variant),
             "placement": model.placement,
             "encoders": {m: _encoder(e) for m, e in model.encoders.items()},
             "cached_boundaries": dict(cuts),
@@ -41,6 +45,15 @@ def save_adapter(
             "num_segments": bench.sampling.num_segments,
         },
     )
+
+
+def _insertion(model: JointModel, variant: VariantSettings) -> dict[str, Any]:
+    num_units = {m: e.num_units for m, e in model.encoders.items()}
+    return {
+        "asked": to_mapping(variant.insertion),
+        "resolved": model.insertions.summary(num_units),
+        "notes": list(model.insertions.notes),
+    }
 
 
 def load_adapter(folder: RunFolder, model: JointModel) -> dict[str, Any]:

@@ -7,24 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..cache.difference import differences
 from ..cache.errors import MissingItemError, MissingMediaError
-from ..cache.key import digest_file, digest_text
+from ..cache.key import digest_text
 from ..cache.reader import Batch, BoundaryReader, Verify
+from ..cache.rows import ReadPath
 from ..cache.store import FeatureStore
 from ..extract.encoders import Encoder
+from ..extract.features import FeatureEncoder, imported_key
 from ..extract.items import source_of
+from ..extract.left_out import read_left_out
 from ..extract.manifest.types import Manifest, Question
 from ..extract.media import ClipMedia, iter_media
+from ..extract.media_frames import FrameFolder, digest_media, stat_media
 from ..extract.sampling import Sampling
+from ..extract.settings import EncoderSettings
 from ..extract.state import State
 from ..extract.work import clip_identity, text_identity
+from .pinned import ReadSettings, Transfers, pinned_allocator
+from .rungs import States
+from .views import mixed_views, view_readers
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,10 @@ class JointBatch:
 
 class Source(Protocol):
     """Gives batches of states for lists of questions, in the order asked."""
+
+    def holds(self, question: Question) -> bool: ...
+
+    def why_not(self, question: Question) -> str: ...
 
     def batches(self, questions: Iterable[Sequence[Question]]) -> Iterator[JointBatch]: ...
 
@@ -52,7 +64,10 @@ class CachedSource:
         sampling: how clips were sampled.
         dtype: storage data type of the states to read.
         verify: when checksums are checked.
-        device: where the states go.
+        device: where the states go; to a GPU from pinned memory, without waiting.
+        read_path: how the store's bytes are reached; see `FeatureStore.reader`.
+        reads: by modality, further boundaries that the model reads; those that hold every item come with each batch.
+        views: by modality, the settings that say how many augmented views of each clip are stored.
     """
 
     def __init__(
@@ -66,15 +81,41 @@ class CachedSource:
         dtype: str,
         verify: Verify = "first",
         device: str = "cpu",
+        read_path: ReadPath = "auto",
+        reads: Mapping[str, Sequence[int]] | None = None,
+        views: Mapping[str, EncoderSettings] | None = None,
     ) -> None:
+        self._store = store.path
+        self._opened = store
+        self._how = ReadSettings(verify=verify, path=read_path, allocate=pinned_allocator(device))
+        self._transfers = Transfers(device)
+        self._views = {m: s for m, s in (views or {}).items() if s.views}
+        self._view_readers: dict[str, tuple[BoundaryReader, ...]] = {}
         self._manifest = manifest
         self._encoders = encoders
         self._device = device
         self._readers = {
-            m: _reader(store, encoders[m], starts[m], sampling, dtype=dtype, verify=verify) for m in starts
+            m: _reader(store, encoders[m], starts[m], sampling, dtype=dtype, how=self._how) for m in starts
         }
         self._stored = {m: {i.source: i.key for i in r.items} for m, r in self._readers.items()}
+        self._sizes = {m: {i.source: i.size_bytes for i in r.items} for m, r in self._readers.items()}
+        self._checked: dict[str, dict[str, str]] = {m: {} for m in self._readers}
         self._known = {m: set(keys.values()) for m, keys in self._stored.items()}
+        self._above = {m: self._readers_above(store, m, k, sampling) for m, k in (reads or {}).items()}
+
+    def _readers_above(
+        self, store: FeatureStore, modality: str, wanted: Sequence[int], sampling: Sampling
+    ) -> tuple[BoundaryReader, ...]:
+        """Readers of the wanted boundaries above the one that batches start from, as far as they hold all its items."""
+        base, encoder = self._readers[modality].spec, self._encoders[modality]
+        found = {}
+        for spec in store.boundaries():
+            alike = (spec.modality, spec.dtype) == (modality, base.dtype) and base.boundary < spec.boundary in wanted
+            if alike and not differences(_identity(encoder, spec.boundary, sampling), spec.identity):
+                reader = store.reader(modality, spec.boundary, key=spec.key, **self._how)
+                if self._known[modality] <= {i.key for i in reader.items}:
+                    found[spec.boundary] = reader
+        return tuple(found[k] for k in sorted(found))
 
     @property
     def boundaries(self) -> dict[str, int]:
@@ -85,17 +126,47 @@ class CachedSource:
         """Whether every state that the question needs is stored."""
         return all(self._key(m, question) is not None for m in self._readers)
 
-    def batches(self, questions: Iterable[Sequence[Question]]) -> Iterator[JointBatch]:
+    def why_not(self, question: Question) -> str:
+        """What of the question is not stored, and why, as far as stage 1 wrote it down."""
+        lacking = [m for m in self._readers if self._key(m, question) is None]
+        if lacking == ["text"]:
+            return f"text {question.text!r}"
+        source = source_of(self._manifest, self._manifest.clips[question.clip_id])
+        reasons = {entry.source: entry.reason for entry in read_left_out(self._store)}
+        reason = reasons.get(source or question.clip_id, "")
+        return f"clip {question.clip_id!r}" + (f" ({reason})" if reason else "")
+
+    def batches(self, questions: Iterable[Sequence[Question]], *, view_seed: int | None = None) -> Iterator[JointBatch]:
         """Yield one batch of states for each list of questions; reading runs ahead in a thread a modality.
+
+        Args:
+            questions: one list a batch.
+            view_seed: stands for a run's seed and epoch, and draws each clip's view; None for the plain view.
 
         Raises:
             MissingItemError: a clip or text that was never extracted.
             CorruptItemError: stored bytes that fail their checksum.
         """
         asked = [tuple(batch) for batch in questions]
-        streams = {m: reader.prefetch(self._all_keys(m, asked)) for m, reader in self._readers.items()}
+        readers = {m: (reader, *self._above.get(m, ())) for m, reader in self._readers.items()}
+        streams = {m: [self._stream(m, r, asked, view_seed) for r in several] for m, several in readers.items()}
         for batch in asked:
-            yield JointBatch(batch, {m: self._state(m, next(stream), batch) for m, stream in streams.items()})
+            states = {
+                m: [self._state(m, r, next(s), batch) for r, s in zip(several, streams[m], strict=True)]
+                for m, several in readers.items()
+            }
+            yield JointBatch(batch, States({m: s[0] for m, s in states.items()}, {m: s[1:] for m, s in states.items()}))
+
+    def _stream(
+        self, modality: str, reader: BoundaryReader, asked: Sequence[Sequence[Question]], view_seed: int | None
+    ) -> Iterator[Batch]:
+        settings = self._views.get(modality)
+        if settings is None or view_seed is None:
+            return reader.prefetch(self._all_keys(modality, asked))
+        if reader.spec.key not in self._view_readers:
+            self._view_readers[reader.spec.key] = view_readers(self._opened, reader, settings, how=self._how)
+        readers = self._view_readers[reader.spec.key]
+        return mixed_views(readers, self._all_keys(modality, asked), view_seed=view_seed)
 
     def _all_keys(self, modality: str, asked: Sequence[Sequence[Question]]) -> Iterator[list[str]]:
         for batch in asked:
@@ -116,27 +187,40 @@ class CachedSource:
         if modality == "text":
             key = digest_text(question.text)
             return key if key in self._known[modality] else None
+        if isinstance(self._encoders[modality], FeatureEncoder):
+            return imported_key(self._stored[modality], question.clip_id)
         clip = self._manifest.clips[question.clip_id]
         source = source_of(self._manifest, clip)
-        if source is None or clip.path is None:
+        if source is None or clip.media is None:
             return None
-        stored = self._stored[modality]
-        if source not in stored:
-            key = digest_file(clip.path)
-            stored[source] = key if key in self._known[modality] else ""
-        return stored[source] or None
+        checked = self._checked[modality]
+        if source not in checked:
+            checked[source] = self._content_key(modality, source, clip.media)
+        return checked[source] or None
 
-    def _state(self, modality: str, stored: Batch, batch: Sequence[Question]) -> State:
-        encoder, reader = self._encoders[modality], self._readers[modality]
-        hidden = _as_tensor(stored.hidden, stored.dtype)
+    def _content_key(self, modality: str, source: str, media: Path | FrameFolder) -> str:
+        """The key of a clip's content, "" where it is not stored: a moved, new or resized file is digested.
+
+        A file of the same name and size passes for the one that was extracted; `talik extract` looks closer.
+        """
+        size_bytes = self._sizes[modality].get(source)
+        if size_bytes is not None and size_bytes in (0, stat_media(media)[0]):
+            return self._stored[modality][source]
+        key = digest_media(media)
+        return key if key in self._known[modality] else ""
+
+    def _state(self, modality: str, reader: BoundaryReader, stored: Batch, batch: Sequence[Question]) -> State:
+        encoder = self._encoders[modality]
         places = _places(modality, batch)
-        hidden = hidden[places].to(self._device)
+        with self._transfers.of(stored) as to_device:
+            hidden = _as_states(to_device(stored.hidden), stored.dtype)[places]
+            inputs = {name: to_device(value)[places] for name, value in stored.inputs.items()}
+            lengths = None if stored.lengths is None else to_device(stored.lengths)[places]
         if modality == "text":
-            inputs = {name: torch.from_numpy(value)[places].to(self._device) for name, value in stored.inputs.items()}
-            assert stored.lengths is not None
-            lengths = torch.from_numpy(stored.lengths)[places].to(self._device)
+            assert lengths is not None
             return encoder.restore(hidden, reader.spec.boundary, inputs, lengths=lengths)
-        return encoder.restore(hidden.flatten(0, 1), reader.spec.boundary, {})
+        rows = {name: value.flatten(0, 1) for name, value in inputs.items()}
+        return encoder.restore(hidden.flatten(0, 1), reader.spec.boundary, rows)
 
 
 class LiveSource:
@@ -157,8 +241,16 @@ class LiveSource:
         self._sampling = sampling
         self._device = device
 
-    def batches(self, questions: Iterable[Sequence[Question]]) -> Iterator[JointBatch]:
-        """Yield one batch of states for each list of questions.
+    def holds(self, question: Question) -> bool:
+        """Whether the file that the question is about is there."""
+        return self._manifest.clips[question.clip_id].media is not None
+
+    def why_not(self, question: Question) -> str:
+        """What of the question is not there."""
+        return f"clip {question.clip_id!r} (the file is missing)"
+
+    def batches(self, questions: Iterable[Sequence[Question]], *, view_seed: int | None = None) -> Iterator[JointBatch]:
+        """Yield one batch of states for each list of questions; always the plain view, whatever `view_seed` is.
 
         Raises:
             MediaError: a file that cannot be decoded.
@@ -179,14 +271,14 @@ class LiveSource:
         if modality == "text":
             inputs = {k: v[places.to(v.device)] for k, v in inputs.items()}
         else:
-            t = self._sampling.num_segments
+            t = encoder.rows_per_clip(self._sampling.num_segments)
             rows = (places[:, None] * t + torch.arange(t)).flatten()
             inputs = {k: v[rows.to(v.device)] for k, v in inputs.items()}
         return encoder.run(encoder.embed(inputs), 0, self._starts[modality])
 
     def _decode(self, modality: str, questions: Sequence[Question]) -> list[ClipMedia]:
         clips = [self._manifest.clips[q.clip_id] for q in questions]
-        paths = [c.path for c in clips if c.path is not None]
+        paths = [c.media for c in clips if c.media is not None]
         if len(paths) < len(clips):
             gone = next(c.id for c in clips if c.path is None)
             raise MissingMediaError(f"{self._manifest.root}: the file of clip {gone!r} is missing; expected it there")
@@ -197,14 +289,35 @@ class LiveSource:
         return [o.media for o in outcomes if o.media is not None]
 
 
+def stored_questions(source: Source, questions: Sequence[Question], *, allow_missing: bool) -> list[Question]:
+    """Return the questions whose states a source holds.
+
+    Raises:
+        MissingItemError: it lacks some, and `allow_missing` is false: how many, and the first ten clips or texts; or it
+            lacks all.
+    """
+    held = {q.id: source.holds(q) for q in questions}
+    lacking = [q for q in questions if not held[q.id]]
+    if not lacking or (allow_missing and len(lacking) < len(questions)):
+        return [q for q in questions if held[q.id]]
+    what = list(dict.fromkeys(source.why_not(q) for q in lacking[:200]))
+    shown = ", ".join(what[:10]) + (", …" if len(what) > 10 else "")
+    raise MissingItemError(
+        f"{len(lacking)} of {len(questions)} questions need states that are not in the store: {shown}; run talik "
+        "extract first" + ("" if allow_missing else ", or go on without them with allow_missing = true in [data]")
+    )
+
+
 def _reader(
-    store: FeatureStore, encoder: Encoder, start: int, sampling: Sampling, *, dtype: str, verify: Verify
+    store: FeatureStore, encoder: Encoder, start: int, sampling: Sampling, *, dtype: str, how: ReadSettings
 ) -> BoundaryReader:
     modality = encoder.modality
+    if isinstance(encoder, FeatureEncoder):
+        return store.reader(modality, 0, key=encoder.stored.key, **how)
     below = [s for s in store.boundaries() if s.modality == modality and s.boundary <= start and s.dtype == dtype]
     for spec in sorted(below, key=lambda s: s.boundary, reverse=True):
         if not differences(_identity(encoder, spec.boundary, sampling), spec.identity):
-            return store.reader(modality, spec.boundary, key=spec.key, verify=verify)
+            return store.reader(modality, spec.boundary, key=spec.key, **how)
     if below:
         highest = max(s.boundary for s in below)
         store.reader(modality, highest, identity=_identity(encoder, highest, sampling))  # says which field differs
@@ -230,6 +343,5 @@ def _places(modality: str, batch: Sequence[Question]) -> Tensor:
     return torch.tensor([order[name] for name in names])
 
 
-def _as_tensor(hidden: np.ndarray, dtype: str) -> Tensor:
-    tensor = torch.from_numpy(hidden)
+def _as_states(tensor: Tensor, dtype: str) -> Tensor:
     return (tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor).float()

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..cache.errors import SettingsError
+from .extensions import HEADS, check_part
 from .sinusoids import sinusoids
 
 
@@ -25,20 +26,25 @@ class TaskSettings:
     """What is predicted, and the head's size.
 
     Args:
-        kind: "answers": one answer of the data set's vocabulary a question.
+        kind: "answers": one answer of the data set's vocabulary a question; "classes": one class a clip, nothing being
+            asked; "events": one class a segment.
         d_head: width d of the head.
         num_heads: of the attention over segments.
         dropout: in the classifier, 0 to 1.
+        head: a registered head in place of talik's own: its `kind` and that kind's own settings.
     """
 
-    kind: Literal["answers"] = "answers"
+    kind: Literal["answers", "classes", "events"] = "answers"
     d_head: int = 256
     num_heads: int = 4
     dropout: float = 0.1
+    head: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.num_heads < 1 or self.d_head < 1 or self.d_head % self.num_heads:
             raise SettingsError(f"d_head: found {self.d_head}, expected a multiple of num_heads = {self.num_heads}")
+        if self.head is not None:
+            check_part(HEADS, self.head, where="head")
         if not 0 <= self.dropout < 1:
             raise SettingsError(f"dropout: found {self.dropout}, expected 0 or more and less than 1")
 

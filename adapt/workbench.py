@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -11,16 +12,18 @@ from torch import nn
 from ..cache.errors import ManifestError, SettingsError
 from ..cache.store import FeatureStore
 from ..extract.encoders import Encoder
+from ..extract.features import FeatureEncoder, open_features_encoder
 from ..extract.manifest.load import load_manifest
 from ..extract.manifest.types import Manifest, Question
 from ..extract.sampling import Sampling, sampling_of
+from ..extract.settings import EncoderSettings
 from ..extract.work import boundary_states, open_encoder
 from .adapters.registry import adapter_kind, adapter_settings
 from .experiment import Experiment, VariantSettings
-from .insertion import ResolvedInsertions, resolve_insertions
+from .insertion import Placement, ResolvedInsertions, resolve_insertions
 from .joint import JointModel
 from .sources import CachedSource, LiveSource
-from .task import AnswerHead
+from .targets import check_task, make_head
 
 
 class Workbench:
@@ -39,16 +42,29 @@ class Workbench:
     def manifest(self) -> Manifest:
         """The data set's clips and questions."""
         settings = self.experiment.extraction
-        manifest = load_manifest(settings.data, base=settings.base)
+        manifest = load_manifest(settings.manifest_settings, base=settings.base)
         if not manifest.answers:
             raise ManifestError(f"{manifest.root}: no answers in the data set; expected at least one question with one")
         return manifest
+
+    @property
+    def allow_missing(self) -> bool:
+        """Whether questions about clips without states are left out, instead of refused."""
+        return self.experiment.extraction.data.allow_missing
 
     @cached_property
     def encoders(self) -> dict[str, Encoder]:
         """The frozen encoders by modality."""
         chosen = self.experiment.extraction.encoders.items()
-        return {m: open_encoder(s, modality=m, device=self.device) for m, s in chosen}
+        return {m: self._open(m, s) for m, s in chosen}
+
+    def _open(self, modality: str, settings: EncoderSettings) -> Encoder:
+        segments = self.experiment.extraction.data.segments
+        if settings.is_imported:
+            return open_features_encoder(
+                settings.model, self.store, modality=modality, num_segments=segments, device=self.device
+            )
+        return open_encoder(settings, modality=modality, device=self.device, num_segments=segments)
 
     @cached_property
     def sampling(self) -> Sampling:
@@ -67,6 +83,8 @@ class Workbench:
 
     @torch.no_grad()
     def _channels(self, encoder: Encoder) -> list[int]:
+        if isinstance(encoder, FeatureEncoder):
+            return [encoder.channels, encoder.channels]
         raw = ["a"] if encoder.modality == "text" else self.sampling.blank(encoder)
         inputs = {k: v.to(self.device) for k, v in encoder.preprocess(raw).items()}
         states = list(boundary_states(encoder, inputs, range(encoder.num_units + 1)))
@@ -92,45 +110,85 @@ class Workbench:
             raise SettingsError(f"variant {variant.name!r}: adapter kind {kind.name!r} has no insertion; remove it")
         if kind.module is not None and variant.insertion is None:
             raise SettingsError(f'variant {variant.name!r}: no insertion; expected for instance insertion = "last 1"')
+        if getattr(kind.module, "beside", False) and variant.placement != "between":
+            raise SettingsError(f"variant {variant.name!r}: {kind.name!r} enters no unit; remove placement")
         num_units = {m: e.num_units for m, e in self.used(variant).items()}
+        placement: Placement = variant.placement
+        if getattr(kind.module, "tunes_units", False):
+            if variant.placement != "between":
+                raise SettingsError(f"variant {variant.name!r}: {kind.name!r} trains inside units; remove placement")
+            placement = "inside"
         try:
-            return resolve_insertions(variant.insertion, num_units, placement=variant.placement)
+            return resolve_insertions(variant.insertion, num_units, placement=placement)
         except SettingsError as error:
             raise SettingsError(f"variant {variant.name!r}: {error}") from None
 
     def build(self, variant: VariantSettings, *, seed: int) -> JointModel:
         """The variant's model, freshly initialised; the head's weights depend on the seed alone, not on the adapter."""
         encoders, insertions = self.used(variant), self.insertions(variant)
+        check_task(self.manifest, self.experiment.task, list(encoders))
         dims = [{m: self.channels[m][k] for m, k in i.boundaries.items()} for i in insertions.insertions]
         adapter: nn.Module | None = None
         module = adapter_kind(variant.adapter["kind"]).module
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, "adapter"))
-            if module is not None:
-                adapter = module(adapter_settings(variant.adapter), dims)
-            torch.manual_seed(derived_seed(seed, "head"))
             ends = {m: self.channels[m][-1] for m in encoders}
-            head = AnswerHead(ends, len(self.manifest.answers), self.experiment.task)
-        model = JointModel(encoders, insertions, adapter, head, placement=variant.placement)
+            placement: Placement = variant.placement
+            if getattr(module, "tunes_units", False):
+                assert module is not None
+                placement = "inside"
+                units = {m: insertions.of(m) for m in encoders if insertions.of(m)}
+                adapter = module(adapter_settings(variant.adapter), encoders, units)
+            elif module is not None:
+                more = (ends,) if getattr(module, "beside", False) else ()
+                adapter = module(adapter_settings(variant.adapter), dims, *more)
+            torch.manual_seed(derived_seed(seed, "head"))
+            head = make_head(ends, len(self.manifest.answers), self.experiment.task)
+        model = JointModel(encoders, insertions, adapter, head, placement=placement)
         return model.to(self.device)
 
     def cached(self, model: JointModel) -> CachedSource:
         """Batches for this model out of the store."""
+        return self._cached(model.encoders, model.starts(), model.reads())
+
+    def _cached(
+        self, encoders: Mapping[str, Encoder], starts: Mapping[str, int], reads: Mapping[str, Sequence[int]]
+    ) -> CachedSource:
         settings = self.experiment.extraction.store
         return CachedSource(
             self.store,
             self.manifest,
-            model.encoders,
-            model.starts(),
+            encoders,
+            starts,
             self.sampling,
             dtype=settings.dtype,
             verify=settings.verify,
+            read_path=settings.read_path,
             device=self.device,
+            reads=reads,
+            views=dict(self.experiment.extraction.encoders.items()),
         )
 
     def live(self, model: JointModel) -> LiveSource:
         """Batches for this model computed from the media files."""
-        return LiveSource(self.manifest, model.encoders, model.starts(), self.sampling, device=self.device)
+        return self._live(model.encoders, model.starts())
+
+    def _live(self, encoders: Mapping[str, Encoder], starts: Mapping[str, int]) -> LiveSource:
+        for encoder in encoders.values():
+            if isinstance(encoder, FeatureEncoder):
+                raise SettingsError(f"{encoder.spec}: imported features cannot be computed live; leave out --live")
+        return LiveSource(self.manifest, encoders, starts, self.sampling, device=self.device)
+
+    def shared(
+        self, starts: Mapping[str, int], reads: Mapping[str, Sequence[int]], *, live: bool
+    ) -> CachedSource | LiveSource:
+        """Batches for several models trained together: states at `starts`, and at what is stored of `reads`."""
+        encoders = {m: self.encoders[m] for m in starts}
+        if not live:
+            return self._cached(encoders, starts, reads)
+        if any(settings.views for _, settings in self.experiment.extraction.encoders.items()):
+            raise SettingsError("views: augmented views come from the store; leave out --live, or the views")
+        return self._live(encoders, starts)
 
     def questions(self, split: str) -> tuple[Question, ...]:
         """The questions of a split, or a ManifestError if there is none."""

@@ -34,6 +34,7 @@ _WAVE = {
     "num_conv_pos_embeddings": 16,
     "num_conv_pos_embedding_groups": 4,
     "vocab_size": 32,
+    "feat_extract_norm": "layer",  # with "group", padding reaches every frame of the model itself
 }
 _SWIN = {"embed_dim": 24, "depths": [2, 2, 2], "num_heads": [2, 4, 8], "window_size": 4, "image_size": 64}
 
@@ -228,13 +229,13 @@ TRANSFORMERS: tuple[Small, ...] = (
         required=False,
     ),
     Small(kind="clip_vision_model", modality="visual", config=_VIT),
-    Small(kind="siglip_vision_model", modality="visual", config=_VIT),
+    Small(kind="siglip_vision_model", modality="visual", config={**_VIT, "num_hidden_layers": 8}),
     Small(
         kind="siglip2_vision_model",
         modality="visual",
         config={
             "hidden_size": 48,
-            "num_hidden_layers": 4,
+            "num_hidden_layers": 8,
             "num_attention_heads": 4,
             "intermediate_size": 96,
             "num_patches": 16,
@@ -275,13 +276,13 @@ TRANSFORMERS: tuple[Small, ...] = (
     Small(
         kind="vivit",
         modality="visual",
-        config={**_VIT, "num_frames": 4, "tubelet_size": [2, 8, 8], "image_size": 16},
+        config={**_VIT, "num_hidden_layers": 6, "num_frames": 4, "tubelet_size": [2, 8, 8], "image_size": 16},
         inputs={"pixel_values": (4, 3, 16, 16)},
     ),
     Small(
         kind="resnet",
         modality="visual",
-        config={"embedding_size": 16, "hidden_sizes": [16, 24, 32, 48], "depths": [1, 2, 2, 1]},
+        config={"embedding_size": 16, "hidden_sizes": [16, 24, 32, 48], "depths": [2, 2, 3, 2]},
         inputs={"pixel_values": (3, 64, 64)},
         required=False,
     ),
@@ -342,7 +343,7 @@ TRANSFORMERS: tuple[Small, ...] = (
     Small(
         kind="cvt",
         modality="visual",
-        config={"embed_dim": [16, 32, 48], "num_heads": [1, 2, 3], "depth": [1, 2, 2]},
+        config={"embed_dim": [16, 32, 48], "num_heads": [1, 2, 3], "depth": [1, 2, 3]},
         inputs={"pixel_values": (3, 64, 64)},
         required=False,
     ),
@@ -414,7 +415,7 @@ TRANSFORMERS: tuple[Small, ...] = (
     Small(
         kind="sew",
         modality="audio",
-        config={**_WAVE, "squeeze_factor": 2},
+        config={**_WAVE, "num_hidden_layers": 6, "squeeze_factor": 2},
         inputs={"input_values": (800,)},
         required=False,
     ),

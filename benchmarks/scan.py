@@ -1,11 +1,11 @@
 """Measure the selective scan, forward and backward, beside the other implementations there are.
 
-    python benchmarks/scan.py [--rounds 15] [--threads 2] [--output FILE.json]
+    python benchmarks/scan.py [--rounds 15] [--threads 2] [--output FILE.json] [--page FILE.md]
 
 Checks the values and gradients against float64 first, then times in one interleaved run: every round calls each
 implementation once, in rotated order. Reports medians and quartiles, ratios within rounds, the first (cold) call
-apart, how the time grows with L, and the extra memory of a training step. What cannot be imported is left out and
-said to be. Sizes are (B, L, d, N): batch, time steps, channels, states.
+apart, how the time grows with L, and the extra memory of a training step; writes them to benchmarks/scan.md. What
+cannot be imported is left out and said to be. Sizes are (B, L, d, N): batch, time steps, channels, states.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -253,11 +254,50 @@ def environment() -> dict[str, object]:
     }
 
 
+def page(result: dict[str, Any]) -> str:
+    """Return the result as Markdown, the bars (at least 10 and 3 times, at most 1.3) beside what was found."""
+    where = result["environment"]
+    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+    lines = [
+        "# The selective scan, forward and backward",
+        "",
+        f"Written by `{where['command']}`: {where['cpu']}, {where['num_threads']} threads of {where['num_cpus']} CPUs; "
+        f"{versions}; commit {where['commit']}. Medians of interleaved rounds, quartiles in brackets; sizes are "
+        "(B, L, d, N): batch, time steps, channels, states.",
+        "",
+        "| size | implementation | ms | times talik | first call, ms | error |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for rows in (result["main"], result["adapter"]):
+        for size, timings in rows.items():
+            for name, row in timings.items():
+                low, high = row["ratio_to_talik_quartiles"]
+                error = f"{result['errors'][name]:.1e}" if size == str(MAIN_SIZE) else ""
+                ratio = f"{row['ratio_to_talik']:.1f} ({low:.1f} to {high:.1f})"
+                lines.append(
+                    f"| {size} | {name} | {_ms(row):.2f} | {ratio} | {row['cold_seconds'] * 1e3:.1f} | {error} |"
+                )
+    lines += [
+        "",
+        "Error: the largest of values and gradients against float64, of the largest value. Bars at the first ",
+    ]
+    lines[-1] += "size: 10 times transformers' and mamba-ssm's reference path, 3 times mambapy's parallel scan."
+    lines += [f"Not measured: {name}, {' '.join(reason.split())}." for name, reason in result["missing"].items()]
+    lines += ["", "| time steps | ms | µs a step |", "|---:|---:|---:|"]
+    lines += [f"| {n} | {_ms(row):.2f} | {_ms(row) * 1e3 / int(n):.2f} |" for n, row in result["growth"].items()]
+    lines += ["", "| size | peak of a step, MiB | of one tensor of all states (bar: 1.3) |", "|---|---:|---:|"]
+    memory = result["extra_memory"].items()
+    lines += [f"| {size} | {row['peak_bytes'] / 2**20:.2f} | {row['ratio']:.2f} |" for size, row in memory]
+    lines += ["", f"CUDA: {result['cuda'].get('skipped') or json.dumps(result['cuda'])}."]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15, help="timed calls of each implementation")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch's threads")
     parser.add_argument("--output", type=Path, help="write the JSON here as well")
+    parser.add_argument("--page", type=Path, default=Path(__file__).with_suffix(".md"), help="the page to write")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     scan = talik_scan("torch")
@@ -278,6 +318,7 @@ def main() -> None:
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(result, indent=2) + "\n")
+    options.page.write_text(page(result), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 Letters: B items, T segments, L text tokens, N tokens of a frame or window, M latents a segment, D channels, d width.
 
-Our reading of the abstract of Liu, Chen, Zeng 2025 (see `selection`): the interaction is "short-term" in that it is
-confined to a window of segments, and "centred on vision or audio". For segment t and radius w:
+This file answers the abstract's sentence (Liu, Chen, Zeng 2025, see `trimodal`) that the "short-term semantic
+interaction module", "centred on vision or audio", "models the interaction of local features within a short time".
+Our reading: "short time" is a window of segments around each segment, and the centre is the modality whose segment the
+window is laid around. The latent tokens, and everything else below, are ours. For segment t and radius w:
 
 1. M latents, the same for every segment at first and small, so that the question soon outweighs what they are, read
    the question.

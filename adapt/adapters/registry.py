@@ -12,8 +12,23 @@ from torch import nn
 
 from ...cache.errors import SettingsError, unknown_name
 from ...cache.settings import from_mapping
+from .peft_settings import TUNERS
 
-BUILT_IN = {"probe": "probe", "trimodal": "trimodal"}  # kind → module of this package
+BUILT_IN = {  # kind → module of this package
+    "probe": "probe",
+    "trimodal": "trimodal",
+    "lavish": "lavish",
+    "lstta": "lstta",
+    "dgsct": "dgsct",
+    "bottleneck": "bottleneck",
+    "parallel": "parallel",
+    "side": "side",
+    "bitfit": "unfrozen",
+    "norm": "unfrozen",
+    "finetune": "unfrozen",
+    **{f"peft:{tuner}": "peft_units" for tuner in TUNERS},
+}
+GROUP = "talik.adapters"  # of entry points; the name is the kind, the object a class or a module that registers
 
 
 @dataclass(frozen=True)
@@ -23,7 +38,11 @@ class AdapterKind:
     Args:
         module: `module(settings, dims)`, or None for an adapter without insertion, which leaves all to the head.
             `dims` gives, for each insertion, the channels of each modality; the module's `at(i)` is the adapter of
-            the i-th insertion, called with a `Triple` and returning `Deltas`.
+            the i-th insertion, called with a `Triple` and returning `Deltas`. A module with `beside = True` reads the
+            encoders and enters them nowhere: made by `module(settings, dims, ends)`, `ends` the channels of what the
+            head reads, and called once with the `Triple` of every insertion (see `side`). A module with
+            `tunes_units = True` trains inside the units that follow the insertion's boundaries: made by
+            `module(settings, encoders, units)` (see `tuned`).
     """
 
     name: str
@@ -48,9 +67,7 @@ def adapter_kind(name: str) -> AdapterKind:
     if name not in _KINDS and name in BUILT_IN:
         importlib.import_module(f".{BUILT_IN[name]}", __package__)
     if name not in _KINDS:
-        for point in entry_points(group="talik.adapters"):
-            if point.name == name:
-                point.load()
+        load_entry_points(GROUP, name)
     if name not in _KINDS:
         raise SettingsError(unknown_name("adapter kind", name, known_adapters()))
     return _KINDS[name]
@@ -58,11 +75,30 @@ def adapter_kind(name: str) -> AdapterKind:
 
 def known_adapters() -> tuple[str, ...]:
     """The names of all adapters that could be asked for, built in, registered or by entry point."""
-    return tuple(sorted({*BUILT_IN, *_KINDS, *(p.name for p in entry_points(group="talik.adapters"))}))
+    return tuple(sorted({*BUILT_IN, *_KINDS, *(p.name for p in entry_points(group=GROUP))}))
 
 
 def adapter_settings(table: Mapping[str, Any]) -> Any:
     """Build the settings that `[variants.adapter]` gives: `kind` picks the class, the other keys are its own."""
     kind = adapter_kind(str(table["kind"]))
     values = {k: v for k, v in table.items() if k != "kind"}
-    return from_mapping(kind.settings, values, where="adapter")
+    parse = getattr(kind.settings, "from_table", None)
+    return from_mapping(kind.settings, values, where="adapter") if parse is None else parse(kind.name, values)
+
+
+def load_entry_points(group: str, name: str) -> None:
+    """Import what installed packages offer under `name` in a group of entry points; importing it registers it.
+
+    Raises:
+        SettingsError: its import fails.
+    """
+    for point in entry_points(group=group):
+        if point.name == name:
+            try:
+                point.load()
+            except Exception as error:  # another package's code
+                reason = " ".join(str(error).split())
+                raise SettingsError(
+                    f"{name!r}: the entry point {point.value!r} of group {group!r} cannot be loaded: "
+                    f"{type(error).__name__}: {reason}"
+                ) from None

@@ -3,8 +3,10 @@
 Letters: B items, T segments, L text tokens, N tokens of a frame or window, D channels of an encoder, d width.
 
 The source (Liu, Chen, Zeng, *Tri-modal adapter based on selective state space*, Journal of Computer Applications
-2025, 45(2): 411-420) is known to us by its abstract: a module "uses a selective state space" so that redundant
-features of all three modalities are suppressed over the long term. What follows is our reading of it.
+2025, 45(2): 411-420) is known to us by its abstract, and this file answers its sentence: "the long-term semantic
+selection module", "based on a selective state space", "aims to suppress redundant information in the three
+modalities". That "long-term" means the whole clip on one line, that "suppress" means a gate on every channel of every
+token, and each of the steps below are our reading of it.
 
 1. Each modality's tokens are projected down; a frame's or window's tokens are averaged to one descriptor.
 2. The descriptors lie on one line: the text's tokens first, then v_1, a_1, v_2, a_2, …; so the question is in the
@@ -26,7 +28,17 @@ from ..scan.block import MambaBlock
 from .attention import CrossAttention
 from .triple import Triple
 
-MODALITIES = ("visual", "audio", "text")
+Gates = dict[str, Tensor]  # modality → (B, T), or (B, L) for text
+
+
+def mean_gate(gate: Tensor, modality: str) -> Tensor:
+    """One number a place, detached: the mean over channels of 1 + `gate`, (B, T) or, for text, (B, L); float32.
+
+    Args:
+        gate: what `Selection` returns for `modality`.
+    """
+    means = 1.0 + gate.detach().float().mean(dim=-1)
+    return means if modality == "text" else means.squeeze(2)
 
 
 class Selection(nn.Module):

@@ -1,22 +1,37 @@
 """`trimodal`: long-term semantic selection, then short-term semantic interaction, at every insertion.
 
 Source: Liu, Chen, Zeng, *Tri-modal adapter based on selective state space*, Journal of Computer Applications 2025,
-45(2): 411-420, of which the abstract is what we have; `selection` and `interaction` say what is our reading.
-Either module can be taken out, which is the paper's ablation.
+45(2): 411-420, https://www.joca.cn/CN/10.11772/j.issn.1001-9081.2024010130, of which the abstract is what we have.
+Its sentences (in Chinese; ours here), and what of this package answers each:
+
+1. The adapter "can freeze the pre-trained model, fine-tunes only a small number of additional parameters, and
+   accomplishes dense interaction among the three modalities": `joint` runs the encoders frozen; what `forward` below
+   returns is added to the tokens of all three, and is zero until something is learned.
+2. "A long-term semantic selection module based on a selective state space and a short-term semantic interaction module
+   centred on vision or audio": `Selection` and `Interaction`; `center` says which.
+3. "The two modules are inserted, in this order, between the sequential encoders": the interaction reads what the
+   selection let through. That the place is any boundary between an encoder's units, named by a variant's `insertion`,
+   is our reading; so is that one adapter may serve several boundaries (`share_across_insertions`).
+4. "Long-term semantic selection aims to suppress redundant information in the three modalities": `selection` says how
+   we read it. 5. "Short-term semantic interaction models the interaction of local features within a short time":
+   `interaction` says how.
+
+Either module can be taken out ("none"), or replaced by the choice that it is to be compared with ("attention" for the
+scan, "global" for the window).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, overload
 
 from torch import Tensor, nn
 
 from ...cache.errors import SettingsError
 from .interaction import Interaction
 from .registry import register_adapter
-from .selection import Selection
+from .selection import Gates, Selection, mean_gate
 from .triple import Deltas, Triple
 
 
@@ -96,12 +111,28 @@ class TrimodalInsertion(nn.Module):
                 scale=settings.scale,
             )
 
-    def forward(self, triple: Triple) -> Deltas:
-        """Return what is to be added to each modality's tokens."""
+    @overload
+    def forward(self, triple: Triple) -> Deltas: ...
+    @overload
+    def forward(self, triple: Triple, *, return_gates: Literal[True]) -> tuple[Deltas, Gates]: ...
+
+    def forward(self, triple: Triple, *, return_gates: bool = False) -> Deltas | tuple[Deltas, Gates]:
+        """Return what is to be added to each modality's tokens.
+
+        Args:
+            triple: the tokens.
+            return_gates: also return the selection's gates, the mean over channels: (B, T) for visual and audio, one a
+                segment, and (B, L) for text, one a token; float32, each in (0, 2), 1 where nothing is selected. What
+                stands at padding tokens means nothing. {} without a selection.
+        """
         deltas: dict[str, Tensor] = {}
         selected = triple
+        shown: Gates = {}
         if self.selection is not None:
-            for modality, gate in self.selection(triple).items():
+            gates = self.selection(triple)
+            if return_gates:
+                shown = {m: mean_gate(gate, m) for m, gate in gates.items()}
+            for modality, gate in gates.items():
                 tokens = triple.get(modality)
                 assert tokens is not None
                 deltas[modality] = tokens * gate
@@ -112,7 +143,7 @@ class TrimodalInsertion(nn.Module):
         if self.interaction is not None:
             for modality, delta in self.interaction(selected).items():
                 deltas[modality] = deltas[modality] + delta if modality in deltas else delta
-        return Deltas(**deltas)
+        return (Deltas(**deltas), shown) if return_gates else Deltas(**deltas)
 
 
 _NAMES = ("visual", "audio", "text")
@@ -125,6 +156,8 @@ class Trimodal(nn.Module):
         settings: every choice.
         dims: for each insertion, the channels of each modality that takes part.
     """
+
+    has_gates = True
 
     def __init__(self, settings: TrimodalSettings, dims: Sequence[dict[str, int]]) -> None:
         super().__init__()

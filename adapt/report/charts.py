@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from markupsafe import Markup, escape
 
-from .render import format_cell, format_count, format_points
+from .formats import format_cell, format_count, format_points
 from .runs import Epoch, Run
 from .statistics import MeanInterval
 from .table import Comparison, Row, Table, cell_of

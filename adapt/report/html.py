@@ -9,10 +9,11 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from ...cache.errors import SettingsError
-from . import charts, render
+from . import charts, formats, render
 from .clips import ShownClip
 from .page import TEMPLATE
 from .runs import Prediction, Run
+from .selection import shown_gates
 from .style import CSS
 from .table import Row, Table, cell_of
 
@@ -83,6 +84,7 @@ def to_html(
     """
     trained = [row for row in table.rows if row.trained]
     best = table.best()
+    clips = list(clips)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
     return environment.from_string(TEMPLATE).render(
         title=title,
@@ -102,14 +104,20 @@ def to_html(
         bars=charts.type_bars(table),
         figures=_figures(table, variants),
         clips=[_card(shown, variants, blind) for shown in clips],
+        gates=shown_gates(
+            variants,
+            {row.name: row.label for row in table.rows},
+            clips=[shown.clip_id for shown in clips],
+            frames={shown.clip_id: shown.frames for shown in clips},
+        ),
         footer=_FOOTER,
-        format_count=render.format_count,
-        format_seconds=render.format_seconds,
-        format_points=render.format_points,
-        format_interval=render.format_interval,
-        format_p=render.format_p,
-        short_type=render.short_type,
-        verdict=render.verdict,
+        cost_heads=render.cost_heads(table, "trainable parameters", "FLOPs a question", "hours"),
+        cost_cells=lambda row: render.cost_cells(table, row),
+        format_points=formats.format_points,
+        format_interval=formats.format_interval,
+        format_p=formats.format_p,
+        short_type=formats.short_type,
+        verdict=formats.verdict,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from .render import format_cell
+from .formats import format_cell
 from .runs import Run
 from .table import BLIND, BLIND_LABEL, Table
 

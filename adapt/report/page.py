@@ -48,7 +48,7 @@ trained rows, whether or not the difference is more than chance.</p>
 <tr><th class="first"></th>
 {%- for group, members in groups.items() %}
 <th class="group" colspan="{{ members|length + (1 if group else 0) }}">{{ group }}</th>
-{%- endfor %}<th colspan="3"></th></tr>
+{%- endfor %}<th colspan="{{ 1 + cost_heads|length }}"></th></tr>
 {% endif %}
 <tr><th class="first">variant</th>
 {%- for group, members in groups.items() %}
@@ -56,8 +56,9 @@ trained rows, whether or not the difference is more than chance.</p>
 <th>{{ short_type(name) if group else name }}<small>{{ table.num_by_type[name] }}</small></th>
 {%- endfor %}
 {%- if group %}<th>Avg<small>{{ group_sizes[group] }}</small></th>{% endif %}
-{%- endfor %}<th>All<small>{{ table.num_questions }}</small></th><th>trainable<small>parameters</small></th>
-<th>training<small>seconds</small></th></tr>
+{%- endfor %}<th>All<small>{{ table.num_questions }}</small></th>
+{%- for head in cost_heads %}<th>{{ head.split(' ', 1)[0] }}<small>{{ head.split(' ', 1)[1:]|join }}</small></th>
+{%- endfor %}</tr>
 </thead>
 <tbody>
 {%- for row in table.rows %}
@@ -65,8 +66,8 @@ trained rows, whether or not the difference is more than chance.</p>
 {%- for group, members in groups.items() %}
 {%- for name in members %}{{ cell(row, name) }}{% endfor %}
 {%- if group %}{{ cell(row, group, 'average') }}{% endif %}
-{%- endfor %}{{ cell(row, 'Avg', 'average') }}<td>{{ format_count(row.trainable_params) }}</td>
-<td>{{ format_seconds(row.seconds) }}</td></tr>
+{%- endfor %}{{ cell(row, 'Avg', 'average') }}
+{%- for number in cost_cells(row) %}<td>{{ number }}</td>{% endfor %}</tr>
 {%- endfor %}
 </tbody>
 </table>
@@ -108,6 +109,26 @@ trained rows, whether or not the difference is more than chance.</p>
 {%- endfor %}
 </div>
 </section>
+
+{% if gates %}
+<section>
+<h2>What the selection kept</h2>
+<p class="caption">Mean over channels of a variant's gates at each segment and token (its first seed), for a few test
+questions: 1 lets pass, 0 suppresses, 2 doubles; the darker, the more is kept. The first question of a clip is shown,
+whatever was answered.</p>
+<div class="figures">
+{%- for shown in gates %}
+<figure class="card"><figcaption>{{ shown.question }}
+<span>{{ shown.label }} · true answer: {{ shown.answer }} · clip {{ shown.clip_id }}</span></figcaption>
+{%- if shown.frames %}<div class="strip">
+{%- for frame in shown.frames %}<img src="{{ frame }}" alt="segment {{ loop.index }}">{% endfor %}</div>{% endif %}
+{%- for insertion, chart in shown.charts %}
+{%- if shown.charts|length > 1 %}<p class="caption">insertion {{ insertion + 1 }}</p>{% endif %}{{ chart }}
+{%- endfor %}</figure>
+{%- endfor %}
+</div>
+</section>
+{% endif %}
 
 {% if clips %}
 <section>

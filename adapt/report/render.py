@@ -4,89 +4,101 @@ from __future__ import annotations
 
 import csv
 import io
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from .statistics import MeanInterval
-from .table import Comparison, Row, Table, cell_of
+from .formats import (
+    format_cell,
+    format_count,
+    format_hours,
+    format_interval,
+    format_p,
+    format_points,
+    format_time,
+    short_type,
+    verdict,
+)
+from .ledger import Ledger
+from .table import Comparison, Corrected, Row, Table, cell_of
+
+DELTA_NOTE = "Points; * where p is below 0.05 after Holm's correction over all types and rows (Avg: over comparisons)."
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {c: "\\" + c for c in "&%$#_{}"}
+LEDGER_HEAD = ("cost", "actual", "predicted", "without the cache")
 _GAP = 2
+_DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 
 
-def format_cell(cell: MeanInterval, *, plus_minus: str = " ± ") -> str:
-    """Return "61.2" for one seed, "61.2 ± 3.4" for several."""
-    return f"{cell.mean:.1f}" if cell.half is None else f"{cell.mean:.1f}{plus_minus}{cell.half:.1f}"
+def device_word(table: Table) -> str:
+    """Return "CPU" or "GPU" where all runs were trained on one, else ""."""
+    devices = {row.device for row in table.rows if row.trained}
+    return _DEVICES.get(devices.pop() or "", "") if len(devices) == 1 else ""
 
 
-def format_count(number: int | None) -> str:
-    """Return a count of parameters to three digits: "–", "812", "12.3 k", "1.23 M", "4.50 G"."""
-    if number is None:
-        return "–"
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size * 0.9995:
-            digits = max(0, 2 - int(math.log10(number / size * 1.0005)))
-            return f"{number / size:.{digits}f} {unit}"
-    return str(number)
+def cost_heads(table: Table, params: str, flops: str, hours: str) -> list[str]:
+    """Return the heads of the last columns: what a variant trains and costs; FLOPs where a run has them counted."""
+    word = device_word(table)
+    return [params, *([flops] if _has_flops(table) else []), f"{word} {hours}".strip()]
 
 
-def format_seconds(seconds: float | None) -> str:
-    """Return whole seconds, one decimal below ten, or "–"."""
-    if seconds is None:
-        return "–"
-    return f"{seconds:.1f}" if seconds < 9.95 else f"{seconds:,.0f}"
+def cost_cells(table: Table, row: Row) -> list[str]:
+    """Return a row's cells of the last columns."""
+    flops = [format_count(row.flops)] if _has_flops(table) else []
+    device = "" if device_word(table) else _DEVICES.get(row.device or "", "")
+    return [format_count(row.trainable_params), *flops, f"{format_hours(row.seconds)} {device}".strip()]
 
 
-def format_p(p_value: float) -> str:
-    """Return a p-value to three decimals, "<0.001" below."""
-    return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
+def _has_flops(table: Table) -> bool:
+    return any(row.flops is not None for row in table.rows)
 
 
-def format_interval(comparison: Comparison) -> str:
-    """Return "[+1.2, +4.0]", in points."""
-    return f"[{format_points(comparison.difference.low)}, {format_points(comparison.difference.high)}]"
+def delta_head(table: Table) -> list[str]:
+    """Return the head of the table of differences by type."""
+    labels = {row.name: row.label for row in table.rows}
+    return [f"against {labels[table.baseline]}" if table.baseline else "", *table.types, "Avg"]
 
 
-def format_points(points: float) -> str:
-    """Return a difference with its sign, "+1.2", "−0.4", "0.0"."""
-    text = f"{points:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+def delta_cells(table: Table) -> list[list[str]]:
+    """Return a row for each variant compared with the baseline by type: points, starred where p (Holm) is below 0.05.
+
+    The types are corrected together, over all rows; Avg as in the table of comparisons.
+    """
+    return [
+        [c.a_label, *(_starred(c.by_type[t]) for t in table.types), _starred(c)] for c in table.comparisons if c.by_type
+    ]
 
 
-def short_type(name: str) -> str:
-    """Return a type's name without its group's, as below a heading: "AV-count" -> "count"."""
-    return name.rpartition("-")[2]
-
-
-def verdict(comparison: Comparison) -> str:
-    """Return "yes" or "no": whether the interval excludes zero."""
-    return "yes" if comparison.difference.excludes_zero else "no"
+def _starred(corrected: Corrected | Comparison) -> str:
+    return format_points(corrected.difference.points) + "*" * (corrected.p_corrected < 0.05)
 
 
 def to_text(table: Table, *, width: int = 160) -> str:
-    """Return both tables in at most `width` columns (at least 40): columns that do not fit go on below."""
-    head = ["variant", *table.types, "Avg", "params", "s"]
+    """Return the tables in at most `width` columns (at least 40): columns that do not fit go on below."""
+    head = ["variant", *table.types, "Avg", *cost_heads(table, "params", "FLOPs", "h")]
     body = [_plain_cells(table, row, " ± ") for row in table.rows]
     if _total_width([head, *body]) > width:
         body = [_plain_cells(table, row, "±") for row in table.rows]
     blocks = [_fixed(head, body, width)]
     if table.comparisons:
         blocks.append(_fixed(_comparison_head(table), _comparison_cells(table), width, num_left=2))
+    if deltas := delta_cells(table):
+        blocks.append(_fixed(delta_head(table), deltas, width) + f"\n{DELTA_NOTE}")
     return "\n\n".join(blocks) + "\n"
 
 
 def to_markdown(table: Table) -> str:
-    """Return both tables in Markdown; the best mean of each column is bold."""
-    head = ["variant", *table.types, "Avg", "trainable parameters", "seconds"]
+    """Return the tables in Markdown; the best mean of each column is bold."""
+    head = ["variant", *table.types, "Avg", *cost_heads(table, "trainable parameters", "FLOPs a question", "hours")]
     lines = _markdown_rows(head, [styled_cells(table, row, "**{}**".format) for row in table.rows], num_left=1)
     if table.comparisons:
         lines += ["", *_markdown_rows(_comparison_head(table), _comparison_cells(table), num_left=2)]
+    if deltas := delta_cells(table):
+        lines += ["", *_markdown_rows(delta_head(table), deltas, num_left=1), "", DELTA_NOTE.replace("*", "\\*")]
     return "\n".join(lines) + "\n"
 
 
 def to_latex(table: Table) -> str:
-    """Return both tables as LaTeX `tabular`s for the booktabs package, types under their groups with group averages."""
+    """Return the tables as LaTeX `tabular`s for the booktabs package, types under their groups with group averages."""
     groups = table.groups()
     spans, rules, head, column = [""], [], ["Variant"], 2
     for name, members in groups.items():
@@ -96,14 +108,15 @@ def to_latex(table: Table) -> str:
         head += [_latex(short_type(m) if name else m) for m in members]
         head += ["Avg"] if name else []
         column += size
-    head += ["Avg", "Params", "Seconds"]
+    costs = cost_heads(table, "Params", "FLOPs", "Hours")
+    head += ["Avg", *costs]
     styled = [styled_cells(table, row, r"\textbf{{{}}}".format, grouped=True) for row in table.rows]
     body = [_latex_row([_latex(label), *numbers]) for label, *numbers in styled]
     split = 1 if table.rows and not table.rows[0].trained else 0
     parts = [
         rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
         r"\toprule",
-        *([" & ".join([*spans, "", "", ""]) + r" \\", "".join(rules)] if any(groups) else []),
+        *([" & ".join([*spans, "", *("" for _ in costs)]) + r" \\", "".join(rules)] if any(groups) else []),
         _latex_row(head),
         r"\midrule",
         *body[:split],
@@ -116,6 +129,11 @@ def to_latex(table: Table) -> str:
         lines = [_latex_row([*map(_latex, cells)]) for cells in (_comparison_head(table), *_comparison_cells(table))]
         parts += ["", r"\begin{tabular}{llrrrrl}", r"\toprule", lines[0], r"\midrule", *lines[1:]]
         parts += [r"\bottomrule", r"\end{tabular}"]
+    if deltas := delta_cells(table):
+        lines = [_latex_row([*map(_latex, cells)]) for cells in (delta_head(table), *deltas)]
+        columns = "r" * (len(table.types) + 1)
+        parts += ["", rf"\begin{{tabular}}{{l{columns}}}", r"\toprule", lines[0], r"\midrule", *lines[1:]]
+        parts += [r"\bottomrule", r"\end{tabular}", f"% {DELTA_NOTE}"]
     return "\n".join(parts) + "\n"
 
 
@@ -124,28 +142,44 @@ def to_csv(table: Table) -> str:
     columns = [*table.types, *(name for name in table.groups() if name), "Avg"]
     head = ["variant", "label", "seeds"]
     head += [part for column in columns for part in (column, f"{column} ±")]
-    lines: list[Sequence[object]] = [[*head, "trainable_params", "seconds"]]
+    costs = ("trainable_params", "seconds", "device", "flops", "flops_trained")
+    lines: list[Sequence[object]] = [[*head, *costs]]
     for row in table.rows:
         cells = [cell_of(row, column) for column in columns]
         numbers = [part for cell in cells for part in (cell.mean, "" if cell.half is None else cell.half)]
-        lines.append([row.name, row.label, row.num_seeds, *numbers, row.trainable_params, row.seconds])
+        lines.append([row.name, row.label, row.num_seeds, *numbers, *(getattr(row, name) for name in costs)])
     return _csv(lines)
 
 
+def ledger_cells(ledger: Ledger, labels: Mapping[str, str]) -> list[list[str]]:
+    """Return the ledger's rows as printed: what, actual, predicted, without the cache."""
+    return [
+        [labels.get(name, name), *("–" if s is None else format_time(s) for s in seconds)]
+        for name, *seconds in ledger.rows()
+    ]
+
+
+def ledger_to_markdown(ledger: Ledger, labels: Mapping[str, str]) -> str:
+    """Return the ledger in Markdown."""
+    lines = _markdown_rows(LEDGER_HEAD, ledger_cells(ledger, labels), num_left=1)
+    return "\n".join([*lines, "", *ledger.lines()]) + "\n"
+
+
 def comparisons_to_csv(table: Table) -> str:
-    """Return the comparisons as CSV: points, full precision."""
-    head = ["a", "b", "difference", "low", "high", "level", "p_value", "p_holm", "excludes_zero", "covers_seeds"]
-    lines: list[Sequence[object]] = [head]
-    for c in table.comparisons:
-        d = c.difference
+    """Return the comparisons as CSV: points, full precision; those by question type after those of all ("Avg")."""
+    head = ["a", "b", "type", "difference", "low", "high", "level", "p_value", "p_holm", "excludes_zero"]
+    lines: list[Sequence[object]] = [[*head, "covers_seeds"]]
+    entries = [(c, "Avg", c.difference, c.p_corrected) for c in table.comparisons]
+    entries += [(c, t, x.difference, x.p_corrected) for c in table.comparisons for t, x in c.by_type.items()]
+    for c, kind, d, corrected in entries:
         yes_no = [str(d.excludes_zero).lower(), str(d.covers_seeds).lower()]
-        lines.append([c.a, c.b, d.points, d.low, d.high, d.level, d.p_value, c.p_corrected, *yes_no])
+        lines.append([c.a, c.b, kind, d.points, d.low, d.high, d.level, d.p_value, corrected, *yes_no])
     return _csv(lines)
 
 
 def _plain_cells(table: Table, row: Row, plus_minus: str) -> list[str]:
     cells = [format_cell(cell_of(row, column), plus_minus=plus_minus) for column in (*table.types, "Avg")]
-    return [row.label, *cells, format_count(row.trainable_params), format_seconds(row.seconds)]
+    return [row.label, *cells, *cost_cells(table, row)]
 
 
 def styled_cells(table: Table, row: Row, bold: Callable[[str], str], *, grouped: bool = False) -> list[str]:
@@ -160,7 +194,7 @@ def styled_cells(table: Table, row: Row, bold: Callable[[str], str], *, grouped:
         mark = row.trained and sum(r.trained for r in table.rows) > 1 and f"{cell.mean:.1f}" == f"{best[column]:.1f}"
         mean, _, half = format_cell(cell).partition(" ")
         cells.append(" ".join(filter(None, [bold(mean) if mark else mean, half])))
-    return [*cells, format_count(row.trainable_params), format_seconds(row.seconds)]
+    return [*cells, *cost_cells(table, row)]
 
 
 def _comparison_head(table: Table) -> list[str]:

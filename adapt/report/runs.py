@@ -49,7 +49,12 @@ class Epoch:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One finished run: a variant trained with one seed and evaluated on one split."""
+    """One finished run: a variant trained with one seed and evaluated on one split.
+
+    What older runs do not say is None: `device` ("cpu" or "cuda"), `together` (variants trained in lockstep), `flops`
+    and `flops_trained` of a question, `depth` (where the first insertion sits, from 0, before the first unit, to 1,
+    after the last: the mean over the trunks).
+    """
 
     path: Path
     experiment: str
@@ -63,6 +68,18 @@ class Run:
     best_epoch: int | None
     train_seconds: float
     trainable_params: int
+    device: str | None = None
+    live: bool = False
+    together: int | None = None
+    flops: int | None = None
+    flops_trained: int | None = None
+    depth: float | None = None
+
+    @property
+    def base(self) -> Path:
+        """The folder of the experiment's file, which relative paths of the settings count from."""
+        parents = self.path.resolve().parents  # <base>/runs/<experiment>/<variant>/seed<k>
+        return parents[min(3, len(parents) - 1)]
 
     @property
     def name(self) -> str:
@@ -124,6 +141,12 @@ def read_run(folder: Path | str) -> Run:
         best_epoch=_take(done, "best_epoch", int | None, folder / "metrics.jsonl"),
         train_seconds=_take(done, "seconds", float, folder / "metrics.jsonl"),
         trainable_params=_take(result, "trainable_params", int, folder / "result.json"),
+        device=_take(result, "device", str | None, folder / "result.json"),
+        live=bool(_take(result, "live", bool | None, folder / "result.json")),
+        together=_take(result, "together", int | None, folder / "result.json"),
+        flops=_take(result, "flops", int | None, folder / "result.json"),
+        flops_trained=_take(result, "flops_trained", int | None, folder / "result.json"),
+        depth=_read_depth(folder / "adapter.json"),
     )
 
 
@@ -217,6 +240,22 @@ def _read_metrics(path: Path) -> tuple[tuple[Epoch, ...], dict[str, Any]]:
     if done is None:
         raise RunError(f"{path}: no line with the event 'done'; the run did not end as it should, train it again")
     return tuple(epochs[number] for number in sorted(epochs)), done
+
+
+def _read_depth(path: Path) -> float | None:
+    """How deep the first insertion sits, the mean over the trunks that have one; 1 without insertions."""
+    if not path.is_file():
+        return None
+    found = _read_object(path)
+    try:
+        first: dict[str, int] = {}
+        for insertion in found["insertions"]:
+            for modality, boundary in insertion.items():
+                first[modality] = min(int(boundary), first.get(modality, int(boundary)))
+        depths = [boundary / int(found["encoders"][modality]["num_units"]) for modality, boundary in first.items()]
+    except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError) as error:
+        raise RunError(f"{path}: not as training writes it ({error!r}); train the variant again") from None
+    return sum(depths) / len(depths) if depths else 1.0
 
 
 def _read_predictions(path: Path) -> tuple[Prediction, ...]:

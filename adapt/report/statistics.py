@@ -22,8 +22,10 @@ training, and `Difference.covers_seeds` is False.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +33,7 @@ from numpy.typing import NDArray
 from ...cache.errors import RunError, SettingsError
 
 _CHUNK_DRAWS = 2_000_000
+_KEPT_DRAWS = 50_000_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,6 +69,15 @@ class Outcomes:
     def num_seeds(self) -> int:
         """S."""
         return int(self.correct.shape[0])
+
+    def only(self, wanted: Sequence[bool]) -> Outcomes:
+        """Return the outcomes of some questions: a truth value for each of the Q, at least one of them true."""
+        return Outcomes(
+            question_ids=tuple(compress(self.question_ids, wanted)),
+            clip_ids=tuple(compress(self.clip_ids, wanted)),
+            correct=self.correct[:, np.asarray(wanted, dtype=np.bool_)],
+            trained=self.trained,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +143,6 @@ def compare(a: Outcomes, b: Outcomes, *, resamples: int = 10_000, level: float =
     if resamples < 100 or not 0 < level < 1:
         raise SettingsError(f"resamples {resamples}, level {level}: expected at least 100, and 0 < level < 1")
     right_a, right_b, clips = _aligned(a, b)
-    rng = np.random.default_rng(seed)
     sums_a, sums_b = _clip_sums(right_a, clips), _clip_sums(right_b, clips)  # (S, C) each
     sizes = np.bincount(clips).astype(np.float64)  # (C,)
     points = 100.0 * float(right_a.mean() - right_b.mean())
@@ -147,8 +158,9 @@ def compare(a: Outcomes, b: Outcomes, *, resamples: int = 10_000, level: float =
     shared = noise_variance * weights / clip_variance if clip_variance > 0 else 0.0
     scale = math.sqrt(max(0.0, 1.0 - shared) * num_clips / (num_clips - 1))
 
-    drawn = points + scale * (100.0 * _resampled_means(mean_sums, sizes, resamples, rng) - points)  # (R,)
+    drawn = points + scale * (100.0 * _resampled_means(mean_sums, sizes, resamples, seed) - points)  # (R,)
     if freedom:
+        rng = np.random.default_rng([seed, 1])
         drawn += 100.0 * math.sqrt(seed_variance * weights) * _drawn_t(freedom, resamples, rng)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     tail = min(int(np.sum(drawn <= 0)), int(np.sum(drawn >= 0)))
@@ -248,13 +260,35 @@ def _seed_variances(
 
 
 def _resampled_means(
-    sums: NDArray[np.float64], sizes: NDArray[np.float64], resamples: int, rng: np.random.Generator
+    sums: NDArray[np.float64], sizes: NDArray[np.float64], resamples: int, seed: int
 ) -> NDArray[np.float64]:
     """R draws of C clips with replacement: sum of `sums` over sum of `sizes`, (R,)."""
-    num_clips = len(sizes)
+    both = np.stack([sums, sizes], axis=1)  # (C, 2)
+    parts = [counts @ both for counts in _drawn_counts(len(sizes), resamples, seed)]
+    drawn = np.concatenate(parts)  # (R, 2)
+    return drawn[:, 0] / drawn[:, 1]
+
+
+def _drawn_counts(num_clips: int, resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """How often each draw holds each clip, (R, C) in parts; the last such table is kept, since many ask for one."""
+    if resamples * num_clips <= _KEPT_DRAWS:
+        kept = _kept_counts(num_clips, resamples, seed)
+        step = max(1, _CHUNK_DRAWS // num_clips)
+        yield from (kept[start : start + step].astype(np.float64) for start in range(0, resamples, step))
+    else:
+        yield from (part.astype(np.float64) for part in _new_counts(num_clips, resamples, seed))
+
+
+@lru_cache(maxsize=1)
+def _kept_counts(num_clips: int, resamples: int, seed: int) -> NDArray[np.uint16]:
+    return np.concatenate(list(_new_counts(num_clips, resamples, seed)))
+
+
+def _new_counts(num_clips: int, resamples: int, seed: int) -> Iterator[NDArray[np.uint16]]:
+    rng = np.random.default_rng(seed)
     step = max(1, _CHUNK_DRAWS // num_clips)
-    parts = []
     for start in range(0, resamples, step):
-        picked = rng.integers(num_clips, size=(min(step, resamples - start), num_clips))
-        parts.append(sums[picked].sum(axis=1) / sizes[picked].sum(axis=1))
-    return np.concatenate(parts)
+        num = min(step, resamples - start)
+        picked = rng.integers(num_clips, size=(num, num_clips))
+        picked += np.arange(num)[:, None] * num_clips
+        yield np.bincount(picked.ravel(), minlength=num * num_clips).reshape(num, num_clips).astype(np.uint16)

@@ -83,6 +83,8 @@ svg .centre.unsure { fill: var(--card); stroke: var(--soft); stroke-width: 2; }
 .clip h3 { font-size: 14px; margin: 8px 0 0; font-weight: 500; color: var(--soft); overflow-wrap: anywhere; }
 .clip video, .clip img { display: block; width: 100%; border-radius: 8px; background: #000; }
 .clip .frames { display: grid; gap: 4px; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); }
+.strip { display: flex; gap: 2px; margin: 0 0 6px 64px; }
+.strip img { flex: 1 1 0; min-width: 0; max-width: 44px; border-radius: 3px; }
 .clip table { font-size: 13.5px; }
 .clip th, .clip td { text-align: left; vertical-align: top; padding: 6px 10px 6px 0; }
 .clip thead th { white-space: normal; min-width: 76px; }

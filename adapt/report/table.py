@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -18,7 +18,11 @@ BLIND_LABEL = "blind baseline"
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the table; accuracies in percent, `seconds` of training, both averaged over seeds."""
+    """One line of the table; accuracies in percent, `seconds` of training, both averaged over seeds.
+
+    `flops` of answering one question, from the states that the variant starts from; `flops_trained` those of adapters
+    and head alone; `device` is "cpu" or "cuda"; None where the runs do not say.
+    """
 
     name: str
     label: str
@@ -28,6 +32,9 @@ class Row:
     overall: MeanInterval
     trainable_params: int | None = None
     seconds: float | None = None
+    flops: int | None = None
+    flops_trained: int | None = None
+    device: str | None = None
 
     @property
     def trained(self) -> bool:
@@ -36,8 +43,20 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Corrected:
+    """A difference with its p-value corrected for all that stand beside it."""
+
+    difference: Difference
+    p_corrected: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Variant `a` against variant `b` (names; labels for print), with the p-value corrected over all comparisons."""
+    """Variant `a` against variant `b` (names; labels for print), with the p-value corrected over all comparisons.
+
+    `by_type` holds the same by question type, where `b` is the table's baseline; its p-values are corrected over all
+    types of all comparisons with that baseline.
+    """
 
     a: str
     b: str
@@ -45,6 +64,7 @@ class Comparison:
     b_label: str
     difference: Difference
     p_corrected: float
+    by_type: Mapping[str, Corrected] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +76,7 @@ class Table:
         num_by_type: test questions of each type.
         rows: the blind baseline first, if there is one, then the variants.
         comparisons: in the order asked.
+        baseline: the variant that the others are compared with by question type.
     """
 
     types: tuple[str, ...]
@@ -64,6 +85,7 @@ class Table:
     split: str
     rows: tuple[Row, ...]
     comparisons: tuple[Comparison, ...]
+    baseline: str | None = None
 
     @property
     def num_questions(self) -> int:
@@ -97,6 +119,7 @@ def build_table(
     labels: Mapping[str, str] | None = None,
     blind: Mapping[str, str] | None = None,
     comparisons: Iterable[tuple[str, str]] | None = None,
+    baseline: str | None = None,
     resamples: int = 10_000,
 ) -> Table:
     """Average over seeds, and compare.
@@ -105,13 +128,15 @@ def build_table(
         variants: the runs of each variant, in the order of the rows; all on the same questions.
         labels: what to print for a variant's name ("blind" for the baseline); the name itself where absent.
         blind: the baseline's answer to every test question, by question id.
-        comparisons: pairs of variant names, or "blind"; by default each variant against the baseline, and each but
-            the first against the first.
+        comparisons: pairs of variant names, or "blind"; by default each variant against the blind baseline, and each
+            other against `baseline`.
+        baseline: a variant, or "blind"; the first variant where neither it nor comparisons are given. Comparisons with
+            it are made by question type too.
         resamples: of the bootstrap.
 
     Raises:
-        RunError: no run, a variant named "blind", or a baseline that leaves a question unanswered.
-        SettingsError: labels or comparisons that name no variant.
+        RunError: no run, a variant named "blind", or a blind baseline that leaves a question unanswered.
+        SettingsError: labels, comparisons or a baseline that name no variant.
     """
     if not variants:
         raise RunError("no run to report; expected at least one finished run folder")
@@ -128,14 +153,20 @@ def build_table(
     if blind is not None:
         outcomes = {BLIND: _blind_outcomes(asked, blind), **outcomes}
         rows.insert(0, _blind_row(labels[BLIND], asked, outcomes[BLIND]))
-    pairs = list(_default_pairs(outcomes) if comparisons is None else comparisons)
+    if baseline is not None and baseline not in outcomes:
+        raise SettingsError(unknown_name("variant in baseline", baseline, outcomes))
+    if comparisons is None:
+        baseline = baseline or next(iter(variants))
+    pairs = list(_default_pairs(outcomes, baseline) if comparisons is None else comparisons)
+    labelled = {row.name: row.label for row in rows}
     return Table(
         types=types,
         num_by_type={name: sum(p.type == name for p in asked) for name in types},
         num_clips=len({p.clip_id for p in asked}),
         split=next(iter(variants.values()))[0].split,
         rows=tuple(rows),
-        comparisons=_compare_all(pairs, outcomes, {row.name: row.label for row in rows}, resamples),
+        comparisons=_compare_all(pairs, outcomes, labelled, [p.type for p in asked], baseline, resamples),
+        baseline=baseline,
     )
 
 
@@ -143,16 +174,28 @@ def _variant_row(name: str, label: str, runs: Sequence[Run]) -> Row:
     params = {run.trainable_params for run in runs}
     if len(params) > 1:
         raise RunError(f"variant {name!r}: seeds differ in trainable parameters, {sorted(params)}; one must be stale")
-    seconds = mean_interval([run.train_seconds for run in runs]).mean
-    return _row(name, label, [run.scores for run in runs], params.pop(), seconds)
+    devices = {run.device for run in runs}
+    return replace(
+        _row(name, label, [run.scores for run in runs]),
+        trainable_params=params.pop(),
+        seconds=mean_interval([run.train_seconds for run in runs]).mean,
+        flops=_mean_count([run.flops for run in runs]),
+        flops_trained=_mean_count([run.flops_trained for run in runs]),
+        device=devices.pop() if len(devices) == 1 else None,
+    )
+
+
+def _mean_count(counts: Sequence[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return round(sum(known) / len(known)) if len(known) == len(counts) else None
 
 
 def _blind_row(label: str, asked: Sequence[Prediction], outcomes: Outcomes) -> Row:
     scores = score([p.type for p in asked], [bool(right) for right in outcomes.correct[0]])
-    return _row(BLIND, label, [scores], None, None)
+    return _row(BLIND, label, [scores])
 
 
-def _row(name: str, label: str, scores: Sequence[Scores], params: int | None, seconds: float | None) -> Row:
+def _row(name: str, label: str, scores: Sequence[Scores]) -> Row:
     first = scores[0]
     return Row(
         name=name,
@@ -161,8 +204,6 @@ def _row(name: str, label: str, scores: Sequence[Scores], params: int | None, se
         by_type={t: mean_interval([100 * s.by_type[t].accuracy for s in scores]) for t in first.by_type},
         by_group={g: mean_interval([100 * s.by_group[g].accuracy for s in scores]) for g in first.by_group},
         overall=mean_interval([100 * s.overall.accuracy for s in scores]),
-        trainable_params=params,
-        seconds=seconds,
     )
 
 
@@ -191,23 +232,54 @@ def _blind_outcomes(asked: Sequence[Prediction], blind: Mapping[str, str]) -> Ou
     )
 
 
-def _default_pairs(names: Iterable[str]) -> list[tuple[str, str]]:
+def _default_pairs(names: Iterable[str], baseline: str | None) -> list[tuple[str, str]]:
     trained = [name for name in names if name != BLIND]
     against_blind = [(name, BLIND) for name in trained] if BLIND in names else []
-    return against_blind + [(name, trained[0]) for name in trained[1:]]
+    return against_blind + [(name, baseline) for name in trained if baseline not in (None, BLIND, name)]  # type: ignore[misc]
 
 
 def _compare_all(
-    pairs: Iterable[tuple[str, str]], outcomes: Mapping[str, Outcomes], labels: Mapping[str, str], resamples: int
+    pairs: Sequence[tuple[str, str]],
+    outcomes: Mapping[str, Outcomes],
+    labels: Mapping[str, str],
+    types: Sequence[str],
+    baseline: str | None,
+    resamples: int,
 ) -> tuple[Comparison, ...]:
-    found = []
-    for a, b in pairs:
-        for name in (a, b):
-            if name not in outcomes:
-                raise SettingsError(unknown_name("variant in comparisons", name, outcomes))
-        found.append((a, b, compare(outcomes[a], outcomes[b], resamples=resamples)))
-    corrected = holm([difference.p_value for _, _, difference in found])
+    for name in (name for pair in pairs for name in pair):
+        if name not in outcomes:
+            raise SettingsError(unknown_name("variant in comparisons", name, outcomes))
+    found = [compare(outcomes[a], outcomes[b], resamples=resamples) for a, b in pairs]
+    corrected = holm([difference.p_value for difference in found])
+    by_type = _compare_by_type([a for a, b in pairs if b == baseline], outcomes, types, baseline, resamples)
     return tuple(
-        Comparison(a=a, b=b, a_label=labels[a], b_label=labels[b], difference=difference, p_corrected=p)
-        for (a, b, difference), p in zip(found, corrected, strict=True)
+        Comparison(
+            a=a,
+            b=b,
+            a_label=labels[a],
+            b_label=labels[b],
+            difference=difference,
+            p_corrected=p,
+            by_type=by_type[a] if b == baseline else {},
+        )
+        for (a, b), difference, p in zip(pairs, found, corrected, strict=True)
     )
+
+
+def _compare_by_type(
+    names: Sequence[str], outcomes: Mapping[str, Outcomes], types: Sequence[str], baseline: str | None, resamples: int
+) -> dict[str, dict[str, Corrected]]:
+    """Each variant against the baseline on the questions of each type, corrected over all of these."""
+    if baseline is None:
+        return {}
+    found: dict[tuple[str, str], Difference] = {}
+    for kind in order_types(types):
+        wanted = [t == kind for t in types]
+        other = outcomes[baseline].only(wanted)
+        for name in names:
+            found[name, kind] = compare(outcomes[name].only(wanted), other, resamples=resamples)
+    corrected = holm([difference.p_value for difference in found.values()])
+    tables: dict[str, dict[str, Corrected]] = {name: {} for name in names}
+    for ((name, kind), difference), p in zip(found.items(), corrected, strict=True):
+        tables[name][kind] = Corrected(difference=difference, p_corrected=p)
+    return tables

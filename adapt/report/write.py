@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ...cache.errors import RunError, SettingsError, unknown_name
 from .clips import ShownClip
+from .dataset import find_data_set
 from .html import method_note, to_html
+from .ledger import Ledger, make_ledger
 from .notes import make_notes
-from .render import comparisons_to_csv, to_csv, to_latex, to_markdown, to_text
+from .render import comparisons_to_csv, ledger_to_markdown, to_csv, to_latex, to_markdown, to_text
 from .runs import Run, find_runs, group_by_variant, is_finished, read_run
 from .statistics import MeanInterval
-from .table import BLIND, Table, build_table
+from .table import BLIND, Comparison, Corrected, Table, build_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +27,9 @@ class ReportFiles:
 
     Args:
         table: the numbers.
+        ledger: what the runs cost, and would have cost.
         notes: as they stand at the top of the page.
-        text: both tables in at most 160 columns.
+        text: the tables in at most 160 columns.
     """
 
     markdown: Path
@@ -36,6 +39,7 @@ class ReportFiles:
     json: Path
     html: Path
     table: Table
+    ledger: Ledger
     notes: tuple[str, ...]
     text: str
 
@@ -48,6 +52,7 @@ def report(
     labels: Mapping[str, str] | None = None,
     blind: Mapping[str, str] | None = None,
     comparisons: Iterable[tuple[str, str]] | None = None,
+    baseline: str | None = None,
     clips: Iterable[ShownClip] | None = None,
     notes: Sequence[str] = (),
     title: str | None = None,
@@ -61,9 +66,12 @@ def report(
         out: the folder to write, made if it is not there; report files in it are replaced.
         order: variant names in the order of their rows; variants that it leaves out follow in order of appearance.
         labels: what to print for a variant's name, "blind" for the baseline.
-        blind: the blind baseline's answer to each test question by question id.
-        comparisons: pairs (a, b) of variant names or "blind"; by default each variant against the baseline, and each
-            but the first against the first.
+        blind: the blind baseline's answer to each test question by question id; from the data set that the runs name,
+            where that can be read, if not given.
+        comparisons: pairs (a, b) of variant names or "blind"; by default each variant against the blind baseline, and
+            each other against `baseline`.
+        baseline: the variant (or "blind") that others are compared with, by question type too; the first variant where
+            neither it nor comparisons are given.
         clips: clips to show on the page.
         notes: paragraphs to put above those that the report makes itself.
         title: of the page; the experiments' names where absent.
@@ -73,7 +81,7 @@ def report(
 
     Raises:
         RunError: nothing to report, an unfinished, malformed or contradictory run, or a folder that cannot be written.
-        SettingsError: names in `order`, `labels`, `comparisons` or `clips` that the runs do not have.
+        SettingsError: names in `order`, `labels`, `comparisons`, `baseline` or `clips` that the runs do not have.
     """
     folders = find_runs(run_folders)
     left_out = [folder for folder in folders if skip_unfinished and not is_finished(folder)]
@@ -88,11 +96,18 @@ def report(
         labels = {name: label for name, label in (labels or {}).items() if name in known}
         pairs = None if pairs is None else [pair for pair in pairs if known.issuperset(pair)]
     variants = _ordered(variants, order)
-    table = build_table(variants, labels=labels, blind=blind, comparisons=pairs, resamples=resamples)
-    said = (*notes, *_left_out_note(left_out, missing), *make_notes(table, variants))
+    data = find_data_set(next(iter(variants.values()))[0]) if variants else None
+    if blind is None and data is not None:
+        blind = data.blind
+    table = build_table(
+        variants, labels=labels, blind=blind, comparisons=pairs, baseline=baseline, resamples=resamples
+    )
+    ledger = make_ledger(variants)
+    own = () if data is None else data.notes
+    said = (*notes, *_left_out_note(left_out, missing), *own, *make_notes(table, variants))
     experiments = dict.fromkeys(run.experiment for runs in variants.values() for run in runs)
     title = title or f"talik: {', '.join(experiments)}"
-    page = to_html(table, variants, title=title, notes=said, blind=blind, clips=clips or ())
+    page = to_html(table, variants, ledger, title=title, notes=said, blind=blind, clips=clips or ())
     out = Path(out)
     files = ReportFiles(
         markdown=out / "report.md",
@@ -102,15 +117,18 @@ def report(
         json=out / "report.json",
         html=out / "report.html",
         table=table,
+        ledger=ledger,
         notes=said,
         text=to_text(table),
     )
     method = f"\n{method_note(table)}\n" if table.comparisons else ""
-    _write(files.markdown, "".join(f"> {note}\n>\n" for note in said) + f"\n{to_markdown(table)}{method}")
+    costs = ledger_to_markdown(ledger, {row.name: row.label for row in table.rows})
+    quoted = "".join(f"> {note}\n>\n" for note in said)
+    _write(files.markdown, f"{quoted}\n{to_markdown(table)}{method}\n{costs}")
     _write(files.latex, to_latex(table))
     _write(files.csv, to_csv(table))
     _write(files.comparisons_csv, comparisons_to_csv(table))
-    _write(files.json, json.dumps(_as_json(table, variants, title, said), indent=1, ensure_ascii=False) + "\n")
+    _write(files.json, json.dumps(_as_json(table, variants, ledger, title, said), indent=1, ensure_ascii=False) + "\n")
     _write(files.html, page)
     return files
 
@@ -133,7 +151,9 @@ def _left_out_note(folders: Sequence[Path], missing: Sequence[str]) -> tuple[str
     return tuple(notes)
 
 
-def _as_json(table: Table, variants: Mapping[str, Sequence[Run]], title: str, notes: Sequence[str]) -> dict[str, Any]:
+def _as_json(
+    table: Table, variants: Mapping[str, Sequence[Run]], ledger: Ledger, title: str, notes: Sequence[str]
+) -> dict[str, Any]:
     rows = [
         {
             "variant": row.name,
@@ -147,6 +167,9 @@ def _as_json(table: Table, variants: Mapping[str, Sequence[Run]], title: str, no
             "overall": _cell(row.overall),
             "trainable_params": row.trainable_params,
             "seconds": row.seconds,
+            "device": row.device,
+            "flops": row.flops,
+            "flops_trained": row.flops_trained,
         }
         for row in table.rows
     ]
@@ -154,14 +177,8 @@ def _as_json(table: Table, variants: Mapping[str, Sequence[Run]], title: str, no
         {
             "a": c.a,
             "b": c.b,
-            "points": c.difference.points,
-            "low": c.difference.low,
-            "high": c.difference.high,
-            "level": c.difference.level,
-            "p_value": c.difference.p_value,
-            "p_holm": c.p_corrected,
-            "excludes_zero": c.difference.excludes_zero,
-            "covers_seeds": c.difference.covers_seeds,
+            **_difference(c),
+            "by_type": {name: _difference(corrected) for name, corrected in c.by_type.items()},
         }
         for c in table.comparisons
     ]
@@ -173,6 +190,22 @@ def _as_json(table: Table, variants: Mapping[str, Sequence[Run]], title: str, no
         "num_clips": table.num_clips,
         "rows": rows,
         "comparisons": comparisons,
+        "baseline": table.baseline,
+        "ledger": {**asdict(ledger), "training": ledger.training, "without_cache": ledger.without_cache},
+    }
+
+
+def _difference(corrected: Comparison | Corrected) -> dict[str, float | bool]:
+    d = corrected.difference
+    return {
+        "points": d.points,
+        "low": d.low,
+        "high": d.high,
+        "level": d.level,
+        "p_value": d.p_value,
+        "p_holm": corrected.p_corrected,
+        "excludes_zero": d.excludes_zero,
+        "covers_seeds": d.covers_seeds,
     }
 
 

@@ -13,11 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import talik.adapt.train as train
+import talik.adapt.training as training
 from talik.adapt.evaluate import evaluate
 from talik.adapt.experiment import Experiment, load_experiment
 from talik.adapt.sweep import sweep
-from talik.adapt.train import adapt, learning_rate_scale
+from talik.adapt.train import adapt
+from talik.adapt.training import learning_rate_scale
 from talik.adapt.workbench import Workbench
 from talik.cache.errors import MissingItemError, RunError, SettingsError, StoreMismatchError
 
@@ -99,7 +100,7 @@ def test_a_killed_and_resumed_run_equals_one_never_killed(
     kept = place.parent / "kept"
     shutil.move(whole.folder, kept)
 
-    real, calls = train.save_checkpoint, iter(range(100))
+    real, calls = training.save_checkpoint, iter(range(100))
 
     def dies(*args: Any, **kwargs: Any) -> None:
         real(*args, **kwargs)
@@ -107,7 +108,7 @@ def test_a_killed_and_resumed_run_equals_one_never_killed(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "save_checkpoint", dies)
+        patch.setattr(training, "save_checkpoint", dies)
         with pytest.raises(KeyboardInterrupt):
             adapt(experiment, variant=variant, progress=False, workbench=bench(experiment))
     with pytest.raises(RunError, match="unfinished run; add --resume"):

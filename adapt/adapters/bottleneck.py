@@ -1,0 +1,135 @@
+"""`bottleneck`: the adapter of Houlsby et al.: down, non-linearity, up, added to what comes in.
+
+Source: Houlsby et al., *Parameter-Efficient Transfer Learning for NLP*, ICML 2019, sec. 2.1 and fig. 2:
+
+    out = W_up f(W_down x + b_down) + b_up
+
+Published are two of them in every layer of BERT, one behind each sub-layer's projection. Here a unit is a black box, so
+that there is one behind the unit (`placement = "between"`): the form that Pfeiffer et al. (2021, *AdapterFusion*,
+fig. 2) found to do as well. Each modality has its own, and none sees another.
+
+The published start is near the identity, not the identity: weights from a normal of deviation 0.01 cut at two
+deviations, biases zero (sec. 3.6). `start = "small"` is that; with "zero", the default, W_up is zero and the untrained
+adapter changes no bit. The published method also trains the layer norms of the encoder, which this one does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .latents import check_sizes, real_text
+from .registry import register_adapter
+from .triple import Deltas, Triple
+
+MODALITIES = ("visual", "audio", "text")
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BottleneckSettings:
+    """Every choice of the bottleneck adapter.
+
+    Args:
+        d_bottleneck: channels of the narrow middle; published are 8 to 256 (64 for most).
+        activation: f.
+        pre_norm: normalise x first (ours; not in the paper).
+        start: "zero", the identity to the bit; "small", as published, near it.
+        text: the text's tokens have an adapter too.
+    """
+
+    d_bottleneck: int = 64
+    activation: Literal["gelu", "relu"] = "gelu"
+    pre_norm: bool = False
+    start: Literal["zero", "small"] = "zero"
+    text: bool = True
+
+    def __post_init__(self) -> None:
+        check_sizes(self, ("d_bottleneck",))
+
+
+class Bottleneck(nn.Module):
+    """s (W_up f(W_down x + b_down) + b_up) for the tokens of one modality.
+
+    Args:
+        width: D.
+        d_bottleneck: channels of the middle.
+        activation: f.
+        pre_norm: normalise x first.
+        start: "zero", W_up is zero and W_down torch's own; "small", both from the cut normal.
+        scale: s.
+    """
+
+    def __init__(
+        self, width: int, d_bottleneck: int, *, activation: str, pre_norm: bool, start: str, scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width) if pre_norm else nn.Identity()
+        self.down = nn.Linear(width, d_bottleneck)
+        self.up = nn.Linear(d_bottleneck, width)
+        self.activation, self.scale = ACTIVATIONS[activation], scale
+        for linear in (self.down, self.up):
+            nn.init.zeros_(linear.bias)
+            if start == "small":
+                nn.init.trunc_normal_(linear.weight, std=0.01, a=-0.02, b=0.02)
+        if start == "zero":
+            nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, D) → what is to be added, (…, D)."""
+        return self.scale * self.up(self.activation(self.down(self.norm(x))))
+
+
+class EachItsOwn(nn.Module):
+    """One adapter a modality at one insertion; what stands in a text's padding is not read."""
+
+    def __init__(self, adapters: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.adapters = nn.ModuleDict(adapters)
+
+    def forward(self, triple: Triple) -> Deltas:
+        """Return what is to be added to the tokens of each modality that has an adapter."""
+        deltas = {}
+        for modality, adapter in self.adapters.items():
+            tokens = real_text(triple)[0] if modality == "text" else triple.get(modality)
+            deltas[modality] = None if tokens is None else adapter(tokens)
+        return Deltas(**deltas)
+
+
+class BottleneckAdapter(nn.Module):
+    """The adapters of all insertions.
+
+    Args:
+        settings: every choice.
+        dims: for each insertion, the channels of each modality.
+    """
+
+    def __init__(self, settings: BottleneckSettings, dims: Sequence[dict[str, int]]) -> None:
+        super().__init__()
+        self.insertions = nn.ModuleList(
+            EachItsOwn(
+                {
+                    m: Bottleneck(
+                        here[m],
+                        settings.d_bottleneck,
+                        activation=settings.activation,
+                        pre_norm=settings.pre_norm,
+                        start=settings.start,
+                    )
+                    for m in MODALITIES
+                    if m in here and (m != "text" or settings.text)
+                }
+            )
+            for here in dims
+        )
+
+    def at(self, index: int) -> nn.Module:
+        """The adapter of the index-th insertion."""
+        return self.insertions[index]
+
+
+register_adapter("bottleneck", BottleneckSettings, BottleneckAdapter)

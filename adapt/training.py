@@ -1,0 +1,304 @@
+"""One variant's training: model, optimiser, schedule, random stream, checkpoint and results; batches are given to it.
+
+`fused` drives one or several of these over the same batches. What a training computes does not depend on which others
+are driven beside it: nothing here is shared but the frozen encoders and the batches.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..cache.errors import RunError
+from ..extract.manifest.types import Question
+from ..extract.state import State
+from .answering import Prediction, answer_batch, forward, prediction_records, score_records
+from .checkpoint import load_checkpoint, save_checkpoint
+from .experiment import TrainSettings, VariantSettings
+from .extensions import LOSSES, make_part
+from .flops import forward_flops
+from .hooks import after_step, begin_training, extra_loss
+from .insertion import insertion_lines
+from .joint import JointModel
+from .params import count_parameters, parameter_groups
+from .runfolder import RunFolder
+from .save import save_adapter
+from .sources import CachedSource, LiveSource, stored_questions
+from .targets import labels_of, loss_of
+from .workbench import Workbench, derived_seed
+
+
+@dataclass
+class Progress:
+    """Where a training stands: what a checkpoint keeps beside tensors."""
+
+    epoch: int = 0
+    step: int = 0
+    best_epoch: int = 0
+    best_accuracy: float = -1.0
+    best_loss: float = math.inf
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Training:
+    """A variant with a seed, being trained.
+
+    Args:
+        bench: the experiment's shared parts.
+        variant, settings, seed: what is trained, and how.
+        folder: the run's, already claimed.
+        live: take states from the media files instead of the store.
+    """
+
+    def __init__(
+        self,
+        bench: Workbench,
+        variant: VariantSettings,
+        settings: TrainSettings,
+        seed: int,
+        folder: RunFolder,
+        *,
+        live: bool = False,
+    ) -> None:
+        self.bench, self.settings, self.seed, self.folder = bench, settings, seed, folder
+        self.label = f"{variant.name}/seed{seed}"
+        self.variant = variant
+        self.model: JointModel = bench.build(variant, seed=seed)
+        self.source: CachedSource | LiveSource = bench.live(self.model) if live else bench.cached(self.model)
+        num_units = {m: e.num_units for m, e in self.model.encoders.items()}
+        for note in insertion_lines(self.model.insertions, num_units, variant.insertion):
+            tqdm.write(f"{self.label}: {note}", file=sys.stderr)
+        self.loss = None if settings.loss is None else make_part(LOSSES, settings.loss, where="loss").to(bench.device)
+        self.questions = {s: self._stored(bench.questions(s)) for s in ("train", "val")}
+        self.labels = {a: i for i, a in enumerate(bench.manifest.answers)}
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(
+                self.model,
+                lr=settings.lr,
+                head_lr=settings.lr if settings.head_lr is None else settings.head_lr,
+                weight_decay=settings.weight_decay,
+            )
+        )
+        self.peak = [group["lr"] for group in self.optimizer.param_groups]
+        self.at = Progress()
+        self.best: dict[str, Tensor] = {}
+        self.own_seconds = 0.0  # since the epoch began, or since the final evaluation did
+        self._losses: list[float] = []
+        self._flops: dict[str, int] | None = None  # of the final evaluation's first batch
+        self._counts_flops = False
+        torch.manual_seed(derived_seed(seed, "dropout"))
+        self._random = _random_state(bench.device)
+        self._resume()
+
+    def _stored(self, questions: Sequence[Question]) -> list[Question]:
+        return stored_questions(self.source, questions, allow_missing=self.bench.allow_missing)
+
+    def _resume(self) -> None:
+        if self.folder.checkpoint.exists() or self.folder.checkpoint.with_name("checkpoint.old").exists():
+            self.best, saved = load_checkpoint(self.folder.checkpoint, model=self.model, optimizer=self.optimizer)
+            self.at = Progress(**saved)
+            self._random = _random_state(self.bench.device)
+        begin_training(self.model, self.settings.epochs * self.steps_per_epoch)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of one epoch."""
+        count, size = len(self.questions["train"]), self.settings.batch_size
+        return max(1, count // size if self.settings.drop_last else math.ceil(count / size))
+
+    @property
+    def ended(self) -> bool:
+        """Whether no epoch is left: all are done, or validation has not improved for `patience` of them."""
+        out_of_patience = 0 < self.settings.patience <= self.at.epoch - self.at.best_epoch
+        return self.at.epoch >= self.settings.epochs or out_of_patience
+
+    def order(self, epoch: int) -> Iterator[list[Question]]:
+        """The batches of an epoch: they depend on the seed, the questions and the batch size alone."""
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, f"order/{epoch}"))
+        questions, size = self.questions["train"], self.settings.batch_size
+        order = torch.randperm(len(questions), generator=generator).tolist()
+        for start in range(0, self.steps_per_epoch * size, size):
+            yield [questions[i] for i in order[start : start + size]]
+
+    def in_order(self, split: str) -> list[list[Question]]:
+        """The batches in which a split is answered."""
+        questions = self.questions.get(split) or self._stored(self.bench.questions(split))
+        size = self.settings.eval_batch_size
+        return [questions[i : i + size] for i in range(0, len(questions), size)]
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """While this is open, random numbers come from this training's own stream, and time counts as its own."""
+        started = time.perf_counter()
+        _set_random_state(self._random)
+        try:
+            yield
+        finally:
+            self._random = _random_state(self.bench.device)
+            self.own_seconds += time.perf_counter() - started
+
+    def begin_epoch(self) -> None:
+        """Start an epoch's losses and clock."""
+        self.model.train()
+        self._losses, self.own_seconds = [], 0.0
+
+    def step(self, questions: Sequence[Question], states: Mapping[str, State]) -> None:
+        """Train on one batch.
+
+        Raises:
+            RunError: the loss is not finite.
+        """
+        logits = forward(self.model, states, self.bench.sampling.num_segments, amp=self.settings.amp)
+        loss = extra_loss(self.model, self._loss(logits, questions))
+        if not torch.isfinite(loss):
+            raise RunError(
+                f"{self.label}: the loss is {float(loss.detach())} at step {self.at.step}; lower lr or set clip_norm"
+            )
+        scale = learning_rate_scale(
+            self.at.step, total=self.settings.epochs * self.steps_per_epoch, warmup=self.settings.warmup
+        )
+        for group, peak in zip(self.optimizer.param_groups, self.peak, strict=True):
+            group["lr"] = peak * scale
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.settings.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        self.optimizer.step()
+        after_step(self.model, self.at.step)
+        self.at.step += 1
+        self._losses.append(float(loss.detach()))
+
+    def _loss(self, logits: Tensor, questions: Sequence[Question]) -> Tensor:
+        if self.loss is None:
+            return loss_of(logits, questions, self.labels, label_smoothing=self.settings.label_smoothing)
+        found: Tensor = self.loss(logits, labels_of(questions, self.labels, logits))
+        return found
+
+    def answers(self, questions: Sequence[Question], states: Mapping[str, State]) -> list[Prediction]:
+        """Answer one batch, in eval mode."""
+        if self._counts_flops and self._flops is None:
+            self._flops = forward_flops(
+                self.model,
+                states,
+                num_segments=self.bench.sampling.num_segments,
+                num_questions=len(questions),
+                amp=self.settings.amp,
+            )
+        return answer_batch(
+            self.model,
+            questions,
+            states,
+            answers=self.bench.manifest.answers,
+            num_segments=self.bench.sampling.num_segments,
+            amp=self.settings.amp,
+        )
+
+    def end_epoch(self, predictions: Sequence[Prediction], *, shared_seconds: float) -> str:
+        """Take the epoch's validation in, keep the best weights, write metrics and the checkpoint; return a line.
+
+        Args:
+            predictions: of the validation split.
+            shared_seconds: this training's share of what was done once for several.
+        """
+        self.at.epoch += 1
+        accuracy = sum(p.correct for p in predictions) / len(predictions)
+        loss = sum(-p.log_likelihood for p in predictions) / len(predictions)
+        if (accuracy, -loss) > (self.at.best_accuracy, -self.at.best_loss):
+            self.at.best_accuracy, self.at.best_loss, self.at.best_epoch = accuracy, loss, self.at.epoch
+            self.best = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
+        seconds = self.own_seconds + shared_seconds
+        self.at.seconds += seconds
+        train_loss = sum(self._losses) / len(self._losses)
+        self.at.history.append(
+            {
+                "event": "epoch",
+                "epoch": self.at.epoch,
+                "step": self.at.step,
+                "train_loss": train_loss,
+                "val_loss": loss,
+                "val_accuracy": accuracy,
+                "seconds": seconds,
+            }
+        )
+        self.folder.write_lines("metrics.jsonl", self.at.history)
+        with self.turn():  # the checkpoint keeps the random stream as it stands
+            save_checkpoint(
+                self.folder.checkpoint,
+                model=self.model,
+                optimizer=self.optimizer,
+                best=self.best,
+                progress=dict(vars(self.at)),
+            )
+        return f"loss {train_loss:.3f}, val {100 * accuracy:.1f} %"
+
+    def use_best(self) -> None:
+        """Take the best epoch's weights, for the final evaluation."""
+        self.model.load_state_dict(self.best)
+        self.own_seconds, self._counts_flops = 0.0, True
+
+    @property
+    def final_split(self) -> str:
+        """The split that a finished run is scored on."""
+        return "test" if "test" in self.bench.manifest.splits else "val"
+
+    def finish(self, predictions: Sequence[Prediction], *, shared_seconds: float, together: int) -> None:
+        """Write the weights, the predictions of the final split and, last, the result.
+
+        Args:
+            predictions: of `final_split`, with the best weights.
+            shared_seconds: this training's share of what was done once for several.
+            together: how many variants were trained in lockstep.
+        """
+        records = prediction_records(predictions)
+        seconds = self.at.seconds + self.own_seconds + shared_seconds
+        trainable, every = count_parameters(self.model)
+        boundaries = self.source.boundaries if isinstance(self.source, CachedSource) else {}
+        save_adapter(self.folder, self.model, self.bench, self.variant, cuts=boundaries)
+        self.folder.write_lines("predictions.jsonl", records)
+        last = {"event": "done", "best_epoch": self.at.best_epoch, "seconds": seconds}
+        counts = {"trainable_params": trainable, "all_params": every}
+        self.folder.write_lines("metrics.jsonl", [*self.at.history, {**last, **counts}])
+        self.folder.write_json(
+            "result.json",
+            {
+                "split": self.final_split,
+                **score_records(records, kind=self.bench.experiment.task.kind),
+                "seconds": seconds,
+                "together": together,
+                "device": torch.device(self.bench.device).type,
+                "live": isinstance(self.source, LiveSource),
+                "best_epoch": self.at.best_epoch,
+                **counts,
+                **(self._flops or {}),
+            },
+        )
+        self.folder.clear_checkpoint()
+
+
+def learning_rate_scale(step: int, *, total: int, warmup: float) -> float:
+    """The share of the peak rate at a step: a linear rise over `warmup` of all steps, then a cosine to zero."""
+    rise = max(1, round(total * warmup))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
+
+
+def _random_state(device: str) -> tuple[Tensor, Tensor | None]:
+    on_gpu = torch.device(device).type == "cuda"
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if on_gpu else None
+
+
+def _set_random_state(state: tuple[Tensor, Tensor | None]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1])

@@ -1,0 +1,219 @@
+"""Measure reading random batches of 16 items of (10, 197, 768) float16, and of ragged text, beside other formats.
+
+    python benchmarks/reader.py [--items 340] [--rounds 30] [--folder DIR] [--output FILE.md]
+
+Values are normal random numbers; every format holds the same ones, and every way of reading is checked against them
+first. All end in a torch tensor in the same process with one thread of torch. Warm: all files are in memory, each way
+has read every item once, and in every round each reads one other random batch, in rotated order; the ratio is that of
+its time to the memory map's in the same round. Cold: before each batch the files are thrown out of the page cache
+(posix_fadvise DONTNEED; what a hypervisor keeps is beyond reach), and the comparison is 4 threads that read the same
+bytes with O_DIRECT into aligned memory and do nothing else, while talik's include the first checksum and the copy.
+Processor time is that of all threads. The text is 20 to 200 tokens of 384 float16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import mmap
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import reader_formats as formats
+import torch
+
+from talik.cache.key import digest_text
+from talik.cache.store import BoundarySpec, FeatureStore, Item
+
+BATCH = 16
+BATCH_BYTES = BATCH * formats.ITEM_BYTES
+REFERENCE = "np.memmap → torch, copied item by item into one tensor"
+DIRECT = "O_DIRECT, 4 threads, no checksum, no copy"
+WARM: Mapping[str, Callable[[Path, torch.Tensor], formats.Read]] = {
+    REFERENCE: formats.memmap,
+    "np.memmap → torch, by a list of rows": formats.memmap_fresh,
+    "talik, checksums compared at first touch": formats.talik(),
+    "talik, checksums compared at every read": formats.talik(verify="always"),
+    'talik, path = "preadv"': formats.talik(path="preadv"),
+    "h5py, contiguous": formats.h5py_into("contiguous"),
+    "h5py, a chunk an item": formats.h5py_into("chunked"),
+    "safetensors": formats.safetensors_slices,
+    "np.load, a file an item": formats.np_load,
+    "tensorstore on talik's store": formats.tensorstore_array,
+    "zarr-python on talik's store": formats.zarr_python,
+}
+Times = dict[str, list[tuple[float, float]]]  # (seconds, seconds of processor time) of each round
+
+
+def clocked(read: Callable[[], object]) -> tuple[float, float]:
+    """Return the seconds that a call takes, and those of the processor in all threads."""
+    busy, begin = time.process_time(), time.perf_counter()
+    read()
+    return time.perf_counter() - begin, time.process_time() - busy
+
+
+def rotated(names: Sequence[str], rounds: int) -> Iterator[str]:
+    """Yield every name once a round, each round beginning with another."""
+    for turn in range(rounds):
+        yield from (names[(turn + i) % len(names)] for i in range(len(names)))
+
+
+def measure_warm(folder: Path, num_items: int, rounds: int) -> Times:
+    """Check every way of reading, read all items once by each, then time them in turn."""
+    buffer = torch.zeros((BATCH, *formats.ITEM), dtype=torch.float16)
+    reads = {name: open_(folder, buffer) for name, open_ in WARM.items()}
+    random = formats.batches(num_items, BATCH, seed=0)
+    for name, read in reads.items():
+        rows = next(random)
+        found = read(rows).numpy()
+        assert all((found[i] == formats.values(row)).all() for i, row in enumerate(rows)), name
+        del found
+        for first in range(0, num_items - BATCH + 1, BATCH):
+            read(list(range(first, first + BATCH)))
+        read(list(range(num_items - BATCH, num_items)))
+    times: Times = {name: [] for name in reads}
+    for name in rotated(list(reads), rounds):
+        rows = next(random)
+        times[name].append(clocked(lambda name=name, rows=rows: reads[name](rows)))
+    return times
+
+
+def direct(folder: Path) -> Callable[[Sequence[int]], None]:
+    """Return what reads the bytes of items of talik's store by 4 threads past the page cache."""
+    files = sorted(
+        (folder / "s.zarr" / formats.spec().path / "hidden").glob("c.*"), key=lambda p: int(p.name.split(".")[1])
+    )
+    reader = FeatureStore.open(folder / "s.zarr").reader("visual", 9)
+    per_file = reader._catalog.layout.grid.rows_per_shard
+    descriptors = [os.open(path, os.O_RDONLY | os.O_DIRECT) for path in files]
+    stride = -(-(formats.ITEM_BYTES + 2 * 4096) // 4096) * 4096
+    memory = np.frombuffer(mmap.mmap(-1, BATCH * stride), np.uint8)
+    memory[:] = 0
+    threads = ThreadPoolExecutor(4)
+
+    def one(place: int, row: int) -> None:
+        file, slot = divmod(row, per_file)
+        begin = slot * (formats.ITEM_BYTES + 4)
+        low, end = begin // 4096 * 4096, begin + formats.ITEM_BYTES
+        size = -(-(end - low) // 4096) * 4096
+        assert os.preadv(descriptors[file], [memory[place * stride : place * stride + size]], low) >= end - low
+
+    return lambda rows: list(threads.map(one, range(len(rows)), rows)) and None
+
+
+def throw_out(folder: Path) -> None:
+    """Drop the store's and the memory map's files from the page cache."""
+    for path in [*(folder / "s.zarr").rglob("c.*"), folder / "flat.bin"]:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def measure_cold(folder: Path, num_items: int, rounds: int) -> Times:
+    """Time single batches of files that are not in memory, in turn."""
+    buffer = torch.zeros((BATCH, *formats.ITEM), dtype=torch.float16)
+    ours = {f'talik, path = "{path}"': path for path in ("preadv", "mmap", "auto")}
+    read_direct = direct(folder)
+    times: Times = {name: [] for name in (DIRECT, *ours, REFERENCE)}
+    random = formats.batches(num_items, BATCH, seed=1)
+    pools: dict[str, np.ndarray] = {}  # the reader's buffers are a run's, the reader is a batch's
+
+    for name in rotated(list(times), rounds):
+        rows = next(random)
+        throw_out(folder)
+        if name == DIRECT:
+            times[name].append(clocked(lambda rows=rows: read_direct(rows)))
+        elif name == REFERENCE:
+            read = formats.memmap(folder, buffer)
+            times[name].append(clocked(lambda read=read, rows=rows: read(rows)))
+        else:
+            memory = pools.setdefault(name, np.zeros(2 * BATCH_BYTES, np.uint8))
+            store = FeatureStore.open(folder / "s.zarr")
+            with store.reader("visual", 9, path=ours[name], allocate=lambda size, memory=memory: memory) as reader:
+                keys = [formats.KEYS[row] for row in rows]
+                times[name].append(clocked(lambda reader=reader, keys=keys: reader.read(keys)))
+    return times
+
+
+def measure_text(folder: Path, rounds: int) -> dict[int, float]:
+    """Return the microseconds an item of random batches of text, by size of the batch."""
+    lengths = np.random.default_rng(2).integers(20, 201, 4000).tolist()
+    items = [Item(key=digest_text(f"text {i}"), source=f"{i}") for i in range(len(lengths))]
+    spec = BoundarySpec(modality="text", boundary=0, identity={}, dtype="float16", shape=(384,), ragged=True)
+    with FeatureStore.open(folder / "text.zarr", "a").writer(spec, items, lengths=lengths) as writer:
+        for shard in writer.missing():
+            random = np.random.default_rng(shard.index)
+            writer.write(shard, ((random.standard_normal((n, 384), np.float32), {}) for n in shard.lengths))
+    reader = FeatureStore.open(folder / "text.zarr").reader("text", 0)
+    keys = [item.key for item in items]
+    for first in range(0, len(keys), 64):
+        reader.read(keys[first : first + 64])
+    found = {}
+    for size in (16, 64):
+        random_batches = formats.batches(len(keys), size, seed=3)
+        times = []
+        for _ in range(10 * rounds):
+            asked = [keys[i] for i in next(random_batches)]
+            times.append(clocked(lambda asked=asked: reader.read(asked))[0])
+        found[size] = statistics.median(times) / size * 1e6
+    return found
+
+
+def table(times: Times, reference: str) -> list[str]:
+    """Return a Markdown table: speed, ratio to the reference within rounds (quartiles), processor time."""
+    lines = ["| | GB/s | speed, reference = 1 | quartiles | CPU s/GB |", "|---|---|---|---|---|"]
+    for name, found in times.items():
+        ratios = [base[0] / one[0] for base, one in zip(times[reference], found, strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        speed = BATCH_BYTES / statistics.median(seconds for seconds, _ in found) / 1e9
+        busy = statistics.median(busy for _, busy in found) / BATCH_BYTES * 1e9
+        lines.append(f"| {name} | {speed:.2f} | {middle:.2f} | {low:.2f} to {high:.2f} | {busy:.3f} |")
+    return lines
+
+
+def main() -> None:
+    """Write the files, measure, print and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=int, default=340, help="of 3.03 MB each (default: 340, 1 GB a format)")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "talik-reader")
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".md"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    formats.write_all(options.folder, options.items)
+    warm = measure_warm(options.folder, options.items, options.rounds)
+    cold = measure_cold(options.folder, options.items, options.rounds)
+    text = measure_text(options.folder, options.rounds)
+    packages = ("torch", "numpy", "zarr", "tensorstore", "h5py", "safetensors")
+    lines = [
+        "# Reading",
+        "",
+        f"`python benchmarks/reader.py --items {options.items} --rounds {options.rounds}` on {platform.machine()}, "
+        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Linux {platform.release()}; "
+        f"{', '.join(f'{name} {version(name)}' for name in packages)}. Written by the script; what is measured, and "
+        "how, is in its docstring.",
+        "",
+        f"Warm, random batches of {BATCH} × {' × '.join(map(str, formats.ITEM))} float16 "
+        f"({options.items * formats.ITEM_BYTES / 1e9:.2f} GB a format):",
+        "",
+        *table(warm, REFERENCE),
+        "",
+        "Cold, one batch each time:",
+        "",
+        *table(cold, DIRECT),
+        "",
+        "Warm text: " + ", ".join(f"{found:.1f} µs an item in batches of {size}" for size, found in text.items()) + ".",
+    ]
+    print("\n".join(lines))
+    options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

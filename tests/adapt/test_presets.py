@@ -1,0 +1,170 @@
+"""Presets: every file that `talik init` writes parses strictly, and runs with tiny random encoders in its places."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from talik.adapt.experiment import experiment_from_tables, load_experiment
+from talik.adapt.insertion import resolve_insertions
+from talik.adapt.train import adapt
+from talik.cache.errors import SettingsError
+from talik.extract.presets.data_tables import DATA
+from talik.extract.presets.encoder_tables import PRESETS
+from talik.extract.presets.init import init, preset_text
+from talik.extract.run import extract
+
+UNITS = {"visual": 24, "audio": 12, "text": 12}
+
+
+@pytest.mark.parametrize("dataset", DATA)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_parses_strictly(dataset: str, preset: str) -> None:
+    text = preset_text(dataset, preset)
+    experiment = experiment_from_tables(tomllib.loads(text), path=Path("experiment.toml"))
+    units = {"lavish": (24, 24, 12), "trimodal": (24, 12, 12), "small": (12, 4, 6)}[preset]
+    there = [m for m, _ in experiment.extraction.encoders.items()]
+    assert there == (["visual", "audio", "text"] if DATA[dataset].asks else ["visual", "audio"])
+    num_units = dict(zip(("visual", "audio", "text"), units, strict=True))
+    for variant in experiment.variants:
+        used = {m: num_units[m] for m in there}
+        insertions = resolve_insertions(variant.insertion, used, placement=variant.placement)
+        for modality, settings in experiment.extraction.encoders.items():  # each start is cached
+            assert insertions.first(modality, used[modality]) in settings.cuts, (variant.name, modality)
+    assert "disk:" in text
+    assert "time of stage 1:" in text
+    assert max(map(len, text.splitlines())) < 200
+    if preset == "lavish":
+        assert "only decoding and the embedding can be cached" in text
+    assert experiment.task.kind == DATA[dataset].kind
+
+
+def test_what_is_estimated_is_counted_by_hand() -> None:
+    line = next(line for line in preset_text("music-avqa", "lavish").splitlines() if "disk:" in line)
+    embedding = 9288 * 10 * 48 * 48 * 192 * 2 / 1e9
+    assert f"visual 0: {embedding:.3g}" in line
+    assert f"disk: {2 * embedding * (1 + 1 / 4 + 1 / 8):.3g} GB" in line
+
+
+def test_init_writes_once_and_names_what_it_does_not_know(tmp_path: Path) -> None:
+    said = init("ave", tmp_path / "new" / "place", preset="trimodal")
+    assert said[0].endswith("experiment.toml: ave, preset trimodal")
+    assert load_experiment(tmp_path / "new" / "place" / "experiment.toml").task.kind == "events"
+    with pytest.raises(SettingsError, match="is there already"):
+        init("ave", tmp_path / "new" / "place")
+    with pytest.raises(SettingsError, match="unknown data set 'avr'; did you mean 'ave'"):
+        init("avr", tmp_path)
+    with pytest.raises(SettingsError, match="unknown preset 'lavis'; did you mean 'lavish'"):
+        init("ave", tmp_path, preset="lavis")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory, tiny_encoders: dict[str, Path]) -> dict[str, str]:
+    """Stand-ins of the same number of units, by the model that they stand in for."""
+    import timm
+    import transformers as hf
+    from timm.models.swin_transformer_v2 import SwinTransformerV2
+
+    def talik_tiny_swin(pretrained: bool = False, **options: object) -> SwinTransformerV2:
+        options.pop("pretrained_cfg", None), options.pop("pretrained_cfg_overlay", None), options.pop("cache_dir", None)
+        sizes = {"img_size": 32, "window_size": 4, "embed_dim": 32, "depths": (2, 2, 18, 2), "num_heads": (1, 1, 1, 1)}
+        model = SwinTransformerV2(**{**sizes, **options})  # type: ignore[arg-type]
+        model.pretrained_cfg = model.default_cfg = {"input_size": (3, 32, 32), "classifier": "head.fc"}
+        return model
+
+    talik_tiny_swin.__module__ = "timm.models.swin_transformer_v2"
+    timm.models.register_model(talik_tiny_swin)
+    root = tmp_path_factory.mktemp("stand-ins")
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        shapes = {
+            "patch_embeds_hidden_size": 16,
+            "hidden_size": 64,
+            "num_attention_heads": (1, 2, 4),
+            "spec_size": 64,
+        }
+        clap = hf.ClapAudioConfig(**shapes, depths=(2, 4, 6), num_mel_bins=16, window_size=4, patch_stride=(4, 4))
+        hf.ClapAudioModel(clap).save_pretrained(root / "clap")
+        words = len((tiny_encoders["text"].parent / "vocab.txt").read_text().split("\n"))
+        sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": words}
+        for name, layers in (("twelve", 12), ("six", 6)):
+            hf.BertModel(hf.BertConfig(**sizes, num_hidden_layers=layers)).save_pretrained(root / name)
+            for path in tiny_encoders["text"].glob("*token*"):
+                shutil.copy(path, root / name)
+        picture = hf.Dinov2Config(
+            hidden_size=24, num_hidden_layers=12, num_attention_heads=2, image_size=98, patch_size=14
+        )
+        hf.Dinov2Model(picture).save_pretrained(root / "dino")
+        shutil.copy(tiny_encoders["visual"] / "preprocessor_config.json", root / "dino")
+        config = json.loads((tiny_encoders["audio"] / "config.json").read_text()) | {"encoder_layers": 4}
+        hf.WhisperModel(hf.WhisperConfig(**config)).save_pretrained(root / "whisper")
+        shutil.copy(tiny_encoders["audio"] / "preprocessor_config.json", root / "whisper")
+    hf.ClapFeatureExtractor(
+        feature_size=16,
+        sampling_rate=16_000,
+        max_length_s=2,
+        truncation="rand_trunc",
+        fft_window_size=1024,
+        frequency_min=50,
+        frequency_max=7600,
+    ).save_pretrained(root / "clap")
+    return {
+        "timm:swinv2_large_window12_192.ms_in22k": "timm:talik_tiny_swin",
+        "hf:laion/clap-htsat-unfused#audio_model": f"hf:{root / 'clap'}",
+        "hf:FacebookAI/roberta-base": f"hf:{root / 'twelve'}",
+        "pip:dinov2-small": f"hf:{root / 'dino'}",
+        "pip:whisper-tiny.en": f"hf:{root / 'whisper'}#encoder",
+        "pip:minilm-l6": f"hf:{root / 'six'}",
+    }
+
+
+@pytest.mark.parametrize(
+    ("dataset", "preset"), [("music-avqa", "lavish"), ("ave", "trimodal"), ("manifest", "trimodal"), ("demo", "small")]
+)
+def test_a_preset_runs_with_tiny_random_encoders(
+    tmp_path: Path, demo_set: Path, tiny: dict[str, str], dataset: str, preset: str
+) -> None:
+    init(dataset, tmp_path, preset=preset)
+    path = tmp_path / "experiment.toml"
+    text = path.read_text()
+    for model, stand_in in tiny.items():
+        weights = '\nweights = "random"' if stand_in.startswith("timm:") else ""
+        text = text.replace(f'model = "{model}"', f'model = "{stand_in}"{weights}\n')
+    text = re.sub(r"\nsegments = \d+", "\nsegments = 2", text)
+    text = re.sub(r"\nepochs = \d+", "\nepochs = 1\nnum_threads = 1", text)
+    text = re.sub(r"\nwindow_seconds = [\d.]+", "\nwindow_seconds = 1.0", text)
+    path.write_text(re.sub(r'root = "[^"]*"', 'root = "set"', text))
+    _link_clips(tmp_path / "set", demo_set, dataset)
+    extract(path, progress=False)
+    for variant in load_experiment(path).variants:
+        if not variant.name.startswith("no-"):
+            assert 0 <= adapt(path, variant=variant.name, progress=False).accuracy <= 1
+
+
+def _link_clips(root: Path, demo_set: Path, dataset: str) -> None:
+    """A small set of that kind on the made clips."""
+    videos = sorted((demo_set / "videos").glob("*.mp4"))[:6]
+    (root / "AVE").mkdir(parents=True)
+    for video in videos:
+        (root / "AVE" / video.name).symlink_to(video)
+    ids = [video.stem for video in videos]
+    for number, split in enumerate(("train", "val", "test")):
+        mine = ids[2 * number : 2 * number + 2]
+        (root / f"{split}Set.txt").write_text("".join(f"Bark&{i}&good&0&5\n" for i in mine))
+        record = {"type": '["Visual", "Counting"]', "question_content": "how many ?", "anser": "two"}
+        (root / f"avqa-{split}.json").write_text(json.dumps([{"video_id": i, **record} for i in mine]))
+        with (root / "manifest.jsonl").open("a") as file:
+            for i in mine:
+                line = {"clip": i, "question": "is the violin first ?", "answer": "yes", "split": split}
+                file.write(json.dumps(line) + "\n")
+    if dataset == "demo":
+        (root / "annotations").mkdir()
+        (root / "videos").symlink_to(root / "AVE")
+        for path in root.glob("*.json"):
+            shutil.move(path, root / "annotations")

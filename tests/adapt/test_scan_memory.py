@@ -1,0 +1,32 @@
+"""A training step of the scan allocates at most 1.3 of one tensor of all states, results included."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from talik.adapt.scan import chunked
+from talik.adapt.scan.dispatch import selective_scan
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the profiler's own
+@pytest.mark.parametrize("size", [(2, 200, 128, 16), (2, 2000, 64, 16), (32, 30, 128, 16)], ids=str)
+def test_extra_memory_of_forward_and_backward(size: tuple[int, int, int, int]) -> None:
+    batch, length, channels, states = size
+    torch.manual_seed(0)
+    shapes = ((batch, channels, length), (batch, channels, length), (channels, states), *[(batch, states, length)] * 2)
+    u, delta, a, b, c = (torch.rand(shape).requires_grad_() for shape in shapes)
+    operands = (u, delta, a, b, c)
+    chunked._Workspace._kept.__dict__.clear()  # the work buffers count
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as run:
+        out = selective_scan(u, delta, -a, b, c, backend="torch")
+        torch.autograd.grad(out, operands, torch.ones_like(out))
+    live = peak = 0
+    assert run.profiler is not None
+    for event in sorted(run.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    all_states = 4 * batch * length * channels * states
+    assert 0 < peak <= 1.3 * all_states
