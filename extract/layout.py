@@ -37,10 +37,12 @@ def find_layouts(trunk: Trunk, probe: Inputs) -> list[tuple[Layout, int]]:
 
 def _as_neighbours(layouts: Sequence[Layout | None]) -> list[Layout]:
     """Fill what neither shape nor use told with the layout of the boundary before, or else of the one after."""
+    known = [layout for layout in layouts if layout]
+    last: Layout = known[0] if known else "NHWC"
     filled: list[Layout] = []
-    first: Layout = next((layout for layout in layouts if layout), None) or "NHWC"
     for layout in layouts:
-        filled.append(layout or (filled[-1] if filled else first))
+        last = layout or last
+        filled.append(last)
     return filled
 
 

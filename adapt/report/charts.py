@@ -17,20 +17,7 @@ from .runs import Epoch, Run
 from .statistics import MeanInterval
 from .table import Comparison, Row, Table, cell_of
 
-_WIDTH, _HEIGHT = 960.0, 350.0
-_HALF_WIDTH, _HALF_HEIGHT, _BAR_WIDTH = 460.0, 270.0, 240.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 16.0, 14.0, 40.0
-_NUM_COLOURS = 8
-
-
-def colour(index: int) -> str:
-    """Return the CSS colour of the `index`-th trained row."""
-    return f"var(--c{index % _NUM_COLOURS})"
-
-
-def dashes(index: int) -> str:
-    """Return the stroke pattern of the `index`-th trained row: none, then dashes from the ninth."""
-    return "none" if index < _NUM_COLOURS else f"{2 + 3 * (index // _NUM_COLOURS)} 3"
+_BAR_WIDTH = 240.0
 
 
 def learning_curves(variants: Mapping[str, Sequence[Run]], *, field: str) -> Markup | None:
@@ -44,16 +31,16 @@ def learning_curves(variants: Mapping[str, Sequence[Run]], *, field: str) -> Mar
     every = [point for seeds in lines.values() for seed in seeds for point in seed]
     if len({x for x, _ in every}) < 2:
         return None
-    frame = _Frame([x for x, _ in every], [y for _, y in every], width=_HALF_WIDTH, height=_HALF_HEIGHT)
+    frame = Frame([x for x, _ in every], [y for _, y in every], width=HALF_WIDTH, height=HALF_HEIGHT)
     parts = [*frame.grid_y(), *frame.grid_x("epoch")]
     for index, (name, seeds) in enumerate(lines.items()):
         style = {"stroke": colour(index), "stroke_dasharray": dashes(index), "fill": "none"}
         if len(seeds) > 1:
-            parts += [_polyline(frame, seed, stroke_width=1, opacity=0.3, **style) for seed in seeds if seed]
+            parts += [polyline(frame, seed, stroke_width=1, opacity=0.3, **style) for seed in seeds if seed]
         mean = _mean_line(seeds)
-        parts.append(_polyline(frame, mean, stroke_width=2.2, **style))
-        parts += [_dot(frame.x(x), frame.y(y), index, f"{name}, epoch {x:g}: {y:.4g}", radius=2.6) for x, y in mean]
-    return _svg(parts, f"{field.replace('_', ' ')} over epochs", width=_HALF_WIDTH, height=_HALF_HEIGHT)
+        parts.append(polyline(frame, mean, stroke_width=2.2, **style))
+        parts += [dot(frame.x(x), frame.y(y), index, f"{name}, epoch {x:g}: {y:.4g}", radius=2.6) for x, y in mean]
+    return svg(parts, f"{field.replace('_', ' ')} over epochs", width=HALF_WIDTH, height=HALF_HEIGHT)
 
 
 def type_bars(table: Table) -> Markup:
@@ -61,7 +48,7 @@ def type_bars(table: Table) -> Markup:
     columns = [*table.types, "Avg"]
     trained = [row for row in table.rows if row.trained]
     blind = next((row for row in table.rows if not row.trained), None)
-    frame = _Frame([0, len(columns)], [0, 100])
+    frame = Frame([0, len(columns)], [0, 100])
     parts = list(frame.grid_y(unit=" %"))
     slot = frame.x(1) - frame.x(0)
     gap = min(14.0, slot * 0.2)
@@ -73,9 +60,9 @@ def type_bars(table: Table) -> Markup:
         if blind is not None:
             height, reach = frame.y(cell_of(blind, column).mean), left + bar * len(trained)
             line = _over_bars("blind", x1=left - 2, x2=reach + 2, y1=height, y2=height)
-            parts.append(_titled(line, f"{blind.label}, {column}: {format_cell(cell_of(blind, column))} %"))
-        parts.append(_text(column, left + (slot - gap) / 2, _HEIGHT - _BOTTOM + 17, anchor="middle"))
-    return _svg(parts, "accuracy by question type")
+            parts.append(titled(line, f"{blind.label}, {column}: {format_cell(cell_of(blind, column))} %"))
+        parts.append(text(column, left + (slot - gap) / 2, HEIGHT - BOTTOM + 17, anchor="middle"))
+    return svg(parts, "accuracy by question type")
 
 
 def accuracy_over_params(table: Table) -> Markup:
@@ -87,20 +74,20 @@ def accuracy_over_params(table: Table) -> Markup:
     ys = [cell.mean + side * (cell.half or 0) for cell in cells for side in (-1, 1)]
     span = max(0.5, max(xs) - min(xs))
     reach = [min(xs) - 0.12 * span, max(xs) + 0.3 * span]  # the labels stand to the right of their points
-    frame = _Frame(reach, [*ys, *([blind.overall.mean] if blind else [])])
+    frame = Frame(reach, [*ys, *([blind.overall.mean] if blind else [])])
     parts, names = [*frame.grid_y(unit=" %"), *_decades(frame)], []
     if blind is not None:
         parts += _across(frame, blind.overall.mean, blind.label)
-    for index, (row, x, label_y) in enumerate(zip(trained, xs, _spread(frame, cells), strict=True)):
+    for index, (row, x, label_y) in enumerate(zip(trained, xs, spread(frame, cells), strict=True)):
         x_at, y_at = frame.x(x), frame.y(row.overall.mean)
         hint = f"{row.label}: {format_cell(row.overall)} %, {format_count(row.trainable_params)} parameters"
         if row.overall.half:
             ends = [frame.y(row.overall.mean + side * row.overall.half) for side in (-1, 1)]
-            parts.append(_tag("line", x1=x_at, x2=x_at, y1=ends[0], y2=ends[1], stroke=colour(index), stroke_width=1.5))
-        parts.append(_tag("line", x1=x_at + 7, x2=x_at + 16, y1=y_at, y2=label_y, class_="leader"))
-        parts.append(_dot(x_at, y_at, index, hint, radius=5.5))
-        names.append(_text(row.label, x_at + 19, label_y + 4, class_="name"))
-    return _svg([*parts, *names], "accuracy over trainable parameters")
+            parts.append(tag("line", x1=x_at, x2=x_at, y1=ends[0], y2=ends[1], stroke=colour(index), stroke_width=1.5))
+        parts.append(tag("line", x1=x_at + 7, x2=x_at + 16, y1=y_at, y2=label_y, class_="leader"))
+        parts.append(dot(x_at, y_at, index, hint, radius=5.5))
+        names.append(text(row.label, x_at + 19, label_y + 4, class_="name"))
+    return svg([*parts, *names], "accuracy over trainable parameters")
 
 
 def interval_scale(table: Table) -> tuple[float, float]:
@@ -112,73 +99,36 @@ def interval_scale(table: Table) -> tuple[float, float]:
 def interval_axis(table: Table) -> Markup:
     """Draw the numbers above the column of `interval_bar`s."""
     frame = _interval_frame(table)
-    ticks = _ticks(frame.x_low, frame.x_high, inside=True)
-    parts = [_text(format_points(t).removesuffix(".0"), frame.x(t), 13, anchor="middle") for t in ticks]
-    return _svg(parts, "scale in points", width=_BAR_WIDTH, height=16)
+    ticks = ticks(frame.x_low, frame.x_high, inside=True)
+    parts = [text(format_points(t).removesuffix(".0"), frame.x(t), 13, anchor="middle") for t in ticks]
+    return svg(parts, "scale in points", width=_BAR_WIDTH, height=16)
 
 
 def interval_bar(table: Table, comparison: Comparison) -> Markup:
     """Draw one comparison's difference and interval on the scale that all share, with zero marked."""
     frame, d = _interval_frame(table), comparison.difference
     parts = [
-        _tag("line", x1=frame.x(t), x2=frame.x(t), y1=-9, y2=31, class_="grid" if t else "zero")
-        for t in _ticks(frame.x_low, frame.x_high, inside=True)
+        tag("line", x1=frame.x(t), x2=frame.x(t), y1=-9, y2=31, class_="grid" if t else "zero")
+        for t in ticks(frame.x_low, frame.x_high, inside=True)
     ]
     state = "sure" if d.excludes_zero else "unsure"
-    parts.append(_tag("line", x1=frame.x(d.low), x2=frame.x(d.high), y1=11, y2=11, class_=f"whisker {state}"))
-    parts.append(_tag("circle", cx=frame.x(d.points), cy=11, r=4.5, class_=f"centre {state}"))
+    parts.append(tag("line", x1=frame.x(d.low), x2=frame.x(d.high), y1=11, y2=11, class_=f"whisker {state}"))
+    parts.append(tag("circle", cx=frame.x(d.points), cy=11, r=4.5, class_=f"centre {state}"))
     label = f"{comparison.a_label} against {comparison.b_label}: {format_points(d.points)} points"
-    return _svg(parts, label, width=_BAR_WIDTH, height=22)
+    return svg(parts, label, width=_BAR_WIDTH, height=22)
 
 
-def _interval_frame(table: Table) -> _Frame:
-    return _Frame(interval_scale(table), [0, 1], left=14, width=_BAR_WIDTH, right=14)
+def _interval_frame(table: Table) -> Frame:
+    return Frame(interval_scale(table), [0, 1], left=14, width=_BAR_WIDTH, right=14)
 
 
-class _Frame:
-    """A plotting area: data to SVG coordinates, with a little air around the data, and grid lines at round numbers."""
-
-    def __init__(
-        self,
-        xs: Sequence[float],
-        ys: Sequence[float],
-        *,
-        left: float = _LEFT,
-        right: float = _RIGHT,
-        width: float = _WIDTH,
-        height: float = _HEIGHT,
-    ) -> None:
-        self.left, self.right, self.bottom = left, width - right, height - _BOTTOM
-        self.x_low, self.x_high = min(xs), max(xs)
-        self.y_ticks = _ticks(min(ys), max(ys))
-        self.y_low, self.y_high = min(self.y_ticks[0], min(ys)), max(self.y_ticks[-1], max(ys))
-
-    def x(self, value: float) -> float:
-        return self.left + (value - self.x_low) / ((self.x_high - self.x_low) or 1.0) * (self.right - self.left)
-
-    def y(self, value: float) -> float:
-        return self.bottom - (value - self.y_low) / ((self.y_high - self.y_low) or 1.0) * (self.bottom - _TOP)
-
-    def grid_y(self, *, unit: str = "") -> Iterable[Markup]:
-        for tick in self.y_ticks:
-            yield _tag("line", x1=self.left, x2=self.right, y1=self.y(tick), y2=self.y(tick), class_="grid")
-            yield _text(f"{tick:g}{unit}", self.left - 7, self.y(tick) + 4, anchor="end")
-
-    def grid_x(self, label: str) -> Iterable[Markup]:
-        for tick in _ticks(self.x_low, self.x_high, inside=True):
-            if tick == int(tick):
-                yield _tag("line", x1=self.x(tick), x2=self.x(tick), y1=_TOP, y2=self.bottom, class_="grid")
-                yield _text(f"{tick:g}", self.x(tick), self.bottom + 16, anchor="middle")
-        yield _text(label, (self.left + self.right) / 2, self.bottom + 33, anchor="middle")
-
-
-def _bar(frame: _Frame, left: float, width: float, row: Row, column: str, index: int) -> list[Markup]:
+def _bar(frame: Frame, left: float, width: float, row: Row, column: str, index: int) -> list[Markup]:
     cell = cell_of(row, column)
     top = frame.y(cell.mean)
-    shape = _tag(
+    shape = tag(
         "rect", x=left + 0.75, y=top, width=max(0.8, width - 1.5), height=frame.bottom - top, rx=1.5, fill=colour(index)
     )
-    parts = [_titled(shape, f"{row.label}, {column}: {format_cell(cell)} %")]
+    parts = [titled(shape, f"{row.label}, {column}: {format_cell(cell)} %")]
     if cell.half:
         ends = [frame.y(min(100.0, max(0.0, cell.mean + side * cell.half))) for side in (-1, 1)]
         middle = left + width / 2
@@ -188,35 +138,25 @@ def _bar(frame: _Frame, left: float, width: float, row: Row, column: str, index:
 
 def _over_bars(class_: str, **ends: float) -> Markup:
     """A line with a ground of the card's colour below it, to be seen on a bar of any colour."""
-    return _tag("line", class_="under", **ends) + _tag("line", class_=class_, **ends)
+    return tag("line", class_="under", **ends) + tag("line", class_=class_, **ends)
 
 
-def _decades(frame: _Frame) -> Iterable[Markup]:
+def _decades(frame: Frame) -> Iterable[Markup]:
     """Grid lines at 1, 2 and 5 times the powers of ten."""
     for power in range(math.floor(frame.x_low), math.ceil(frame.x_high) + 1):
         for factor in (1, 2, 5):
             value = math.log10(factor) + power
             if frame.x_low <= value <= frame.x_high:
-                yield _tag("line", x1=frame.x(value), x2=frame.x(value), y1=_TOP, y2=frame.bottom, class_="grid")
+                yield tag("line", x1=frame.x(value), x2=frame.x(value), y1=TOP, y2=frame.bottom, class_="grid")
                 count = format_count(round(factor * 10**power)).replace(".00", "").replace(".0", "")
-                yield _text(count, frame.x(value), frame.bottom + 16, anchor="middle")
-    yield _text("trainable parameters", (frame.left + frame.right) / 2, frame.bottom + 33, anchor="middle")
+                yield text(count, frame.x(value), frame.bottom + 16, anchor="middle")
+    yield text("trainable parameters", (frame.left + frame.right) / 2, frame.bottom + 33, anchor="middle")
 
 
-def _across(frame: _Frame, value: float, label: str) -> list[Markup]:
+def _across(frame: Frame, value: float, label: str) -> list[Markup]:
     height = frame.y(value)
-    line = _tag("line", x1=frame.left, x2=_WIDTH - _RIGHT, y1=height, y2=height, class_="blind")
-    return [_titled(line, f"{label}: {value:.1f} %"), _text(label, _WIDTH - _RIGHT, height - 6, anchor="end")]
-
-
-def _spread(frame: _Frame, cells: Sequence[MeanInterval]) -> list[float]:
-    """Heights for the labels of `cells`, pushed apart so that none covers another."""
-    heights = [frame.y(cell.mean) for cell in cells]
-    order = sorted(range(len(heights)), key=heights.__getitem__)
-    for above, below in itertools.pairwise(order):
-        heights[below] = max(heights[below], heights[above] + 15)
-    over = heights[order[-1]] - frame.bottom
-    return [height - max(0.0, over) for height in heights]
+    line = tag("line", x1=frame.left, x2=WIDTH - RIGHT, y1=height, y2=height, class_="blind")
+    return [titled(line, f"{label}: {value:.1f} %"), text(label, WIDTH - RIGHT, height - 6, anchor="end")]
 
 
 def _points(epochs: Iterable[Epoch], field: str, scale: float) -> list[tuple[float, float]]:
@@ -233,48 +173,3 @@ def _mean_line(seeds: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[flo
     return [(x, sum(ys) / len(ys)) for x, ys in sorted(by_epoch.items()) if len(ys) == len(seeds)]
 
 
-def _ticks(low: float, high: float, *, inside: bool = False) -> list[float]:
-    """About five round numbers over the range; all `inside` it, or from the one below to the one above."""
-    span = (high - low) or max(abs(high), 1.0)
-    raw = span / 5
-    unit = 10.0 ** math.floor(math.log10(raw))
-    step = next(unit * m for m in (1, 2, 2.5, 5, 10) if unit * m >= raw * 0.999)
-    first, last = (math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9))
-    if not inside:
-        first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-        last += last == first
-    return [round(k * step, 10) + 0.0 for k in range(first, last + 1)]
-
-
-def _polyline(frame: _Frame, points: Iterable[tuple[float, float]], **style: object) -> Markup:
-    places = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in points)
-    return _tag("polyline", points=places, stroke_linejoin="round", **style)
-
-
-def _dot(x: float, y: float, index: int, hint: str, *, radius: float) -> Markup:
-    return _titled(_tag("circle", cx=x, cy=y, r=radius, fill=colour(index)), hint)
-
-
-def _text(text: str, x: float, y: float, *, anchor: str = "start", class_: str = "tick") -> Markup:
-    attributes = _attributes({"x": x, "y": y, "text_anchor": anchor, "class_": class_})
-    return Markup("<text{}>{}</text>").format(attributes, text)
-
-
-def _titled(shape: Markup, hint: str) -> Markup:
-    return Markup("<g><title>{}</title>{}</g>").format(hint, shape)
-
-
-def _tag(name: str, **attributes: object) -> Markup:
-    return Markup("<{}{}/>").format(Markup(name), _attributes(attributes))
-
-
-def _attributes(attributes: Mapping[str, object]) -> Markup:
-    drawn = ((k, f"{v:.1f}" if isinstance(v, float) else v) for k, v in attributes.items())
-    pairs = (Markup(' {}="{}"').format(k.rstrip("_").replace("_", "-"), value) for k, value in drawn)
-    return Markup("").join(pairs)
-
-
-def _svg(parts: Iterable[Markup], label: str, *, width: float = _WIDTH, height: float = _HEIGHT) -> Markup:
-    return Markup('<svg viewBox="0 0 {:.0f} {:.0f}" role="img" aria-label="{}">{}</svg>').format(
-        width, height, escape(label), Markup("").join(parts)
-    )
