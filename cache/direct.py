@@ -94,7 +94,7 @@ class DirectShard(StoredShard):
         seal = b""
         while at < end + more:
             wanted = min(len(buffer), -(-(end + more - at) // _ALIGNED) * _ALIGNED)
-            got = os.preadv(self._descriptor, [memoryview(buffer[:wanted])], at)
+            got = os.preadv(self._descriptor, [buffer[:wanted].data], at)
             low, high = max(begin, at), min(end, at + got)
             if got < min(wanted, end + more - at) and (got <= 0 or got % _ALIGNED):
                 raise CorruptItemError(f"{self._where}: ends before byte {end + more}; run `talik store repair`")
@@ -123,7 +123,7 @@ def can_pass_cache(path: str | os.PathLike[str]) -> bool:
     except (OSError, AttributeError):
         return False
     try:
-        os.preadv(descriptor, [memoryview(_bounce_buffer()[:_ALIGNED])], 0)
+        os.preadv(descriptor, [_bounce_buffer()[:_ALIGNED].data], 0)
     except OSError:
         return False
     finally:

@@ -6,15 +6,33 @@ trained rows; beyond eight they come round again with dashes.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
+from .drawing import (
+    BOTTOM,
+    HALF_HEIGHT,
+    HALF_WIDTH,
+    HEIGHT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Frame,
+    colour,
+    dashes,
+    dot,
+    polyline,
+    spread,
+    svg,
+    tag,
+    text,
+    ticks,
+    titled,
+)
 from .formats import format_cell, format_count, format_points
 from .runs import Epoch, Run
-from .statistics import MeanInterval
 from .table import Comparison, Row, Table, cell_of
 
 _BAR_WIDTH = 240.0
@@ -78,7 +96,9 @@ def accuracy_over_params(table: Table) -> Markup:
     parts, names = [*frame.grid_y(unit=" %"), *_decades(frame)], []
     if blind is not None:
         parts += _across(frame, blind.overall.mean, blind.label)
-    for index, (row, x, label_y) in enumerate(zip(trained, xs, spread(frame, cells), strict=True)):
+    for index, (row, x, label_y) in enumerate(
+        zip(trained, xs, spread(frame, [cell.mean for cell in cells]), strict=True)
+    ):
         x_at, y_at = frame.x(x), frame.y(row.overall.mean)
         hint = f"{row.label}: {format_cell(row.overall)} %, {format_count(row.trainable_params)} parameters"
         if row.overall.half:
@@ -171,5 +191,3 @@ def _mean_line(seeds: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[flo
         for x, y in seed:
             by_epoch.setdefault(x, []).append(y)
     return [(x, sum(ys) / len(ys)) for x, ys in sorted(by_epoch.items()) if len(ys) == len(seeds)]
-
-

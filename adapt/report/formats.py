@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from .statistics import MeanInterval
-from .table import Comparison
+from .table import Comparison, Corrected
 
 
 def format_cell(cell: MeanInterval, *, plus_minus: str = " ± ") -> str:
@@ -45,7 +45,7 @@ def format_p(p_value: float) -> str:
     return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
-def format_interval(comparison: Comparison) -> str:
+def format_interval(comparison: Comparison | Corrected) -> str:
     """Return "[+1.2, +4.0]", in points."""
     return f"[{format_points(comparison.difference.low)}, {format_points(comparison.difference.high)}]"
 

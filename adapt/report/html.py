@@ -11,6 +11,8 @@ from markupsafe import Markup
 from ...cache.errors import SettingsError
 from . import charts, formats, render
 from .clips import ShownClip
+from .cost_chart import cost_over_depth
+from .ledger import Ledger
 from .page import TEMPLATE
 from .runs import Prediction, Run
 from .selection import shown_gates
@@ -63,6 +65,7 @@ class ClipCard:
 def to_html(
     table: Table,
     variants: Mapping[str, Sequence[Run]],
+    ledger: Ledger,
     *,
     title: str,
     notes: Iterable[str] = (),
@@ -74,6 +77,7 @@ def to_html(
     Args:
         table: built from `variants` and `blind`.
         variants: the runs of each variant, in the order of the rows.
+        ledger: of the same runs.
         title: of the page.
         notes: paragraphs that stand above everything.
         blind: the baseline's answers by question id, where the table has its row.
@@ -85,6 +89,7 @@ def to_html(
     trained = [row for row in table.rows if row.trained]
     best = table.best()
     clips = list(clips)
+    labels = {row.name: row.label for row in table.rows}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
     return environment.from_string(TEMPLATE).render(
         title=title,
@@ -96,17 +101,25 @@ def to_html(
         grouped=any(table.groups()),
         group_sizes={g: sum(table.num_by_type[t] for t in members) for g, members in table.groups().items()},
         colours={row.name: charts.colour(index) for index, row in enumerate(trained)},
+        counts_flops=any(row.flops is not None for row in trained),
         several_seeds=any(row.num_seeds > 1 for row in trained),
         is_best=lambda row, column: _is_best(row, column, best, len(trained)),
         cell_of=cell_of,
         method=method_note(table),
         charts=charts,
         bars=charts.type_bars(table),
-        figures=_figures(table, variants),
+        figures=_figures(table, variants, ledger),
+        delta_head=render.delta_head(table),
+        deltas=[c for c in table.comparisons if c.by_type],
+        delta_note=render.DELTA_NOTE,
+        starred=render.starred,
+        ledger_head=render.LEDGER_HEAD,
+        ledger_rows=render.ledger_cells(ledger, labels),
+        ledger_lines=ledger.lines(),
         clips=[_card(shown, variants, blind) for shown in clips],
         gates=shown_gates(
             variants,
-            {row.name: row.label for row in table.rows},
+            labels,
             clips=[shown.clip_id for shown in clips],
             frames={shown.clip_id: shown.frames for shown in clips},
         ),
@@ -148,7 +161,7 @@ def _is_best(row: Row, column: str, best: Mapping[str, float], num_trained: int)
     return row.trained and num_trained > 1 and f"{cell_of(row, column).mean:.1f}" == f"{best[column]:.1f}"
 
 
-def _figures(table: Table, variants: Mapping[str, Sequence[Run]]) -> list[Figure]:
+def _figures(table: Table, variants: Mapping[str, Sequence[Run]], ledger: Ledger) -> list[Figure]:
     accuracy = charts.learning_curves(variants, field="val_accuracy")
     loss = charts.learning_curves(variants, field="train_loss")
     detail = "by epoch; thin lines are single seeds" if any(len(r) > 1 for r in variants.values()) else "by epoch"
@@ -165,6 +178,11 @@ def _figures(table: Table, variants: Mapping[str, Sequence[Run]]) -> list[Figure
             wide=True,
         )
     )
+    cost = cost_over_depth(variants, {row.name: row.label for row in table.rows}, ledger)
+    if cost is not None:
+        rings = any(c.without_cache is not None for c in ledger.variants)
+        detail = "one run, training and evaluation; logarithmic scale" + "; rings: without the cache" * rings
+        figures.append(Figure(caption="Cost over depth of insertion", detail=detail, svg=cost, wide=True))
     return figures
 
 

@@ -82,7 +82,10 @@ class Ledger:
         ]
         rows += [(c.name, c.actual, c.predicted, c.without_cache) for c in self.variants]
         actual = _total([self.extraction, self.training])
-        return [*rows, ("in all", actual, _total([self.predicted_extraction, self.predicted_training]), self.without_cache)]
+        return [
+            *rows,
+            ("in all", actual, _total([self.predicted_extraction, self.predicted_training]), self.without_cache),
+        ]
 
     def lines(self) -> list[str]:
         """The whole in one line, then the notes."""

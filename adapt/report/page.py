@@ -40,7 +40,9 @@ TEMPLATE = """<!DOCTYPE html>
 <h2>Accuracy by question type</h2>
 <p class="caption">Percent of the {{ table.split }} questions answered correctly; averages are over questions.
 {% if several_seeds %}Mean over seeds ± half of a 95 % t-interval. {% endif %}Bold: the highest of a column among
-trained rows, whether or not the difference is more than chance.</p>
+trained rows, whether or not the difference is more than chance. Hours are wall-clock, of one run
+{%- if counts_flops %}; FLOPs those of one forward pass above the cached states (matrix products, convolutions and
+attention){% endif %}.</p>
 <div class="card scroll">
 <table class="accuracy">
 <thead>
@@ -96,6 +98,45 @@ trained rows, whether or not the difference is more than chance.</p>
 </div>
 </section>
 {% endif %}
+
+{% if deltas %}
+<section>
+<h2>Differences by question type</h2>
+<p class="caption">{{ delta_note }} On the same questions, by the test described above; the interval shows on
+hovering.</p>
+<div class="card scroll">
+<table class="accuracy">
+<thead><tr>{% for head in delta_head %}<th{% if loop.first %} class="first"{% endif %}>{{ head }}</th>{% endfor %}</tr>
+</thead>
+<tbody>
+{%- for c in deltas %}
+<tr><th scope="row">{{ c.a_label }}</th>
+{%- for name in table.types %}<td title="{{ format_interval(c.by_type[name]) }}">{{ starred(c.by_type[name]) }}</td>
+{%- endfor %}<td class="average" title="{{ format_interval(c) }}">{{ starred(c) }}</td></tr>
+{%- endfor %}
+</tbody>
+</table>
+</div>
+</section>
+{% endif %}
+
+<section>
+<h2>What it cost</h2>
+{%- for line in ledger_lines %}
+<p class="caption">{{ line }}</p>
+{%- endfor %}
+<div class="card scroll">
+<table>
+<thead><tr>{% for head in ledger_head %}<th{% if loop.first %} class="first"{% endif %}>{{ head }}</th>{% endfor %}</tr>
+</thead>
+<tbody>
+{%- for row in ledger_rows %}
+<tr><th scope="row">{{ row[0] }}</th>{% for number in row[1:] %}<td>{{ number }}</td>{% endfor %}</tr>
+{%- endfor %}
+</tbody>
+</table>
+</div>
+</section>
 
 <section>
 <h2>Plots</h2>

@@ -64,11 +64,12 @@ def delta_cells(table: Table) -> list[list[str]]:
     The types are corrected together, over all rows; Avg as in the table of comparisons.
     """
     return [
-        [c.a_label, *(_starred(c.by_type[t]) for t in table.types), _starred(c)] for c in table.comparisons if c.by_type
+        [c.a_label, *(starred(c.by_type[t]) for t in table.types), starred(c)] for c in table.comparisons if c.by_type
     ]
 
 
-def _starred(corrected: Corrected | Comparison) -> str:
+def starred(corrected: Corrected | Comparison) -> str:
+    """Return a difference in points, with a star where p (Holm) is below 0.05."""
     return format_points(corrected.difference.points) + "*" * (corrected.p_corrected < 0.05)
 
 

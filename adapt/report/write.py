@@ -99,9 +99,7 @@ def report(
     data = find_data_set(next(iter(variants.values()))[0]) if variants else None
     if blind is None and data is not None:
         blind = data.blind
-    table = build_table(
-        variants, labels=labels, blind=blind, comparisons=pairs, baseline=baseline, resamples=resamples
-    )
+    table = build_table(variants, labels=labels, blind=blind, comparisons=pairs, baseline=baseline, resamples=resamples)
     ledger = make_ledger(variants)
     own = () if data is None else data.notes
     said = (*notes, *_left_out_note(left_out, missing), *own, *make_notes(table, variants))

@@ -247,3 +247,60 @@ def test_a_longer_batch_fits_in_the_buffer_of_a_little_shorter_one():
         assert pool.take((count,), np.dtype(np.uint8)).shape == (count,)
     assert len(sizes) == 1
     assert sizes[0] < 1.3 * 100_000
+
+
+def test_maps_are_bounded_and_what_was_read_by_address_stays_right(sample, tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "MAX_MAPS", 3)
+    items = sample.items(12)
+    sample.fill(tmp_path / "s", items)
+    keys = [i.key for i in items]
+    reader = FeatureStore.open(tmp_path / "s").reader(sample.spec.modality, 9)
+    expected = reader.read(keys)
+    copied = []
+    monkeypatch.setattr(rows.Addresses, "copy", _noting(rows.Addresses.copy, copied))
+    for start in (0, 0, 3, 3, 9, 9, 0, 0):  # a shard's items, twice each: the second time by address
+        part = reader.read(keys[start : start + 3])
+        width = part.hidden.shape[1]
+        np.testing.assert_array_equal(part.hidden, expected.hidden[start : start + 3, :width])
+        for name, values in part.inputs.items():
+            np.testing.assert_array_equal(values, expected.inputs[name][start : start + 3, :width])
+        assert len(reader._rows._maps) <= 3
+    assert copied
+    reader.close()
+    np.testing.assert_array_equal(reader.read(keys).hidden, expected.hidden)
+
+
+def _noting(real, calls):
+    def call(*arguments):
+        calls.append(arguments[1])
+        return real(*arguments)
+
+    return call
+
+
+def test_by_address_only_what_was_checked(make_sample, tmp_path, monkeypatch):
+    sample = make_sample()
+    items = sample.items(6)
+    sample.fill(tmp_path / "s", items)
+    monkeypatch.setattr(rows.Addresses, "copy", lambda *about: pytest.fail("copied without a checksum"))
+    for verify in ("first", "always"):
+        reader = FeatureStore.open(tmp_path / "s").reader("visual", 9, verify=verify)
+        reader.read([items[0].key])
+        reader.read([items[0].key, items[1].key])
+        if verify == "always":
+            reader.read([items[0].key])
+
+
+def test_what_was_pushed_out_comes_by_the_threads_again(make_sample, tmp_path, monkeypatch):
+    sample = make_sample()
+    items = sample.items(6)
+    sample.fill(tmp_path / "s", items)
+    reader = FeatureStore.open(tmp_path / "s").reader("visual", 9)
+    keys = [i.key for i in items]
+    before = reader.read(keys).hidden
+    assert reader._rows._pool is None
+    monkeypatch.setattr(rows.Addresses, "resident", lambda *about: False)
+    monkeypatch.setattr(FileMap, "resident", lambda *about: False)
+    np.testing.assert_array_equal(reader.read(keys).hidden, before)
+    assert reader._rows._pool is not None
+    reader.close()
