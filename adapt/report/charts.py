@@ -119,8 +119,8 @@ def interval_scale(table: Table) -> tuple[float, float]:
 def interval_axis(table: Table) -> Markup:
     """Draw the numbers above the column of `interval_bar`s."""
     frame = _interval_frame(table)
-    ticks = ticks(frame.x_low, frame.x_high, inside=True)
-    parts = [text(format_points(t).removesuffix(".0"), frame.x(t), 13, anchor="middle") for t in ticks]
+    shown = ticks(frame.x_low, frame.x_high, inside=True)
+    parts = [text(format_points(t).removesuffix(".0"), frame.x(t), 13, anchor="middle") for t in shown]
     return svg(parts, "scale in points", width=_BAR_WIDTH, height=16)
 
 

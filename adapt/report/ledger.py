@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ...cache.errors import TalikError
-from ...extract.settings import plan_path
+from ...extract.settings import plan_path, read_toml
 from ...extract.spent import Spent, read_spent
-from ..experiment import load_experiment
 from .formats import format_time
 from .runs import Run
 
@@ -64,6 +63,11 @@ class Ledger:
         return _total(cost.predicted for cost in self.variants)
 
     @property
+    def predicted(self) -> float | None:
+        """What the plan said of extraction and all runs."""
+        return _total([self.predicted_extraction, self.predicted_training])
+
+    @property
     def without_cache(self) -> float | None:
         """Seconds of all runs without a store; None unless the plan speaks of every variant."""
         return _total(cost.without_cache for cost in self.variants)
@@ -92,9 +96,8 @@ class Ledger:
         parts = [f"training {format_time(self.training)}"]
         if self.extraction is not None:
             parts.insert(0, f"extraction {format_time(self.extraction)}")
-        predicted = _total([self.predicted_extraction, self.predicted_training])
-        if predicted is not None:
-            parts.append(f"predicted {format_time(predicted)} in all")
+        if self.predicted is not None:
+            parts.append(f"predicted {format_time(self.predicted)} in all")
         if self.without_cache is not None:
             ratio = "" if self.saved_ratio is None else f" ({self.saved_ratio:.1f} times as long)"
             parts.append(f"without the cache {format_time(self.without_cache)}{ratio}")
@@ -134,8 +137,9 @@ def make_ledger(variants: Mapping[str, Sequence[Run]]) -> Ledger:
 class _Plan:
     """A plan as <experiment>.plan.json holds it, by run."""
 
-    def __init__(self, values: Mapping[str, Any], *, where: Path, num_seeds: int) -> None:
-        self.where, self.num_seeds = where, num_seeds
+    def __init__(self, values: Mapping[str, Any], tables: Mapping[str, Any], *, where: Path) -> None:
+        num_seeds = len(tables.get("sweep", {}).get("seeds", (0,)))
+        self.where, self._tables = where, tables
         self.machine, self.extraction = str(values["machine"]), float(values["extraction"])
         self.cached = bool(values["cuts"])
         self.alone = {v["name"]: float(v["seconds"]) / num_seeds for v in values["variants"]}
@@ -152,9 +156,9 @@ class _Plan:
         if not path.is_file():
             return f"What it would have cost without the cache was not measured: talik plan {name}.toml measures it."
         try:
-            num_seeds = len(load_experiment(base / f"{name}.toml").sweep.seeds)
-            return cls(json.loads(path.read_text(encoding="utf-8")), where=path, num_seeds=num_seeds)
-        except (TalikError, OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return cls(values, read_toml(base / f"{name}.toml"), where=path)
+        except (TalikError, OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
             return f"{path.name} does not fit {name}.toml beside it: run talik plan again."
 
     def notes(self) -> list[str]:
@@ -169,11 +173,18 @@ class _Plan:
         if run.variant not in self.alone:
             return None
         size, factor = self.group.get(run.variant, (1, 1.0))
-        return self.alone[run.variant] * _trained_share(run) * (factor if run.together == size else 1.0)
+        return self.alone[run.variant] * self._share(run) * (factor if run.together == size else 1.0)
 
     def without_cache(self, run: Run) -> float | None:
         """Seconds of one run with every batch decoded and encoded anew."""
-        return self.live[run.variant] * _trained_share(run) if run.variant in self.live else None
+        return self.live[run.variant] * self._share(run) if run.variant in self.live else None
+
+    def _share(self, run: Run) -> float:
+        """The epochs that were trained over those that were planned: fewer after an early stop."""
+        own = next((v for v in self._tables.get("variants", ()) if v.get("name") == run.variant), {})
+        train = {**run.config.get("train", {}), **self._tables.get("train", {}), **own.get("train", {})}
+        planned = train.get("epochs")
+        return len(run.epochs) / planned if isinstance(planned, int) and planned > 0 and run.epochs else 1.0
 
 
 def _cost(name: str, runs: Sequence[Run], plans: Mapping[tuple[Path, str], _Plan]) -> Cost:
@@ -184,13 +195,6 @@ def _cost(name: str, runs: Sequence[Run], plans: Mapping[tuple[Path, str], _Plan
         predicted=_total(None if plan is None else plan.predicted(run) for run, plan in own),
         without_cache=_total(None if plan is None else plan.without_cache(run) for run, plan in own),
     )
-
-
-def _trained_share(run: Run) -> float:
-    """The share of the epochs asked for that were trained: fewer after an early stop."""
-    train = run.config.get("train")
-    asked = train.get("epochs") if isinstance(train, Mapping) else None
-    return len(run.epochs) / asked if isinstance(asked, int) and asked > 0 and run.epochs else 1.0
 
 
 def _store(run: Run) -> Path | None:

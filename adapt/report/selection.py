@@ -86,7 +86,7 @@ def shown_gates(
                         frames=own if len(own) == segments else (),
                     )
                 )
-        except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(f"{path}: not as talik evaluate --gates writes it ({error}); write it again") from None
     return tuple(shown)
 

@@ -218,7 +218,12 @@ def _t_within(angle: NDArray[np.float64], freedom: int) -> NDArray[np.float64]:
 
 def _drawn_t(freedom: int, resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """R draws of t, one from the middle of each of R equally likely strata, shuffled: steadier than random tails."""
-    return rng.permutation(_t_quantiles((np.arange(resamples) + 0.5) / resamples, freedom))
+    return rng.permutation(_t_strata(freedom, resamples))
+
+
+@lru_cache(maxsize=4)
+def _t_strata(freedom: int, resamples: int) -> NDArray[np.float64]:
+    return _t_quantiles((np.arange(resamples) + 0.5) / resamples, freedom)
 
 
 def _aligned(a: Outcomes, b: Outcomes) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.int64]]:

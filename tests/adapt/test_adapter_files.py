@@ -234,7 +234,8 @@ def test_what_an_alignment_resolved_to_is_printed_and_recorded(
     )
     run = adapt(experiment, variant="deep", progress=False, workbench=shared(experiment, bench))
     where = "visual at 2 of 3 units; audio at 2 of 3 units; text at 2 of 3 units"
-    assert where in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert where in printed.out + printed.err
     told = json.loads((run.folder / "adapter.json").read_text())["insertion"]
     assert told == {"asked": {"visual": [2], "audio": "aligned", "text": [0.7]}, "resolved": where, "notes": []}
     assert evaluate(run.folder).scores.overall.accuracy == run.accuracy

@@ -168,3 +168,28 @@ def test_one_variant_and_seed_from_two_places_is_refused(tmp_path: Path) -> None
     runs = [read_run(write_run(tmp_path / place)) for place in ("x", "y")]
     with pytest.raises(TalikError, match="with seed 0 twice"):
         group_by_variant(runs)
+
+
+def test_how_deep_the_first_insertion_sits_is_read(tmp_path: Path) -> None:
+    folder = write_run(tmp_path)
+    assert read_run(folder).depth is None
+    encoders = {"visual": {"num_units": 12}, "audio": {"num_units": 4}, "text": {"num_units": 6}}
+    insertions = [{"visual": 9, "audio": 3}, {"visual": 12, "audio": 4}]
+    (folder / "adapter.json").write_text(json.dumps({"encoders": encoders, "insertions": insertions}))
+    assert read_run(folder).depth == pytest.approx((9 / 12 + 3 / 4) / 2)
+    (folder / "adapter.json").write_text(json.dumps({"encoders": encoders, "insertions": []}))
+    assert read_run(folder).depth == 1.0
+    (folder / "adapter.json").write_text("{}")
+    with pytest.raises(RunError, match=r"adapter\.json: not as training writes it"):
+        read_run(folder)
+
+
+def test_what_a_run_was_trained_on_is_read_where_it_says_so(tmp_path: Path) -> None:
+    folder = write_run(tmp_path)
+    run = read_run(folder)
+    assert (run.device, run.live, run.together, run.flops, run.flops_trained) == (None, False, None, None, None)
+    more = {"device": "cuda", "live": True, "together": 3, "flops": 20, "flops_trained": 10}
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(result | more))
+    run = read_run(folder)
+    assert (run.device, run.live, run.together, run.flops, run.flops_trained) == ("cuda", True, 3, 20, 10)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from talik.adapt.metrics import TYPE_ORDER, score
-from talik.adapt.report import render
+from talik.adapt.report import formats, render
 from talik.adapt.report.notes import make_notes
 from talik.adapt.report.runs import Prediction, Run
 from talik.adapt.report.statistics import MeanInterval
@@ -140,21 +140,21 @@ def test_seeds_of_different_size_are_refused() -> None:
 
 def test_text_is_this(small: Table) -> None:
     assert render.to_text(small).splitlines() == [
-        "variant         A-count  V-loc   Avg  params   s",
-        "────────────────────────────────────────────────",
-        "blind baseline      0.0    0.0   0.0       –   –",
-        "probe             100.0    0.0  50.0  1.23 k  12",
-        "tri_modal & co    100.0   50.0  75.0  2.34 M  12",
+        "variant         A-count  V-loc   Avg  params       h",
+        "────────────────────────────────────────────────────",
+        "blind baseline      0.0    0.0   0.0       –       –",
+        "probe             100.0    0.0  50.0  1.23 k  0.0033",
+        "tri_modal & co    100.0   50.0  75.0  2.34 M  0.0033",
     ]
 
 
 def test_markdown_is_this(small: Table) -> None:
     assert render.to_markdown(small).splitlines() == [
-        "| variant | A-count | V-loc | Avg | trainable parameters | seconds |",
+        "| variant | A-count | V-loc | Avg | trainable parameters | hours |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
         "| blind baseline | 0.0 | 0.0 | 0.0 | – | – |",
-        "| probe | **100.0** | 0.0 | 50.0 | 1.23 k | 12 |",
-        "| tri_modal & co | **100.0** | **50.0** | **75.0** | 2.34 M | 12 |",
+        "| probe | **100.0** | 0.0 | 50.0 | 1.23 k | 0.0033 |",
+        "| tri_modal & co | **100.0** | **50.0** | **75.0** | 2.34 M | 0.0033 |",
     ]
 
 
@@ -164,13 +164,13 @@ def test_latex_is_this(small: Table) -> None:
         r"\toprule",
         r" & \multicolumn{2}{c}{Audio} & \multicolumn{2}{c}{Visual} &  &  &  \\",
         r"\cmidrule(lr){2-3}\cmidrule(lr){4-5}",
-        r"Variant & count & Avg & loc & Avg & Avg & Params & Seconds \\",
+        r"Variant & count & Avg & loc & Avg & Avg & Params & Hours \\",
         r"\midrule",
         r"blind baseline & 0.0 & 0.0 & 0.0 & 0.0 & 0.0 & -- & -- \\",
         r"\midrule",
-        r"probe & \textbf{100.0} & \textbf{100.0} & 0.0 & 0.0 & 50.0 & 1.23 k & 12 \\",
+        r"probe & \textbf{100.0} & \textbf{100.0} & 0.0 & 0.0 & 50.0 & 1.23 k & 0.0033 \\",
         r"tri\_modal \& co & \textbf{100.0} & \textbf{100.0} & \textbf{50.0} & \textbf{50.0} & \textbf{75.0} "
-        r"& 2.34 M & 12 \\",
+        r"& 2.34 M & 0.0033 \\",
         r"\bottomrule",
         r"\end{tabular}",
     ]
@@ -183,7 +183,8 @@ def test_text_of_all_types_fits_160_columns(num_seeds: int) -> None:
     text = render.to_text(build_table(variants, blind=always("no", variants), labels=labels))
     lines = text.splitlines()
     assert max(map(len, lines)) <= 160
-    assert sum(line.startswith("trimodal without interaction") for line in lines) == 3  # table, and two comparisons
+    starts = [line.startswith("trimodal without interaction") for line in lines]
+    assert sum(starts) == 4  # the table, two comparisons, the differences by type
     assert ("±" in text) == (num_seeds > 1)
 
 
@@ -250,11 +251,11 @@ def test_csv_holds_full_precision_and_reads_back() -> None:
 def test_an_interval_on_one_side_of_zero_says_yes() -> None:
     variants = made_variants()
     better, equal = build_table(variants, comparisons=[("trimodal", "probe"), ("probe", "probe")]).comparisons
-    assert (render.verdict(better), render.verdict(equal)) == ("yes", "no")
-    assert render.format_interval(equal) == "[0.0, 0.0]"
-    assert render.format_interval(better).startswith("[+")
-    assert render.format_points(-0.449) == "−0.4"
-    assert render.format_points(-0.04) == "0.0"
+    assert (formats.verdict(better), formats.verdict(equal)) == ("yes", "no")
+    assert formats.format_interval(equal) == "[0.0, 0.0]"
+    assert formats.format_interval(better).startswith("[+")
+    assert formats.format_points(-0.449) == "−0.4"
+    assert formats.format_points(-0.04) == "0.0"
 
 
 @pytest.mark.parametrize(
@@ -273,12 +274,65 @@ def test_an_interval_on_one_side_of_zero_says_yes() -> None:
     ],
 )
 def test_counts_have_three_digits(number: int | None, text: str) -> None:
-    assert render.format_count(number) == text
+    assert formats.format_count(number) == text
 
 
-def test_seconds_and_p_values_are_short() -> None:
-    assert [render.format_seconds(s) for s in (None, 0.04, 9.94, 9.96, 12_345.6)] == ["–", "0.0", "9.9", "10", "12,346"]
-    assert [render.format_p(p) for p in (0.0004, 0.001, 0.25, 1.0)] == ["<0.001", "0.001", "0.250", "1.000"]
+def test_times_and_p_values_are_short() -> None:
+    hours = [formats.format_hours(s) for s in (None, 0.04, 79.2, 5400.0, 36_000.0, 1_234_567.0)]
+    assert hours == ["–", "<0.0001", "0.022", "1.5", "10", "343"]
+    times = [formats.format_time(s) for s in (0.04, 9.94, 89.0, 90.0, 5399.0, 5400.0, 1_234_567.0)]
+    assert times == ["0.04 s", "9.94 s", "89 s", "1.5 min", "90 min", "1.5 h", "343 h"]
+    assert [formats.format_p(p) for p in (0.0004, 0.001, 0.25, 1.0)] == ["<0.001", "0.001", "0.250", "1.000"]
+
+
+def test_hours_and_flops_say_what_they_are_of() -> None:
+    variants = made_variants(1, device="cpu", flops=12_345_678, flops_trained=1000)
+    markdown = render.to_markdown(build_table(variants))
+    assert "| FLOPs a question | CPU hours |" in markdown
+    assert "| 12.3 M | 0.0033 |" in markdown
+    variants["gpu"] = (made_run("gpu", [True] * 90, device="cuda"),)
+    mixed = render.to_text(build_table(variants)).splitlines()
+    assert mixed[0].endswith("FLOPs           h")
+    assert [line.split("  ")[-1] for line in mixed[2:5]] == ["0.0033 CPU", "0.0033 CPU", "0.0033 GPU"]
+    (row,) = (r for r in csv.DictReader(io.StringIO(render.to_csv(build_table(variants)))) if r["variant"] == "probe")
+    assert (row["device"], row["flops"], row["flops_trained"]) == ("cpu", "12345678", "1000")
+
+
+def test_a_named_baseline_is_what_all_others_are_compared_with_by_type_too() -> None:
+    variants = made_variants(2) | {"other": tuple(made_run("other", [True] * 90, seed=s) for s in range(2))}
+    table = build_table(variants, blind=always("no", variants), baseline="trimodal")
+    assert [(c.a, c.b) for c in table.comparisons if c.by_type] == [("probe", "trimodal"), ("other", "trimodal")]
+    probe = next(c for c in table.comparisons if (c.a, c.b) == ("probe", "trimodal"))
+    assert tuple(probe.by_type) == TYPE_ORDER
+    by_name = {row.name: row for row in table.rows}
+    for kind, found in probe.by_type.items():
+        means = [by_name[name].by_type[kind].mean for name in ("probe", "trimodal")]
+        assert found.difference.points == pytest.approx(means[0] - means[1])
+    every = [found for c in table.comparisons for found in c.by_type.values()]
+    smallest = min(every, key=lambda found: found.difference.p_value)
+    assert smallest.p_corrected == pytest.approx(min(1, 18 * smallest.difference.p_value))  # two rows of nine types
+    with pytest.raises(SettingsError, match="baseline 'trimodl'; did you mean 'trimodal'"):
+        build_table(variants, baseline="trimodl")
+
+
+def test_differences_by_type_are_starred_where_they_are_more_than_chance() -> None:
+    rng = np.random.default_rng(2)
+    right = rng.random(600) < 0.5
+    better = right | ((np.arange(600) % 2 == 0) & (rng.random(600) < 0.8))  # of the first type alone
+    runs = {n: (made_run(n, list(r), types=("A-count", "V-loc")),) for n, r in (("a|b", right), ("better", better))}
+    table = build_table(runs, baseline="a|b", resamples=2000)
+    ((label, first, second, average),) = render.delta_cells(table)
+    assert (label, second) == ("better", "0.0")
+    assert first.startswith("+")
+    assert first.endswith("*")
+    assert average.endswith("*")
+    assert render.delta_head(table) == ["against a|b", "A-count", "V-loc", "Avg"]
+    assert render.DELTA_NOTE in render.to_text(table)
+    assert r"against a\|b" in render.to_markdown(table)
+    assert f"better & {first} & 0.0 & {average}" in render.to_latex(table)
+    lines = list(csv.DictReader(io.StringIO(render.comparisons_to_csv(table))))
+    assert [line["type"] for line in lines] == ["Avg", "A-count", "V-loc"]
+    assert float(lines[1]["difference"]) == table.comparisons[0].by_type["A-count"].difference.points
 
 
 def test_notes_are_worked_out_from_the_runs() -> None:

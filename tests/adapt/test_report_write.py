@@ -111,7 +111,7 @@ def test_every_format_is_written_and_agrees(num_seeds: int, tmp_path: Path) -> N
         assert average in path.read_text()
     assert average in files.text
     assert files.csv.read_text().startswith("variant,label,seeds,A-count")
-    assert len(files.comparisons_csv.read_text().splitlines()) == 1 + 3
+    assert len(files.comparisons_csv.read_text().splitlines()) == 1 + 3 + 9  # one of them by type
     assert "> My own note." in files.markdown.read_text()
     assert page.count("svg") == 4 + 1 + 3  # four plots, the intervals' scale, the intervals
     assert str(tmp_path) not in "".join(path.read_text() for path in (tmp_path / "out").iterdir())
@@ -141,6 +141,25 @@ def test_all_text_is_escaped(tmp_path: Path) -> None:
     for shown in (f"Title{EVIL}", name, f"tri{EVIL}", f"blind{EVIL}", f"yes{EVIL}", f"Is the flute there?{EVIL}"):
         assert shown in page.text
     assert not any(key.startswith("on") for _, attributes in page.tags for key in attributes)
+
+
+def test_hostile_gates_are_escaped_and_malformed_ones_refused(tmp_path: Path) -> None:
+    make_runs(tmp_path / "runs", {f"probe{EVIL}": 0.4}, evil=EVIL)
+    folder = tmp_path / "runs" / "exp" / "v0" / "seed0"
+    record = {"question_id": f"q0{EVIL}", "clip_id": f"c0{EVIL}", "insertion": 0, "visual": [0.5, 1.5], "text": [1.0]}
+    lines = (folder / "predictions.jsonl").read_text().replace('"q0"', json.dumps(f"q0{EVIL}"))
+    (folder / "predictions.jsonl").write_text(lines)
+    (folder / "gates-test.jsonl").write_text(json.dumps({**record, "tokens": [EVIL]}))
+    clips = [ShownClip(clip_id=f"c0{EVIL}", frames=(PNG, PNG))]
+    text = report([tmp_path / "runs"], out=tmp_path, clips=clips).html.read_text()
+    page = Page(text)
+    assert "What the selection kept" in page.text
+    assert f"token {EVIL}: 1.00" in page.text
+    assert ("aria-label", f"gates of q0{EVIL}") in {pair for _, attributes in page.tags for pair in attributes.items()}
+    assert "<script" not in text
+    (folder / "gates-test.jsonl").write_text(json.dumps({**record, "visual": ["<b>"]}))
+    with pytest.raises(RunError, match=r"gates-test\.jsonl: not as talik evaluate --gates writes it"):
+        report([tmp_path / "runs"], out=tmp_path, clips=clips)
 
 
 def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from talik.adapt.metrics import score
+from talik.adapt.report.runs import Prediction, Run
 from talik.adapt.report.statistics import Outcomes, compare, holm, mean_interval, t_quantile
+from talik.adapt.report.table import build_table
 from talik.cache.errors import RunError, SettingsError
 
 
@@ -35,6 +40,38 @@ def simulated(
         logits = difficulty + on_clips + of_seeds + gain
         pair.append(outcomes(rng.random(logits.shape) < 1 / (1 + np.exp(-logits)), clips))
     return pair[0], pair[1]
+
+
+def made_run(variant: str, right: Sequence[bool], *, seed: int, types: Sequence[str], num_a_clip: int) -> Run:
+    """A run of len(right) questions, types in turn, `num_a_clip` questions a clip."""
+    predictions = tuple(
+        Prediction(
+            question_id=f"q{i}",
+            clip_id=f"c{i // num_a_clip}",
+            type=types[i % len(types)],
+            template="t",
+            question="Is it?",
+            answer="yes",
+            prediction="yes" if ok else "no",
+            probability=None,
+            correct=bool(ok),
+        )
+        for i, ok in enumerate(right)
+    )
+    return Run(
+        path=Path("runs") / variant,
+        experiment="exp",
+        variant=variant,
+        seed=seed,
+        config={},
+        epochs=(),
+        predictions=predictions,
+        scores=score([p.type for p in predictions], [p.correct for p in predictions]),
+        split="test",
+        best_epoch=None,
+        train_seconds=1.0,
+        trainable_params=1,
+    )
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 30, 101])
@@ -132,6 +169,24 @@ def test_variants_of_one_kind_are_called_different_at_most_as_often_as_said(
     assert sum(d.p_value < 0.5 for d in found) >= 70  # nor is the test so careful that it never speaks
 
 
+@pytest.mark.parametrize("num_seeds", [1, 3])
+def test_reports_of_two_names_for_one_variant_call_them_different_as_seldom_as_said(num_seeds: int) -> None:
+    rng = np.random.default_rng(21)
+    types = ("A-count", "V-loc", "AV-exist", "AV-comp", "AV-temp")  # one of each a clip
+    called = called_by_type = 0
+    for _ in range(200):
+        pair = simulated(rng, num_seeds=num_seeds, seed_sd=0.1 * (num_seeds > 1), clip_sd=0.5)
+        runs = {
+            name: tuple(made_run(name, list(row), seed=s, types=types, num_a_clip=5) for s, row in enumerate(o.correct))
+            for name, o in zip(("one", "other"), pair, strict=True)
+        }
+        (found,) = build_table(runs, baseline="one", resamples=1000).comparisons
+        called += found.p_corrected < 0.05
+        called_by_type += any(c.p_corrected < 0.05 for c in found.by_type.values())
+    assert called <= 17  # 5 % of 200, and the 97th percentile of its own chance
+    assert called_by_type <= 17
+
+
 def test_intervals_hold_the_true_difference_as_often_as_said() -> None:
     rng = np.random.default_rng(12)
     clips, truth = np.repeat(np.arange(50), 4), 10.0
@@ -198,6 +253,13 @@ def test_other_questions_or_other_clips_are_refused() -> None:
         compare(a, outcomes(np.ones((1, 4)), np.array([0, 1, 2, 2])))
     with pytest.raises(SettingsError, match="resamples 10"):
         compare(a, a, resamples=10)
+
+
+def test_some_questions_of_a_test_set_are_compared_as_if_they_were_all() -> None:
+    a, b = simulated(np.random.default_rng(9), num_seeds=2, seed_sd=0.1, clip_sd=0.3, lift=0.5)
+    wanted = [i % 5 == 2 for i in range(250)]
+    apart = [outcomes(o.correct[:, 2::5], np.arange(50)) for o in (a, b)]
+    assert compare(a.only(wanted), b.only(wanted)) == compare(*apart)
 
 
 def test_malformed_outcomes_are_refused() -> None:

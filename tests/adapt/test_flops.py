@@ -1,0 +1,70 @@
+"""Counting the operations of a forward pass: by hand on a small model, and as finished runs record it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from talik.adapt.flops import forward_flops
+from talik.adapt.train import adapt
+
+
+class Small(nn.Module):
+    """Frozen: a matrix and an attention over its outputs; trained: two matrices."""
+
+    def __init__(self, *, tunes_units: bool = False) -> None:
+        super().__init__()
+        self.tunes_units = tunes_units
+        self.head = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3), nn.Dropout(0.5))
+        object.__setattr__(self, "frozen", nn.Linear(4, 4))
+
+    def forward(self, states: Any, num_segments: int) -> Tensor:
+        x: Tensor = self.frozen(states["visual"].hidden)
+        assert not self.training
+        x = x[:, None]
+        return self.head(scaled_dot_product_attention(x, x, x)[:, 0])
+
+
+def test_the_count_is_that_of_hand() -> None:
+    states: Any = {"visual": SimpleNamespace(hidden=torch.ones(2, 7, 4))}
+    linear, attention, head = 2 * 4 * 4 * 7, 2 * 2 * 7 * 7 * 4, 2 * (4 * 5 + 5 * 3) * 7
+    model: Any = Small().train()
+    found = forward_flops(model, states, num_segments=1, num_questions=2)
+    assert found == {"flops": linear + attention + head, "flops_trained": head}
+    assert model.training
+    assert not model.head[0]._forward_hooks
+    tuned: Any = Small(tunes_units=True)
+    assert forward_flops(tuned, states, num_segments=1, num_questions=2) == {"flops": linear + attention + head}
+
+
+def test_counting_moves_no_random_numbers() -> None:
+    states: Any = {"visual": SimpleNamespace(hidden=torch.ones(2, 7, 4))}
+    model: Any = Small()
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    forward_flops(model, states, num_segments=1, num_questions=2)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_finished_run_records_what_it_was_trained_on_and_what_a_question_costs(
+    extracted: Path, tmp_path: Path
+) -> None:
+    store = extracted.parent / "features.zarr"
+    text = extracted.read_text(encoding="utf-8").replace('dtype = "float32"', f'dtype = "float32"\npath = "{store}"')
+    path = tmp_path / "exp.toml"
+    path.write_text(text.replace("epochs = 2", "epochs = 1"), encoding="utf-8")
+    counts = {}
+    for name in ("probe", "trimodal"):
+        folder = adapt(path, variant=name, progress=False).folder
+        result = json.loads((folder / "result.json").read_text())
+        assert (result["device"], result["live"], result["together"]) == ("cpu", False, 1)
+        counts[name] = result["flops"], result["flops_trained"]
+    assert counts["probe"][0] == counts["probe"][1] > 0  # nothing frozen runs above the last boundary
+    assert counts["trimodal"][0] > counts["trimodal"][1] > counts["probe"][1]
