@@ -32,8 +32,8 @@ def forward_flops(
         amp: as in training's settings; it changes no count, but the memory.
 
     Returns:
-        "flops", of everything above the states: frozen units, adapters, head; and, where what is trained stands apart
-        from the frozen units, "flops_trained", of adapters and head alone.
+        "flops", of everything above the states: frozen units, the encoders' ends, adapters, head; and, where what is
+        trained stands apart from the frozen units, "flops_trained", of adapters and head alone.
     """
     was_training = model.training
     model.eval()

@@ -63,7 +63,6 @@ TUNERS: dict[str, Tuner] = {
     "unilora": Tuner("UNILORA", starts_as="changed"),
     "tinylora": Tuner("TINYLORA"),
     "beft": Tuner("BEFT"),
-    "lily": Tuner("LILY"),
     "peanut": Tuner("PEANUT"),
     "ln_tuning": Tuner("LN_TUNING"),
 }

@@ -181,7 +181,7 @@ class _Plan:
 
     def _share(self, run: Run) -> float:
         """The epochs that were trained over those that were planned: fewer after an early stop."""
-        own = next((v for v in self._tables.get("variants", ()) if v.get("name") == run.variant), {})
+        own: Mapping[str, Any] = next((v for v in self._tables.get("variants", ()) if v.get("name") == run.variant), {})
         train = {**run.config.get("train", {}), **self._tables.get("train", {}), **own.get("train", {})}
         planned = train.get("epochs")
         return len(run.epochs) / planned if isinstance(planned, int) and planned > 0 and run.epochs else 1.0

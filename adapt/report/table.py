@@ -235,7 +235,7 @@ def _blind_outcomes(asked: Sequence[Prediction], blind: Mapping[str, str]) -> Ou
 def _default_pairs(names: Iterable[str], baseline: str | None) -> list[tuple[str, str]]:
     trained = [name for name in names if name != BLIND]
     against_blind = [(name, BLIND) for name in trained] if BLIND in names else []
-    return against_blind + [(name, baseline) for name in trained if baseline not in (None, BLIND, name)]  # type: ignore[misc]
+    return against_blind + [(name, baseline) for name in trained if baseline not in (None, BLIND, name)]
 
 
 def _compare_all(

@@ -56,14 +56,11 @@ LAYOUTS = {"NLC": None, "NHWC": "timm:test_mambaout", "NCHW": "timm:test_convnex
 # PEFT's tuners are many and enter all trunks alike: one of them is tried everywhere, the others on one layout, and how
 # they learn elsewhere (test_unit_tuners).
 PEFT = {n for n in ADAPTERS if n.startswith("peft:")} - {"peft:lora"}
-# Lily weighs its experts by a mean over all tokens of a text, padding included.
-LEAKS = pytest.mark.xfail(reason="PEFT's Lily reads the padding", strict=True)
 PEFTS_OWN = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("UserWarning", "FutureWarning")]
 
 
-def of(name: str, *rest: Any, leaks: bool = False) -> Any:
-    marks = PEFTS_OWN if name.startswith("peft:") else []
-    return pytest.param(name, *rest, marks=[*marks, LEAKS] if leaks and name == "peft:lily" else marks)
+def of(name: str, *rest: Any) -> Any:
+    return pytest.param(name, *rest, marks=PEFTS_OWN if name.startswith("peft:") else [])
 
 
 PLACES = [of(n, layout) for n in ADAPTERS for layout in LAYOUTS if layout == "NLC" or n not in PEFT]
@@ -174,7 +171,7 @@ def test_all_of_it_learns_by_the_second_step_and_the_frozen_stays(rooms: Any, na
         assert all(p.grad is None for p in after), modality
 
 
-@pytest.mark.parametrize("name", [of(n, leaks=True) for n in ADAPTERS])
+@pytest.mark.parametrize("name", [of(n) for n in ADAPTERS])
 def test_what_stands_in_padding_does_not_matter(rooms: Any, name: str) -> None:
     room = rooms("NLC")
     model = shaken(room.build(ADAPTERS[name]))

@@ -66,5 +66,5 @@ def test_a_finished_run_records_what_it_was_trained_on_and_what_a_question_costs
         result = json.loads((folder / "result.json").read_text())
         assert (result["device"], result["live"], result["together"]) == ("cpu", False, 1)
         counts[name] = result["flops"], result["flops_trained"]
-    assert counts["probe"][0] == counts["probe"][1] > 0  # nothing frozen runs above the last boundary
+    assert counts["probe"][0] > counts["probe"][1] > 0  # the encoders' ends run too
     assert counts["trimodal"][0] > counts["trimodal"][1] > counts["probe"][1]
