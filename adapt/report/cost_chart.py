@@ -12,6 +12,13 @@ from .formats import format_time
 from .ledger import Ledger
 from .runs import Run
 
+_MINUTE, _HOUR = 60.0, 3600.0
+_ROUND_SECONDS = (
+    *(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
+    *(k * _MINUTE for k in (1, 3, 10, 30)),
+    *(k * _HOUR for k in (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)),
+)
+
 
 def cost_over_depth(variants: Mapping[str, Sequence[Run]], labels: Mapping[str, str], ledger: Ledger) -> Markup | None:
     """Draw the seconds of one run (mean over seeds, logarithmic) over the depth of its first insertion.
@@ -46,14 +53,13 @@ def cost_over_depth(variants: Mapping[str, Sequence[Run]], labels: Mapping[str, 
 
 
 def _seconds_grid(frame: Frame) -> Iterable[Markup]:
-    """Lines at 1, 2 and 5 times the powers of ten, at the powers alone where these are many."""
-    factors = (1, 2, 5) if frame.y_high - frame.y_low < 2.5 else (1,)
-    for power in range(math.floor(frame.y_low), math.ceil(frame.y_high) + 1):
-        for factor in factors:
-            value = math.log10(factor) + power
-            if frame.y_low <= value <= frame.y_high:
-                yield tag("line", x1=frame.left, x2=frame.right, y1=frame.y(value), y2=frame.y(value), class_="grid")
-                yield text(format_time(factor * 10.0**power), frame.left - 7, frame.y(value) + 4, anchor="end")
+    """Lines at round times, at fewer where the range is wide."""
+    wide = frame.y_high - frame.y_low > 2.5
+    for seconds in _ROUND_SECONDS[::2] if wide else _ROUND_SECONDS:
+        value = math.log10(seconds)
+        if frame.y_low <= value <= frame.y_high:
+            yield tag("line", x1=frame.left, x2=frame.right, y1=frame.y(value), y2=frame.y(value), class_="grid")
+            yield text(format_time(seconds), frame.left - 7, frame.y(value) + 4, anchor="end")
 
 
 def _depth_grid(frame: Frame) -> Iterable[Markup]:
