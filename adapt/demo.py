@@ -242,6 +242,7 @@ def _report(folder: Path, experiment: Experiment, size: DemoSize) -> ReportFiles
         labels=LABELS,
         blind=blind,
         comparisons=COMPARISONS,
+        baseline="trimodal",
         clips=_shown(manifest, experiment),
         notes=(size.note,),
         title=size.title,

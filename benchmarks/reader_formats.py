@@ -124,9 +124,15 @@ def np_load(folder: Path, buffer: torch.Tensor) -> Read:
 
 
 def zarr_python(folder: Path, buffer: torch.Tensor) -> Read:
-    """zarr-python on talik's own store, all items of a batch at once."""
-    array = zarr.open_array(folder / "s.zarr" / spec().path / "hidden", mode="r")
-    return lambda rows: torch.from_numpy(array.oindex[list(rows)])
+    """zarr-python on talik's own store, item by item (a list of rows by `oindex` takes 80 times as long)."""
+    array, out = zarr.open_array(folder / "s.zarr" / spec().path / "hidden", mode="r"), buffer.numpy()
+
+    def read(rows: Sequence[int]) -> torch.Tensor:
+        for place, row in enumerate(rows):
+            out[place] = array[row]
+        return buffer
+
+    return read
 
 
 def tensorstore_array(folder: Path, buffer: torch.Tensor) -> Read:

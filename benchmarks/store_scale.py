@@ -122,16 +122,15 @@ def report(
     from talik.cache.store import FeatureStore
 
     readers = [FeatureStore.open(path).reader("visual", 0) for path in paths]
-    keys = [[item.key for item in reader.items] for reader in readers]
-    for reader, known in zip(readers, keys, strict=True):
-        for at in range(0, len(known), 4096):
-            reader.read(known[at : at + 4096])
+    for reader, count in zip(readers, sizes, strict=True):
+        for at in range(0, count, 4096):
+            reader.read([key(row) for row in range(at, min(count, at + 4096))])
     random, trash = np.random.default_rng(1), np.zeros(64_000_000, np.uint8)
     times: dict[tuple[int, bool], list[float]] = {(i, flush): [] for i in (0, 1) for flush in (False, True)}
     for turn in range(rounds):
         for flush in (False, True):
             for i in (0, 1) if turn % 2 else (1, 0):
-                asked = [keys[i][r] for r in random.integers(0, sizes[i], batch).tolist()]
+                asked = [key(r) for r in random.integers(0, sizes[i], batch).tolist()]
                 if flush:
                     trash += 1
                 else:

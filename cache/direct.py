@@ -22,6 +22,7 @@ from .stored_shard import BLOCK_BYTES, StoredShard, copy_block
 
 Array = np.ndarray[Any, Any]
 _ALIGNED = 4096  # at least what any disk asks of offset, size and address
+_BOUNCE_BYTES = 8 * BLOCK_BYTES  # of each thread; one read at once keeps a disk busier than several in turn
 _NETWORKS = {  # statfs(2), f_type
     *(0x6969, 0x517B, 0xFE534D42, 0xFF534D42, 0x5346414F, 0x00C36400),  # NFS, SMB, SMB2, CIFS, AFS, Ceph
     *(0x65735546, 0x0BD00BD0, 0x47504653, 0x19830326, 0x01021997),  # FUSE (sshfs, gcsfuse …), Lustre, GPFS, BeeGFS, 9p
@@ -132,8 +133,8 @@ def can_pass_cache(path: str | os.PathLike[str]) -> bool:
 
 
 def _bounce_buffer() -> Array:
-    """Return this thread's own aligned memory (2 * BLOCK_BYTES,) uint8."""
+    """Return this thread's own aligned memory (_BOUNCE_BYTES,) uint8."""
     found: Array | None = getattr(_bounce, "buffer", None)
     if found is None:
-        found = _bounce.buffer = np.frombuffer(mmap.mmap(-1, 2 * BLOCK_BYTES), np.uint8)
+        found = _bounce.buffer = np.frombuffer(mmap.mmap(-1, _BOUNCE_BYTES), np.uint8)
     return found

@@ -134,7 +134,7 @@ def test_a_missing_file_is_not_read_as_its_fill_value(gone, make_sample, tmp_pat
     next((tmp_path / "s" / sample.spec.path / gone).glob("c.1.*")).unlink()
     reader = FeatureStore.open(in_memory(tmp_path / "s")).reader("visual", 9)
     assert len(reader.read([i.key for i in items[:3]]).hidden) == 3
-    with pytest.raises(CorruptItemError, match=rf"clips/4\.mp4.*shard 1.*{gone}.* missing"):
+    with pytest.raises(CorruptItemError, match=rf"clips/4\.mp4.*shard 1.*{gone}/c\.1.* missing"):
         reader.read([items[4].key])
 
 
