@@ -49,10 +49,11 @@ class Measured:
 
 
 def measure_trunk(trunk: Trunk, batches: list[Inputs]) -> Measured:
-    """Measure a trunk on batches other than its probe, the first of `batches`; the model is left in float32."""
-    num_exact, finish = exactness(trunk, batches[2], batches[1])
-    own, ours = batch_noise(trunk, batches[1])
-    gradient, dtype = gradient_error(trunk, batches[1])
+    """Measure a trunk on two batches that it was neither found nor proven with; the model is left in float32."""
+    first, second = batches[4:6]  # 0 is the probe, 1 to 3 are the proof's
+    num_exact, finish = exactness(trunk, second, first)
+    own, ours = batch_noise(trunk, first)
+    gradient, dtype = gradient_error(trunk, first)
     name = str(dtype).removeprefix("torch.")
     return Measured(
         num_exact=num_exact, finish=finish, gradient=gradient, gradient_dtype=name, noise_own=own, noise_ours=ours

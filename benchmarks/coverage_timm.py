@@ -27,7 +27,7 @@ CHOSEN: dict[str, tuple[str, dict[str, Any]]] = {
     "cspnext": ("cspnext_tiny", {"_size": 96}),
     "davit": ("davit_tiny", {"_size": 96}),
     "deepseek_vit": ("deepseek_vit_412m", {"embed_dim": 96, "depth": 4, "num_heads": 3, "img_size": 84}),
-    "deit": ("deit_tiny_patch16_224", {}),
+    "deit": ("deit_tiny_patch16_224", {"depth": 6}),
     "densenet": ("densenet121", {"_size": 96, "block_config": (2, 3, 3, 2)}),
     "dla": ("dla46x_c", {"_size": 96}),
     "dpn": ("dpn48b", {"_size": 96}),
@@ -63,7 +63,7 @@ CHOSEN: dict[str, tuple[str, dict[str, Any]]] = {
     "metaformer": ("poolformerv2_s12", {"_size": 96}),
     "mlp_mixer": ("gmlp_ti16_224", {}),
     "mobilenetv3": ("lcnet_035", {}),
-    "mobilenetv5": ("mobilenetv5_base", {"_size": 128}),
+    "mobilenetv5": ("mobilenetv5_base", {"_size": 64}),
     "mobilevit": ("mobilevit_xxs", {"_size": 96}),
     "mvitv2": ("mvitv2_tiny", {"_size": 96}),
     "naflexvit": ("naflexvit_base_patch16_gap", {"_size": 96, "embed_dim": 96, "depth": 4, "num_heads": 3}),
@@ -117,15 +117,15 @@ CHOSEN: dict[str, tuple[str, dict[str, Any]]] = {
     "volo": ("volo_d1_224", {}),
     "vovnet": ("ese_vovnet19b_slim_dw", {"_size": 96}),
     "xception": ("xception", {"_size": 96}),
-    "xception_aligned": ("xception41p", {}),
-    "xcit": ("xcit_nano_12_p8_384", {}),
+    "xception_aligned": ("xception41p", {"_size": 96}),
+    "xcit": ("xcit_nano_12_p8_384", {"_size": 96}),
 }
 
 
 def timm_model(
     name: str, changes: dict[str, Any]
 ) -> tuple[nn.Module, Callable[..., Any], list[dict[str, Tensor]], Any, Any]:
-    """Build a model with random weights, and four batches."""
+    """Build a model with random weights, and six batches."""
     torch.manual_seed(0)
     changes = dict(changes)
     shown = changes.pop("_size", None)
@@ -139,7 +139,7 @@ def timm_model(
     size = shown or changes.get("img_size", tuple(native))
     height, width = (size, size) if isinstance(size, int) else size
     batches = []
-    for seed in range(4):
+    for seed in range(6):
         random = torch.Generator().manual_seed(seed)
         pixels = torch.randn(2 + (seed == 2), channels, height, width, generator=random)
         batches.append({"pixel_values": pixels})

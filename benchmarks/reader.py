@@ -4,8 +4,8 @@
 
 Values are normal random numbers; every format holds the same ones, and every way of reading is checked against them
 first. All end in a torch tensor in the same process with one thread of torch. Warm: all files are in memory, each way
-has read every item once, and in every round each reads one other random batch, in rotated order; the ratio is that of
-its time to the memory map's in the same round. Cold: before each batch the files are thrown out of the page cache
+has read every item once, and in every round each reads one other random batch, in shuffled order; the ratio is that of
+its time to the memory map's in the same round. Cold: before each run the files are thrown out of the page cache
 (posix_fadvise DONTNEED; what a hypervisor keeps is beyond reach), and the comparison is 4 threads that read the same
 bytes with O_DIRECT into aligned memory and do nothing else, while talik's include the first checksum and the copy.
 Processor time is that of all threads. The text is 20 to 200 tokens of 384 float16.
@@ -14,6 +14,7 @@ Processor time is that of all threads. The text is 20 to 200 tokens of 384 float
 from __future__ import annotations
 
 import argparse
+import gc
 import mmap
 import os
 import platform
@@ -22,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,7 +31,9 @@ import numpy as np
 import reader_formats as formats
 import torch
 
+from talik.cache.filemap import FileMap
 from talik.cache.key import digest_text
+from talik.cache.reader import BoundaryReader
 from talik.cache.store import BoundarySpec, FeatureStore, Item
 
 BATCH = 16
@@ -59,10 +63,11 @@ def clocked(read: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - begin, time.process_time() - busy
 
 
-def rotated(names: Sequence[str], rounds: int) -> Iterator[str]:
-    """Yield every name once a round, each round beginning with another."""
-    for turn in range(rounds):
-        yield from (names[(turn + i) % len(names)] for i in range(len(names)))
+def shuffled(names: Sequence[str], rounds: int) -> Iterator[str]:
+    """Yield every name once a round, in another order each time: none always follows the same other."""
+    random = np.random.default_rng(4)
+    for _ in range(rounds):
+        yield from random.permutation(list(names)).tolist()
 
 
 def measure_warm(folder: Path, num_items: int, rounds: int) -> Times:
@@ -79,7 +84,7 @@ def measure_warm(folder: Path, num_items: int, rounds: int) -> Times:
             read(list(range(first, first + BATCH)))
         read(list(range(num_items - BATCH, num_items)))
     times: Times = {name: [] for name in reads}
-    for name in rotated(list(reads), rounds):
+    for name in shuffled(list(reads), rounds):
         rows = next(random)
         times[name].append(clocked(lambda name=name, rows=rows: reads[name](rows)))
     return times
@@ -109,15 +114,35 @@ def direct(folder: Path) -> Callable[[Sequence[int]], None]:
 
 
 def throw_out(folder: Path) -> None:
-    """Drop the store's and the memory map's files from the page cache."""
-    for path in [*(folder / "s.zarr").rglob("c.*"), folder / "flat.bin"]:
-        descriptor = os.open(path, os.O_RDONLY)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
+    """Drop the store's and the memory map's files from the page cache, and see that they are gone."""
+    hidden = list((folder / "s.zarr").rglob("hidden/c.*"))
+    for _ in range(50):
+        for path in [*hidden, folder / "flat.bin"]:
+            descriptor = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+        left = max(share_in_memory(path) for path in hidden)
+        if left < 0.02:
+            return
+        time.sleep(0.05)  # the kernel may hold some pages for a moment
+    raise RuntimeError(f"{left:.0%} of a file of {folder} stays in memory; does another process map it?")
 
 
-def measure_cold(folder: Path, num_items: int, rounds: int) -> Times:
-    """Time single batches of files that are not in memory, in turn."""
+def share_in_memory(path: Path) -> float:
+    """Return the share of a file's megabytes whose first page is in memory."""
+    found, places = FileMap(path), range(0, path.stat().st_size, 1 << 20)
+    return sum(found.resident(at, 1) for at in places) / len(places)
+
+
+def measure_cold(folder: Path, num_items: int, rounds: int, num_batches: int) -> Times:
+    """Time runs of random batches that begin with nothing in memory, in shuffled order.
+
+    Args:
+        folder: of the files.
+        num_items: in them.
+        rounds: of all ways of reading.
+        num_batches: of a run, no item twice.
+    """
     buffer = torch.zeros((BATCH, *formats.ITEM), dtype=torch.float16)
     ours = {f'talik, path = "{path}"': path for path in ("preadv", "mmap", "auto")}
     read_direct = direct(folder)
@@ -125,23 +150,28 @@ def measure_cold(folder: Path, num_items: int, rounds: int) -> Times:
     random = formats.batches(num_items, BATCH, seed=1)
     store = FeatureStore.open(folder / "s.zarr")
     memory = {path: np.zeros(2 * BATCH_BYTES, np.uint8) for path in ours.values()}
-    by_preadv = store.reader("visual", 9, path="preadv", verify="always")
-    for name in rotated(list(times), rounds):
-        rows = next(random)
-        keys = [formats.KEYS[row] for row in rows]
+    for name in shuffled(list(times), rounds):
+        batches = [next(random) for _ in range(num_batches)]
         throw_out(folder)
+        time.sleep(0.25)  # a rented disk that lets bursts pass forgets the last one
         if name == DIRECT:
-            times[name].append(clocked(lambda rows=rows: read_direct(rows)))
+            read: Callable[[list[int]], object] = read_direct
         elif name == REFERENCE:
             read = formats.memmap(folder, buffer)
-            times[name].append(clocked(lambda read=read, rows=rows: read(rows)))
-        elif ours[name] == "preadv":
-            times[name].append(clocked(lambda keys=keys: by_preadv.read(keys)))
-        else:  # a page that is mapped is not thrown out, so each batch has a reader of its own
+        else:  # a page that is mapped is not thrown out, so each run has a reader of its own
             own = memory[ours[name]]
-            with store.reader("visual", 9, path=ours[name], allocate=lambda size, own=own: own) as reader:
-                times[name].append(clocked(lambda reader=reader, keys=keys: reader.read(keys)))
+            reader = store.reader("visual", 9, path=ours[name], allocate=lambda size, own=own: own)
+            read = partial(read_keys, reader)
+        seconds, busy = clocked(lambda read=read, batches=batches: [read(rows) for rows in batches])
+        times[name].append((seconds / num_batches, busy / num_batches))
+        del read
+        reader = None
     return times
+
+
+def read_keys(reader: BoundaryReader, rows: list[int]) -> None:
+    """Read one batch of talik's, and let it go."""
+    reader.read([formats.KEYS[row] for row in rows])
 
 
 def measure_text(folder: Path, rounds: int) -> dict[int, float]:
@@ -191,7 +221,10 @@ def main() -> None:
     torch.set_num_threads(1)
     formats.write_all(options.folder, options.items)
     warm = measure_warm(options.folder, options.items, options.rounds)
-    cold = measure_cold(options.folder, options.items, options.rounds)
+    gc.collect()
+    cold = measure_cold(options.folder, options.items, options.rounds, 1)
+    gc.collect()
+    epoch = measure_cold(options.folder, options.items, max(options.rounds // 3, 5), options.items // BATCH)
     text = measure_text(options.folder, options.rounds)
     packages = ("torch", "numpy", "zarr", "tensorstore", "h5py", "safetensors")
     lines = [
@@ -207,7 +240,12 @@ def main() -> None:
         "",
         *table(warm, REFERENCE),
         "",
-        "Cold, one batch each time:",
+        f"Cold, a whole epoch of {options.items // BATCH} random batches, which leaves the files in memory but for "
+        "the ways that pass it by:",
+        "",
+        *table(epoch, DIRECT),
+        "",
+        "Cold, a single batch (what is read ahead of it is of no use here):",
         "",
         *table(cold, DIRECT),
         "",

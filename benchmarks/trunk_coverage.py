@@ -80,7 +80,7 @@ class Row:
 
 
 def small_model(entry: Small) -> tuple[nn.Module, Callable[[Inputs], Any], list[Inputs]]:
-    """Build a transformers model and four batches of unequal lengths."""
+    """Build a transformers model and six batches of unequal lengths."""
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(entry.kind, **entry.config)
     known = getattr(transformers, entry.model_class) if entry.model_class else None
@@ -91,7 +91,7 @@ def small_model(entry: Small) -> tuple[nn.Module, Callable[[Inputs], Any], list[
     for parameter in model.parameters():  # zero-initialised parts would hide what they do
         if parameter.numel() and not parameter.any():
             torch.nn.init.normal_(parameter, std=0.05)
-    batches = [batch_for(entry, config, seed) for seed in range(4)]
+    batches = [batch_for(entry, config, seed) for seed in range(6)]
     return model, caller(model, None), batches
 
 

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from .layout import DataArray, Layout
 from .mapped import MappedShard
+from .places import ShardPlaces
 from .stored_shard import BLOCK_BYTES
 
 Array = np.ndarray[Any, Any]
@@ -24,19 +26,23 @@ _libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
 
 
 class Addresses:
-    """Where chunk 0 of each shard of each array stands in memory, or would."""
+    """Where chunk 0 of each shard of each array stands in memory, or would; maps shards and learns it."""
 
-    def __init__(self, num_arrays: int, num_shards: int) -> None:
+    def __init__(self, layout: Layout, num_shards: int) -> None:
         """Know none yet."""
-        self._bases = np.zeros((num_arrays, num_shards), np.int64)
+        self._where = layout.where
+        self._numbers = {array.name: number for number, array in enumerate(layout.data)}
+        self._bases = np.zeros((len(self._numbers), num_shards), np.int64)
 
-    def opened(self, number: int, shard: int, mapped: MappedShard) -> None:
-        """Learn where a shard of array `number` was mapped."""
-        self._bases[number, shard] = mapped.base_address
+    def map(self, array: DataArray, shard: int, places: ShardPlaces) -> MappedShard:
+        """Map a shard of an array."""
+        made = MappedShard(array, shard, self._where, places)
+        self._bases[self._numbers[array.name], shard] = made.base_address
+        return made
 
-    def closed(self, number: int, shard: int) -> None:
-        """Forget a shard that is no longer mapped."""
-        self._bases[number, shard] = 0
+    def unmapped(self, name: str, shard: int) -> None:
+        """Forget a shard of array `name` that is no longer mapped."""
+        self._bases[self._numbers[name], shard] = 0
 
     def clear(self) -> None:
         """Forget all."""

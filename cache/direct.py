@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ _NETWORKS = {  # statfs(2), f_type
     *(0x65735546, 0x0BD00BD0, 0x47504653, 0x19830326, 0x01021997),  # FUSE (sshfs, gcsfuse …), Lustre, GPFS, BeeGFS, 9p
     *(0x7461636F, 0x73757245, 0xAAD7AAEA),  # OCFS2, Coda, PanFS
 }
-_bounce = threading.local()
+_bounce: list[Array] = []  # a list's own pop and append are safe between threads
 
 
 def file_system_type(path: str | os.PathLike[str]) -> int:
@@ -89,7 +90,12 @@ class DirectShard(StoredShard):
         Returns:
             The checksum, and `more` bytes that follow.
         """
-        buffer = _bounce_buffer()
+        with _bounce_buffer() as buffer:
+            return self._read_through(buffer, begin, out, crc, more)
+
+    def _read_through(
+        self, buffer: Array, begin: int, out: Array, crc: int | None, more: int
+    ) -> tuple[int | None, bytes]:
         end = begin + len(out)
         at = begin // _ALIGNED * _ALIGNED
         seal = b""
@@ -108,6 +114,26 @@ class DirectShard(StoredShard):
         return crc, seal
 
 
+class DirectOpener:
+    """Opens shards of a boundary; finds out with the first whether the page cache can be passed by."""
+
+    def __init__(self, where: str, direct: bool) -> None:
+        """Remember how.
+
+        Args:
+            where: names store and boundary, for messages.
+            direct: pass the page cache by, if the file system can.
+        """
+        self._where = where
+        self.direct: bool | None = None if direct else False
+
+    def __call__(self, array: DataArray, shard: int, places: ShardPlaces) -> DirectShard:
+        """Open a shard's file."""
+        if self.direct is None:
+            self.direct = can_pass_cache(array.shard_path(shard))
+        return DirectShard(array, shard, self._where, places, direct=self.direct)
+
+
 def _open(path: os.PathLike[str], direct: bool) -> int:
     if direct:
         return os.open(path, os.O_RDONLY | os.O_DIRECT)
@@ -124,7 +150,8 @@ def can_pass_cache(path: str | os.PathLike[str]) -> bool:
     except (OSError, AttributeError):
         return False
     try:
-        os.preadv(descriptor, [_bounce_buffer()[:_ALIGNED].data], 0)
+        with _bounce_buffer() as buffer:
+            os.preadv(descriptor, [buffer[:_ALIGNED].data], 0)
     except OSError:
         return False
     finally:
@@ -132,9 +159,14 @@ def can_pass_cache(path: str | os.PathLike[str]) -> bool:
     return True
 
 
-def _bounce_buffer() -> Array:
-    """Return this thread's own aligned memory (_BOUNCE_BYTES,) uint8."""
-    found: Array | None = getattr(_bounce, "buffer", None)
-    if found is None:
-        found = _bounce.buffer = np.frombuffer(mmap.mmap(-1, _BOUNCE_BYTES), np.uint8)
-    return found
+@contextmanager
+def _bounce_buffer() -> Iterator[Array]:
+    """Lend aligned memory (_BOUNCE_BYTES,) uint8 that nobody else has; as much is kept as was lent at once."""
+    try:
+        buffer = _bounce.pop()
+    except IndexError:
+        buffer = np.frombuffer(mmap.mmap(-1, _BOUNCE_BYTES), np.uint8)
+    try:
+        yield buffer
+    finally:
+        _bounce.append(buffer)

@@ -47,8 +47,6 @@ class FileMap:
         if not size:
             self.content: np.ndarray[Any, Any] = np.zeros(0, np.uint8)
             return
-        if hasattr(mmap, "MADV_HUGEPAGE"):  # a hint: what is read from the disk comes in pages of 2 MB, not of 4 kB
-            _libc.madvise(self.address, size, mmap.MADV_HUGEPAGE)
         memory = (ctypes.c_ubyte * size).from_address(self.address)
         weakref.finalize(memory, _libc.munmap, self.address, size)
         self.content = np.frombuffer(memoryview(memory), np.uint8)  # keeps `memory`, as do all views of it

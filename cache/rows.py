@@ -20,7 +20,7 @@ import numpy as np
 
 from .addresses import Addresses
 from .catalog import Catalog
-from .direct import DirectShard, can_pass_cache, is_network
+from .direct import DirectOpener, is_network
 from .errors import CorruptItemError
 from .layout import DataArray
 from .mapped import MAX_MAPS, MappedShard
@@ -78,12 +78,10 @@ class LocalRows:
         self._catalog = catalog
         self._path: ReadPath = "preadv" if is_network(layout.store) else path
         self._places: dict[tuple[str, int], ShardPlaces] = {}
-        self._numbers = {array.name: number for number, array in enumerate(layout.data)}
-        self._addresses = Addresses(len(layout.data), catalog.num_shards)
-        self._maps = OpenShards(layout, self._map, MAX_MAPS, self._unmapped)
+        self._addresses = Addresses(layout, catalog.num_shards)
+        self._maps = OpenShards(layout, self._addresses.map, MAX_MAPS, self._addresses.unmapped)
         descriptors = min(_MAX_DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
-        self._files = OpenShards(layout, self._open, descriptors)
-        self._direct: bool | None = False if is_network(layout.store) else None
+        self._files = OpenShards(layout, DirectOpener(layout.where, not is_network(layout.store)), descriptors)
         self._touched = np.zeros(catalog.num_rows, bool)
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         self._beyond_memory = int(catalog.receipts[:, 3:].sum()) > memory // 2
@@ -177,19 +175,6 @@ class LocalRows:
 
     def _mapped(self, array: DataArray, shard: int) -> MappedShard:
         return self._maps.get(array, shard, self._places)
-
-    def _map(self, array: DataArray, shard: int, places: ShardPlaces) -> MappedShard:
-        made = MappedShard(array, shard, self._catalog.layout.where, places)
-        self._addresses.opened(self._numbers[array.name], shard, made)
-        return made
-
-    def _unmapped(self, name: str, shard: int) -> None:
-        self._addresses.closed(self._numbers[name], shard)
-
-    def _open(self, array: DataArray, shard: int, places: ShardPlaces) -> DirectShard:
-        if self._direct is None:
-            self._direct = can_pass_cache(array.shard_path(shard))
-        return DirectShard(array, shard, self._catalog.layout.where, places, direct=self._direct)
 
     def _crcs_of(self, shard: int) -> Array:
         found = self._crcs.get(shard)

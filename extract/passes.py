@@ -165,7 +165,8 @@ class Passes:
 
         Args:
             inputs: the encoder's inputs.
-            blank: a value for what the skipped units return; None hands on what they took.
+            blank: a value for what the skipped units return, and for what the first takes, once it is noted, so that
+                a path around the units shows; None hands on what they took.
             ahead: the batch size, to skip what lies before the units too; 0 runs it.
 
         Raises:
@@ -173,6 +174,7 @@ class Passes:
         """
         collected: list[Taken] = []
         handed: list[Tensor] = []
+        poisons: list[_Poison] = []
         templates = self.templates(inputs)
 
         def answer(index: int, taken: Taken) -> Any:
@@ -181,6 +183,7 @@ class Passes:
             collected.append(put(taken, link.slots.union(link.earlier), None))
             if index == 0:
                 handed.append(entering)
+                poisons.append(_Poison(entering, blank))
             if index == self.stop_at - 1:
                 raise _Stop
             leaving = templates[index].stand_in(entering, blank=blank)
@@ -192,6 +195,9 @@ class Passes:
                 self.forward(inputs)
             except _Stop:
                 return handed[0], tuple(collected)
+            finally:
+                for poison in poisons:
+                    poison.undo()
         raise TrunkError(f"found {len(collected)} calls of units, expected {self.stop_at}: another path on this input")
 
     def _entering(self, index: int, taken: Taken, expected: int, handed: list[Tensor]) -> Tensor:
@@ -211,18 +217,50 @@ class Passes:
         return self.real(index, put(taken, slots, torch.zeros_like(entering)))
 
     def end_with(self, inputs: Inputs, final: Tensor, *, blank: float | None = None, ahead: int = 0) -> Any:
-        """Run the model without its units, the last of them returning `final`; return the model's output."""
+        """Run the model without its units, the last of them returning `final`; return the model's output.
+
+        With `blank`, that value also stands for what the units return and for what the first takes.
+        """
         templates = self.templates(inputs)
+        poisons: list[_Poison] = []
 
         def answer(index: int, taken: Taken) -> Any:
+            entering = at(taken, min(self.links[index].slots, key=str))
+            if index == 0:
+                poisons.append(_Poison(entering, blank))
             if index == len(self.links) - 1:
                 return templates[index].fill(final, taken, None)
-            entering = at(taken, min(self.links[index].slots, key=str))
             leaving = templates[index].stand_in(entering, blank=blank)
             return templates[index].fill(leaving, taken, self._beside(index, taken))
 
-        with self.answered(answer, ahead=ahead):
-            return self.forward(inputs)
+        try:
+            with self.answered(answer, ahead=ahead):
+                return self.forward(inputs)
+        finally:
+            for poison in poisons:
+                poison.undo()
+
+
+class _Poison:
+    """Writes a value over a tensor that the model may use again on a path around the units, until undone.
+
+    It is undone since the tensor may be the caller's input or a weight.
+    """
+
+    def __init__(self, tensor: Tensor, value: float | None) -> None:
+        self.tensor = tensor
+        overlaps = any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True))
+        self.before: Tensor | None = None
+        if value is not None and not overlaps:
+            self.before = tensor.detach().clone()
+            with torch.no_grad():
+                tensor.fill_(value)
+
+    def undo(self) -> None:
+        """Write back what the tensor held."""
+        if self.before is not None:
+            with torch.no_grad():
+                self.tensor.copy_(self.before)
 
 
 def signature_of(inputs: Inputs) -> tuple[Any, ...]:

@@ -27,7 +27,7 @@ from .recording import record, release
 from .trunk import Trunk, backbone_parameters
 from .weights import cache_folder
 
-_VERSION = 2
+_VERSION = 3
 
 
 def proven_trunk(

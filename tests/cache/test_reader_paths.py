@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import os
 import pickle
 import threading
+from pathlib import Path
 
 import google_crc32c
 import numpy as np
@@ -67,10 +69,10 @@ def test_items_of_many_blocks(large, make_sample, tmp_path):
 
 def test_without_direct_reads(sample, tmp_path, monkeypatch):
     """tmpfs and some network file systems refuse O_DIRECT."""
-    monkeypatch.setattr(rows, "can_pass_cache", lambda path: False)
+    monkeypatch.setattr(direct, "can_pass_cache", lambda path: False)
     sample.fill(tmp_path / "s", sample.items(7))
     reader = read_all(sample, tmp_path / "s", sample.items(7), path="preadv")
-    assert reader._rows._direct is False
+    assert reader._rows._files._open.direct is False
 
 
 def test_a_network_file_system_is_never_mapped(sample, tmp_path, monkeypatch):
@@ -304,3 +306,18 @@ def test_what_was_pushed_out_comes_by_the_threads_again(make_sample, tmp_path, m
     np.testing.assert_array_equal(reader.read(keys).hidden, before)
     assert reader._rows._pool is not None
     reader.close()
+
+
+def test_a_reader_that_is_dropped_leaves_no_map(make_sample, tmp_path):
+    """Without the garbage collector: a map keeps its pages in memory and its file's blocks on the disk."""
+    sample = make_sample()
+    sample.fill(tmp_path / "s", sample.items(6))
+    gc.disable()
+    try:
+        reader = FeatureStore.open(tmp_path / "s").reader("visual", 9)
+        reader.read([i.key for i in sample.items(6)])
+        assert str(tmp_path) in Path("/proc/self/maps").read_text()
+        del reader
+        assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+    finally:
+        gc.enable()

@@ -45,16 +45,16 @@ def _cut(name):
 @pytest.mark.parametrize("name", UNEQUAL + EQUAL)
 def test_a_state_made_alone_is_the_items_in_a_padded_batch(name):
     trunk, batches = _cut(name)
-    whole = next(iter(batches[1].values())).shape[1]
-    assert (taken_alone(batches[1], 0)[1] not in (None, whole)) == (name in UNEQUAL)
-    own, ours = batch_noise(trunk, batches[1])
+    whole = next(iter(batches[4].values())).shape[1]
+    assert (taken_alone(batches[4], 0)[1] not in (None, whole)) == (name in UNEQUAL)
+    own, ours = batch_noise(trunk, batches[4])
     assert own <= TOLERANCE[torch.float32]
     assert ours <= TOLERANCE[torch.float32]
 
 
 def test_the_measure_sees_padding_that_reaches_real_tokens():
     trunk, batches = _cut("fnet")  # it mixes all positions, padding included
-    own, ours = batch_noise(trunk, batches[1])
+    own, ours = batch_noise(trunk, batches[4])
     assert min(own, ours) > 1e-3
 
 

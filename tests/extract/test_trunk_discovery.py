@@ -257,6 +257,20 @@ def test_a_path_around_the_units_is_refused():
         cut(model, excluded=(model.head,))
 
 
+class Around(Plain):
+    """The end takes again what the first block took; with the raw input at hand it could be made anew."""
+
+    def forward(self, pixels):
+        first = self.stem(pixels)
+        return self.norm(self.units(first) + first)
+
+
+def test_a_path_around_all_units_is_refused():
+    model = Around()
+    with pytest.raises(TrunkError, match="more than the last unit's result"):
+        cut(model, excluded=(model.head,))
+
+
 class Branching(Plain):
     """Two parallel chains."""
 
