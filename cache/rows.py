@@ -30,7 +30,7 @@ from .stored_shard import OpenShards, StoredShard
 Array = np.ndarray[Any, Any]
 ReadPath = Literal["auto", "mmap", "preadv"]
 Take = Callable[[tuple[int, ...], np.dtype[Any]], Array]
-THREADS = 4
+THREADS = 8  # more than keep a disk busy, since each also copies and sums what it read
 _MAX_DESCRIPTORS = 256
 
 
