@@ -18,12 +18,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from talik.adapt.adapters.registry import adapter_kind, adapter_settings
 from talik.adapt.adapters.triple import Triple
+from talik.adapt.tuned import is_norm
 
 STAGES = ((2, 192, 48 * 48), (2, 384, 24 * 24), (18, 768, 12 * 12), (2, 1536, 6 * 6))  # blocks, channels, tokens
 SEGMENTS, TEXT_TOKENS, TEXT_CHANNELS = 10, 16, 768
@@ -41,6 +44,13 @@ ROWS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("parallel", {"kind": "parallel"}),
     ("side", {"kind": "side"}),
 )
+UNIT_ROWS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("bitfit", {"kind": "bitfit"}),
+    ("norm", {"kind": "norm"}),
+    ("finetune", {"kind": "finetune"}),
+    ("peft:lora", {"kind": "peft:lora", "r": 8}),
+)
+MODEL = "swinv2_large_window12_192"
 NEED_VALUES = ("trimodal",)  # the scan runs on real tensors only; all else is counted without computing
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "adapters.md"
@@ -77,6 +87,42 @@ def measure(row: Mapping[str, Any]) -> dict[str, float]:
         "parameters": sum(p.numel() for p in adapter.parameters()),
         "multiply_adds": round(_multiply_adds(adapter.requires_grad_(False), with_text, device) / num_tokens),
     }
+
+
+def measure_units(row: Mapping[str, Any]) -> dict[str, float]:
+    """The same of what trains inside the blocks themselves, those of vision and those of sound."""
+    with torch.device("meta"):
+        model = timm.create_model(MODEL)
+    blocks = [block for stage in model.layers for block in stage.blocks]
+    if row["kind"] == "peft:lora":
+        return _lora(blocks, row["r"])
+    chosen = {
+        "bitfit": lambda module, name: name.endswith("bias"),
+        "norm": lambda module, name: is_norm(module),
+        "finetune": lambda module, name: True,
+    }[row["kind"]]
+    counts = [
+        p.numel()
+        for block in blocks
+        for module in block.modules()
+        for name, p in module.named_parameters(recurse=False)
+        if chosen(module, name)
+    ]
+    return {"parameters": 2 * sum(counts), "multiply_adds": 0}
+
+
+def _lora(blocks: Sequence[nn.Module], rank: int) -> dict[str, float]:
+    """Two matrices, rank x in and out x rank, beside every linear layer (Hu et al. 2022)."""
+    parameters = adds = num_tokens = 0
+    sizes = [tokens for count, _, tokens in STAGES for _ in range(count)]
+    for block, tokens in zip(blocks, sizes, strict=True):
+        num_tokens += tokens
+        for name, module in block.named_modules():
+            if isinstance(module, nn.Linear):
+                own = rank * (module.in_features + module.out_features)
+                parameters += own
+                adds += own * tokens * ("cpb_mlp" not in name)  # that one runs once a forward, not on tokens
+    return {"parameters": 2 * parameters, "multiply_adds": round(adds / num_tokens)}
 
 
 def _multiply_adds(adapter: Any, with_text: bool, device: str) -> int:
@@ -124,6 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; fail if the page's table is another")
     options = parser.parse_args(arguments)
     results = [(name, row, measure(row)) for name, row in ROWS]
+    results += [(name, row, measure_units(row)) for name, row in UNIT_ROWS]
     table = as_table(results)
     print(table)
     page = PAGE.read_text(encoding="utf-8")
@@ -133,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     record = {
         "command": "python benchmarks/adapter_sizes.py",
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "scale": {"stages": STAGES, "segments": SEGMENTS, "text": [TEXT_TOKENS, TEXT_CHANNELS]},
+        "scale": {"model": MODEL, "stages": STAGES, "segments": SEGMENTS, "text": [TEXT_TOKENS, TEXT_CHANNELS]},
         "rows": [{"name": name, "settings": row, **found} for name, row, found in results],
     }
     (HERE / "adapter_sizes.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
