@@ -131,15 +131,19 @@ def sweep(
     seeds: Annotated[int | None, typer.Option(help="How many seeds, from 0; the experiment's by default.")] = None,
     fuse: Annotated[bool, typer.Option(help="Train variants that see the same batches in lockstep.")] = True,
     live: Annotated[bool, typer.Option("--live", help="Decode and encode for every batch, without the store.")] = False,
+    allow_missing: AllowMissing = False,
     device: Device = "cpu",
     quiet: Quiet = False,
 ) -> None:
     """Train every variant with every seed, those that see the same batches in lockstep; what is done stays done."""
+    from .adapt.experiment import load_experiment
     from .adapt.sweep import sweep as run
+
+    loaded = load_experiment(experiment, allow_missing=allow_missing)
 
     names = None if variants is None else [name.strip() for name in variants.split(",") if name.strip()]
     counted = None if seeds is None else tuple(range(seeds))
-    result = run(experiment, variants=names, seeds=counted, fuse=fuse, live=live, device=device, progress=not quiet)
+    result = run(loaded, variants=names, seeds=counted, fuse=fuse, live=live, device=device, progress=not quiet)
     for done in result.runs:
         typer.echo(f"{done.folder}: accuracy {100 * done.accuracy:.2f} %")
     for name, reason in result.failures:
