@@ -167,6 +167,7 @@ TRANSFORMERS: tuple[Small, ...] = (
             "num_heads": 8,
             "head_dim": 12,
             "n_groups": 2,
+            "chunk_size": 8,
         },
         required=False,
     ),
