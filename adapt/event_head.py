@@ -13,14 +13,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .masked_mean import masked_mean
 from .sinusoids import sinusoids
-from .task import TaskSettings, masked_mean
+from .task import Head, TaskSettings
 
 
-class EventHead(nn.Module):
-    """Logits over the classes for each segment, from the ends of the encoders.
+class EventHead(Head):
+    """Logits (B, T, C) over the classes for each segment, from the ends of the encoders.
 
     Args:
         dims: channels D of each modality that the head reads; at least one of "visual" and "audio".
@@ -29,34 +30,7 @@ class EventHead(nn.Module):
     """
 
     def __init__(self, dims: Mapping[str, int], num_classes: int, settings: TaskSettings) -> None:
-        super().__init__()
-        d = settings.d_head
-        self.project = nn.ModuleDict(
-            {m: nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, d)) for m, dim in dims.items()}
-        )
-        self.over_time = nn.ModuleDict(
-            {m: nn.MultiheadAttention(d, settings.num_heads, batch_first=True) for m in dims if m != "text"}
-        )
-        self.classifier = nn.Sequential(
-            nn.LayerNorm(len(dims) * d),
-            nn.Linear(len(dims) * d, d),
-            nn.GELU(),
-            nn.Dropout(settings.dropout),
-            nn.Linear(d, num_classes),
-        )
-
-    def forward(self, features: Mapping[str, Tensor], text_mask: Tensor | None) -> Tensor:
-        """Classify every segment.
-
-        Args:
-            features: "visual" and "audio" (B, T, N, D), "text" (B, L, D); those of the head's modalities are read.
-            text_mask: (B, L) bool, true where a text token is real.
-
-        Returns:
-            Logits (B, T, C), float32.
-        """
-        with torch.autocast(next(iter(features.values())).device.type, enabled=False):
-            return self._classify({m: features[m].float() for m in self.project}, text_mask)
+        super().__init__(dims, num_classes, settings, num_parts=len(dims))
 
     def _classify(self, features: Mapping[str, Tensor], text_mask: Tensor | None) -> Tensor:
         parts = []

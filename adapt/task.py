@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..cache.errors import SettingsError
 from .extensions import HEADS, check_part
+from .masked_mean import masked_mean
 from .sinusoids import sinusoids
 
 
@@ -49,32 +50,31 @@ class TaskSettings:
             raise SettingsError(f"dropout: found {self.dropout}, expected 0 or more and less than 1")
 
 
-class AnswerHead(nn.Module):
-    """Logits over the vocabulary from the ends of the encoders.
+class Head(nn.Module):
+    """What both heads of talik's own are made of: projections to d, attention over the segments, a classifier.
 
     Args:
         dims: channels D of each modality that the head reads.
-        num_answers: C.
+        num_classes: C.
         settings: widths.
+        num_parts: how many vectors of width d the classifier reads side by side.
     """
 
-    def __init__(self, dims: Mapping[str, int], num_answers: int, settings: TaskSettings) -> None:
+    def __init__(self, dims: Mapping[str, int], num_classes: int, settings: TaskSettings, *, num_parts: int) -> None:
         super().__init__()
         d = settings.d_head
         self.project = nn.ModuleDict(
             {m: nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, d)) for m, dim in dims.items()}
         )
-        media = [m for m in dims if m != "text"]
         self.over_time = nn.ModuleDict(
-            {m: nn.MultiheadAttention(d, settings.num_heads, batch_first=True) for m in media}
+            {m: nn.MultiheadAttention(d, settings.num_heads, batch_first=True) for m in dims if m != "text"}
         )
-        parts = len(dims) + (len(media) if "text" in dims else 0)
         self.classifier = nn.Sequential(
-            nn.LayerNorm(parts * d),
-            nn.Linear(parts * d, d),
+            nn.LayerNorm(num_parts * d),
+            nn.Linear(num_parts * d, d),
             nn.GELU(),
             nn.Dropout(settings.dropout),
-            nn.Linear(d, num_answers),
+            nn.Linear(d, num_classes),
         )
 
     def forward(self, features: Mapping[str, Tensor], text_mask: Tensor | None) -> Tensor:
@@ -85,10 +85,28 @@ class AnswerHead(nn.Module):
             text_mask: (B, L) bool, true where a text token is real.
 
         Returns:
-            Logits (B, C), float32.
+            Logits (B, C), or (B, T, C) of a head that classifies each segment, float32.
         """
         with torch.autocast(next(iter(features.values())).device.type, enabled=False):
             return self._classify({m: features[m].float() for m in self.project}, text_mask)
+
+    def _classify(self, features: Mapping[str, Tensor], text_mask: Tensor | None) -> Tensor:
+        """The logits from float32 features of the head's modalities."""
+        raise NotImplementedError
+
+
+class AnswerHead(Head):
+    """Logits (B, C) over the vocabulary from the ends of the encoders.
+
+    Args:
+        dims: channels D of each modality that the head reads.
+        num_answers: C.
+        settings: widths.
+    """
+
+    def __init__(self, dims: Mapping[str, int], num_answers: int, settings: TaskSettings) -> None:
+        asked = len(dims) - 1 if "text" in dims else 0  # the medium's part, times the question
+        super().__init__(dims, num_answers, settings, num_parts=len(dims) + asked)
 
     def _classify(self, features: Mapping[str, Tensor], text_mask: Tensor | None) -> Tensor:
         question = None
@@ -105,13 +123,3 @@ class AnswerHead(nn.Module):
         if question is not None:
             parts.append(question)
         return self.classifier(torch.cat(parts, dim=-1))
-
-
-def masked_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
-    """The mean (B, D) of the real tokens of (B, L, D); mask (B, L) is true where a token is real."""
-    if mask is None:
-        return tokens.mean(dim=1)
-    weights = mask.to(tokens.dtype).unsqueeze(-1)
-    # Padding may hold anything, NaN included, so it is replaced, not multiplied.
-    kept = tokens.masked_fill(~mask.unsqueeze(-1), 0.0)
-    return kept.sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)

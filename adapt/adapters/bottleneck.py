@@ -15,13 +15,15 @@ adapter changes no bit. The published method also trains the layer norms of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .every_insertion import AtEveryInsertion
 from .latents import check_sizes, real_text
 from .registry import register_adapter
 from .triple import Deltas, Triple
@@ -85,11 +87,19 @@ class Bottleneck(nn.Module):
 
 
 class EachItsOwn(nn.Module):
-    """One adapter a modality at one insertion; what stands in a text's padding is not read."""
+    """One adapter a modality at one insertion; what stands in a text's padding is not read.
 
-    def __init__(self, adapters: dict[str, nn.Module]) -> None:
+    Args:
+        dims: channels of each modality at this insertion.
+        make: the adapter of one modality, from its channels.
+        text: whether the text's tokens have an adapter.
+    """
+
+    question_enters = False
+
+    def __init__(self, dims: dict[str, int], make: Callable[[int], nn.Module], *, text: bool) -> None:
         super().__init__()
-        self.adapters = nn.ModuleDict(adapters)
+        self.adapters = nn.ModuleDict({m: make(dims[m]) for m in MODALITIES if m in dims and (m != "text" or text)})
 
     def forward(self, triple: Triple) -> Deltas:
         """Return what is to be added to the tokens of each modality that has an adapter."""
@@ -100,36 +110,33 @@ class EachItsOwn(nn.Module):
         return Deltas(**deltas)
 
 
-class BottleneckAdapter(nn.Module):
-    """The adapters of all insertions.
+def bottlenecks(settings: Any, dims: dict[str, int], *, start: str, scale: float = 1.0) -> EachItsOwn:
+    """The bottlenecks of one insertion.
 
     Args:
-        settings: every choice.
-        dims: for each insertion, the channels of each modality.
+        settings: `d_bottleneck`, `activation`, `pre_norm` and `text` are read here.
+        dims: channels of each modality at this insertion.
+        start: as `Bottleneck` takes it.
+        scale: s.
     """
+    make = partial(
+        Bottleneck,
+        d_bottleneck=settings.d_bottleneck,
+        activation=settings.activation,
+        pre_norm=settings.pre_norm,
+        start=start,
+        scale=scale,
+    )
+    return EachItsOwn(dims, make, text=settings.text)
 
-    def __init__(self, settings: BottleneckSettings, dims: Sequence[dict[str, int]]) -> None:
-        super().__init__()
-        self.insertions = nn.ModuleList(
-            EachItsOwn(
-                {
-                    m: Bottleneck(
-                        here[m],
-                        settings.d_bottleneck,
-                        activation=settings.activation,
-                        pre_norm=settings.pre_norm,
-                        start=settings.start,
-                    )
-                    for m in MODALITIES
-                    if m in here and (m != "text" or settings.text)
-                }
-            )
-            for here in dims
-        )
 
-    def at(self, index: int) -> nn.Module:
-        """The adapter of the index-th insertion."""
-        return self.insertions[index]
+class BottleneckAdapter(AtEveryInsertion):
+    """The adapters of all insertions."""
+
+    @staticmethod
+    def make(settings: BottleneckSettings, dims: dict[str, int]) -> EachItsOwn:
+        """The adapters of one insertion."""
+        return bottlenecks(settings, dims, start=settings.start)
 
 
 register_adapter("bottleneck", BottleneckSettings, BottleneckAdapter)

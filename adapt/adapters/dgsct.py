@@ -22,17 +22,18 @@ Published are L₀ = 0, c = 0, g = 0, reduction 8, 4 groups, 2 latents. What dif
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...cache.errors import SettingsError
-from .latents import OTHER, GroupedBottleneck, LatentRead, OtherTokens, check_pair, check_sizes
+from ..masked_mean import masked_mean
+from .every_insertion import AtEveryInsertion
+from .latents import BothWays, GroupedBottleneck, LatentRead, OtherTokens, check_sizes
 from .registry import register_adapter
-from .triple import Deltas, Triple
+from .triple import Triple
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,52 +129,19 @@ class _Direction(nn.Module):
         assert x is not None
         y, mask = self.other(triple)  # (B·T, M, D)
         read = self.read(x.flatten(0, 1), y, mask)
-        return self.bottleneck(self.gates(read, mean_token(y, mask))).view(x.shape)
+        return self.bottleneck(self.gates(read, masked_mean(y, mask))).view(x.shape)
 
 
-def mean_token(y: Tensor, mask: Tensor | None) -> Tensor:
-    """The mean (S, D) of the real tokens of y (S, M, D)."""
-    if mask is None:
-        return y.mean(1)
-    weights = mask.to(y.dtype)[..., None]
-    return (y * weights).sum(1) / weights.sum(1)
+class DgsctInsertion(BothWays):
+    """Both directions at one place."""
+
+    kind, direction = "dgsct", _Direction
 
 
-class DgsctInsertion(nn.Module):
-    """Both directions at one place, each from the tokens as they came in; the identity at initialisation.
+class Dgsct(AtEveryInsertion):
+    """The adapters of all insertions."""
 
-    Attributes:
-        second: with `after_attention`, the adapter beside the rest of the unit, read from the tokens after its
-            attention; what `forward` gives is then added after the attention.
-    """
-
-    def __init__(self, settings: DgsctSettings, dims: dict[str, int]) -> None:
-        super().__init__()
-        check_pair("dgsct", dims)
-        self.directions = nn.ModuleDict({m: _Direction(settings, dims, m) for m in OTHER})
-        if settings.after_attention:
-            self.second = DgsctInsertion(replace(settings, after_attention=False), dims)
-
-    def forward(self, triple: Triple) -> Deltas:
-        """Return what is to be added to vision and sound; the text gets nothing."""
-        return Deltas(**{m: direction(triple) for m, direction in self.directions.items()})
-
-
-class Dgsct(nn.Module):
-    """The adapters of all insertions.
-
-    Args:
-        settings: every choice.
-        dims: for each insertion, the channels of each modality.
-    """
-
-    def __init__(self, settings: DgsctSettings, dims: Sequence[dict[str, int]]) -> None:
-        super().__init__()
-        self.insertions = nn.ModuleList(DgsctInsertion(settings, here) for here in dims)
-
-    def at(self, index: int) -> nn.Module:
-        """The adapter of the index-th insertion."""
-        return self.insertions[index]
+    make = DgsctInsertion
 
 
 register_adapter("dgsct", DgsctSettings, Dgsct)

@@ -7,14 +7,15 @@ D channels, C channels of the narrow middle, G groups.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...cache.errors import SettingsError
-from .triple import Triple
+from .triple import Deltas, Triple
 
 OTHER = {"visual": "audio", "audio": "visual"}
 
@@ -137,6 +138,40 @@ class OtherTokens(nn.Module):
         whole = torch.ones(b, y.shape[1] + text.shape[1], dtype=torch.bool, device=y.device)
         whole[:, y.shape[1] :] = mask
         return torch.cat([y, question], dim=1), whole.repeat_interleave(t, 0)
+
+
+class BothWays(nn.Module):
+    """Vision from sound and sound from vision at one place, each from the tokens as they came in.
+
+    A kind derives from it and names itself in `kind`, and in `direction` the module of what one modality takes from
+    the other: made by `direction(settings, dims, modality)`, called with a `Triple`.
+
+    Attributes:
+        second: with `after_attention`, the adapter beside the rest of the unit, read from the tokens after its
+            attention; what `forward` gives is then added after the attention.
+
+    Args:
+        settings: every choice of the kind; `after_attention` and `text` are read here.
+        dims: channels of each modality at this insertion.
+
+    Raises:
+        SettingsError: the insertion has not both visual and audio.
+    """
+
+    kind: ClassVar[str]
+    direction: ClassVar[type[nn.Module]]
+
+    def __init__(self, settings: Any, dims: dict[str, int]) -> None:
+        super().__init__()
+        check_pair(self.kind, dims)
+        self.question_enters = settings.text
+        self.directions = nn.ModuleDict({m: self.direction(settings, dims, m) for m in OTHER})
+        if settings.after_attention:
+            self.second = type(self)(replace(settings, after_attention=False), dims)
+
+    def forward(self, triple: Triple) -> Deltas:
+        """Return what is to be added to vision and sound; the text gets nothing."""
+        return Deltas(**{m: direction(triple) for m, direction in self.directions.items()})
 
 
 def real_text(triple: Triple) -> tuple[Tensor | None, Tensor]:

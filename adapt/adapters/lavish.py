@@ -23,15 +23,15 @@ batch influence each other. The published model hands the question to the head o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
 
-from .latents import OTHER, GroupedBottleneck, LatentRead, OtherTokens, check_pair, check_sizes
+from .every_insertion import AtEveryInsertion
+from .latents import BothWays, GroupedBottleneck, LatentRead, OtherTokens, check_sizes
 from .registry import register_adapter
-from .triple import Deltas, Triple
+from .triple import Triple
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,41 +88,16 @@ class _Direction(nn.Module):
         return self.bottleneck(self.read(x.flatten(0, 1), *self.other(triple))).view(x.shape)
 
 
-class LavishInsertion(nn.Module):
-    """Both directions at one place, each from the tokens as they came in; the identity at initialisation.
+class LavishInsertion(BothWays):
+    """Both directions at one place."""
 
-    Attributes:
-        second: with `after_attention`, the adapter beside the rest of the unit, read from the tokens after its
-            attention; what `forward` gives is then added after the attention.
-    """
-
-    def __init__(self, settings: LavishSettings, dims: dict[str, int]) -> None:
-        super().__init__()
-        check_pair("lavish", dims)
-        self.directions = nn.ModuleDict({m: _Direction(settings, dims, m) for m in OTHER})
-        if settings.after_attention:
-            self.second = LavishInsertion(replace(settings, after_attention=False), dims)
-
-    def forward(self, triple: Triple) -> Deltas:
-        """Return what is to be added to vision and sound; the text gets nothing."""
-        return Deltas(**{m: direction(triple) for m, direction in self.directions.items()})
+    kind, direction = "lavish", _Direction
 
 
-class Lavish(nn.Module):
-    """The adapters of all insertions.
+class Lavish(AtEveryInsertion):
+    """The adapters of all insertions."""
 
-    Args:
-        settings: every choice.
-        dims: for each insertion, the channels of each modality.
-    """
-
-    def __init__(self, settings: LavishSettings, dims: Sequence[dict[str, int]]) -> None:
-        super().__init__()
-        self.insertions = nn.ModuleList(LavishInsertion(settings, here) for here in dims)
-
-    def at(self, index: int) -> nn.Module:
-        """The adapter of the index-th insertion."""
-        return self.insertions[index]
+    make = LavishInsertion
 
 
 register_adapter("lavish", LavishSettings, Lavish)

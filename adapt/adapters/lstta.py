@@ -24,7 +24,6 @@ is projected up by a matrix that starts at zero.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,6 +34,7 @@ from torch import Tensor, nn
 from ...cache.errors import SettingsError
 from ..sinusoids import sinusoids
 from .attention import CrossAttention
+from .every_insertion import AtEveryInsertion
 from .latents import check_sizes, real_text
 from .registry import register_adapter
 from .triple import Deltas, Triple
@@ -181,6 +181,7 @@ class LsttaInsertion(nn.Module):
 
     def __init__(self, settings: LsttaSettings, dims: dict[str, int]) -> None:
         super().__init__()
+        self.question_enters = settings.text
         dims = {m: dim for m, dim in dims.items() if m != "text" or settings.text}
         if not any(m in dims for m in MEDIA):
             raise SettingsError("lstta: the insertion has neither visual nor audio; expected at least one")
@@ -204,21 +205,10 @@ class LsttaInsertion(nn.Module):
         return Deltas(**deltas)
 
 
-class Lstta(nn.Module):
-    """The adapters of all insertions.
+class Lstta(AtEveryInsertion):
+    """The adapters of all insertions."""
 
-    Args:
-        settings: every choice.
-        dims: for each insertion, the channels of each modality.
-    """
-
-    def __init__(self, settings: LsttaSettings, dims: Sequence[dict[str, int]]) -> None:
-        super().__init__()
-        self.insertions = nn.ModuleList(LsttaInsertion(settings, here) for here in dims)
-
-    def at(self, index: int) -> nn.Module:
-        """The adapter of the index-th insertion."""
-        return self.insertions[index]
+    make = LsttaInsertion
 
 
 register_adapter("lstta", LsttaSettings, Lstta)

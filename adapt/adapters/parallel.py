@@ -12,14 +12,12 @@ the untrained adapter changes no bit. Each modality has its own, and none sees a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
-
 from ...cache.errors import SettingsError
-from .bottleneck import MODALITIES, Bottleneck, EachItsOwn
+from .bottleneck import EachItsOwn, bottlenecks
+from .every_insertion import AtEveryInsertion
 from .latents import check_sizes
 from .registry import register_adapter
 
@@ -48,37 +46,13 @@ class ParallelSettings:
             raise SettingsError(f"scale: found {self.scale}, expected more than 0")
 
 
-class ParallelAdapter(nn.Module):
-    """The adapters of all insertions.
+class ParallelAdapter(AtEveryInsertion):
+    """The adapters of all insertions."""
 
-    Args:
-        settings: every choice.
-        dims: for each insertion, the channels of each modality.
-    """
-
-    def __init__(self, settings: ParallelSettings, dims: Sequence[dict[str, int]]) -> None:
-        super().__init__()
-        self.insertions = nn.ModuleList(
-            EachItsOwn(
-                {
-                    m: Bottleneck(
-                        here[m],
-                        settings.d_bottleneck,
-                        activation=settings.activation,
-                        pre_norm=settings.pre_norm,
-                        start="zero",
-                        scale=settings.scale,
-                    )
-                    for m in MODALITIES
-                    if m in here and (m != "text" or settings.text)
-                }
-            )
-            for here in dims
-        )
-
-    def at(self, index: int) -> nn.Module:
-        """The adapter of the index-th insertion."""
-        return self.insertions[index]
+    @staticmethod
+    def make(settings: ParallelSettings, dims: dict[str, int]) -> EachItsOwn:
+        """The adapters of one insertion."""
+        return bottlenecks(settings, dims, start="zero", scale=settings.scale)
 
 
 register_adapter("parallel", ParallelSettings, ParallelAdapter)

@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...cache.errors import SettingsError
+from ..masked_mean import masked_mean
 from .attention import CrossAttention
 from .latents import check_sizes, real_text
 from .registry import register_adapter
@@ -130,8 +131,7 @@ def averaged(x: Tensor, num_tokens: int, mask: Tensor | None = None) -> Tensor:
     if x.shape[1] == num_tokens:
         return x
     if mask is not None and num_tokens == 1:
-        weights = mask.to(x.dtype)[..., None]
-        return (x * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
+        return masked_mean(x, mask)[:, None]
     return F.adaptive_avg_pool1d(x.transpose(1, 2), num_tokens).transpose(1, 2)
 
 
@@ -149,6 +149,7 @@ class Side(nn.Module):
     """
 
     beside = True
+    question_enters = False
 
     def __init__(self, settings: SideSettings, dims: Sequence[dict[str, int]], ends: Mapping[str, int]) -> None:
         super().__init__()

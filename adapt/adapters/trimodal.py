@@ -29,6 +29,7 @@ from typing import Literal, overload
 from torch import Tensor, nn
 
 from ...cache.errors import SettingsError
+from .every_insertion import AtEveryInsertion
 from .interaction import Interaction
 from .registry import register_adapter
 from .selection import Gates, Selection, mean_gate
@@ -149,7 +150,7 @@ class TrimodalInsertion(nn.Module):
 _NAMES = ("visual", "audio", "text")
 
 
-class Trimodal(nn.Module):
+class Trimodal(AtEveryInsertion):
     """The adapters of all insertions.
 
     Args:
@@ -158,16 +159,15 @@ class Trimodal(nn.Module):
     """
 
     has_gates = True
+    make = TrimodalInsertion
 
     def __init__(self, settings: TrimodalSettings, dims: Sequence[dict[str, int]]) -> None:
-        super().__init__()
         for here in dims:
             if settings.interaction != "none" and settings.center not in here:
                 raise SettingsError(f"center: {settings.center!r} takes no part; the insertion has {', '.join(here)}")
         if settings.share_across_insertions and any(here != dims[0] for here in dims):
             raise SettingsError("share_across_insertions: the insertions differ in channels; expected equal ones")
-        own = dims[:1] if settings.share_across_insertions else dims
-        self.insertions = nn.ModuleList(TrimodalInsertion(settings, here) for here in own)
+        super().__init__(settings, dims[:1] if settings.share_across_insertions else dims)
 
     def at(self, index: int) -> nn.Module:
         """The adapter of the index-th insertion."""
