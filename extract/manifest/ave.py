@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 from ...cache.errors import ManifestError, unknown_name
-from .files import index_media, make_clips, media_folders
+from .files import find_clips
 from .music_releases import annotation_folder
 from .records import Record, inside, read_lines
 from .settings import DataSettings
@@ -76,9 +75,7 @@ def load_ave(settings: DataSettings, *, root: Path, base: Path) -> Manifest:
         question = _question(record, split, centres, times_seen)
         named.setdefault(question.clip_id, record)
         questions.append(question)
-    index = index_media(media_folders(root, settings.videos))
-    find = partial(index.clip, frames_fps=settings.frames_fps)
-    clips = make_clips(named, find, root=root, allow=settings.allow_missing)
+    clips = find_clips(named, settings, root=root)
     repeated = sum(n - 1 for n in times_seen.values() if n > 1)
     notes = (f"{repeated} lines are about a clip of an earlier line (kept, with a suffix)",) if repeated else ()
     return Manifest(

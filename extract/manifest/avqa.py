@@ -8,11 +8,10 @@ https://mn.cs.tsinghua.edu.cn/avqa
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 from ...cache.errors import ManifestError
-from .files import index_media, make_clips, media_folders
+from .files import find_clips
 from .music_releases import annotation_folder
 from .records import Record, inside, read_json_list
 from .settings import DataSettings
@@ -40,13 +39,11 @@ def load_avqa(settings: DataSettings, *, root: Path, base: Path) -> Manifest:
             question = _question(record, split, seen)
             named.setdefault(question.clip_id, record)
             questions.append(question)
-    index = index_media(media_folders(root, settings.videos))
-    find = partial(index.clip, frames_fps=settings.frames_fps)
     repeated = sum(n - 1 for n in seen.values())
     return Manifest(
         name=settings.dataset,
         root=root,
-        clips=make_clips(named, find, root=root, allow=settings.allow_missing),
+        clips=find_clips(named, settings, root=root),
         questions=tuple(questions),
         answers=tuple(dict.fromkeys(choice for q in questions for choice in q.choices)),
         notes=(f"{repeated} records repeat a question id (kept, with a suffix)",) if repeated else (),

@@ -7,13 +7,14 @@ or a sound file alone. Of several, the first in this order is taken.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...cache.errors import ManifestError, MissingMediaError
 from ..media_frames import IMAGE_SUFFIXES
 from .records import Record
+from .settings import DataSettings
 from .types import Clip
 
 #: Endings of files that are looked at as clips; where one id has several, the first of these is taken.
@@ -100,23 +101,31 @@ def index_media(folders: Iterable[Path]) -> MediaIndex:
     return index
 
 
-def make_clips(
-    named: Mapping[str, Record], find: Callable[[str], Clip | None], *, root: Path, allow: bool
+def find_clips(
+    named: Mapping[str, Record], settings: DataSettings, *, root: Path, by_path: bool = False
 ) -> dict[str, Clip]:
     """Return the clips of a manifest, in the order of `named`.
 
     Args:
         named: clip ids, each with the first record that names it.
-        find: gives the clip of an id, None where there is no file.
-        root: where they were looked for, for the message.
-        allow: give clips without a file `path=None` instead of raising.
+        settings: `videos`, `frames_fps` and `allow_missing` are used here; with the last, a clip without a file has
+            `path=None` instead of raising.
+        root: the folder with the media.
+        by_path: an id may also be a file's path relative to `root`, which is looked for first.
 
     Raises:
+        ManifestError: `videos` names what is no folder below the root; a clip of frames whose rate is not known.
         MissingMediaError: clips without a file: how many, the first ten, and the record that names the first.
     """
-    found = {clip_id: find(clip_id) for clip_id in named}
+    found: dict[str, Clip | None] = dict.fromkeys(named)
+    if by_path:
+        found |= {i: Clip(id=i, path=root / i) for i in named if (root / i).is_file()}
+    by_name = [clip_id for clip_id, clip in found.items() if clip is None]
+    if by_name or not by_path:
+        index = index_media(media_folders(root, settings.videos))
+        found |= {i: index.clip(i, frames_fps=settings.frames_fps) for i in by_name}
     missing = [clip_id for clip_id, clip in found.items() if clip is None]
-    if missing and not allow:
+    if missing and not settings.allow_missing:
         shown = ", ".join(repr(m) for m in missing[:10]) + (", …" if len(missing) > 10 else "")
         raise MissingMediaError(
             f"{len(missing)} of {len(named)} clips are not in {root}: {shown} (the first is named by "

@@ -10,14 +10,13 @@ in CSV with `|` between; segments in which nothing happens are "background".
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from ...cache.errors import ManifestError, unknown_name
-from .files import MediaIndex, index_media, make_clips, media_folders
+from .files import find_clips
 from .records import Record, inside, read_table
 from .settings import DataSettings
-from .types import SPLITS, Clip, Manifest, Question
+from .types import SPLITS, Manifest, Question
 
 _COLUMNS = ("clip", "question", "answer", "labels", "type", "split", "id", "template")
 
@@ -46,7 +45,7 @@ def load_generic(settings: DataSettings, *, root: Path, base: Path) -> Manifest:
         questions.append(question)
     if not questions:
         raise ManifestError(f"{path}: no record; a manifest has one line for each question")
-    clips = make_clips(named, _finder(root, settings), root=root, allow=settings.allow_missing)
+    clips = find_clips(named, settings, root=root, by_path=True)
     rank = {split: i for i, split in enumerate(SPLITS)}
     ordered = sorted(questions, key=lambda q: rank.get(q.split, len(SPLITS)))
     return Manifest(
@@ -101,18 +100,3 @@ def _labels(record: Record, segments: int) -> tuple[str, ...]:
     if len(labels) != segments or "" in labels:
         raise record.error(f"'labels' has {len(labels)} classes, expected {segments}, one for each of data.segments")
     return tuple(labels)
-
-
-def _finder(root: Path, settings: DataSettings) -> Callable[[str], Clip | None]:
-    """Return what finds a clip: a path relative to the root, or else a name in one of its folders."""
-    index: MediaIndex | None = None
-
-    def find(clip_id: str) -> Clip | None:
-        nonlocal index
-        if (root / clip_id).is_file():
-            return Clip(id=clip_id, path=root / clip_id)
-        if index is None:
-            index = index_media(media_folders(root, settings.videos))
-        return index.clip(clip_id, frames_fps=settings.frames_fps)
-
-    return find

@@ -11,11 +11,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 from ...cache.errors import unknown_name
-from .files import index_media, make_clips, media_folders
+from .files import find_clips
 from .music_releases import annotation_files, annotation_folder, subset_of
 from .records import Record, inside, read_json_list
 from .settings import DataSettings
@@ -71,9 +70,7 @@ def load_music_avqa(settings: DataSettings, *, root: Path, base: Path) -> Manife
         kept = [record for record in records if not record.flag("question_deleted")]
         repeated = _add(kept, split, subset_of(path), questions, named, times_seen)
         notes += _notes(split, path, num_records=len(records), num_kept=len(kept), num_repeated=repeated)
-    index = index_media(media_folders(root, settings.videos))
-    find = partial(index.clip, frames_fps=settings.frames_fps)
-    clips = make_clips(named, find, root=root, allow=settings.allow_missing)
+    clips = find_clips(named, settings, root=root)
     return Manifest(
         name=settings.dataset,
         root=root,
