@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ..cache import durable
+from .record_lines import read_record_lines, write_record_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,18 +32,7 @@ def record_path(store: Path) -> Path:
 
 def read_left_out(store: Path) -> tuple[LeftOut, ...]:
     """Return the record of a store, () where there is none; a line that cannot be read is passed over."""
-    try:
-        text = record_path(store).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ()
-    found = []
-    for line in text.splitlines():
-        try:
-            values = json.loads(line)
-            found.append(LeftOut(**{name: str(values[name]) for name in ("source", "key", "reason")}))
-        except (ValueError, KeyError, TypeError):
-            continue
-    return tuple(found)
+    return read_record_lines(record_path(store), _left_out)
 
 
 def write_left_out(store: Path, entries: Sequence[LeftOut]) -> None:
@@ -52,10 +41,8 @@ def write_left_out(store: Path, entries: Sequence[LeftOut]) -> None:
     Raises:
         StoreError: the disk refuses.
     """
-    path = record_path(store)
-    if entries:
-        lines = [json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in entries]
-        durable.write_file(path, "".join(lines).encode("utf-8", errors="replace"))
-    else:
-        with durable.disk_errors(path):
-            path.unlink(missing_ok=True)
+    write_record_lines(record_path(store), entries)
+
+
+def _left_out(values: Any) -> LeftOut:
+    return LeftOut(**{name: str(values[name]) for name in ("source", "key", "reason")})

@@ -6,14 +6,13 @@ that ended in an error is counted too; one that was killed is not.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from ..cache import durable
-from ..cache.errors import SettingsError
 from ..cache.settings import from_mapping
+from .record_lines import read_record_lines, write_record_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,17 +39,7 @@ def spent_path(store: Path) -> Path:
 
 def read_spent(store: Path) -> tuple[Spent, ...]:
     """Return the runs recorded of a store, () where there is no record; a line that cannot be read is passed over."""
-    try:
-        text = spent_path(store).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ()
-    found = []
-    for line in text.splitlines():
-        try:
-            found.append(from_mapping(Spent, json.loads(line), where=""))
-        except (ValueError, SettingsError):
-            continue
-    return tuple(found)
+    return read_record_lines(spent_path(store), partial(from_mapping, Spent, where=""))
 
 
 def add_spent(store: Path, *, seconds: float, device: str, size_bytes: int, items: Mapping[str, int]) -> None:
@@ -61,6 +50,5 @@ def add_spent(store: Path, *, seconds: float, device: str, size_bytes: int, item
     """
     if not any(items.values()):
         return
-    runs = (*read_spent(store), Spent(seconds=seconds, device=device, size_bytes=size_bytes, items=dict(items)))
-    lines = [json.dumps(asdict(run)) + "\n" for run in runs]
-    durable.write_file(spent_path(store), "".join(lines).encode())
+    run = Spent(seconds=seconds, device=device, size_bytes=size_bytes, items=dict(items))
+    write_record_lines(spent_path(store), (*read_spent(store), run))
