@@ -3,6 +3,7 @@ neither padding nor batch mates matter. On trunks of three layouts; the registry
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,26 +22,10 @@ from talik.cache.errors import SettingsError
 from talik.extract.encoders import load_encoder
 from talik.extract.state import State
 
-# Sizes that fit 16, 24 and 32 channels; an adapter that is not named here is taken with its defaults.
-SETTINGS: dict[str, dict[str, Any]] = {
-    "trimodal": {"d_model": 8, "d_state": 4, "num_latents": 2, "num_heads": 2},
-    "lavish": {"reduction": 4, "groups": 2, "num_latents": 3},
-    "dgsct": {"reduction": 4, "groups": 2},
-    "lstta": {"d_model": 8, "num_heads": 2},
-    "bottleneck": {"d_bottleneck": 4},
-    "parallel": {"d_bottleneck": 4},
-    "side": {"reduction": 4, "num_heads": 2},
-    "peft:fourierft": {"n_frequency": 50},
-    "peft:waveft": {"n_frequency": 50},
-    "peft:c3a": {"block_size": 8},
-    "peft:vblora": {"vector_length": 8, "num_vectors": 16, "topk": 2},
-    "peft:oft": {"oft_block_size": 8},
-    "peft:boft": {"boft_block_size": 4},
-    "peft:miss": {"r": 4},
-    "peft:road": {"group_size": 8},
-    "peft:shira": {"r": 2},
-    "peft:psoft": {"r": 4},
-}
+sys.path.insert(0, str(Path(__file__).parent))
+
+from adapter_sizes import SETTINGS
+
 KINDS = [k for k in known_adapters() if k != "probe"]
 MORE: dict[str, dict[str, Any]] = {  # other choices of the adapters above
     "lavish-text": {"kind": "lavish", **SETTINGS["lavish"], "text": True, "latents": "random"},

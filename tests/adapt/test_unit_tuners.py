@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,19 +19,10 @@ from talik.adapt.tuned import TunedUnits
 from talik.cache.errors import SettingsError
 from talik.extract.encoders import Encoder, load_encoder
 
-# Where PEFT's defaults are made for larger layers than these.
-KEYS: dict[str, dict[str, Any]] = {
-    "fourierft": {"n_frequency": 50},
-    "waveft": {"n_frequency": 50},
-    "c3a": {"block_size": 8},
-    "vblora": {"vector_length": 8, "num_vectors": 16, "topk": 2},
-    "oft": {"oft_block_size": 8},
-    "boft": {"boft_block_size": 4},
-    "miss": {"r": 4},
-    "road": {"group_size": 8},
-    "shira": {"r": 2},
-    "psoft": {"r": 4},
-}
+sys.path.insert(0, str(Path(__file__).parent))
+
+from adapter_sizes import SETTINGS
+
 ROWS = ("bitfit", "norm", "finetune")
 PEFT = tuple(f"peft:{name}" for name in TUNERS)
 UNITS = {"visual": (2,), "text": (1, 2)}
@@ -48,7 +40,7 @@ def encoders(tiny_encoders: dict[str, Path]) -> dict[str, Encoder]:
 
 
 def build(kind: str, encoders: Mapping[str, Encoder], units: Mapping[str, tuple[int, ...]] = UNITS) -> TunedUnits:
-    table = {"kind": kind, **KEYS.get(kind.removeprefix("peft:"), {})}
+    table = {"kind": kind, **SETTINGS.get(kind, {})}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module: Any = adapter_kind(kind).module

@@ -26,12 +26,7 @@ UNEQUAL = ["bert", "deberta-v2", "mpnet", "modernbert", "t5#encoder", "gemma3_te
 EQUAL = ["whisper#encoder", "swin", "vision_transformer", "mobilenetv3"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _cut(name):

@@ -20,13 +20,7 @@ from coverage_models import TRANSFORMERS
 from coverage_timm import CHOSEN, timm_model
 from trunk_coverage import small_model
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 KINDS = {entry.name: entry for entry in TRANSFORMERS}

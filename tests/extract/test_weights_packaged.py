@@ -30,12 +30,7 @@ def _needs(name):
     return pytest.mark.skipif(not _installed(package), reason=f"{package} is not installed")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _string(text):
