@@ -1,7 +1,7 @@
 """The report's plots as inline SVG, drawn in the page's own colours and fonts, so that they follow light and dark.
 
-Every text goes through markupsafe. Colours are the page's CSS variables --c0 … --c7, by the variant's place among the
-trained rows; beyond eight they come round again with dashes.
+Every text goes through markupsafe. Colours are the page's CSS variables --c0 … --c11, by the variant's place among the
+trained rows; beyond twelve they come round again with dashes.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from .drawing import (
     colour,
     dashes,
     dot,
+    named_dots,
     polyline,
-    spread,
     svg,
     tag,
     text,
@@ -33,6 +33,7 @@ from .drawing import (
 )
 from .formats import format_cell, format_count, format_points
 from .runs import Epoch, Run
+from .statistics import MeanInterval
 from .table import Comparison, Row, Table, cell_of
 
 _BAR_WIDTH = 240.0
@@ -89,25 +90,20 @@ def accuracy_over_params(table: Table) -> Markup:
     blind = next((row for row in table.rows if not row.trained), None)
     xs = [math.log10(max(1, row.trainable_params or 1)) for row in trained]
     cells = [row.overall for row in trained]
-    ys = [cell.mean + side * (cell.half or 0) for cell in cells for side in (-1, 1)]
+    ys = [end for cell in cells for end in _ends(cell)]
     span = max(0.5, max(xs) - min(xs))
     reach = [min(xs) - 0.12 * span, max(xs) + 0.3 * span]  # the labels stand to the right of their points
     frame = Frame(reach, [*ys, *([blind.overall.mean] if blind else [])])
-    parts, names = [*frame.grid_y(unit=" %"), *_decades(frame)], []
+    parts = [*frame.grid_y(unit=" %"), *_decades(frame)]
     if blind is not None:
         parts += _across(frame, blind.overall.mean, blind.label)
-    for index, (row, x, label_y) in enumerate(
-        zip(trained, xs, spread(frame, [cell.mean for cell in cells]), strict=True)
-    ):
-        x_at, y_at = frame.x(x), frame.y(row.overall.mean)
+    points = []
+    for index, (row, x) in enumerate(zip(trained, xs, strict=True)):
+        low, high = map(frame.y, _ends(row.overall))
+        parts.append(tag("line", x1=frame.x(x), x2=frame.x(x), y1=low, y2=high, stroke=colour(index), stroke_width=1.5))
         hint = f"{row.label}: {format_cell(row.overall)} %, {format_count(row.trainable_params)} parameters"
-        if row.overall.half:
-            ends = [frame.y(row.overall.mean + side * row.overall.half) for side in (-1, 1)]
-            parts.append(tag("line", x1=x_at, x2=x_at, y1=ends[0], y2=ends[1], stroke=colour(index), stroke_width=1.5))
-        parts.append(tag("line", x1=x_at + 7, x2=x_at + 16, y1=y_at, y2=label_y, class_="leader"))
-        parts.append(dot(x_at, y_at, index, hint, radius=5.5))
-        names.append(text(row.label, x_at + 19, label_y + 4, class_="name"))
-    return svg([*parts, *names], "accuracy over trainable parameters")
+        points.append((index, x, row.overall.mean, row.label, hint))
+    return svg([*parts, *named_dots(frame, points)], "accuracy over trainable parameters")
 
 
 def interval_scale(table: Table) -> tuple[float, float]:
@@ -150,10 +146,15 @@ def _bar(frame: Frame, left: float, width: float, row: Row, column: str, index: 
     )
     parts = [titled(shape, f"{row.label}, {column}: {format_cell(cell)} %")]
     if cell.half:
-        ends = [frame.y(min(100.0, max(0.0, cell.mean + side * cell.half))) for side in (-1, 1)]
+        ends = [frame.y(min(100.0, max(0.0, end))) for end in _ends(cell)]
         middle = left + width / 2
         parts.append(_over_bars("spread", x1=middle, x2=middle, y1=ends[0], y2=ends[1]))
     return parts
+
+
+def _ends(cell: MeanInterval) -> tuple[float, float]:
+    """Where a cell's interval ends; at its mean for one seed."""
+    return cell.mean - (cell.half or 0.0), cell.mean + (cell.half or 0.0)
 
 
 def _over_bars(class_: str, **ends: float) -> Markup:

@@ -6,9 +6,16 @@ import base64
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
-from ...cache.errors import MediaError, SettingsError
+import av
+import numpy as np
+import numpy.typing as npt
+
+from ...cache.errors import MediaError, SettingsError, TalikError
+from ...extract.manifest.types import Clip
+from ...extract.media import decode_clip
 from .runs import Prediction
 
 _TYPES = {
@@ -19,6 +26,8 @@ _TYPES = {
     ".jpeg": "image/jpeg",
     ".webp": "image/webp",
 }
+_FRAME_WIDTH = 160
+_MOST_FRAMES = 16  # of longer clips no frame would be wide enough to be seen
 _DATA_URI = re.compile(r"data:(image|video)/[a-z0-9+.-]+;base64,[A-Za-z0-9+/]+=*")
 
 
@@ -35,6 +44,46 @@ class ShownClip:
             match = None if uri is None else _DATA_URI.fullmatch(uri)
             if uri is not None and (match is None or match[1] != kind):
                 raise SettingsError(f"clip {self.clip_id!r}: found {uri[:24]!r}, expected a base64 {kind} data URI")
+
+
+def show_clip(clip: Clip, *, num_segments: int, stride_seconds: float | None = None) -> ShownClip | None:
+    """Return a clip with its segments' frames, at most 16 of them, and the video itself where it is small.
+
+    Args:
+        clip: of a manifest.
+        num_segments, stride_seconds: the segments, as the data set's settings have them.
+
+    Returns:
+        None where the media cannot be read, or hold neither frames nor a small video.
+    """
+    try:
+        if clip.path is None or clip.media is None:
+            return None
+        frames: tuple[str, ...] = ()
+        if num_segments <= _MOST_FRAMES:
+            decoded = decode_clip(clip.media, num_segments=num_segments, stride_seconds=stride_seconds, sound=False)
+            frames = tuple(_jpeg(frame) for frame in decoded.frames) if decoded.frames is not None else ()
+    except (TalikError, OSError):
+        return None
+    try:
+        video = data_uri(clip.path)
+    except MediaError:
+        video = None
+    if video is not None and not video.startswith("data:video/"):
+        video = None
+    return ShownClip(clip_id=clip.id, video=video, frames=frames) if frames or video else None
+
+
+def _jpeg(frame: npt.NDArray[np.uint8]) -> str:
+    """A frame (H, W, 3) as a small JPEG's data URI."""
+    height, width = frame.shape[:2]
+    size = {"width": _FRAME_WIDTH, "height": max(2, 2 * round(height * _FRAME_WIDTH / width / 2))}
+    picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+    codec = av.CodecContext.create("mjpeg", "w")
+    codec.width, codec.height, codec.pix_fmt, codec.time_base = *size.values(), "yuvj420p", Fraction(1)
+    packets = codec.encode(picture.reformat(**size, format="yuvj420p", dst_color_range="JPEG")) + codec.encode(None)
+    content = b"".join(bytes(packet) for packet in packets)
+    return f"data:image/jpeg;base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def data_uri(path: Path | str, *, max_bytes: int = 200_000) -> str:

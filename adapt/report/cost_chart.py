@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from markupsafe import Markup
 
-from .drawing import TOP, Frame, colour, dot, spread, svg, tag, text, titled
+from .drawing import TOP, Frame, colour, named_dots, svg, tag, text, titled
 from .formats import format_time
 from .ledger import Ledger
 from .runs import Run
@@ -39,17 +39,15 @@ def cost_over_depth(variants: Mapping[str, Sequence[Run]], labels: Mapping[str, 
         return None
     lows = [seconds for *_, seconds, _ in points]
     frame = Frame([0.0, 1.35], [*lows, *(live for *_, live in points if live is not None)], left=58)
-    parts = [*_seconds_grid(frame), *_depth_grid(frame)]
-    for (index, label, depth, seconds, live), label_y in zip(points, spread(frame, lows), strict=True):
+    parts, dots = [*_seconds_grid(frame), *_depth_grid(frame)], []
+    for index, label, depth, seconds, live in points:
         x, y = frame.x(depth), frame.y(seconds)
         if live is not None:
             ring = tag("circle", cx=x, cy=frame.y(live), r=4.5, fill="none", stroke=colour(index), stroke_width=1.8)
             parts.append(tag("line", x1=x, x2=x, y1=y, y2=frame.y(live), class_="grid"))
             parts.append(titled(ring, f"{label} without the cache: {format_time(10**live)}"))
-        parts.append(tag("line", x1=x + 7, x2=x + 16, y1=y, y2=label_y, class_="leader"))
-        parts.append(dot(x, y, index, f"{label}, depth {depth:.2f}: {format_time(10**seconds)}", radius=5.5))
-        parts.append(text(label, x + 19, label_y + 4, class_="name"))
-    return svg(parts, "cost over depth of insertion")
+        dots.append((index, depth, seconds, label, f"{label}, depth {depth:.2f}: {format_time(10**seconds)}"))
+    return svg([*parts, *named_dots(frame, dots)], "cost over depth of insertion")
 
 
 def _seconds_grid(frame: Frame) -> Iterable[Markup]:

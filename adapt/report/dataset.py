@@ -12,6 +12,7 @@ from ...extract.manifest.describe import shared_clips
 from ...extract.manifest.load import load_manifest
 from ...extract.manifest.settings import DataSettings
 from ...extract.manifest.types import Manifest
+from .clips import ShownClip, pick_clips, show_clip
 from .runs import Prediction, Run
 
 
@@ -21,11 +22,13 @@ class DataSet:
 
     Args:
         manifest: None where it cannot be read.
+        settings: of the manifest; None without it.
         blind: the blind baseline's answer to each reported question by id; None without a manifest that asks them.
         notes: of leaks between splits, or of why there is no baseline; one sentence each.
     """
 
     manifest: Manifest | None = None
+    settings: DataSettings | None = None
     blind: Mapping[str, str] | None = None
     notes: tuple[str, ...] = ()
 
@@ -44,7 +47,18 @@ def find_data_set(run: Run) -> DataSet:
         return _without(" ".join(str(error).split()).replace(f"{run.base}/", ""))
     if blind is None:
         return _without(f"the data set in {settings.root} no longer asks these questions with these answers")
-    return DataSet(manifest=manifest, blind=blind, notes=tuple(map(_leak, shared_clips(manifest))))
+    leaks = tuple(map(_leak, shared_clips(manifest)))
+    return DataSet(manifest=manifest, settings=settings, blind=blind, notes=leaks)
+
+
+def some_clips(data: DataSet, predictions: Sequence[Prediction], *, count: int = 6) -> list[ShownClip]:
+    """Return a few of the clips that were asked about, those of them whose media can be read."""
+    if data.manifest is None or data.settings is None:
+        return []
+    segments, stride = data.settings.segments, data.settings.stride_seconds
+    clips = [data.manifest.clips[name] for name in pick_clips(predictions, count) if name in data.manifest.clips]
+    shown = [show_clip(clip, num_segments=segments, stride_seconds=stride) for clip in clips]
+    return [clip for clip in shown if clip is not None]
 
 
 def _without(reason: str) -> DataSet:

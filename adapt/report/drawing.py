@@ -11,7 +11,8 @@ from markupsafe import Markup, escape
 WIDTH, HEIGHT = 960.0, 350.0
 HALF_WIDTH, HALF_HEIGHT = 460.0, 270.0
 LEFT, RIGHT, TOP, BOTTOM = 44.0, 16.0, 14.0, 40.0
-_NUM_COLOURS = 8
+_NUM_COLOURS = 12
+_LABEL_GAP, _CHARACTER = 19.0, 7.0  # from a dot to its name; width of a name's letter
 
 
 def colour(index: int) -> str:
@@ -20,7 +21,7 @@ def colour(index: int) -> str:
 
 
 def dashes(index: int) -> str:
-    """Return the stroke pattern of the `index`-th trained row: none, then dashes from the ninth."""
+    """Return the stroke pattern of the `index`-th trained row: none, then dashes from the thirteenth."""
     return "none" if index < _NUM_COLOURS else f"{2 + 3 * (index // _NUM_COLOURS)} 3"
 
 
@@ -70,9 +71,29 @@ class Frame:
         yield text(label, (self.left + self.right) / 2, self.bottom + 33, anchor="middle")
 
 
-def spread(frame: Frame, values: Sequence[float]) -> list[float]:
-    """Heights for the labels at `values`, pushed apart so that none covers another."""
-    heights = [frame.y(value) for value in values]
+def named_dots(frame: Frame, points: Sequence[tuple[int, float, float, str, str]]) -> list[Markup]:
+    """Draw dots with their names to the right, pushed apart and beyond other dots, with lines from dot to name.
+
+    Args:
+        frame: of the plot.
+        points: place among the trained rows, x and y in data, name, and what shows on hovering.
+    """
+    places = [(frame.x(x), frame.y(y)) for _, x, y, _, _ in points]
+    lines, dots, names = [], [], []
+    for (index, _, _, name, hint), (x, y), height in zip(points, places, _spread(frame, places), strict=True):
+        left = x
+        for other_x, other_y in sorted(places):
+            if abs(other_y - height) < 14 and left < other_x < left + _LABEL_GAP + _CHARACTER * len(name):
+                left = other_x
+        lines.append(tag("line", x1=x + 7, x2=left + _LABEL_GAP - 3, y1=y, y2=height, class_="leader"))
+        dots.append(dot(x, y, index, hint, radius=5.5))
+        names.append(text(name, left + _LABEL_GAP, height + 4, class_="name"))
+    return [*lines, *dots, *names]
+
+
+def _spread(frame: Frame, places: Sequence[tuple[float, float]]) -> list[float]:
+    """Heights for the names of dots, pushed apart so that none covers another."""
+    heights = [y for _, y in places]
     order = sorted(range(len(heights)), key=heights.__getitem__)
     for above, below in itertools.pairwise(order):
         heights[below] = max(heights[below], heights[above] + 15)

@@ -110,7 +110,7 @@ def to_html(
         bars=charts.type_bars(table),
         figures=_figures(table, variants, ledger),
         delta_head=render.delta_head(table),
-        deltas=[c for c in table.comparisons if c.by_type],
+        deltas=table.deltas(),
         delta_note=render.DELTA_NOTE,
         starred=render.starred,
         ledger_head=render.LEDGER_HEAD,

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...cache.errors import TalikError
-from ...extract.settings import plan_path, read_toml
+from ...cache.settings import from_mapping
+from ...extract.settings import StoreSettings, plan_path, store_folder
 from ...extract.spent import Spent, read_spent
 from .formats import format_time
 from .runs import Run
@@ -101,7 +101,7 @@ class Ledger:
         if self.without_cache is not None:
             ratio = "" if self.saved_ratio is None else f" ({self.saved_ratio:.1f} times as long)"
             parts.append(f"without the cache {format_time(self.without_cache)}{ratio}")
-        return [f"What this cost: {'; '.join(parts)}.", *self.notes]
+        return [f"What this cost: {'; '.join(parts)}. Energy was not measured.", *self.notes]
 
 
 def make_ledger(variants: Mapping[str, Sequence[Run]]) -> Ledger:
@@ -137,16 +137,17 @@ def make_ledger(variants: Mapping[str, Sequence[Run]]) -> Ledger:
 class _Plan:
     """A plan as <experiment>.plan.json holds it, by run."""
 
-    def __init__(self, values: Mapping[str, Any], tables: Mapping[str, Any], *, where: Path) -> None:
-        num_seeds = len(tables.get("sweep", {}).get("seeds", (0,)))
-        self.where, self._tables = where, tables
+    def __init__(self, values: Mapping[str, Any], *, where: Path) -> None:
+        self.where = where
         self.machine, self.extraction = str(values["machine"]), float(values["extraction"])
         self.cached = bool(values["cuts"])
-        self.alone = {v["name"]: float(v["seconds"]) / num_seeds for v in values["variants"]}
-        self.live = {v["name"]: float(v["seconds_live"]) / num_seeds for v in values["variants"]}
+        self.epochs = {v["name"]: int(v["epochs"]) for v in values["variants"]}
+        seeds = {v["name"]: int(v["num_seeds"]) for v in values["variants"]}
+        self.alone = {v["name"]: float(v["seconds"]) / seeds[v["name"]] for v in values["variants"]}
+        self.live = {v["name"]: float(v["seconds_live"]) / seeds[v["name"]] for v in values["variants"]}
         self.group: dict[str, tuple[int, float]] = {}  # how many train together, and what that makes of the seconds
         for names, seconds in zip(values["groups"], values["group_seconds"], strict=self.cached):
-            apart = sum(self.alone[name] for name in names) * num_seeds
+            apart = sum(self.alone[name] * seeds[name] for name in names)
             self.group |= {name: (len(names), float(seconds) / apart if apart else 1.0) for name in names}
 
     @classmethod
@@ -156,10 +157,9 @@ class _Plan:
         if not path.is_file():
             return f"What it would have cost without the cache was not measured: talik plan {name}.toml measures it."
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            return cls(values, read_toml(base / f"{name}.toml"), where=path)
-        except (TalikError, OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
-            return f"{path.name} does not fit {name}.toml beside it: run talik plan again."
+            return cls(json.loads(path.read_text(encoding="utf-8")), where=path)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
+            return f"{path.name} is damaged or an older version's: run talik plan {name}.toml again."
 
     def notes(self) -> list[str]:
         """What the prediction rests on."""
@@ -181,10 +181,7 @@ class _Plan:
 
     def _share(self, run: Run) -> float:
         """The epochs that were trained over those that were planned: fewer after an early stop."""
-        own: Mapping[str, Any] = next((v for v in self._tables.get("variants", ()) if v.get("name") == run.variant), {})
-        train = {**run.config.get("train", {}), **self._tables.get("train", {}), **own.get("train", {})}
-        planned = train.get("epochs")
-        return len(run.epochs) / planned if isinstance(planned, int) and planned > 0 and run.epochs else 1.0
+        return len(run.epochs) / self.epochs[run.variant] if run.epochs else 1.0
 
 
 def _cost(name: str, runs: Sequence[Run], plans: Mapping[tuple[Path, str], _Plan]) -> Cost:
@@ -200,7 +197,9 @@ def _cost(name: str, runs: Sequence[Run], plans: Mapping[tuple[Path, str], _Plan
 def _store(run: Run) -> Path | None:
     table = run.config.get("store")
     path = table.get("path") if isinstance(table, Mapping) else None
-    return (run.base / Path(path).expanduser()).resolve() if isinstance(path, str) else None
+    if not isinstance(path, str) or not isinstance(table, Mapping):
+        return None
+    return store_folder(from_mapping(StoreSettings, table, where="store"), run.base)
 
 
 def _seconds(records: Iterable[Sequence[Spent]]) -> float:

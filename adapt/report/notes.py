@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from ...cache.settings import to_mapping
+from ..experiment import TrainSettings
 from .formats import format_cell
 from .runs import Run
 from .table import BLIND, BLIND_LABEL, Table
 
 _FEW_CLIPS = 30
+#: Adapter kinds whose papers put one beside every block, with the papers' names for them.
+_EVERY_BLOCK = {"lavish": "LAVISH", "dgsct": "DG-SCT"}
 
 
 def make_notes(table: Table, variants: Mapping[str, Sequence[Run]]) -> tuple[str, ...]:
     """Return the notes that hold for these runs, most important first; each is one sentence or two."""
     notes = [_size(table), _blind(table), _not_above_blind(table), _few_clips(table), _other_training(table, variants)]
+    notes.append(_other_insertion(table, variants))
     return tuple(note for note in notes if note)
 
 
@@ -75,7 +80,20 @@ def _other_training(table: Table, variants: Mapping[str, Sequence[Run]]) -> str:
     return f"The variants were not trained alike; they differ in {'; '.join(told)}." if told else ""
 
 
+def _other_insertion(table: Table, variants: Mapping[str, Sequence[Run]]) -> str:
+    """Variants that do not sit where their papers put them: then a row says nothing about the paper's model."""
+    labels = {row.name: row.label for row in table.rows}
+    told = []
+    for name, (run, *_) in variants.items():
+        adapter = run.config.get("adapter")
+        paper = _EVERY_BLOCK.get(str(adapter.get("kind"))) if isinstance(adapter, Mapping) else None
+        if paper and run.insertions and run.num_units and run.insertions < run.num_units:
+            places = f"{run.insertions} place{'s' * (run.insertions > 1)}"
+            told.append(f"{labels[name]} sits at {places} of {run.num_units}, {paper} as published at every block")
+    return f"Not where their papers have them: {'; '.join(told)}." if told else ""
+
+
 def _flat(settings: object) -> dict[str, str]:
-    if not isinstance(settings, Mapping):
-        return {}
-    return {str(key): json.dumps(value, sort_keys=True) for key, value in settings.items() if key != "seed"}
+    """A [train] table by key; settings that came after the run was made are at their defaults."""
+    found = {**to_mapping(TrainSettings()), **(settings if isinstance(settings, Mapping) else {})}
+    return {str(key): json.dumps(value, sort_keys=True) for key, value in found.items() if key != "seed"}

@@ -154,15 +154,13 @@ hovering.</p>
 {% if gates %}
 <section>
 <h2>What the selection kept</h2>
-<p class="caption">Mean over channels of a variant's gates at each segment and token (its first seed), for a few test
-questions: 1 lets pass, 0 suppresses, 2 doubles; the darker, the more is kept. The first question of a clip is shown,
-whatever was answered.</p>
+<p class="caption">Mean over channels of a variant's gates at each segment and word (its first seed), for a few test
+questions: 1 lets pass, 0 suppresses, 2 doubles. Blue above 1, red below, the stronger the further from 1 (the furthest
+of each figure at full strength). The first question of a clip is shown, whatever was answered.</p>
 <div class="figures">
 {%- for shown in gates %}
 <figure class="card"><figcaption>{{ shown.question }}
 <span>{{ shown.label }} · true answer: {{ shown.answer }} · clip {{ shown.clip_id }}</span></figcaption>
-{%- if shown.frames %}<div class="strip">
-{%- for frame in shown.frames %}<img src="{{ frame }}" alt="segment {{ loop.index }}">{% endfor %}</div>{% endif %}
 {%- for insertion, chart in shown.charts %}
 {%- if shown.charts|length > 1 %}<p class="caption">insertion {{ insertion + 1 }}</p>{% endif %}{{ chart }}
 {%- endfor %}</figure>
@@ -178,15 +176,12 @@ whatever was answered.</p>
 {%- if several_seeds %} (its first seed){% endif %}; the number is the probability that it gave its own answer.</p>
 {%- for clip in clips %}
 <article class="card clip">
-<div>
-{%- if clip.shown.video %}<video controls preload="metadata" src="{{ clip.shown.video }}"
-{%- if clip.shown.frames %} poster="{{ clip.shown.frames[0] }}"{% endif %}></video>
-{%- elif clip.shown.frames %}<div class="frames">
+<h3>{{ clip.shown.clip_id }}</h3>
+<div class="media">
+{%- if clip.shown.video %}<video controls preload="metadata" src="{{ clip.shown.video }}"></video>{% endif %}
 {%- for frame in clip.shown.frames %}
 <img src="{{ frame }}" alt="frame {{ loop.index }} of clip {{ clip.shown.clip_id }}">
-{%- endfor %}</div>
-{%- endif %}
-<h3>{{ clip.shown.clip_id }}</h3>
+{%- endfor %}
 </div>
 <div class="scroll">
 <table>

@@ -63,9 +63,7 @@ def delta_cells(table: Table) -> list[list[str]]:
 
     The types are corrected together, over all rows; Avg as in the table of comparisons.
     """
-    return [
-        [c.a_label, *(starred(c.by_type[t]) for t in table.types), starred(c)] for c in table.comparisons if c.by_type
-    ]
+    return [[c.a_label, *(starred(c.by_type[t]) for t in table.types), starred(c)] for c in table.deltas()]
 
 
 def starred(corrected: Corrected | Comparison) -> str:

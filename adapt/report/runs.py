@@ -53,7 +53,7 @@ class Run:
 
     What older runs do not say is None: `device` ("cpu" or "cuda"), `together` (variants trained in lockstep), `flops`
     and `flops_trained` of a question, `depth` (where the first insertion sits, from 0, before the first unit, to 1,
-    after the last: the mean over the trunks).
+    after the last: the mean over the trunks), `insertions` and `num_units` (how many; of the longest trunk entered).
     """
 
     path: Path
@@ -74,6 +74,8 @@ class Run:
     flops: int | None = None
     flops_trained: int | None = None
     depth: float | None = None
+    insertions: int | None = None
+    num_units: int | None = None
 
     @property
     def base(self) -> Path:
@@ -146,7 +148,7 @@ def read_run(folder: Path | str) -> Run:
         together=_take(result, "together", int | None, folder / "result.json"),
         flops=_take(result, "flops", int | None, folder / "result.json"),
         flops_trained=_take(result, "flops_trained", int | None, folder / "result.json"),
-        depth=_read_depth(folder / "adapter.json"),
+        **_read_insertions(folder / "adapter.json"),
     )
 
 
@@ -242,20 +244,22 @@ def _read_metrics(path: Path) -> tuple[tuple[Epoch, ...], dict[str, Any]]:
     return tuple(epochs[number] for number in sorted(epochs)), done
 
 
-def _read_depth(path: Path) -> float | None:
-    """How deep the first insertion sits, the mean over the trunks that have one; 1 without insertions."""
+def _read_insertions(path: Path) -> dict[str, Any]:
+    """`depth`, 1 without insertions; `insertions` and `num_units`."""
     if not path.is_file():
-        return None
+        return {}
     found = _read_object(path)
     try:
         first: dict[str, int] = {}
         for insertion in found["insertions"]:
             for modality, boundary in insertion.items():
                 first[modality] = min(int(boundary), first.get(modality, int(boundary)))
-        depths = [boundary / int(found["encoders"][modality]["num_units"]) for modality, boundary in first.items()]
+        units = {modality: int(found["encoders"][modality]["num_units"]) for modality in first}
+        depths = [boundary / units[modality] for modality, boundary in first.items()]
     except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError) as error:
         raise RunError(f"{path}: not as training writes it ({error!r}); train the variant again") from None
-    return sum(depths) / len(depths) if depths else 1.0
+    depth = sum(depths) / len(depths) if depths else 1.0
+    return {"depth": depth, "insertions": len(found["insertions"]), "num_units": max(units.values(), default=0)}
 
 
 def _read_predictions(path: Path) -> tuple[Prediction, ...]:

@@ -1,4 +1,7 @@
-"""The page's plots of a selection's gates: which segments each modality kept for a question, as evaluate --gates wrote.
+"""The page's plots of a selection's gates: which segments and words it kept for a question, as evaluate --gates wrote.
+
+A gate of 1 lets pass and has no colour; those above are in the page's accent, those below in its red, the stronger the
+further from 1, the furthest of a plot at full strength.
 
 Letters: T segments.
 """
@@ -10,13 +13,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from ...cache.errors import RunError
+from .drawing import HALF_WIDTH, svg, tag, text, titled
 from .runs import Run
 
-_CELL_WIDTH, _CELL_HEIGHT, _LEFT, _TOP = 46.0, 24.0, 64.0, 18.0
-_WIDTH = 460.0
+_CELL_WIDTH, _CELL_HEIGHT, _LEFT, _TOP = 96.0, 24.0, 64.0, 18.0
+_FRAME_HEIGHT = 0.75  # of its width
+_WORD_HEIGHT, _CHARACTER = 34.0, 6.8
+_NUMBER_WIDTH = 34.0  # below it a number does not fit
+_LEAST_REACH = 0.05  # smaller gates' differences stay pale
 _SHOWN_QUESTIONS = 6
 
 
@@ -27,8 +34,7 @@ class ShownGates:
     Args:
         label: the variant's.
         question, answer: as asked, and the true answer.
-        charts: one a insertion, with its number.
-        frames: data URIs of the clip's frames, one a segment; () where there are none.
+        charts: one a insertion, with its number; the clip's frames stand in them.
     """
 
     label: str
@@ -36,7 +42,6 @@ class ShownGates:
     answer: str
     clip_id: str
     charts: tuple[tuple[int, Markup], ...]
-    frames: tuple[str, ...] = ()
 
 
 def shown_gates(
@@ -73,9 +78,8 @@ def shown_gates(
             asked = [p for p in runs[0].predictions if p.question_id in by_question]
             asked.sort(key=lambda p: wanted.index(p.clip_id) if p.clip_id in wanted else len(wanted))
             for prediction in _one_a_clip(asked)[:count]:
-                charts = [(r["insertion"], gate_chart(r)) for r in by_question[prediction.question_id]]
-                segments = len(by_question[prediction.question_id][0].get("visual", ()))
                 own = (frames or {}).get(prediction.clip_id, ())
+                charts = [(r["insertion"], gate_chart(r, own)) for r in by_question[prediction.question_id]]
                 shown.append(
                     ShownGates(
                         label=labels.get(name, name),
@@ -83,7 +87,6 @@ def shown_gates(
                         answer=prediction.answer,
                         clip_id=prediction.clip_id,
                         charts=tuple(charts),
-                        frames=own if len(own) == segments else (),
                     )
                 )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -91,28 +94,52 @@ def shown_gates(
     return tuple(shown)
 
 
-def gate_chart(record: Mapping[str, Any]) -> Markup:
-    """Draw one question's gates: a row of segments for each modality, the question's tokens below; dark is kept."""
-    rows = [(m, record[m]) for m in ("visual", "audio") if m in record]
+def gate_chart(record: Mapping[str, Any], frames: Sequence[str] = ()) -> Markup:
+    """Draw one question's gates: a row of segments for each modality, below the frames; then the question's words.
+
+    Args:
+        record: a line of gates-<split>.jsonl.
+        frames: data URIs, shown where there are as many as segments.
+    """
+    rows = [(m, [float(v) for v in record[m]]) for m in ("visual", "audio") if m in record]
+    words = [float(v) for v in record.get("text") or ()]
+    reach = max([_LEAST_REACH, *(abs(v - 1) for v in (*words, *(v for _, values in rows for v in values)))])
     num = max((len(values) for _, values in rows), default=1)
-    cell = min(_CELL_WIDTH, (_WIDTH - _LEFT) / num)
-    parts = [_text(str(t + 1), _LEFT + (t + 0.5) * cell, 12, "middle") for t in range(num)]
-    top = _TOP
+    cell = min(_CELL_WIDTH, (HALF_WIDTH - _LEFT) / num)
+    parts = [text(str(t + 1), _LEFT + (t + 0.5) * cell, 12, anchor="middle") for t in range(num)] if rows else []
+    top = _TOP if rows else 0.0
+    if rows and len(frames) == num:
+        height = (cell - 1) * _FRAME_HEIGHT
+        parts += [_image(uri, _LEFT + t * cell + 0.5, top, cell - 1, height) for t, uri in enumerate(frames)]
+        top += height + 3
     for modality, values in rows:
-        parts.append(_text(modality, _LEFT - 8, top + 16, "end"))
-        parts += [_cell(_LEFT + t * cell, top, cell, v, f"{modality}, segment {t + 1}") for t, v in enumerate(values)]
+        parts.append(text(modality, _LEFT - 8, top + 16, anchor="end"))
+        for t, value in enumerate(values):
+            box = _box(_LEFT + t * cell, top, cell, _CELL_HEIGHT, value, reach)
+            parts.append(titled(box, f"{modality}, segment {t + 1}: {value:.2f}"))
+            if cell >= _NUMBER_WIDTH:
+                parts.append(text(f"{value:.2f}", _LEFT + (t + 0.5) * cell, top + 16, anchor="middle", class_="word"))
         top += _CELL_HEIGHT + 3
-    if record.get("text"):
-        parts.append(_text("text", _LEFT - 8, top + 16, "end"))
-        width = min(_CELL_WIDTH, (_WIDTH - _LEFT) / len(record["text"]))
-        names = record.get("tokens") or [str(i + 1) for i in range(len(record["text"]))]
-        for i, value in enumerate(record["text"]):
-            parts.append(_cell(_LEFT + i * width, top, width, value, f"token {names[i] if i < len(names) else i + 1}"))
-        top += _CELL_HEIGHT + 3
-    label = f"gates of {record['question_id']}"
-    return Markup('<svg viewBox="0 0 {:.0f} {:.0f}" role="img" aria-label="{}">{}</svg>').format(
-        _WIDTH, top + 2, escape(label), Markup("").join(parts)
-    )
+    if words:
+        parts.append(text("text", _LEFT - 8, top + 14, anchor="end"))
+        drawn, top = _words(words, [str(name) for name in record.get("tokens") or ()], top, reach)
+        parts += drawn
+    return svg(parts, f"gates of {record['question_id']}", width=HALF_WIDTH, height=top + 2)
+
+
+def _words(values: Sequence[float], names: Sequence[str], top: float, reach: float) -> tuple[list[Markup], float]:
+    """The tokens as boxes in reading order, each with its gate below; and where the next thing can stand."""
+    parts, left = [], _LEFT
+    for i, value in enumerate(values):
+        word = names[i] if i < len(names) else str(i + 1)
+        width = min(HALF_WIDTH - _LEFT, max(_NUMBER_WIDTH, len(word) * _CHARACTER + 12))
+        if left + width > HALF_WIDTH:
+            left, top = _LEFT, top + _WORD_HEIGHT + 3
+        parts.append(titled(_box(left, top, width, _WORD_HEIGHT, value, reach), f"token {word}: {value:.2f}"))
+        parts.append(text(word, left + width / 2, top + 14, anchor="middle", class_="word"))
+        parts.append(text(f"{value:.2f}", left + width / 2, top + 28, anchor="middle", class_="gate"))
+        left += width
+    return parts, top + _WORD_HEIGHT + 3
 
 
 def _one_a_clip(predictions: Sequence[Any]) -> list[Any]:
@@ -125,16 +152,12 @@ def _one_a_clip(predictions: Sequence[Any]) -> list[Any]:
     return [prediction for _, _, prediction in sorted(keyed, key=lambda k: k[:2])]
 
 
-def _cell(x: float, y: float, width: float, value: float, what: str) -> Markup:
-    number = float(value)
-    shade = min(1.0, max(0.0, number / 2))
-    rect = Markup(
-        '<g><title>{}: {:.2f}</title><rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="2" '
-        'fill="var(--accent)" fill-opacity="{:.3f}" stroke="var(--line)"/>{}</g>'
-    )
-    shown = _text(f"{number:.2f}", x + width / 2, y + 16, "middle") if width >= 30 else Markup("")
-    return rect.format(what, number, x + 0.5, y, width - 1, _CELL_HEIGHT, shade, shown)
+def _box(x: float, y: float, width: float, height: float, value: float, reach: float) -> Markup:
+    strength = 0.6 * min(1.0, abs(value - 1) / reach)
+    colour = "var(--accent)" if value >= 1 else "var(--bad)"
+    place = {"x": x + 0.5, "y": y, "width": width - 1, "height": height, "rx": 2}
+    return tag("rect", **place, fill=colour, fill_opacity=f"{strength:.3f}", stroke="var(--line)")
 
 
-def _text(text: str, x: float, y: float, anchor: str) -> Markup:
-    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}" class="tick">{}</text>').format(x, y, anchor, text)
+def _image(uri: str, x: float, y: float, width: float, height: float) -> Markup:
+    return tag("image", x=x, y=y, width=width, height=height, href=uri)

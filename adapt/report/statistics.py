@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import compress
 
@@ -95,6 +95,10 @@ class Difference:
     def excludes_zero(self) -> bool:
         """Whether the interval lies wholly on one side of zero."""
         return self.low > 0 or self.high < 0
+
+    def reversed(self) -> Difference:
+        """The other variant minus the one."""
+        return replace(self, points=-self.points, low=-self.high, high=-self.low)
 
     @property
     def half_width(self) -> float:

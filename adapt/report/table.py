@@ -49,13 +49,17 @@ class Corrected:
     difference: Difference
     p_corrected: float
 
+    def reversed(self) -> Corrected:
+        """The same seen from the other side."""
+        return replace(self, difference=self.difference.reversed())
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Variant `a` against variant `b` (names; labels for print), with the p-value corrected over all comparisons.
 
-    `by_type` holds the same by question type, where `b` is the table's baseline; its p-values are corrected over all
-    types of all comparisons with that baseline.
+    `by_type` holds the same by question type, where one is the table's baseline and the other was trained; its p-values
+    are corrected over all types of all such comparisons.
     """
 
     a: str
@@ -65,6 +69,18 @@ class Comparison:
     difference: Difference
     p_corrected: float
     by_type: Mapping[str, Corrected] = field(default_factory=dict)
+
+    def reversed(self) -> Comparison:
+        """`b` against `a`."""
+        return Comparison(
+            a=self.b,
+            b=self.a,
+            a_label=self.b_label,
+            b_label=self.a_label,
+            difference=self.difference.reversed(),
+            p_corrected=self.p_corrected,
+            by_type={name: corrected.reversed() for name, corrected in self.by_type.items()},
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +107,11 @@ class Table:
     def num_questions(self) -> int:
         """Test questions in all."""
         return sum(self.num_by_type.values())
+
+    def deltas(self) -> tuple[Comparison, ...]:
+        """Return the comparisons that were made by type, each as another row minus the baseline."""
+        made = (c for c in self.comparisons if c.by_type)
+        return tuple(c if c.b == self.baseline else c.reversed() for c in made)
 
     def groups(self) -> dict[str, tuple[str, ...]]:
         """Return the groups that have a question and the types of each, types that belong to none under ""."""
@@ -251,7 +272,8 @@ def _compare_all(
             raise SettingsError(unknown_name("variant in comparisons", name, outcomes))
     found = [compare(outcomes[a], outcomes[b], resamples=resamples) for a, b in pairs]
     corrected = holm([difference.p_value for difference in found])
-    by_type = _compare_by_type([a for a, b in pairs if b == baseline], outcomes, types, baseline, resamples)
+    with_baseline = [pair for pair in pairs if baseline in pair and BLIND not in {*pair} - {baseline}]
+    by_type = _compare_by_type(with_baseline, outcomes, types, resamples)
     return tuple(
         Comparison(
             a=a,
@@ -260,26 +282,24 @@ def _compare_all(
             b_label=labels[b],
             difference=difference,
             p_corrected=p,
-            by_type=by_type[a] if b == baseline else {},
+            by_type=by_type.get((a, b), {}),
         )
         for (a, b), difference, p in zip(pairs, found, corrected, strict=True)
     )
 
 
 def _compare_by_type(
-    names: Sequence[str], outcomes: Mapping[str, Outcomes], types: Sequence[str], baseline: str | None, resamples: int
-) -> dict[str, dict[str, Corrected]]:
-    """Each variant against the baseline on the questions of each type, corrected over all of these."""
-    if baseline is None:
-        return {}
-    found: dict[tuple[str, str], Difference] = {}
+    pairs: Sequence[tuple[str, str]], outcomes: Mapping[str, Outcomes], types: Sequence[str], resamples: int
+) -> dict[tuple[str, str], dict[str, Corrected]]:
+    """The pairs on the questions of each type, corrected over all types and pairs."""
+    found: dict[tuple[str, str, str], Difference] = {}
     for kind in order_types(types):
         wanted = [t == kind for t in types]
-        other = outcomes[baseline].only(wanted)
-        for name in names:
-            found[name, kind] = compare(outcomes[name].only(wanted), other, resamples=resamples)
+        of_type = {name: outcomes[name].only(wanted) for name in dict.fromkeys(name for pair in pairs for name in pair)}
+        for a, b in pairs:
+            found[a, b, kind] = compare(of_type[a], of_type[b], resamples=resamples)
     corrected = holm([difference.p_value for difference in found.values()])
-    tables: dict[str, dict[str, Corrected]] = {name: {} for name in names}
-    for ((name, kind), difference), p in zip(found.items(), corrected, strict=True):
-        tables[name][kind] = Corrected(difference=difference, p_corrected=p)
+    tables: dict[tuple[str, str], dict[str, Corrected]] = {pair: {} for pair in pairs}
+    for ((a, b, kind), difference), p in zip(found.items(), corrected, strict=True):
+        tables[a, b][kind] = Corrected(difference=difference, p_corrected=p)
     return tables

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...cache.errors import RunError, SettingsError, unknown_name
 from .clips import ShownClip
-from .dataset import find_data_set
+from .dataset import find_data_set, some_clips
 from .html import method_note, to_html
 from .ledger import Ledger, make_ledger
 from .notes import make_notes
@@ -72,7 +72,7 @@ def report(
             each other against `baseline`.
         baseline: the variant (or "blind") that others are compared with, by question type too; the first variant where
             neither it nor comparisons are given.
-        clips: clips to show on the page.
+        clips: clips to show on the page; by default a few of those asked about, where their media can be read.
         notes: paragraphs to put above those that the report makes itself.
         title: of the page; the experiments' names where absent.
         skip_unfinished: rather than stop, leave out unfinished runs, and names in `order`, `labels` and `comparisons`
@@ -97,8 +97,9 @@ def report(
         pairs = None if pairs is None else [pair for pair in pairs if known.issuperset(pair)]
     variants = _ordered(variants, order)
     data = find_data_set(next(iter(variants.values()))[0]) if variants else None
-    if blind is None and data is not None:
-        blind = data.blind
+    if data is not None:
+        blind = data.blind if blind is None else blind
+        clips = some_clips(data, next(iter(variants.values()))[0].predictions) if clips is None else clips
     table = build_table(variants, labels=labels, blind=blind, comparisons=pairs, baseline=baseline, resamples=resamples)
     ledger = make_ledger(variants)
     own = () if data is None else data.notes

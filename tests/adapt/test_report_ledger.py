@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tomli_w
 
 from talik.adapt.metrics import score
 from talik.adapt.report.cost_chart import cost_over_depth
@@ -16,6 +15,16 @@ from talik.adapt.report.render import ledger_to_markdown
 from talik.adapt.report.runs import Epoch, Run
 from talik.extract.spent import add_spent
 
+OLDER = json.dumps(
+    {
+        "machine": "m",
+        "cuts": {},
+        "extraction": 1.0,
+        "groups": [],
+        "group_seconds": [],
+        "variants": [{"name": "a", "seconds": 1.0, "seconds_live": 2.0}],
+    }
+)
 EVIL = """<script>alert("1")</script>"""
 
 
@@ -48,12 +57,11 @@ def write_plan(base: Path, **changes: Any) -> None:
         "groups": [["a", "b"]],
         "group_seconds": [240.0],
         "variants": [
-            {"name": "a", "seconds": 200.0, "seconds_live": 2000.0},
-            {"name": "b", "seconds": 100.0, "seconds_live": 1600.0},
+            {"name": "a", "num_seeds": 2, "epochs": 4, "seconds": 200.0, "seconds_live": 2000.0},
+            {"name": "b", "num_seeds": 2, "epochs": 4, "seconds": 100.0, "seconds_live": 1600.0},
         ],
     }
     (base / "exp.plan.json").write_text(json.dumps(plan | changes))
-    (base / "exp.toml").write_text(tomli_w.dumps({"sweep": {"seeds": [0, 1]}}))
 
 
 def sweep(base: Path, together: int = 2) -> dict[str, tuple[Run, ...]]:
@@ -78,7 +86,7 @@ def test_seconds_of_runs_and_of_extraction_add_up(tmp_path: Path) -> None:
     assert ledger.rows()[-1] == ("in all", 302.0, pytest.approx(290.0), pytest.approx(3600.0))
     assert ledger.lines()[0] == (
         "What this cost: extraction 42 s; training 4.33 min; predicted 4.83 min in all; without the cache 60 min "
-        "(11.9 times as long)."
+        "(11.9 times as long). Energy was not measured."
     )
     assert "measured on a few clips on a machine" in ledger.lines()[1]
     assert "| extraction | 42 s | 50 s | – |" in ledger_to_markdown(ledger, {"a": "x|y"})
@@ -95,7 +103,8 @@ def test_a_run_that_stopped_early_is_compared_with_as_many_epochs(tmp_path: Path
     ledger = make_ledger({"a": (made_run(tmp_path, "a", 50.0, epochs=1, together=2),)})
     assert ledger.predicted_training == pytest.approx(0.25 * 0.8 * 100)
     assert ledger.without_cache == pytest.approx(0.25 * 1000)
-    (tmp_path / "exp.toml").write_text(tomli_w.dumps({"sweep": {"seeds": [0, 1]}, "train": {"epochs": 2}}))
+    plan = json.loads((tmp_path / "exp.plan.json").read_text())
+    write_plan(tmp_path, variants=[{**variant, "epochs": 2} for variant in plan["variants"]])
     ledger = make_ledger({"a": (made_run(tmp_path, "a", 50.0, epochs=1, together=2),)})
     assert ledger.without_cache == pytest.approx(0.5 * 1000)  # the plan was made for two epochs
 
@@ -116,13 +125,13 @@ def test_a_variant_that_the_plan_does_not_know_leaves_the_totals_open(tmp_path: 
     assert (ledger.variants[1].without_cache, ledger.without_cache, ledger.predicted) == (None, None, None)
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"machine": "m"}', '{"cuts": 1}'])
+@pytest.mark.parametrize("text", ["[]", "{", '{"machine": "m"}', '{"cuts": 1}', OLDER])
 def test_a_plan_that_is_none_is_passed_over_with_a_note(text: str, tmp_path: Path) -> None:
     write_plan(tmp_path)
     (tmp_path / "exp.plan.json").write_text(text)
     ledger = make_ledger(sweep(tmp_path))
     assert ledger.without_cache is None
-    assert ledger.notes[0] == "exp.plan.json does not fit exp.toml beside it: run talik plan again."
+    assert ledger.notes[0] == "exp.plan.json is damaged or an older version's: run talik plan exp.toml again."
 
 
 def test_live_runs_need_no_extraction_and_are_told(tmp_path: Path) -> None:

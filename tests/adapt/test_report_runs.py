@@ -176,7 +176,9 @@ def test_how_deep_the_first_insertion_sits_is_read(tmp_path: Path) -> None:
     encoders = {"visual": {"num_units": 12}, "audio": {"num_units": 4}, "text": {"num_units": 6}}
     insertions = [{"visual": 9, "audio": 3}, {"visual": 12, "audio": 4}]
     (folder / "adapter.json").write_text(json.dumps({"encoders": encoders, "insertions": insertions}))
-    assert read_run(folder).depth == pytest.approx((9 / 12 + 3 / 4) / 2)
+    run = read_run(folder)
+    assert run.depth == pytest.approx((9 / 12 + 3 / 4) / 2)
+    assert (run.insertions, run.num_units) == (2, 12)
     (folder / "adapter.json").write_text(json.dumps({"encoders": encoders, "insertions": []}))
     assert read_run(folder).depth == 1.0
     (folder / "adapter.json").write_text("{}")

@@ -348,6 +348,46 @@ def test_notes_are_worked_out_from_the_runs() -> None:
     assert make_notes(build_table(several), several)[0].startswith("3 seeds, 90 test questions")
 
 
+def test_a_run_made_before_there_was_a_setting_was_trained_alike() -> None:
+    trains = {"older": {"epochs": 3}, "newer": {"epochs": 3, "patience": 0}, "patient": {"epochs": 3, "patience": 2}}
+    runs = {name: (made_run(name, [True] * 20, config={"train": train}),) for name, train in trains.items()}
+    notes = " ".join(make_notes(build_table(runs), runs))
+    assert "they differ in patience (older 0, newer 0, patient 2)." in notes
+    del runs["patient"]
+    assert "not trained alike" not in " ".join(make_notes(build_table(runs), runs))
+
+
+def test_a_variant_that_does_not_sit_where_its_paper_has_it_is_told() -> None:
+    lavish = {"config": {"adapter": {"kind": "lavish"}}, "num_units": 12}
+    variants = {
+        "once": (made_run("once", [True] * 20, insertions=1, **lavish),),
+        "all": (made_run("all", [True] * 20, insertions=12, **lavish),),
+        "own": (made_run("own", [True] * 20, insertions=1, num_units=12, config={"adapter": {"kind": "trimodal"}}),),
+    }
+    assert make_notes(build_table(variants), variants)[-1] == (
+        "Not where their papers have them: once sits at 1 place of 12, LAVISH as published at every block."
+    )
+    del variants["once"]
+    assert "papers" not in " ".join(make_notes(build_table(variants), variants))
+
+
+def test_a_comparison_the_other_way_round_is_a_delta_to_the_baseline_too() -> None:
+    variants = made_variants(2)
+    pairs = [("trimodal", "probe"), ("trimodal", "blind")]
+    one = build_table(variants, blind=always("no", variants), comparisons=pairs, baseline="trimodal")
+    (delta,) = one.deltas()
+    assert (delta.a, delta.b) == ("probe", "trimodal")
+    assert delta.difference.points == -one.comparisons[0].difference.points
+    assert (delta.difference.low, delta.difference.high) == tuple(
+        -end for end in (one.comparisons[0].difference.high, one.comparisons[0].difference.low)
+    )
+    assert set(delta.by_type) == set(TYPE_ORDER)
+    ((label, *_, average),) = render.delta_cells(one)
+    assert label == "probe"
+    assert average.startswith("−")
+    assert delta.reversed() == one.comparisons[0]
+
+
 def test_notes_tell_what_makes_a_row_doubtful() -> None:
     rng = np.random.default_rng(1)
     variants = {
@@ -363,5 +403,5 @@ def test_notes_tell_what_makes_a_row_doubtful() -> None:
     assert "Rows differ in seeds: probe 1, 2nd 2." in notes
     assert "Not shown to be better than the blind baseline: probe, 2nd." in notes
     assert "Only 10 test clips" in notes
-    assert "they differ in lr (probe 0.1, 2nd 0.2)" in notes
+    assert "they differ in lr (probe 0.1, 2nd 0.2)." in notes
     assert "epochs" not in notes

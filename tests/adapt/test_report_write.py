@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -12,15 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import tomli_w
+from PIL import Image
 
 from talik.adapt.metrics import TYPE_ORDER, score
-from talik.adapt.report.clips import ShownClip, data_uri, pick_clips
+from talik.adapt.report.clips import ShownClip, data_uri, pick_clips, show_clip
 from talik.adapt.report.runs import read_run
 from talik.adapt.report.write import report
 from talik.cache.errors import MediaError, RunError, SettingsError, TalikError
+from talik.extract.manifest.types import Clip
 
 EVIL = """<script>alert("1")</script>&'x"""
-VOID = {"meta", "img", "line", "circle", "rect", "polyline"}
+VOID = {"meta", "img", "line", "circle", "rect", "polyline", "image"}
 PNG = "data:image/png;base64," + base64.b64encode(b"not really").decode()
 
 
@@ -155,6 +158,7 @@ def test_hostile_gates_are_escaped_and_malformed_ones_refused(tmp_path: Path) ->
     page = Page(text)
     assert "What the selection kept" in page.text
     assert f"token {EVIL}: 1.00" in page.text
+    assert page.count("image") == 2  # the segments' frames, above their gates
     assert ("aria-label", f"gates of q0{EVIL}") in {pair for _, attributes in page.tags for pair in attributes.items()}
     assert "<script" not in text
     (folder / "gates-test.jsonl").write_text(json.dumps({**record, "visual": ["<b>"]}))
@@ -174,7 +178,7 @@ def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
     assert all(source and source.startswith("data:") for source in sources)
     assert not re.search(r"https?:|url\(|@import", text)
     assert "default-src 'none'" in text
-    assert (page.count("video"), page.count("img")) == (1, 2)
+    assert (page.count("video"), page.count("img")) == (1, 3)
 
 
 def test_a_clip_shows_each_question_with_its_true_answer_and_every_prediction(tmp_path: Path) -> None:
@@ -252,6 +256,25 @@ def test_a_file_becomes_a_data_uri_if_it_is_small_and_known(tmp_path: Path) -> N
         data_uri(tmp_path / "a.svg")
     with pytest.raises(MediaError, match="cannot be read"):
         data_uri(tmp_path / "b.png")
+
+
+def test_a_clip_is_shown_by_small_frames_of_its_segments(demo_set: Path, tmp_path: Path) -> None:
+    path = sorted(demo_set.rglob("*.mp4"))[0]
+    shown = show_clip(Clip(id="c", path=path), num_segments=3)
+    assert shown is not None
+    assert shown.video == data_uri(path)
+    assert len(shown.frames) == 3
+    for frame in shown.frames:
+        content = base64.b64decode(frame.removeprefix("data:image/jpeg;base64,"))
+        assert len(content) < 12_000
+        with Image.open(io.BytesIO(content)) as picture:
+            assert (picture.format, picture.size) == ("JPEG", (160, 120))
+    many = show_clip(Clip(id="c", path=path), num_segments=60)
+    assert many is not None
+    assert many.frames == ()
+    (tmp_path / "torn.mp4").write_bytes(b"no film")
+    assert show_clip(Clip(id="c", path=tmp_path / "torn.mp4"), num_segments=3) is None
+    assert show_clip(Clip(id="c", path=None), num_segments=3) is None
 
 
 def test_clips_are_picked_evenly_whatever_was_answered(tmp_path: Path) -> None:
