@@ -1,7 +1,7 @@
-"""`talik demo`: make the data set, extract, train the variants, write the table; two sizes, the same code.
+"""`talik demo`: make the data set, extract, plan, train the variants in lockstep, write the table; two sizes, one code.
 
-What a size costs is told before it starts, from the rates in `SECONDS`, which were measured on 2 cores without a GPU by
-`talik demo` itself.
+What a size costs is told before it starts, from the rates in `SECONDS`, which `talik demo` itself measured on 2 quiet
+cores without a GPU; and again once the plan has measured the machine at hand.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ import typer
 
 from ..cache.errors import RunError
 from ..extract.demo.make import make_demo
-from ..extract.manifest.blind import blind_baseline
-from ..extract.manifest.load import load_manifest
-from ..extract.manifest.types import Manifest
 from ..extract.run import extract
+from ..extract.settings import plan_path
+from .evaluate import evaluate
 from .experiment import Experiment, load_experiment
-from .report.clips import ShownClip, data_uri, pick_clips
-from .report.runs import read_run
+from .plan.lines import plan_lines, readable_seconds
+from .plan.plan import plan
 from .report.write import ReportFiles, report
 from .runfolder import writing
 from .sweep import sweep
@@ -59,9 +58,9 @@ FULL = DemoSize(
     title="talik demo, full size",
     note="Made clips (drawn instruments, synthesised sound), not MUSIC-AVQA's videos; the templates are MUSIC-AVQA's.",
 )
-SECONDS = {"clip made": 0.25, "clip extracted": 0.15, "probe question": 0.002, "trimodal question": 0.006}
+SECONDS = {"clip made": 0.25, "clip extracted": 0.15, "probe question": 0.002, "adapter question": 0.006}
 QUESTIONS_PER_CLIP, TRAIN_QUESTIONS_PER_CLIP = 20, 17  # over all clips, whatever their split
-NUM_PROBES, NUM_TRIMODAL = 4, 3
+NUM_PROBES, NUM_ADAPTERS = 4, 5
 
 LABELS = {
     "blind": "blind: most frequent answer of each template",
@@ -72,11 +71,16 @@ LABELS = {
     "trimodal": "trimodal",
     "no-selection": "trimodal without selection",
     "no-interaction": "trimodal without interaction",
+    "audio-centred": "trimodal, centred on audio",
+    "lavish": "lavish, at trimodal's insertion",
 }
 COMPARISONS = (
     ("trimodal", "probe"),
     ("trimodal", "no-selection"),
     ("trimodal", "no-interaction"),
+    ("trimodal", "audio-centred"),
+    ("trimodal", "lavish"),
+    ("lavish", "probe"),
     ("probe", "probe-question"),
     ("probe", "probe-picture"),
     ("probe", "probe-sound"),
@@ -157,6 +161,16 @@ adapter = {{ kind = "trimodal", selection = "none" }}
 name = "no-interaction"
 insertion = {{ visual = [12], audio = [4], text = [5] }}
 adapter = {{ kind = "trimodal", interaction = "none" }}
+
+[[variants]]
+name = "audio-centred"
+insertion = {{ visual = [12], audio = [4], text = [5] }}
+adapter = {{ kind = "trimodal", center = "audio" }}
+
+[[variants]]
+name = "lavish"
+insertion = {{ visual = [12], audio = [4] }}
+adapter = {{ kind = "lavish" }}
 """
 
 
@@ -191,9 +205,12 @@ def demo(
     typer.echo(made.summary())
     for line in extract(experiment.extraction, device=device, progress=progress).lines():
         typer.echo(line)
+    for line in _planned(experiment, device=device, progress=progress):
+        typer.echo(line)
     result = sweep(experiment, device=device, progress=progress)
     for name, reason in result.failures:
         typer.echo(f"failed {name}: {reason}", err=True)
+    _read_gates(experiment, device=device)
     files = _report(folder, experiment, size)
     typer.echo(f"\n{files.text}\n")
     for note in files.notes:
@@ -207,18 +224,31 @@ def demo(
 def _announcement(folder: Path, size: DemoSize, clips: int, seeds: int) -> str:
     questions = clips * QUESTIONS_PER_CLIP
     passes = seeds * size.epochs * clips * TRAIN_QUESTIONS_PER_CLIP
-    training = passes * (NUM_PROBES * SECONDS["probe question"] + NUM_TRIMODAL * SECONDS["trimodal question"])
+    training = passes * (NUM_PROBES * SECONDS["probe question"] + NUM_ADAPTERS * SECONDS["adapter question"])
     seconds = [clips * SECONDS["clip made"], clips * SECONDS["clip extracted"], training]
     minutes = [max(1, round(s / 60)) for s in seconds]
     return "\n".join(
         [
-            f"in {folder}, about {sum(minutes)} minutes on 2 cores without GPU (what is there already is kept):",
+            f"in {folder}, about {sum(minutes)} minutes at the rates of 2 quiet cores (what is there already is kept):",
             f"  1. make {clips} clips of 8 s, about {questions} questions   ~{minutes[0]} min",
             f"  2. extract their states once into features.zarr   ~{minutes[1]} min",
-            f"  3. train {len(LABELS) - 1} variants x {seeds} seed(s), {size.epochs} epochs   ~{minutes[2]} min",
-            "  4. write the table and the page in report/",
+            "  3. plan: measure this machine, and say what training takes on it",
+            f"  4. train {len(LABELS) - 1} variants x {seeds} seed(s), {size.epochs} epochs, in lockstep   "
+            f"~{minutes[2]} min",
+            "  5. write the table and the page in report/",
         ]
     )
+
+
+def _planned(experiment: Experiment, *, device: str, progress: bool) -> list[str]:
+    """Measure the machine as it is now, and say what training takes; a prediction of finished runs stays as it was."""
+    runs = [experiment.runs / v.name / f"seed{seed}" for v in experiment.variants for seed in experiment.sweep.seeds]
+    if plan_path(experiment.base, experiment.name).is_file() and all((run / "result.json").is_file() for run in runs):
+        return ["every run is done; the plan made before them stays"]
+    planned = plan(experiment, device=device, fresh=True, progress=progress)
+    seconds = readable_seconds(planned.seconds - planned.extraction)
+    said = f"training and evaluating {len(planned.variants)} variants x {len(experiment.sweep.seeds)} seed(s)"
+    return [*plan_lines(planned), f"so {said} takes about {seconds} on this machine as it was just measured"]
 
 
 def _write_experiment(folder: Path, size: DemoSize, seeds: int) -> Experiment:
@@ -232,27 +262,22 @@ def _write_experiment(folder: Path, size: DemoSize, seeds: int) -> Experiment:
     return load_experiment(path)
 
 
+def _read_gates(experiment: Experiment, *, device: str) -> None:
+    """Write what trimodal's selection kept, for the page; its first seed's, where that run is finished."""
+    first = experiment.runs / "trimodal" / f"seed{experiment.sweep.seeds[0]}"
+    if (first / "result.json").is_file() and not (first / "gates-test.jsonl").is_file():
+        evaluate(first, device=device, save=False, gates=True)
+
+
 def _report(folder: Path, experiment: Experiment, size: DemoSize) -> ReportFiles:
-    manifest = load_manifest(experiment.extraction.data, base=experiment.extraction.base)
-    blind = blind_baseline(manifest, "test")
     return report(
         [experiment.runs],
         out=folder / "report",
         order=[v.name for v in experiment.variants],
         labels=LABELS,
-        blind=blind,
         comparisons=COMPARISONS,
         baseline="trimodal",
-        clips=_shown(manifest, experiment),
         notes=(size.note,),
         title=size.title,
         skip_unfinished=True,
     )
-
-
-def _shown(manifest: Manifest, experiment: Experiment, count: int = 6) -> list[ShownClip]:
-    first = experiment.runs / "trimodal" / f"seed{experiment.sweep.seeds[0]}"
-    if not (first / "result.json").is_file():
-        return []
-    paths = {i: manifest.clips[i].path for i in pick_clips(read_run(first).predictions, count)}
-    return [ShownClip(clip_id=i, video=data_uri(path)) for i, path in paths.items() if path is not None]

@@ -27,7 +27,8 @@ def small(monkeypatch: pytest.MonkeyPatch, tiny_encoders: dict[str, Path]) -> No
     text = text.replace("image_size = 98", "image_size = 28").replace("window_seconds = 1.0", "window_seconds = 0.4")
     text = re.sub(r"cut = (12|4) ", "cut = 3 ", text).replace("cut = 4\n", "cut = 3\n")
     text = text.replace("cut = [5, 6]", "cut = [2, 3]")
-    text = text.replace("visual = [12], audio = [4], text = [5]", "visual = [3], audio = [3], text = [2]")
+    text = text.replace("visual = [12], audio = [4]", "visual = [3], audio = [3]").replace("text = [5]", "text = [2]")
+    text = text.replace('{{ kind = "lavish" }}', '{{ kind = "lavish", reduction = 2, groups = 2 }}')
     monkeypatch.setattr(story, "EXPERIMENT", text)
     monkeypatch.setattr(story, "TASTE", dataclasses.replace(story.TASTE, epochs=2))
 
@@ -45,10 +46,21 @@ def test_the_story_is_told_and_kept(demo_set: Path, tmp_path: Path, capsys: pyte
     page = files.html.read_text(encoding="utf-8")
     assert page.count("<svg") >= 3
     assert page.count("data:video/mp4;base64") >= 1
+    assert page.count("What the selection kept") == 1
+    assert page.count("<image ") >= 4  # a clip's four segments, above their gates
+    assert len(page) < 3_000_000
+    assert "so training and evaluating 9 variants x 1 seed(s) takes about" in said
+    costs = files.ledger.variants
+    assert len(costs) == 9
+    assert all(c.predicted and c.without_cache for c in costs) or "do not cache" in said
     results = {p: p.stat().st_mtime_ns for p in folder.rglob("result.json")}
-    assert len(results) == 7
+    assert len(results) == 9
+    planned = (folder / "demo.plan.json").stat().st_mtime_ns
     demo(folder, num_clips=8, progress=False)
-    assert "nothing to do" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "nothing to do" in said
+    assert "the plan made before them stays" in said
+    assert (folder / "demo.plan.json").stat().st_mtime_ns == planned
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("result.json")} == results
     with pytest.raises(RunError, match=r"demo.toml: differs from what this demo would write"):
         demo(folder, num_clips=8, num_seeds=2, progress=False)
