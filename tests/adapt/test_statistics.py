@@ -1,4 +1,4 @@
-"""Intervals and tests against scipy, and their error rates on made data."""
+"""Intervals and tests against scipy and statsmodels, and their error rates on made data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import statsmodels.api as sm
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from talik.adapt.metrics import score
 from talik.adapt.report.runs import Prediction, Run
@@ -106,6 +108,28 @@ def test_holm_is_bonferroni_closed_over_all_subsets() -> None:
         closed.append(max(min(1.0, len(s) * min(p_values[k] for k in s)) for s in subsets))
     assert holm(p_values) == pytest.approx(closed)
     assert holm([]) == ()
+
+
+def test_holm_is_statsmodels() -> None:
+    rng = np.random.default_rng(0)
+    for num in (1, 2, 13, 60):
+        p_values = np.round(rng.random(num) ** 3, 2)  # with ties
+        assert holm(list(p_values)) == pytest.approx(multipletests(p_values, method="holm")[1])
+
+
+def test_one_seed_gives_statsmodels_cluster_robust_interval() -> None:
+    rng = np.random.default_rng(4)
+    clips = np.repeat(np.arange(300), rng.integers(2, 12, 300))  # clips differ in their number of questions
+    rate = rng.uniform(0.2, 0.7, 300)[clips]
+    gain = rng.normal(0.03, 0.1, 300)[clips]
+    a, b = (outcomes(rng.random((1, len(clips))) < r, clips) for r in (rate + gain, rate))
+    found = compare(a, b)
+    points = 100.0 * (a.correct[0].astype(float) - b.correct[0])
+    fit = sm.OLS(points, np.ones(len(points))).fit(cov_type="cluster", cov_kwds={"groups": clips})
+    ((low, high),) = fit.conf_int()
+    assert found.points == pytest.approx(fit.params[0])
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.05 * (high - low))
+    assert found.p_value == pytest.approx(fit.pvalues[0], abs=0.02)
 
 
 def test_one_seed_gives_scipys_bootstrap_over_clips() -> None:
