@@ -63,7 +63,7 @@ def is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(_PARTIAL)
 
 
-def write_file(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes | memoryview) -> None:
     """Write a small file whole and durably, replacing what stood there."""
     temporary = temporary_beside(path)
     with disk_errors(path):
@@ -78,7 +78,7 @@ def write_file(path: Path, content: bytes) -> None:
             os.close(descriptor)
 
 
-def replace_with(descriptor: int, temporary: Path, path: Path, content: bytes) -> None:
+def replace_with(descriptor: int, temporary: Path, path: Path, content: bytes | memoryview) -> None:
     """Make `content` all that the open file `temporary` holds, and durably put it in the place of `path`."""
     os.ftruncate(descriptor, 0)
     at = 0
@@ -127,7 +127,10 @@ def make_folder(path: Path) -> None:
         return
     make_folder(path.parent)
     with disk_errors(path):
-        path.mkdir(exist_ok=True)
+        try:
+            path.mkdir(exist_ok=True)
+        except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+            raise StoreError(f"{path}: cannot be made a folder ({error.strerror}); name another place") from None
         sync_folder(path.parent)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..cache.errors import SettingsError
+from .devices import usable_device
 from .encoder import Encoder
 from .open_hf import open_hf
 from .open_timm import open_timm
@@ -60,6 +61,7 @@ def load_encoder(
         EncoderError: a model that cannot be opened.
         TrunkError: a model that cannot be cut exactly.
     """
+    device = usable_device(device)
     scheme, _, name = spec.partition(":")
     if modality not in MODALITIES:
         raise SettingsError(f"modality: found {modality!r}, expected one of {', '.join(MODALITIES)}")
