@@ -35,15 +35,13 @@ def allot(catalog: Catalog, items: Sequence[Item], lengths: Sequence[int]) -> Ca
     if spec.ragged:
         rows, offsets = _allot_ragged(catalog, first, items, lengths)
     else:
-        rows, offsets = list(range(first, first + len(items))), catalog.offsets
-    generations = (*catalog.generations, (first, rows[-1] + 1 - first))
+        rows, offsets = np.arange(first, first + len(items)), catalog.offsets
+    generations = (*catalog.generations, (first, int(rows[-1]) + 1 - first))
     records = catalog.records.extended(Records.of(items, rows))
     return replace(catalog, offsets=offsets, generations=generations, records=records)
 
 
-def _allot_ragged(
-    catalog: Catalog, first: int, items: Sequence[Item], lengths: Sequence[int]
-) -> tuple[list[int], Array]:
+def _allot_ragged(catalog: Catalog, first: int, items: Sequence[Item], lengths: Sequence[int]) -> tuple[Array, Array]:
     grid = catalog.layout.grid
     rows: list[int] = []
     starts = catalog.offsets.tolist()  # starts[-1] is where the next row begins, unless a shard begins there
@@ -65,4 +63,4 @@ def _allot_ragged(
         rows.append(row)
         row, token = row + 1, token + length
         starts.append(token)
-    return rows, np.array(starts, np.int64)
+    return np.array(rows, np.int64), np.array(starts, np.int64)

@@ -13,7 +13,7 @@ under two names).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -48,7 +48,7 @@ class Records:
         return cls(np.zeros((0, 32), np.uint8), none, none, none, np.zeros(1, np.int64), np.zeros(0, np.uint8))
 
     @classmethod
-    def of(cls, items: Sequence[Item], rows: Sequence[int]) -> Records:
+    def of(cls, items: Sequence[Item], rows: Sequence[int] | Array) -> Records:
         """Return a table of its own that puts `items` at `rows`."""
         sources = [item.source.encode() for item in items]
         return cls(
@@ -66,6 +66,8 @@ class Records:
 
     def extended(self, new: Records) -> Records:
         """Return this table with `new` after it."""
+        if not len(self):
+            return new  # a first write would hold it twice
         both = {n: np.concatenate([getattr(self, n), getattr(new, n)]) for n in _COLUMNS}
         offsets = np.concatenate([self.source_offsets, new.source_offsets[1:] + self.source_offsets[-1]])
         return Records(**both, source_offsets=offsets)
@@ -80,10 +82,11 @@ class Records:
             mtime_ns=int(self.mtime_ns[record]),
         )
 
-    def sources(self) -> list[str]:
-        """Return the source of every record."""
-        text, at = self.source.tobytes(), self.source_offsets.tolist()
-        return [text[begin:end].decode() for begin, end in pairwise(at)]
+    def sources(self) -> Iterator[str]:
+        """Yield the source of every record."""
+        text = self.source.data
+        for begin, end in pairwise(self.source_offsets):
+            yield str(text[begin:end], "utf-8")
 
     def newest_by_source(self) -> dict[str, tuple[int, int, int]]:
         """Return row, size in bytes and time in nanoseconds by source, from each source's newest record of a row."""

@@ -36,15 +36,13 @@ def plan(
     Raises:
         StoreMismatchError: lengths that differ from the stored ones, or an item longer than a shard.
     """
-    asked: dict[str, int] = {}  # key to the number of the first item that has it
-    for number, item in enumerate(items):
-        asked.setdefault(item.key, number)
     after = _give_up_unasked(before, items)
-    rows = after.table.index.find(list(asked))
+    asked = _first_of_each_key(items)
+    rows = after.table.index.find([items[i].key for i in asked])
     if lengths is not None:
-        _check_stored_lengths(after, items, list(asked.values()), rows, lengths)
-    fresh = [number for number, row in zip(asked.values(), rows.tolist(), strict=True) if row < 0]
-    if fresh:
+        _check_stored_lengths(after, items, asked, rows, lengths)
+    fresh = asked[rows < 0]
+    if len(fresh):
         after = allot(after, [items[i] for i in fresh], [lengths[i] for i in fresh] if lengths is not None else [])
     after = _learn_sources(after, items)
     if not missing_shards(after, items):
@@ -81,6 +79,17 @@ def check_lengths(spec: BoundarySpec, items: Sequence[Item], lengths: Sequence[i
         raise SettingsError(f"{spec.path}: {len(lengths)} lengths for {len(items)} items; expected one from 0 on each")
 
 
+def _first_of_each_key(items: Sequence[Item]) -> Array:
+    """Return the number of the first item of each key (keys,) int64, ascending."""
+    seen: set[str] = set()
+    is_first = np.zeros(len(items), bool)
+    for number, item in enumerate(items):
+        if item.key not in seen:
+            seen.add(item.key)
+            is_first[number] = True
+    return np.flatnonzero(is_first)
+
+
 def _give_up_unasked(catalog: Catalog, items: Sequence[Item]) -> Catalog:
     """Give up rows in shards that are to be written now without their items (a clip taken out as broken)."""
     shards = missing_shards(catalog, items)
@@ -96,23 +105,30 @@ def _give_up_unasked(catalog: Catalog, items: Sequence[Item]) -> Catalog:
 
 def _learn_sources(catalog: Catalog, items: Sequence[Item]) -> Catalog:
     """Record every source that is new, or that now names another key, size or time."""
-    given = {item.source: item for item in items}
-    rows = catalog.table.index.find([item.key for item in given.values()]).tolist()
-    newest = catalog.records.newest_by_source()
-    changed = [
-        (item, row)
-        for item, row in zip(given.values(), rows, strict=True)
-        if newest.get(item.source) != (row, item.size_bytes, item.mtime_ns)
-    ]
+    records = catalog.records
+    rows = catalog.table.index.find([item.key for item in items])
+    given = {item.source: number for number, item in enumerate(items)}  # a source's last item
+    newest = np.full(len(items), -1, np.int64)  # of each item's source the newest record of a row
+    for record, source in enumerate(records.sources()):
+        number = given.get(source, -1)
+        if number >= 0 and records.row[record] >= 0:
+            newest[number] = record
+    changed = []
+    for number in given.values():
+        item, record = items[number], newest[number]
+        known = (records.row[record], records.size_bytes[record], records.mtime_ns[record])
+        if record < 0 or known != (rows[number], item.size_bytes, item.mtime_ns):
+            changed.append(number)
     if not changed:
         return catalog
-    return replace(catalog, records=catalog.records.extended(Records.of(*zip(*changed, strict=True))))
+    learned = Records.of([items[i] for i in changed], rows[changed])
+    return replace(catalog, records=records.extended(learned))
 
 
 def _check_stored_lengths(
-    catalog: Catalog, items: Sequence[Item], asked: Sequence[int], rows: Array, lengths: Sequence[int]
+    catalog: Catalog, items: Sequence[Item], asked: Array, rows: Array, lengths: Sequence[int]
 ) -> None:
-    for number, row in zip(asked, rows.tolist(), strict=True):
+    for number, row in zip(asked, rows, strict=True):
         if row < 0:
             continue
         found = int(catalog.offsets[row + 1] - catalog.offsets[row])

@@ -20,7 +20,10 @@ from .errors import CorruptItemError
 from .layout import DataArray
 
 ABSENT = np.uint64(2**64 - 1)
-_WRITEBACK_BYTES = 8 << 20
+# Written whole and aligned, a piece lies in one large page of the page cache, which is faster to write and to map; for
+# larger pieces the kernel, where memory is in use, first moves other pages about, which takes longer.
+_PIECE_BYTES = 1 << 17
+_WRITEBACK_BYTES = 64 * _PIECE_BYTES
 Array = np.ndarray[Any, Any]
 
 
@@ -78,10 +81,9 @@ class ShardFile:
         self._temporary = temporary_beside(self.path)
         self._slots: list[int] = []
         self._tokens = 0
-        self._started = 0
         with disk_errors(self.path):
             self._raw = io.FileIO(self._temporary, "w")
-        self._file = io.BufferedWriter(self._raw, 1 << 20)
+        self._file = io.BufferedWriter(self._raw, _PIECE_BYTES)
 
     def add_item(self, slot: int, values: Array) -> None:
         """Write one inner chunk of a dense array: an item and its checksum."""
@@ -122,14 +124,20 @@ class ShardFile:
             self._temporary.unlink()
 
     def _write(self, content: Array | bytes) -> None:
-        size = content.nbytes if isinstance(content, np.ndarray) else len(content)
-        if size:
-            with disk_errors(self.path):
-                self._file.write(content.data if isinstance(content, np.ndarray) else content)
-        self.size_bytes += size
-        if self.size_bytes - self._started >= _WRITEBACK_BYTES:
-            start_writeback(self._raw.fileno(), self._started, self.size_bytes - self._started)
-            self._started = self.size_bytes
+        view = content.data if isinstance(content, np.ndarray) else memoryview(content)
+        if not view.nbytes:
+            return
+        view = view.cast("B")
+        with disk_errors(self.path):
+            while view:
+                part = view[: _PIECE_BYTES - self.size_bytes % _PIECE_BYTES]
+                self._file.write(part)
+                self.size_bytes += len(part)
+                view = view[len(part) :]
+                if self.size_bytes % _PIECE_BYTES == 0:
+                    self._file.flush()
+                if self.size_bytes % _WRITEBACK_BYTES == 0:
+                    start_writeback(self._raw.fileno(), self.size_bytes - _WRITEBACK_BYTES, _WRITEBACK_BYTES)
 
 
 def shard_where(where: str, array: DataArray, shard: int) -> str:

@@ -43,22 +43,25 @@ class SmallArray:
     def append(self, old: Array, new: Array) -> None:
         """Write `new` (rows, *row_shape) after `old`, which is what is stored; chunks first, then the length."""
         make_folder(self.folder)
-        if len(new):
-            first = len(old) // self.chunk_rows
-            values = np.concatenate([old[first * self.chunk_rows :], new])
-            for at in range(0, len(values), self.chunk_rows):
-                self.write_chunk(first + at // self.chunk_rows, values[at : at + self.chunk_rows])
+        changed = range(len(old) // self.chunk_rows, -(-(len(old) + len(new)) // self.chunk_rows))
+        for index in changed if len(new) else ():
+            begin, end = index * self.chunk_rows, (index + 1) * self.chunk_rows
+            kept, added = old[begin:end], new[max(begin - len(old), 0) : end - len(old)]
+            self.write_chunk(index, np.concatenate([kept, added]) if len(kept) else added)
         write_document(self.folder, self.document(len(old) + len(new)))
 
     def write_chunk(self, index: int, values: Array) -> None:
         """Write one chunk; rows that `values` lacks are zeros."""
         write_file(self.chunk_path(index), self.encode(values))
 
-    def encode(self, values: Array) -> bytes:
+    def encode(self, values: Array) -> memoryview:
         """Return the bytes of a chunk that begins with `values`."""
-        full = np.zeros((self.chunk_rows, *self.row_shape), np.dtype(self.dtype).newbyteorder("<"))
-        full[: len(values)] = values
-        return full.tobytes() + google_crc32c.value(full).to_bytes(4, "little")
+        dtype = np.dtype(self.dtype).newbyteorder("<")
+        content = np.zeros(self.chunk_rows * prod(self.row_shape) * dtype.itemsize + 4, np.uint8)
+        rows, crc = content[:-4], content[-4:]
+        rows.view(dtype).reshape(self.chunk_rows, *self.row_shape)[: len(values)] = values
+        crc[:] = np.frombuffer(google_crc32c.value(rows).to_bytes(4, "little"), np.uint8)
+        return content.data
 
     def read_chunk(self, index: int) -> Array:
         """Return chunk `index` (chunk_rows, *row_shape), read-only.

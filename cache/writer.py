@@ -63,7 +63,7 @@ class BoundaryWriter:
         self._error: Int8Error | None = None
         self._lock_name = spec.path
         self._store = store
-        self._items = list({item.key: item for item in items}.values())
+        self._items = _last_of_each_key(items)
         lock.acquire(store, self._lock_name)
         try:
             grid = Grid.choose(
@@ -81,8 +81,9 @@ class BoundaryWriter:
             else:
                 with nobody_working(after.layout.folder) if _gives_rows_up(before, after) else nullcontext():
                     self._catalog = catalog_.commit(before, after)
+            self._number_of_row = np.full(self._catalog.num_rows, -1, np.int64)
             rows = self._catalog.table.index.find([item.key for item in self._items])
-            self._item_of_row = dict(zip(rows.tolist(), self._items, strict=True))
+            self._number_of_row[rows] = np.arange(len(rows))
         except BaseException:
             lock.release(store, self._lock_name)
             raise
@@ -165,7 +166,10 @@ class BoundaryWriter:
         return ShardWriter(layout=catalog.layout, provenance=self._provenance, num_records=len(catalog.records))
 
     def _shard(self, index: int) -> Shard:
-        return Shard.of(self._catalog, index, self._item_of_row)
+        rows = self._catalog.rows_of_shard(index)
+        numbers = self._number_of_row[rows]
+        asked = {row: self._items[n] for row, n in zip(rows.tolist(), numbers, strict=True) if n >= 0}
+        return Shard.of(self._catalog, index, asked)
 
     def _refuse_if_full(self, catalog: Catalog, only: int | None = None) -> None:
         shards = missing_shards(catalog, self._items) if only is None else [only]
@@ -175,6 +179,12 @@ class BoundaryWriter:
             where=catalog.layout.where,
             what=f"{len(shards)} shards",
         )
+
+
+def _last_of_each_key(items: Sequence[Item]) -> list[Item]:
+    if len({item.key for item in items}) == len(items):
+        return list(items)
+    return list({item.key: item for item in items}.values())
 
 
 def _gives_rows_up(before: Catalog, after: Catalog) -> bool:

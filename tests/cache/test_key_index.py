@@ -19,7 +19,7 @@ def crowded(count: int) -> np.ndarray:
     return keys
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 100, 3000])
+@pytest.mark.parametrize("count", [1, 2, 3, 100, 3000, 9000])
 @pytest.mark.parametrize("made", [spread, crowded])
 def test_as_a_dictionary(made, count):
     if made is crowded and not 3 <= count <= 100:
