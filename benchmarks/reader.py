@@ -5,10 +5,16 @@
 Values are normal random numbers; every format holds the same ones, and every way of reading is checked against them
 first. All end in a torch tensor in the same process with one thread of torch. Warm: all files are in memory, each way
 has read every item once, and in every round each reads one other random batch, in shuffled order; the ratio is that of
-its time to the memory map's in the same round. Cold: before each run the files are thrown out of the page cache
-(posix_fadvise DONTNEED; what a hypervisor keeps is beyond reach), and the comparison is 4 threads that read the same
-bytes with O_DIRECT into aligned memory and do nothing else, while talik's include the first checksum and the copy.
-Processor time is that of all threads. The text is 20 to 200 tokens of 384 float16.
+its time to the memory map's in the same round. The files are thrown out of memory first, so that each lies there as
+its own reading brought it in, not as this script wrote it (what is written through a map lies in larger pages, which
+are copied faster). Each way fills memory of its own, used again for every batch: memory that another has just filled
+would still lie partly in the processor's cache, and be faster to fill again.
+
+Cold: before each run the files are thrown out of the page cache (posix_fadvise DONTNEED; what a hypervisor keeps is
+beyond reach), and the comparison is 4 threads that read the same bytes with O_DIRECT into aligned memory and do nothing
+else, while talik's include the first checksum and the copy. Processor time is that of all threads.
+
+The text is 20 to 200 tokens of 384 float16.
 """
 
 from __future__ import annotations
@@ -70,10 +76,15 @@ def shuffled(names: Sequence[str], rounds: int) -> Iterator[str]:
         yield from random.permutation(list(names)).tolist()
 
 
+def empty_batch() -> torch.Tensor:
+    """Return memory for a batch."""
+    return torch.zeros((BATCH, *formats.ITEM), dtype=torch.float16)
+
+
 def measure_warm(folder: Path, num_items: int, rounds: int) -> Times:
     """Check every way of reading, read all items once by each, then time them in turn."""
-    buffer = torch.zeros((BATCH, *formats.ITEM), dtype=torch.float16)
-    reads = {name: open_(folder, buffer) for name, open_ in WARM.items()}
+    throw_out(sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size))
+    reads = {name: open_(folder, empty_batch()) for name, open_ in WARM.items()}
     random = formats.batches(num_items, BATCH, seed=0)
     for name, read in reads.items():
         rows = next(random)
@@ -113,19 +124,18 @@ def direct(folder: Path) -> Callable[[Sequence[int]], None]:
     return lambda rows: list(threads.map(one, range(len(rows)), rows)) and None
 
 
-def throw_out(folder: Path) -> None:
-    """Drop the store's and the memory map's files from the page cache, and see that they are gone."""
-    hidden = list((folder / "s.zarr").rglob("hidden/c.*"))
+def throw_out(files: Sequence[Path]) -> None:
+    """Drop files from the page cache, and see that they are gone."""
     for _ in range(50):
-        for path in [*hidden, folder / "flat.bin"]:
+        for path in files:
             descriptor = os.open(path, os.O_RDONLY)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(descriptor)
-        left = max(share_in_memory(path) for path in hidden)
+        left, path = max((share_in_memory(path), path) for path in files)
         if left < 0.02:
             return
         time.sleep(0.05)  # the kernel may hold some pages for a moment
-    raise RuntimeError(f"{left:.0%} of a file of {folder} stays in memory; does another process map it?")
+    raise SystemExit(f"{path}: {left:.0%} of it stays in memory; end the process that maps it")
 
 
 def share_in_memory(path: Path) -> float:
@@ -143,16 +153,17 @@ def measure_cold(folder: Path, num_items: int, rounds: int, num_batches: int) ->
         rounds: of all ways of reading.
         num_batches: of a run, no item twice.
     """
-    buffer = torch.zeros((BATCH, *formats.ITEM), dtype=torch.float16)
+    buffer = empty_batch()
     ours = {f'talik, path = "{path}"': path for path in ("preadv", "mmap", "auto")}
     read_direct = direct(folder)
+    files = [*(folder / "s.zarr").rglob("hidden/c.*"), folder / "flat.bin"]
     times: Times = {name: [] for name in (DIRECT, *ours, REFERENCE)}
     random = formats.batches(num_items, BATCH, seed=1)
     store = FeatureStore.open(folder / "s.zarr")
     memory = {path: np.zeros(2 * BATCH_BYTES, np.uint8) for path in ours.values()}
     for name in shuffled(list(times), rounds):
         batches = [next(random) for _ in range(num_batches)]
-        throw_out(folder)
+        throw_out(files)
         time.sleep(0.25)  # a rented disk that lets bursts pass forgets the last one
         if name == DIRECT:
             read: Callable[[list[int]], object] = read_direct
@@ -218,6 +229,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "talik-reader")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".md"))
     options = parser.parse_args()
+    if options.items < BATCH or options.rounds < 2:
+        parser.error(f"--items {options.items} --rounds {options.rounds}: at least {BATCH} items and 2 rounds")
     torch.set_num_threads(1)
     formats.write_all(options.folder, options.items)
     warm = measure_warm(options.folder, options.items, options.rounds)

@@ -42,9 +42,18 @@ def spec() -> BoundarySpec:
 
 
 def write_all(folder: Path, num_items: int) -> None:
-    """Write `num_items` in every format, unless they are there; flushed to the disk."""
-    if (folder / "complete").exists() and (folder / "complete").read_text() == str(num_items):
+    """Write `num_items` in every format, unless they are there; flushed to the disk.
+
+    Raises:
+        SystemExit: the folder holds something else.
+    """
+    complete = folder / "complete"
+    held = complete.read_text() if complete.exists() else ""
+    if held == str(num_items):
         return
+    if folder.exists() and any(folder.iterdir()):
+        what = f"{held} items, --items {num_items} was asked for" if held else "no finished files of this benchmark"
+        raise SystemExit(f"{folder}: holds {what}; remove it, name another --folder, or give the --items that it has")
     folder.mkdir(parents=True, exist_ok=True)
     with FeatureStore.open(folder / "s.zarr", "a").writer(spec(), [item(r) for r in range(num_items)]) as writer:
         for shard in writer.missing():
@@ -60,7 +69,7 @@ def write_all(folder: Path, num_items: int) -> None:
             np.save(folder / "npy" / f"{row}.npy", flat[row])
     flat.flush()
     safetensors.numpy.save_file({"x": np.asarray(flat)}, folder / "x.safetensors")
-    (folder / "complete").write_text(str(num_items))
+    complete.write_text(str(num_items))
 
 
 def memmap(folder: Path, buffer: torch.Tensor) -> Read:
