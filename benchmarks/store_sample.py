@@ -7,6 +7,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from talik.cache.errors import StoreError
 from talik.cache.key import digest_text
@@ -117,6 +119,7 @@ def fork(work: Callable[[], object]) -> int:
         return child
     status = 1
     try:
+        tqdm.set_lock(threading.RLock())  # else all share one between processes, which who is killed never gives back
         work()
         status = 0
     finally:
