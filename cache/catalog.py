@@ -7,6 +7,7 @@ those of an extension that did not finish, and the next one writes over them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -218,8 +219,20 @@ def attributes(catalog: Catalog) -> dict[str, Any]:
     }
 
 
-def check_sizes(catalog: Catalog) -> None:
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, -1 if there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return -1
+
+
+def check_sizes(catalog: Catalog, size_of: Callable[[Path], int] = size_of) -> None:
     """Compare each committed shard's files with the sizes in its receipt.
+
+    Args:
+        catalog: of the boundary.
+        size_of: gives the bytes of a file, -1 if there is none.
 
     Raises:
         CorruptItemError: a file that is missing or of another size (a short file under mmap would kill the process).
@@ -227,10 +240,7 @@ def check_sizes(catalog: Catalog) -> None:
     for shard in np.flatnonzero(catalog.receipts[:, 0]):
         for array, size in zip(catalog.layout.data, catalog.receipts[shard, RECEIPT_FIELDS:], strict=True):
             path = array.shard_path(int(shard))
-            try:
-                found = path.stat().st_size
-            except FileNotFoundError:
-                found = -1
+            found = size_of(path)
             if found != size and len(catalog.rows_of_shard(int(shard))):  # else its rows were given up
                 state = "is missing" if found < 0 else f"has {found} bytes"
                 first = catalog.table.item(int(catalog.rows_of_shard(int(shard))[0])).source

@@ -11,12 +11,14 @@
     │   ├── StoreFormatError             a folder that is not (this version of) a store
     │   ├── StoreMismatchError           what is asked for is not what is stored
     │   ├── StoreLockedError             another process is writing
+    │   ├── ObjectChangedError           another process has written an object of object storage
     │   ├── StoreFullError               the disk cannot hold it
     │   ├── MissingItemError             an item that was never extracted
     │   └── CorruptItemError             stored bytes that fail their checksum
     ├── NumericsError(ArithmeticError)   NaN, Inf or overflow in a state
     ├── BackendError(RuntimeError)       a backend that was asked for and cannot run
     └── RunError(RuntimeError)           a run folder, checkpoint or training run
+        └── RunLockedError           a run that another process is training
 
 A message says what was found, what was expected and what to do, in one line. Every class pickles, since an
 error raised in a worker must reach its parent: arguments are plain strings.
@@ -72,6 +74,10 @@ class StoreLockedError(StoreError):
     """A store that another process is writing."""
 
 
+class ObjectChangedError(StoreError):
+    """An object in object storage that is no longer what it was when it was looked at."""
+
+
 class StoreFullError(StoreError):
     """A disk without room for what is to be written."""
 
@@ -94,6 +100,10 @@ class BackendError(TalikError, RuntimeError):
 
 class RunError(TalikError, RuntimeError):
     """A run folder, checkpoint or training run that cannot go on."""
+
+
+class RunLockedError(RunError):
+    """A run that another process is training."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:

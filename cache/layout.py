@@ -135,11 +135,12 @@ class DataArray:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """All arrays of one boundary."""
+    """All arrays of one boundary; messages call the store `shown` if that is given (a URL), else by its path."""
 
     store: Path
     spec: BoundarySpec
     grid: Grid
+    shown: str = ""
 
     @property
     def folder(self) -> Path:
@@ -149,7 +150,7 @@ class Layout:
     @property
     def where(self) -> str:
         """How messages name the boundary: store, modality, boundary."""
-        return f"{self.store}: {self.spec.path}"
+        return f"{self.shown or self.store}: {self.spec.path}"
 
     @cached_property
     def data(self) -> tuple[DataArray, ...]:

@@ -14,6 +14,7 @@ from . import lock
 from .durable import disk_errors, make_folder, sync_folder
 from .errors import StoreError
 from .metadata import group_document, write_document
+from .object_address import ObjectAddress, is_object_url
 from .spec import FORMAT_VERSION, STORE_KIND, BoundarySpec
 from .verify import Finding
 
@@ -32,6 +33,14 @@ def repair(store: str | Path, findings: Iterable[Finding]) -> tuple[list[tuple[s
     Raises:
         StoreLockedError: somebody is writing the store.
     """
+    if is_object_url(store):
+        from .object_store import ObjectStore  # imports obstore, which a folder does without
+
+        opened = ObjectStore(ObjectAddress(url=str(store)), "a")
+        with opened.owned("repair") as mirror:
+            done = repair(mirror.folder, findings)
+            mirror.push_changes()
+            return done
     store, findings = Path(store), list(findings)
     lock.acquire(store, "repair")
     try:

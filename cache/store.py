@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +11,10 @@ from .buffers import Allocate
 from .difference import differences
 from .durable import is_temporary, make_folder
 from .errors import SettingsError, StoreFormatError, StoreMismatchError, unknown_name
+from .estimate import refuse_if_full
 from .lock import LOCK_NAME
 from .metadata import METADATA_NAME, group_document, read_document, write_document
+from .object_address import SCHEMES, ObjectAddress, is_object_url, is_url
 from .reader import Batch, BoundaryReader, Verify
 from .rows import ReadPath
 from .shard_writer import Shard
@@ -23,7 +25,7 @@ __all__ = ["ArraySpec", "Batch", "BoundaryReader", "BoundarySpec", "BoundaryWrit
 
 
 class FeatureStore:
-    """A folder of cached states in Zarr v3; behind a URL, a `remote.RemoteStore`.
+    """A folder of cached states in Zarr v3; behind a URL, an `object_store.ObjectStore` or a `remote.RemoteStore`.
 
     Attributes:
         path: of the folder.
@@ -39,14 +41,24 @@ class FeatureStore:
 
     @classmethod
     def open(
-        cls, path: str | Path, mode: Literal["r", "a"] = "r", *, storage_options: dict[str, Any] | None = None
+        cls,
+        path: str | Path,
+        mode: Literal["r", "a"] = "r",
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+        cache_dir: str | None = None,
+        cache_gb: float | None = None,
     ) -> FeatureStore:
         """Open a store; with mode `a`, create it where there is none.
 
         Args:
-            path: of the folder; or a URL (`s3://…`, `file://…` for a copy with other codecs), which zarr-python reads.
-            mode: `r` reads; `a` reads and writes, a folder only.
-            storage_options: for a URL, what fsspec wants.
+            path: of the folder; or a URL of object storage (`s3://…`, `az://…`); or another URL (`https://…`, `file://…`
+                for a copy with other codecs), which zarr-python reads.
+            mode: `r` reads; `a` reads and writes, a folder or object storage.
+            storage_options: of object storage (`endpoint_url`, `region`, …, `retry_seconds`); for another URL, what
+                fsspec wants.
+            cache_dir: of object storage: where shards are brought to when they are read.
+            cache_gb: what they may take there.
 
         Raises:
             StoreFormatError: no store there, another folder or file there, or another format version.
@@ -54,17 +66,25 @@ class FeatureStore:
         """
         if mode not in ("r", "a"):
             raise SettingsError(unknown_name("mode", mode, ("r", "a")))
-        if isinstance(path, str) and "://" in path:
+        if is_object_url(path):
+            from .object_store import ObjectStore  # imports obstore, which a folder does without
+
+            options = dict(storage_options or {})
+            address = ObjectAddress(url=str(path), options=options, cache_dir=cache_dir, cache_gb=cache_gb)
+            return ObjectStore(address, mode)
+        if is_url(path):
             if mode == "a":
-                raise SettingsError(f"{path}: a store behind a URL is only read; extract into a folder, then copy it")
+                raise SettingsError(
+                    f"{path}: is only read; a store is written into a folder or object storage ({', '.join(SCHEMES)})"
+                )
             from .remote import RemoteStore  # imports zarr, which a local store does without
 
-            return RemoteStore(path, storage_options)
+            return RemoteStore(path, dict(storage_options) if storage_options else None)
         path = Path(path)
         if mode == "a" and _is_vacant(path):
             make_folder(path)
             write_document(path, group_document({"format": FORMAT_VERSION, "kind": STORE_KIND}))
-        _check_is_store(path)
+        check_is_store(path)
         return cls(path, mode)
 
     def boundaries(self) -> tuple[BoundarySpec, ...]:
@@ -122,6 +142,17 @@ class FeatureStore:
             provenance=provenance,
             max_seconds_per_item=max_seconds_per_item,
         )
+
+    def refuse_if_full(self, num_bytes: int, *, what: str, num_boundaries: int = 1) -> None:
+        """Refuse what the disk has no room for; see `estimate.refuse_if_full`.
+
+        Raises:
+            StoreFullError: it does not fit; nothing was written.
+        """
+        refuse_if_full(self.path, num_bytes, where=self.where, what=what, num_boundaries=num_boundaries)
+
+    def put_records(self) -> None:
+        """Put the files that stand beside the store to where it lies; beside a folder they are there already."""
 
     def reader(
         self,
@@ -193,7 +224,12 @@ def _is_vacant(path: Path) -> bool:
     return all(p.name == LOCK_NAME or is_temporary(p.name) for p in path.iterdir())
 
 
-def _check_is_store(path: Path) -> None:
+def check_is_store(path: Path) -> None:
+    """Refuse what is no store of this format.
+
+    Raises:
+        StoreFormatError: so it is.
+    """
     if not path.exists():
         raise StoreFormatError(f"{path}: there is no store; run `talik extract` to make one")
     if not path.is_dir():

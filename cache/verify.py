@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,11 @@ from .errors import StoreError
 from .layout import RECEIPT_FIELDS, DataArray
 from .mapped import MappedShard
 from .metadata import METADATA_NAME, read_document
+from .object_address import ObjectAddress, is_object_url
 from .spec import BoundarySpec
 
 Array = np.ndarray[Any, Any]
+There = Callable[[Catalog, int], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,18 +60,29 @@ def verify(store: str | Path) -> list[Finding]:
     Returns:
         What is wrong, in order of boundary and shard; [] for a sound store.
     """
-    store = Path(store)
+    if is_object_url(store):
+        from .object_store import ObjectStore, fresh_copy  # imports obstore, which a folder does without
+
+        opened = ObjectStore(ObjectAddress(url=str(store)))
+        with fresh_copy(opened) as mirror:
+            found = _verify(mirror.folder, partial(opened.shard_in, mirror))
+            return [replace(f, what=f.what.replace(str(mirror.folder), opened.where)) for f in found]
+    return _verify(Path(store), lambda catalog, shard: nullcontext())
+
+
+def _verify(store: Path, there: There) -> list[Finding]:
+    """Check a folder; `there` has a shard's files in it while they are looked at."""
     findings = []
     try:
         read_document(store)
     except StoreError as error:
         findings.append(Finding(boundary="", what=str(error)))
     for folder in sorted(p for p in store.glob("*/b*-*") if p.is_dir()):
-        findings += _boundary(store, folder)
+        findings += _boundary(store, folder, there)
     return findings
 
 
-def _boundary(store: Path, folder: Path) -> Iterator[Finding]:
+def _boundary(store: Path, folder: Path, there: There) -> Iterator[Finding]:
     name = "/".join(folder.relative_to(store).parts)
     if not (folder / METADATA_NAME).is_file():
         if any(folder.glob("receipts/c.*")):
@@ -85,7 +100,8 @@ def _boundary(store: Path, folder: Path) -> Iterator[Finding]:
         return
     yield from _arrays(catalog)
     for shard in range(catalog.num_shards):
-        yield from _shard(catalog, shard)
+        with there(catalog, shard):
+            yield from _shard(catalog, shard)
 
 
 def _arrays(catalog: Catalog) -> Iterator[Finding]:

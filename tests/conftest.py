@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -142,3 +149,115 @@ def extracted(tmp_path_factory: pytest.TempPathFactory, demo_set: Path, tiny_enc
     path.write_text(experiment_text(demo_set, tiny_encoders), encoding="utf-8")
     extract(path, progress=False)
     return path
+
+
+_S3 = """
+import json, sys, threading
+from base64 import b64decode
+from pathlib import Path
+from moto.moto_api import recorder as moto_recorder
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import run_simple
+from werkzeug.test import Client
+
+port, journal = int(sys.argv[1]), Path(sys.argv[2])
+app = DomainDispatcherApplication(create_backend_app)
+moto_recorder.stop_recording()
+client = Client(app)
+for line in journal.read_text().splitlines() if journal.exists() else ():
+    entry = json.loads(line)
+    body = b64decode(entry["body"]) if entry["body_encoded"] else entry["body"]
+    client.open(entry["url"], method=entry["method"], headers=entry["headers"], data=body)
+record, guard = type(moto_recorder)._record_request, threading.Lock()
+def alone(recorder, request, body=None):
+    with guard:
+        if request.method not in ("GET", "HEAD"):
+            record(recorder, request, body)
+type(moto_recorder)._record_request = alone
+moto_recorder.start_recording()
+run_simple("127.0.0.1", port, app, threaded=True)
+"""
+
+
+class S3Server:
+    """moto's S3 server in a process of its own, with a journal on the disk: killed, it comes back with what it had.
+
+    The journal is moto's own recording of requests, replayed into it before its port opens. Uploads in parts get other
+    numbers on replay, so a test that kills keeps its objects below the size of a part.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self.num_buckets = 0
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            self.port = found.getsockname()[1]
+        self.endpoint = f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        environment = {**os.environ, "MOTO_RECORDER_FILEPATH": str(self._folder / "journal")}
+        command = [sys.executable, "-c", _S3, str(self.port), str(self._folder / "journal")]
+        with open(self._folder / "log", "ab") as log:
+            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        until = time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                return
+            except OSError:
+                assert time.monotonic() < until, (self._folder / "log").read_text()
+                assert self._process.poll() is None, (self._folder / "log").read_text()
+                time.sleep(0.05)
+
+    def clear(self) -> None:
+        """Run, with nothing in it and nothing in the journal."""
+        if self._process is None:
+            (self._folder / "journal").unlink(missing_ok=True)
+            self.start()
+        else:
+            for path in ("reset", "recorder/reset-recording"):
+                self._ask("POST", f"moto-api/{path}")
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def bucket(self) -> str:
+        """Make a new bucket and return its URL."""
+        self.num_buckets += 1
+        self._ask("PUT", f"talik{self.num_buckets}")
+        return f"s3://talik{self.num_buckets}"
+
+    def _ask(self, method: str, path: str) -> None:
+        urllib.request.urlopen(urllib.request.Request(f"{self.endpoint}/{path}", method=method)).close()
+
+
+@pytest.fixture(scope="session")
+def s3_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One server for all tests that want one."""
+    pytest.importorskip("obstore", reason="the extra object-storage is not installed")
+    pytest.importorskip("moto", reason="moto is not installed")
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def s3(s3_process: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> S3Server:
+    """The server, running, with its credentials in the environment; caches go to the test's own folder."""
+    s3_process.clear()
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_ENDPOINT_URL": s3_process.endpoint,
+        "AWS_REGION": "us-east-1",
+        "XDG_CACHE_HOME": str(tmp_path / "user-cache"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    return s3_process
