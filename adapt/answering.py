@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..extract.manifest.types import BACKGROUND, Question
 from ..extract.state import State
+from .distributed import Processes
 from .joint import JointModel
 from .metrics import mean_class_accuracy, score
 from .sources import Source
@@ -52,13 +54,34 @@ def answer(
 ) -> list[Prediction]:
     """Answer questions in their order, in eval mode; the model's mode is put back.
 
-    A model whose logits are by segment gives one prediction a segment, with "<question id>/<segment>" as its id.
+    A model whose logits are by segment gives one prediction a segment, with "<question id>/<segment>" as its id. The
+    questions of one clip are answered together, which spares running its units for each of them.
     """
-    batches = [questions[i : i + batch_size] for i in range(0, len(questions), batch_size)]
+    order = clip_order(questions)
     out: list[Prediction] = []
-    for batch in source.batches(batches):
+    for batch in source.batches(batches_of([questions[i] for i in order], batch_size), by_clip=True):
         out += answer_batch(model, batch.questions, batch.states, answers=answers, num_segments=num_segments, amp=amp)
-    return out
+    return in_order(out, order)
+
+
+def clip_order(questions: Sequence[Question]) -> list[int]:
+    """The places of the questions such that those of one clip are neighbours; clips and questions as they came."""
+    first: dict[str, int] = {}
+    for question in questions:
+        first.setdefault(question.clip_id, len(first))
+    return sorted(range(len(questions)), key=lambda i: first[questions[i].clip_id])
+
+
+def batches_of(questions: Sequence[Question], size: int) -> list[Sequence[Question]]:
+    """The questions cut into batches; the last may be smaller."""
+    return [questions[i : i + size] for i in range(0, len(questions), size)]
+
+
+def in_order(predictions: Sequence[Prediction], order: Sequence[int]) -> list[Prediction]:
+    """What was predicted for questions in `order`, one or several a question, as the questions came."""
+    each = len(predictions) // max(1, len(order))
+    places = sorted(range(len(order)), key=order.__getitem__)
+    return [predictions[place * each + i] for place in places for i in range(each)]
 
 
 @torch.no_grad()
@@ -74,8 +97,15 @@ def answer_batch(
     """Answer the questions of one batch of states, as `answer` does."""
     was_training = model.training
     model.eval()
+    logits = forward(model, states, num_segments, amp=amp)
+    model.train(was_training)
+    return predictions_of(logits, questions, answers)
+
+
+def predictions_of(logits: Tensor, questions: Sequence[Question], answers: Sequence[str]) -> list[Prediction]:
+    """What logits (B, C), or (B, T, C), say of B questions; `answers` are the classes."""
     classes = {a: i for i, a in enumerate(answers)}
-    logits = forward(model, states, num_segments, amp=amp).float()
+    logits = logits.float()
     log_probs = restricted(logits, questions, classes).log_softmax(-1).cpu()
     labels = labels_of(questions, classes, log_probs)
     records = [r for q in questions for r in _records(q, by_segment=log_probs.ndim == 3)]
@@ -90,16 +120,26 @@ def answer_batch(
                 log_likelihood=float(row[label]),
             )
         )
-    model.train(was_training)
     return out
+
+
+def gathered(processes: Processes, batches: Sequence[Sequence[Prediction]]) -> list[list[Prediction]]:
+    """The predictions of all processes, by batch in their order, from those that this one was dealt."""
+    if processes.size == 1:
+        return [list(batch) for batch in batches]
+    return [[Prediction(**p) for p in batch] for batch in processes.gather([[vars(p) for p in b] for b in batches])]
 
 
 def forward(model: JointModel, states: Any, num_segments: int, *, amp: str) -> Tensor:
     """The model's logits under the autocast that `amp` names: "auto", "off" or "bf16"."""
-    device = next(iter(states.values())).hidden.device.type
-    enabled = amp == "bf16" or (amp == "auto" and device == "cuda")
-    with torch.autocast(device, dtype=torch.bfloat16, enabled=enabled):
+    with autocast(amp, next(iter(states.values())).hidden.device.type):
         return model(states, num_segments)
+
+
+def autocast(amp: str, device: str) -> AbstractContextManager[None]:
+    """The autocast that `amp` names on a kind of device."""
+    enabled = amp == "bf16" or (amp == "auto" and device == "cuda")
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=enabled)
 
 
 def prediction_records(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..cache.errors import RunError
+from .averaging import Averages
 from .hooks import load_training_state, training_state
 from .runfolder import writing
 
@@ -24,6 +25,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     best: dict[str, Tensor],
     progress: dict[str, Any],
+    averages: Averages | None = None,
 ) -> None:
     """Write the checkpoint beside its place and move it there, so that a kill leaves the old one or the new one.
 
@@ -33,6 +35,7 @@ def save_checkpoint(
         optimizer: AdamW; its moments and steps are kept.
         best: the weights of the best epoch so far, empty before the first validation.
         progress: JSON: the epoch, the step, the history.
+        averages: of the weights, where they are kept.
     """
     with writing(folder):
         partial, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
@@ -42,6 +45,7 @@ def save_checkpoint(
         tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in best.items()}
         tensors |= _optimizer_tensors(optimizer)
+        tensors |= {f"average.{k}": v for k, v in (averages.state() if averages else {}).items()}
         tensors |= {f"adapter.{k}": v for k, v in training_state(model).items()}
         tensors["rng.cpu"] = torch.get_rng_state()
         if torch.cuda.is_available():
@@ -58,9 +62,9 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer
+    folder: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, averages: Averages | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Bring model, optimiser and random state to what they were; return the best weights and the progress.
+    """Bring model, optimiser, averages and random state to what they were; return the best weights and the progress.
 
     Raises:
         RunError: the checkpoint is torn or belongs to another model.
@@ -74,6 +78,8 @@ def load_checkpoint(
         model.load_state_dict(_under(tensors, "model."))
         _load_optimizer(optimizer, _under(tensors, "optimizer."))
         load_training_state(model, _under(tensors, "adapter."))
+        if averages is not None:
+            averages.load(_under(tensors, "average."))
         torch.set_rng_state(tensors["rng.cpu"])
         if torch.cuda.is_available() and "rng.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["rng.cuda"])

@@ -6,11 +6,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..cache.errors import RunError
 from .answering import answer, prediction_records, score_records
-from .experiment import Experiment, VariantSettings, experiment_from_tables
 from .gates import gate_records
 from .metrics import Scores, score
+from .runconfig import experiment_of
 from .runfolder import RunFolder
 from .save import load_adapter
 from .sources import stored_questions
@@ -88,18 +87,3 @@ def evaluate(
     subsets = [r.get("subset", "") for r in records]
     scores = score([r["type"] for r in records], [bool(r["correct"]) for r in records], subsets=subsets)
     return Evaluation(run=folder.path, split=split, scores=scores, seconds=seconds)
-
-
-def experiment_of(folder: RunFolder) -> tuple[Experiment, VariantSettings]:
-    """The experiment that a run's folder was made by, as far as this run needs it."""
-    config = folder.config()
-    try:
-        tables = {name: config[name] for name in ("data", "encoders", "store", "task", "train")}
-        variant = {"name": config["variant"], "adapter": config["adapter"], "placement": config["placement"]}
-        if config["insertion"] != "none":
-            variant["insertion"] = config["insertion"]
-        base, name = folder.path.resolve().parents[3], config["experiment"]
-    except (KeyError, IndexError) as error:
-        raise RunError(f"{folder.path / 'config.toml'}: {error} is missing; expected a run's configuration") from None
-    experiment = experiment_from_tables({**tables, "variants": [variant]}, path=base / f"{name}.toml")
-    return experiment, experiment.variants[0]

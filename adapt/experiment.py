@@ -36,6 +36,13 @@ class TrainSettings:
         num_threads: CPU threads of the forward and backward pass; 0 leaves torch's own choice. Results are bit-equal
             at the same number only.
         drop_last: leave out a last training batch of fewer than batch_size questions.
+        accumulate: batches an optimiser step; its gradient is that of one batch of so many times the size.
+        group_by_clip: fill training batches with all questions of one clip after another, clips in random order; a
+            clip's states are then read once a batch, and run once up to where the question enters.
+        checkpoint_units: keep no activations of the encoders' units, but run them again in the backward pass.
+        ema: decay of the exponential moving average of what is trained, 0 to 1; evaluated and saved is the average.
+            0 for none.
+        compile: run the encoders' units through torch.compile; on CUDA only.
     """
 
     epochs: int = 10
@@ -52,9 +59,14 @@ class TrainSettings:
     amp: Literal["auto", "off", "bf16"] = "auto"
     num_threads: int = 0
     drop_last: bool = False
+    accumulate: int = 1
+    group_by_clip: bool = False
+    checkpoint_units: bool = False
+    ema: float = 0.0
+    compile: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "eval_batch_size"):
+        for name in ("epochs", "batch_size", "eval_batch_size", "accumulate"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name}: found {getattr(self, name)}, expected at least 1")
         for name in ("lr", "weight_decay", "clip_norm", "patience", "num_threads"):
@@ -64,9 +76,17 @@ class TrainSettings:
             check_part(LOSSES, self.loss, where="loss")
             if self.label_smoothing:
                 raise SettingsError("label_smoothing: is of the cross-entropy; expected 0 beside a loss of one's own")
-        for name in ("warmup", "label_smoothing"):
+        for name in ("warmup", "label_smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise SettingsError(f"{name}: found {getattr(self, name)}, expected 0 or more and less than 1")
+
+    @property
+    def data_order(self) -> str:
+        """What has to be equal for trainings of one seed to see the same batches, computed alike."""
+        parts = [f"batches of {self.batch_size}, {self.eval_batch_size} in evaluation"]
+        parts += ["last one dropped"] * self.drop_last + ["by clip"] * self.group_by_clip
+        parts += [f"{self.num_threads} threads"] * bool(self.num_threads)
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +119,40 @@ class VariantSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSettings:
-    """Which seeds every variant is trained with."""
+    """Which seeds every variant is trained with, and how those of a group run.
+
+    Args:
+        seeds: of the weights, the order of the data and dropout.
+        stack: run units that several variants of a group need on their states stacked along the batch: true, false, or
+            "auto" for on CUDA only (on a CPU it costs more than one after another).
+        stack_size: variants stacked at most, each of which holds its activations until the backward pass; 0 for all,
+            on CUDA as many as memory holds.
+    """
 
     seeds: tuple[int, ...] = (0,)
+    stack: Literal["auto"] | bool = "auto"
+    stack_size: int = 0
+
+    def __post_init__(self) -> None:
+        if self.stack_size < 0:
+            raise SettingsError(f"stack_size: found {self.stack_size}, expected at least 0")
+
+    def stacks(self, device: str) -> bool:
+        """Whether variants are stacked on a kind of device ("cpu", "cuda", …)."""
+        return device == "cuda" if self.stack == "auto" else self.stack
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogSettings:
+    """Where a run's numbers go beside metrics.jsonl; they change no number.
+
+    Args:
+        tensorboard: write events for TensorBoard into the run's folder, tensorboard/.
+        wandb: the Weights & Biases project to log to; "" for none. WANDB_MODE=offline is honoured.
+    """
+
+    tensorboard: bool = False
+    wandb: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +166,7 @@ class Experiment:
     train: TrainSettings
     variants: tuple[VariantSettings, ...]
     sweep: SweepSettings
+    log: LogSettings = LogSettings()
 
     @property
     def runs(self) -> Path:
@@ -140,6 +192,7 @@ class _Tables:
     train: TrainSettings = field(default_factory=TrainSettings)
     variants: tuple[VariantSettings, ...] = ()
     sweep: SweepSettings = field(default_factory=SweepSettings)
+    log: LogSettings = field(default_factory=LogSettings)
 
 
 def load_experiment(path: Path | str, *, allow_missing: bool = False) -> Experiment:
@@ -164,9 +217,7 @@ def load_experiment(path: Path | str, *, allow_missing: bool = False) -> Experim
 def experiment_from_tables(tables: Mapping[str, Any], *, path: Path) -> Experiment:
     """Build an experiment from tables already read; `path` names the file in messages and gives name and base."""
     extraction = extract_settings(tables, path=path)
-    if "engine" in tables:
-        raise SettingsError(f"{path}: engine: only this machine's own engine is there yet; remove the table")
-    wanted = {k: v for k, v in tables.items() if k in ("task", "train", "variants", "sweep")}
+    wanted = {k: v for k, v in tables.items() if k in ("task", "train", "variants", "sweep", "log")}
     try:
         parsed = from_mapping(_Tables, wanted, where="")
         experiment = Experiment(
@@ -177,6 +228,7 @@ def experiment_from_tables(tables: Mapping[str, Any], *, path: Path) -> Experime
             train=parsed.train,
             variants=parsed.variants,
             sweep=parsed.sweep,
+            log=parsed.log,
         )
         _check_variants(experiment)
     except SettingsError as error:

@@ -1,37 +1,40 @@
 """Variants trained in lockstep on the same batches: one read, one frozen prefix for all; a group of one is a solo run.
 
 A batch is read once, from the lowest boundary that a variant of the group reads and the higher ones that others read.
-The frozen units from there to where each variant starts run once, without a graph. Above its start everything is each
-variant's own, one after the other, with its own random stream, so that its numbers are those of its solo run, whoever
-is trained beside it, in whatever order, and whoever has left.
+The frozen units from there to where each variant starts run once, without a graph; so does what lies above a start
+before anything trained has entered (the unit that an adapter stands beside, a text that nothing is added to). All else
+is each variant's own, with its own random stream, so that its numbers are those of its solo run, whoever is trained
+beside it, in whatever order, and whoever has left: to the bit where they go one after the other (on a CPU), and within
+rounding where the units that several need run on all their states at once (see `stacked`).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from ..cache.errors import TalikError
 from ..extract.manifest.types import Question
 from ..extract.state import State
-from .answering import Prediction
-from .rungs import States, climb, states_above
+from .answering import Prediction, clip_order, gathered, in_order
+from .climbing import Known
+from .rungs import ClipRows, States, climb, clip_rows_of, states_above
 from .sources import CachedSource
+from .stacking import Member, Stacking
 from .training import Training
 from .workbench import Workbench, derived_seed
 
 
 def data_order(training: Training) -> tuple[Any, ...]:
     """What is equal for trainings that can share their batches."""
-    settings = training.settings
-    sizes = (settings.batch_size, settings.eval_batch_size, settings.drop_last, settings.num_threads)
     asked = tuple(tuple(q.id for q in training.questions[s]) for s in ("train", "val"))
-    return (training.seed, isinstance(training.source, CachedSource), *sizes, *asked)
+    return (training.seed, isinstance(training.source, CachedSource), training.settings.data_order, *asked)
 
 
 @dataclass
@@ -64,39 +67,40 @@ class SharedBatches:
         self._encoders = bench.encoders
         cached = [t.source.boundaries for t in trainings if isinstance(t.source, CachedSource)]
         starts = [m.starts() for m in self._models]
-        # Cached, a trunk begins where the store has it; live, at the lowest start.
-        begins = cached or starts
-        modalities = list(dict.fromkeys(m for given in begins for m in given))
-        lowest = {m: min(g[m] for g in begins if m in g) for m in modalities}
-        higher: dict[str, set[int]] = {m: set() for m in modalities}
-        for given in cached:
+        modalities = list(dict.fromkeys(m for given in starts for m in given))
+        lowest = {m: min(s[m] for s in starts if m in s) for m in modalities}
+        reads: dict[str, set[int]] = {m: set() for m in modalities}
+        for given in cached:  # what one of them has in the store spares the others units
             for modality, boundary in given.items():
-                higher[modality].add(boundary)
+                reads[modality].add(boundary)
         for model in self._models:
             for modality, several in model.reads().items():
-                higher[modality].update(several)
+                reads[modality].update(several)
         self._wanted = {
             m: sorted({s[m] for s in starts if m in s}.union(*(model.reads().get(m, ()) for model in self._models)))
             for m in modalities
         }
-        reads = {m: sorted(higher[m] - {lowest[m]}) for m in modalities}
-        self._source = bench.shared(lowest, reads, live=not cached)
+        self._source = bench.shared(lowest, {m: sorted(ks) for m, ks in reads.items()}, live=not cached)
 
     def batches(
-        self, questions: Iterable[Sequence[Question]], *, view_seed: int | None = None
+        self, questions: Iterable[Sequence[Question]], *, view_seed: int | None = None, by_clip: bool = False
     ) -> Iterator[tuple[Sequence[Question], list[States]]]:
         """Yield each batch's questions and every model's states, in the order of the trainings."""
-        for batch in self._source.batches(questions, view_seed=view_seed):
+        for batch in self._source.batches(questions, view_seed=view_seed, by_clip=by_clip):
             climbed = {
                 m: climb(self._encoders[m], [state, *states_above(batch.states, m)], self._wanted[m])
                 for m, state in batch.states.items()
             }
-            yield batch.questions, [self._for(model, climbed) for model in self._models]
+            clips = clip_rows_of(batch.states)
+            known = Known(state for states in climbed.values() for state in states.values())
+            yield batch.questions, [self._for(model, climbed, clips, known) for model in self._models]
 
-    def _for(self, model: Any, climbed: Mapping[str, Mapping[int, State]]) -> States:
+    def _for(
+        self, model: Any, climbed: Mapping[str, Mapping[int, State]], clips: ClipRows | None, known: Known
+    ) -> States:
         starts, reads = model.starts(), model.reads()
         above = {m: [climbed[m][k] for k in sorted(ks) if k > starts[m]] for m, ks in reads.items()}
-        return States({m: climbed[m][k] for m, k in starts.items()}, above)
+        return States({m: climbed[m][k] for m, k in starts.items()}, above, clips, known)
 
 
 class _Group:
@@ -106,15 +110,17 @@ class _Group:
         self.progress = progress
         self.outcome = Outcome()
         self._shared: tuple[tuple[Training, ...], SharedBatches] | None = None
+        self._stacking = Stacking(self.members[0].bench, self.size)
 
     def run(self) -> Outcome:
         """Epoch after epoch; after each, those that have ended are evaluated and leave."""
         lead = self.members[0]
         label = lead.label if self.size == 1 else f"{self.size} variants, seed {lead.seed}"
-        steps = lead.steps_per_epoch
-        total = steps * max(t.settings.epochs for t in self.members)
-        first = steps * min(t.at.epoch for t in self.members)
-        with tqdm(total=total, initial=first, desc=label, unit="batch", disable=not self.progress) as bar:
+        each = lead.questions_per_epoch
+        total = each * max(t.settings.epochs for t in self.members)
+        first = each * min(t.at.epoch for t in self.members)
+        with tqdm(total=total, initial=first, desc=label, unit=" questions", disable=not self.progress) as bar:
+            bar.set_postfix_str(lead.last_validation, refresh=False)  # of a run that goes on
             self._finish([t for t in self.members if t.ended])
             while self.members:
                 epoch = min(t.at.epoch for t in self.members)  # after a kill, some may be an epoch behind
@@ -132,12 +138,11 @@ class _Group:
         for training in active:
             training.begin_epoch()
         view_seed = derived_seed(lead.seed, f"view/{epoch}")
-        batches = self._shared_by(active).batches(lead.order(epoch), view_seed=view_seed)
-        for questions, states in batches:
-            for training, own in zip(active, states, strict=True):
-                if training in self.members:
-                    self._attempt(training, questions, own)
-            bar.update(1)
+        by_clip = lead.settings.group_by_clip
+        batches = self._shared_by(active).batches(lead.order(epoch), view_seed=view_seed, by_clip=by_clip)
+        for index, (questions, states) in enumerate(batches):
+            self._step([(t, own) for t, own in zip(active, states, strict=True) if t in self.members], questions)
+            bar.update(lead.batch_size(index))
         left = [t for t in active if t in self.members]
         if not left:
             return
@@ -147,24 +152,28 @@ class _Group:
             line = training.end_epoch(found, shared_seconds=shared)
             bar.set_postfix_str(line if self.size == 1 else f"{training.variant.name}: {line}")
 
-    def _attempt(self, training: Training, questions: Sequence[Question], states: States) -> None:
-        try:
-            with training.turn():
-                training.step(questions, states)
-        except TalikError as error:
-            if self.size == 1:
-                raise
-            self.outcome.failures[training.label] = str(error)
-            self.members.remove(training)
+    def _step(self, members: Sequence[Member], questions: Sequence[Question]) -> None:
+        """Train each on the batch; one that fails leaves, unless it is alone: then its error is the group's."""
+        for some in self._stacking.measured_parts(members):
+            for training, error in self._stacking.step(some, questions):
+                if self.size == 1:
+                    raise error
+                self.outcome.failures[training.label] = str(error)
+                self.members.remove(training)
 
     @torch.no_grad()
     def _answers(self, trainings: Sequence[Training], split: str) -> list[list[Prediction]]:
-        found: list[list[Prediction]] = [[] for _ in trainings]
-        for questions, states in self._shared_by(trainings).batches(trainings[0].in_order(split)):
-            for training, own, so_far in zip(trainings, states, found, strict=True):
-                with training.turn():
-                    so_far += training.answers(questions, own)
-        return found
+        found: list[list[list[Prediction]]] = [[] for _ in trainings]  # by batch
+        processes = trainings[0].processes
+        batches, order = trainings[0].in_order(split), clip_order(trainings[0].asked(split))
+        with ExitStack() as averaged:
+            for training in trainings:
+                averaged.enter_context(training.averaged())
+            for questions, states in self._shared_by(trainings).batches(processes.deal(batches), by_clip=True):
+                for some in self._stacking.parts(list(zip(trainings, states, strict=True))):
+                    for training, answers in self._stacking.answers(some, questions):
+                        found[trainings.index(training)].append(answers)
+        return [in_order(list(chain.from_iterable(gathered(processes, own))), order) for own in found]
 
     def _finish(self, ended: list[Training]) -> None:
         if not ended:
@@ -175,7 +184,7 @@ class _Group:
         predictions = self._answers(ended, ended[0].final_split)
         shared = self._share(ended, started)
         for training, found in zip(ended, predictions, strict=True):
-            training.finish(found, shared_seconds=shared, together=self.size)
+            training.finish(found, shared_seconds=shared, together=self.size, stacked=self._stacking.size > 1)
             self.members.remove(training)
 
     @staticmethod

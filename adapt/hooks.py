@@ -5,6 +5,9 @@ extra_loss() -> Tensor | None  added to the loss of each step
 after_step(step)               after each optimiser step (from 0), its gradients still there
 training_state() -> tensors    what an exact resume needs beside parameters and buffers
 load_training_state(tensors)   puts it back
+
+Training by several processes (`distributed`) takes an `extra_loss` only of an adapter that says
+`mixes_questions = False`: what it adds is of parameters alone, or a mean over the batch's questions.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ Letters: B items, T segments, L text tokens, N tokens, D channels; an encoder's 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +14,10 @@ from ..cache.errors import SettingsError
 from ..extract.encoders import Encoder
 from ..extract.state import State
 from .adapters.triple import Deltas, Triple
-from .insertion import Insertion, ResolvedInsertions
+from .climbing import Climb, Known, Steps, alone, graph_if
+from .insertion import ResolvedInsertions
 from .midway import place_after_attention, run_with_second
-from .rungs import climb, states_above
+from .rungs import by_question, climb, clip_rows_of, known_of, states_above
 
 MODALITIES = ("visual", "audio", "text")
 
@@ -35,6 +35,9 @@ class JointModel(nn.Module):
         head: called with the features and the text's mask.
         placement: "between" adds at the boundary; "parallel" adds to the output of the unit after it; "inside" is that
             of an adapter that trains inside units.
+
+    Attributes:
+        recompute_units: run units again in the backward pass instead of keeping their activations.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class JointModel(nn.Module):
         own: Mapping[str, Encoder] = getattr(adapter, "encoders", {}) if self.tunes_units else encoders
         object.__setattr__(self, "encoders", dict(own))
         object.__setattr__(self, "_places", {})
+        self.recompute_units = False
 
     encoders: dict[str, Encoder]
     _places: dict[tuple[str, int], nn.Module]  # by modality and unit: the module that its attention leaves by
@@ -80,8 +84,16 @@ class JointModel(nn.Module):
         return bool(self.adapter.residual) or not self._rungs(modality)  # type: ignore[union-attr]
 
     def forward(self, states: Mapping[str, State], num_segments: int) -> Tensor:
-        """Logits (B, C) from states at or below `starts()`; B·T rows for visual and audio, B for text."""
-        features = self.features(states, num_segments)
+        """Logits (B, C) from states at or below `starts()`; B·T rows for visual and audio, B for text.
+
+        Where the states hold each clip's rows once (see `ClipRows`), all that lies below the first adapter that reads
+        the question, or else below the head, runs once a clip.
+        """
+        return alone(self.steps(states, num_segments))
+
+    def steps(self, states: Mapping[str, State], num_segments: int) -> Steps[Tensor]:
+        """The forward pass as a generator of the units that it needs run (see `climbing`)."""
+        features = yield from self._features(states, num_segments, None)
         return self.head(features, text_mask(states))
 
     def with_gates(self, states: Mapping[str, State], num_segments: int) -> tuple[Tensor, list[dict[str, Tensor]]]:
@@ -93,29 +105,78 @@ class JointModel(nn.Module):
         if not getattr(self.adapter, "has_gates", False):
             raise SettingsError("gates: this adapter has none; expected one with a selection, for instance trimodal")
         gates: list[dict[str, Tensor]] = []
-        features = self.features(states, num_segments, gates=gates)
+        features = self.features(by_question(states), num_segments, gates=gates)
         return self.head(features, text_mask(states)), gates
 
     def features(
         self, states: Mapping[str, State], num_segments: int, *, gates: list[dict[str, Tensor]] | None = None
     ) -> dict[str, Tensor]:
         """What the head reads: visual and audio (B, T, N, D), text (B, L, D); each insertion's gates go to `gates`."""
+        return alone(self._features(states, num_segments, gates))
+
+    def _features(
+        self, states: Mapping[str, State], num_segments: int, gates: list[dict[str, Tensor]] | None
+    ) -> Steps[dict[str, Tensor]]:
         if getattr(self.adapter, "beside", False):
             return self._beside(states, num_segments)
         live = dict(states)
+        clips, known = clip_rows_of(states), known_of(states)
+        by_clip = set() if clips is None else set(live) - {"text"}
         for index, insertion in enumerate(() if self.tunes_units else self.insertions.insertions):
-            live = self._meet(live, insertion, index, num_segments, gates)
+            below = yield {m: self._climb(m, live[m], k, known) for m, k in insertion.boundaries.items() if m in live}
+            spread = by_clip & set(below) if self._mixes(index, below, by_clip) else set()
+            met = {m: clips.spread(s) if clips and m in spread else s for m, s in below.items()}
+            deltas, second = self._deltas(index, met, num_segments, gates)
+            if second is not None:
+                met, deltas = self._second(met, deltas, second, num_segments)
+            elif self.placement == "parallel":  # a unit that no question has entered yet runs once a clip
+                after = yield {m: self._climb(m, s, s.boundary + 1, known) for m, s in below.items()}
+                met = {m: clips.spread(s) if clips and m in spread else s for m, s in after.items()}
+            by_clip -= spread
+            live |= {m: _added(m, s, deltas.get(m)) for m, s in met.items()}
+        ends = yield {m: self._climb(m, s, self.encoders[m].num_units, known) for m, s in live.items()}
         out = {}
-        for modality, state in live.items():
+        for modality, state in ends.items():
             encoder = self.encoders[modality]
-            with _graph_if(state.hidden.requires_grad or self._tunes(modality)):
-                end = encoder.features(encoder.finish(encoder.run(state, state.boundary, encoder.num_units)))
-            out[modality] = end if modality == "text" else _by_segment(end, num_segments)
+            with graph_if(state.hidden.requires_grad):
+                end = encoder.features(encoder.finish(state))
+            end = end if modality == "text" else _by_segment(end, num_segments)
+            out[modality] = clips.repeat(end) if clips and modality in by_clip else end
         return out
+
+    def _climb(self, modality: str, state: State, boundary: int, known: Known | None = None) -> Climb:
+        return Climb(
+            encoder=self.encoders[modality],
+            state=state,
+            stop=boundary,
+            graph=state.hidden.requires_grad or self._tunes(modality),
+            recompute=self.recompute_units,
+            known=known,
+        )
+
+    def _mixes(self, index: int, below: Mapping[str, State], by_clip: set[str]) -> bool:
+        """Whether what meets at an insertion needs rows for each question: one enters here, or has entered a part."""
+        here = self.adapter.at(index)  # type: ignore[union-attr,operator]
+        enters = "text" in below and getattr(here, "question_enters", True)
+        return enters or not set(below) - {"text"} <= by_clip
+
+    def _deltas(
+        self, index: int, met: dict[str, State], num_segments: int, gates: list[dict[str, Tensor]] | None
+    ) -> tuple[Deltas, nn.Module | None]:
+        """What the adapter at an insertion gives, and its second half, where it has one."""
+        here, triple = self.adapter.at(index), _triple(met, num_segments)  # type: ignore[union-attr,operator]
+        second = getattr(here, "second", None)
+        if gates is None:
+            return here(triple), second
+        deltas, shown = here(triple, return_gates=True)
+        gates.append(shown)
+        return deltas, second
 
     def _beside(self, states: Mapping[str, State], num_segments: int) -> dict[str, Tensor]:
         """The features where the adapter reads the frozen states and adds to their ends: no unit is in any graph."""
         assert self.adapter is not None
+        if getattr(self.adapter, "question_enters", True):
+            states = by_question(states)
         found = {m: climb(self.encoders[m], [s, *states_above(states, m)], self.reads()[m]) for m, s in states.items()}
         ends = {}
         with torch.no_grad():
@@ -132,36 +193,11 @@ class JointModel(nn.Module):
         out = {m: end if m == "text" else _by_segment(end, num_segments) for m, end in ends.items()}
         for modality, delta in self.adapter(rungs, num_tokens).items():
             out[modality] = out[modality] + delta if modality in out else delta
-        return out
+        clips = clip_rows_of(states)
+        return {m: end if clips is None or m == "text" else clips.repeat(end) for m, end in out.items()}
 
     def _tunes(self, modality: str) -> bool:
         return self.tunes_units and bool(self.insertions.of(modality))
-
-    def _meet(
-        self,
-        live: dict[str, State],
-        insertion: Insertion,
-        index: int,
-        num_segments: int,
-        gates: list[dict[str, Tensor]] | None,
-    ) -> dict[str, State]:
-        at = {m: self._run(m, live[m], k) for m, k in insertion.boundaries.items() if m in live}
-        assert self.adapter is not None
-        here, triple = self.adapter.at(index), _triple(at, num_segments)  # type: ignore[operator]
-        deltas: Deltas
-        if gates is None:
-            deltas = here(triple)
-        else:
-            deltas, shown = here(triple, return_gates=True)
-            gates.append(shown)
-        second = getattr(here, "second", None)
-        if second is not None:
-            at, deltas = self._second(at, deltas, second, num_segments)
-        for modality, state in at.items():
-            if self.placement == "parallel" and second is None:
-                state = self._run(modality, state, state.boundary + 1)
-            at[modality] = _added(modality, state, deltas.get(modality))
-        return {**live, **at}
 
     def _second(
         self, at: dict[str, State], deltas: Deltas, second: nn.Module, num_segments: int
@@ -173,7 +209,7 @@ class JointModel(nn.Module):
         for modality, state in at.items():
             delta = deltas.get(modality)
             if delta is None:
-                middle[modality], after[modality] = state, self._run(modality, state, state.boundary + 1)
+                middle[modality], after[modality] = state, self._climb(modality, state, state.boundary + 1).run()
                 continue
             key = (modality, state.boundary)
             if key not in self._places:
@@ -181,10 +217,6 @@ class JointModel(nn.Module):
             flat = delta.reshape(state.tokens().shape)
             middle[modality], after[modality] = run_with_second(self.encoders[modality], state, self._places[key], flat)
         return after, second(_triple(middle, num_segments))
-
-    def _run(self, modality: str, state: State, boundary: int) -> State:
-        with _graph_if(state.hidden.requires_grad):
-            return self.encoders[modality].run(state, state.boundary, boundary)
 
 
 def text_mask(states: Mapping[str, State]) -> Tensor | None:
@@ -216,8 +248,3 @@ def _added(modality: str, state: State, delta: Tensor | None) -> State:
 
 def _by_segment(tokens: Tensor, num_segments: int) -> Tensor:
     return tokens.reshape(-1, num_segments, *tokens.shape[1:])
-
-
-def _graph_if(needed: bool) -> nullcontext[None] | torch.no_grad:
-    """Build no graph where nothing trainable lies below."""
-    return nullcontext() if needed else torch.no_grad()

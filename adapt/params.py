@@ -1,12 +1,14 @@
-"""Counts and groups of trainable parameters."""
+"""Counts and groups of trainable parameters, and their optimiser."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
+from .experiment import TrainSettings
 from .joint import JointModel
 
 
@@ -22,6 +24,14 @@ def parameter_line(model: JointModel) -> str:
     """The count as PEFT prints it."""
     trainable, every = count_parameters(model)
     return f"trainable params: {trainable:,} || all params: {every:,} || trainable%: {100 * trainable / every:.4f}"
+
+
+def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
+    """AdamW on what of a model is trained, at the settings' peak rates."""
+    head_lr = settings.lr if settings.head_lr is None else settings.head_lr
+    return torch.optim.AdamW(
+        parameter_groups(model, lr=settings.lr, head_lr=head_lr, weight_decay=settings.weight_decay)
+    )
 
 
 def parameter_groups(model: nn.Module, *, lr: float, head_lr: float, weight_decay: float) -> list[dict[str, Any]]:

@@ -12,8 +12,8 @@ import torch
 from ..cache.errors import MissingMediaError, RunError, SettingsError
 from ..extract.manifest.types import Clip, Manifest, Question
 from .answering import forward
-from .evaluate import experiment_of
 from .gates import gate_records
+from .runconfig import experiment_of
 from .runfolder import RunFolder
 from .save import load_adapter
 from .workbench import Workbench

@@ -16,15 +16,17 @@ import json
 import os
 import shutil
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 from safetensors import SafetensorError
 
-from ..cache.errors import RunError
+from ..cache.durable import open_alone
+from ..cache.errors import RunError, RunLockedError
+from ..cache.lock import holder, sign
 
 
 class RunFolder:
@@ -56,14 +58,26 @@ class RunFolder:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise RunError(f"{self.path / 'config.toml'}: not valid TOML: {error}") from None
 
-    def begin(self, config: Mapping[str, Any], *, resume: bool) -> None:
+    def begin(
+        self,
+        config: Mapping[str, Any],
+        *,
+        resume: bool,
+        older: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda config: config,
+    ) -> None:
         """Claim the folder for a run with this configuration.
+
+        Args:
+            config: every setting, as plain values.
+            resume: go on with an unfinished run.
+            older: completes a configuration that an earlier version wrote.
 
         Raises:
             RunError: the folder holds a run with other settings, or an unfinished one and `resume` is not asked for.
         """
         if (self.path / "config.toml").exists():
-            differs = _differences(self.config(), dict(config))
+            there = self.config()
+            differs = _differences(there, dict(config)) and _differences(dict(older(there)), dict(config))
             if differs:
                 raise RunError(
                     f"{self.path}: holds a run with other settings ({'; '.join(differs[:3])}); rename the variant, "
@@ -74,6 +88,30 @@ class RunFolder:
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         self._write("config.toml", tomli_w.dumps(dict(config)))
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be the one process, on all machines that share the disk, that trains this run; the kernel sees to its end.
+
+        Raises:
+            RunLockedError: another is.
+        """
+        path = self.path / ".lock"
+        with writing(path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                descriptor = open_alone(path, wait=False)
+            except BlockingIOError:
+                raise RunLockedError(
+                    f"{self.path}: {holder(path)} is training this run; wait for it to end, or stop it, and run again"
+                ) from None
+        sign(descriptor)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()
+            os.close(descriptor)
 
     def result(self) -> dict[str, Any]:
         """The finished run's result."""

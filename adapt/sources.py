@@ -31,13 +31,16 @@ from ..extract.settings import EncoderSettings
 from ..extract.state import State
 from ..extract.work import clip_identity, text_identity
 from .pinned import ReadSettings, Transfers, pinned_allocator
-from .rungs import States
+from .rungs import ClipRows, States
 from .views import mixed_views, view_readers
 
 
 @dataclass(frozen=True)
 class JointBatch:
-    """The states of B questions: visual and audio of B·T rows (t fastest), text of B rows."""
+    """The states of B questions: visual and audio of B·T rows (t fastest), text of B rows.
+
+    Where they were asked for by clip, visual and audio have the rows of each clip once (see `ClipRows`).
+    """
 
     questions: tuple[Question, ...]
     states: Mapping[str, State]
@@ -50,7 +53,7 @@ class Source(Protocol):
 
     def why_not(self, question: Question) -> str: ...
 
-    def batches(self, questions: Iterable[Sequence[Question]]) -> Iterator[JointBatch]: ...
+    def batches(self, questions: Iterable[Sequence[Question]], *, by_clip: bool = False) -> Iterator[JointBatch]: ...
 
 
 class CachedSource:
@@ -136,12 +139,15 @@ class CachedSource:
         reason = reasons.get(source or question.clip_id, "")
         return f"clip {question.clip_id!r}" + (f" ({reason})" if reason else "")
 
-    def batches(self, questions: Iterable[Sequence[Question]], *, view_seed: int | None = None) -> Iterator[JointBatch]:
+    def batches(
+        self, questions: Iterable[Sequence[Question]], *, view_seed: int | None = None, by_clip: bool = False
+    ) -> Iterator[JointBatch]:
         """Yield one batch of states for each list of questions; reading runs ahead in a thread a modality.
 
         Args:
             questions: one list a batch.
             view_seed: stands for a run's seed and epoch, and draws each clip's view; None for the plain view.
+            by_clip: give each clip's rows once a batch, with the index that spreads them to its questions.
 
         Raises:
             MissingItemError: a clip or text that was never extracted.
@@ -151,11 +157,16 @@ class CachedSource:
         readers = {m: (reader, *self._above.get(m, ())) for m, reader in self._readers.items()}
         streams = {m: [self._stream(m, r, asked, view_seed) for r in several] for m, several in readers.items()}
         for batch in asked:
+            clips = _clip_rows(batch) if by_clip else None
             states = {
-                m: [self._state(m, r, next(s), batch) for r, s in zip(several, streams[m], strict=True)]
+                m: [
+                    self._state(m, r, next(s), None if clips is not None and m != "text" else _places(m, batch))
+                    for r, s in zip(several, streams[m], strict=True)
+                ]
                 for m, several in readers.items()
             }
-            yield JointBatch(batch, States({m: s[0] for m, s in states.items()}, {m: s[1:] for m, s in states.items()}))
+            above = {m: s[1:] for m, s in states.items()}
+            yield JointBatch(batch, States({m: s[0] for m, s in states.items()}, above, clips))
 
     def _stream(
         self, modality: str, reader: BoundaryReader, asked: Sequence[Sequence[Question]], view_seed: int | None
@@ -209,13 +220,15 @@ class CachedSource:
         key = digest_media(media)
         return key if key in self._known[modality] else ""
 
-    def _state(self, modality: str, reader: BoundaryReader, stored: Batch, batch: Sequence[Question]) -> State:
+    def _state(self, modality: str, reader: BoundaryReader, stored: Batch, places: Tensor | None) -> State:
+        """The state of what was read, each item at the `places` that name it, or once where there are none."""
         encoder = self._encoders[modality]
-        places = _places(modality, batch)
+        if places is not None and len(places) == len(stored.hidden):  # each once, in their order
+            places = None
         with self._transfers.of(stored) as to_device:
-            hidden = _as_states(to_device(stored.hidden), stored.dtype)[places]
-            inputs = {name: to_device(value)[places] for name, value in stored.inputs.items()}
-            lengths = None if stored.lengths is None else to_device(stored.lengths)[places]
+            hidden = _as_states(to_device(stored.hidden), stored.dtype, places)
+            inputs = {name: _at(to_device(value), places) for name, value in stored.inputs.items()}
+            lengths = None if stored.lengths is None else _at(to_device(stored.lengths), places)
         if modality == "text":
             assert lengths is not None
             return encoder.restore(hidden, reader.spec.boundary, inputs, lengths=lengths)
@@ -249,17 +262,26 @@ class LiveSource:
         """What of the question is not there."""
         return f"clip {question.clip_id!r} (the file is missing)"
 
-    def batches(self, questions: Iterable[Sequence[Question]], *, view_seed: int | None = None) -> Iterator[JointBatch]:
+    def batches(
+        self, questions: Iterable[Sequence[Question]], *, view_seed: int | None = None, by_clip: bool = False
+    ) -> Iterator[JointBatch]:
         """Yield one batch of states for each list of questions; always the plain view, whatever `view_seed` is.
+
+        Args:
+            questions: one list a batch.
+            view_seed: of no effect.
+            by_clip: give each clip's rows once a batch, with the index that spreads them to its questions.
 
         Raises:
             MediaError: a file that cannot be decoded.
         """
         for batch in questions:
-            yield JointBatch(tuple(batch), {m: self._state(m, batch) for m in self._starts})
+            clips = _clip_rows(batch) if by_clip else None
+            states = {m: self._state(m, batch, once=clips is not None and m != "text") for m in self._starts}
+            yield JointBatch(tuple(batch), States(states, clip_rows=clips))
 
     @torch.no_grad()
-    def _state(self, modality: str, batch: Sequence[Question]) -> State:
+    def _state(self, modality: str, batch: Sequence[Question], *, once: bool) -> State:
         encoder = self._encoders[modality]
         distinct = _distinct(modality, batch)
         if modality == "text":
@@ -270,7 +292,7 @@ class LiveSource:
         places = _places(modality, batch)
         if modality == "text":
             inputs = {k: v[places.to(v.device)] for k, v in inputs.items()}
-        else:
+        elif not once:
             t = encoder.rows_per_clip(self._sampling.num_segments)
             rows = (places[:, None] * t + torch.arange(t)).flatten()
             inputs = {k: v[rows.to(v.device)] for k, v in inputs.items()}
@@ -343,5 +365,20 @@ def _places(modality: str, batch: Sequence[Question]) -> Tensor:
     return torch.tensor([order[name] for name in names])
 
 
-def _as_states(tensor: Tensor, dtype: str) -> Tensor:
-    return (tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor).float()
+def _clip_rows(batch: Sequence[Question]) -> ClipRows | None:
+    """Which clip each question is about, None where no two are about one."""
+    of = _places("visual", batch)
+    num = int(of.max()) + 1
+    return ClipRows(of, num) if num < len(of) else None
+
+
+def _at(values: Tensor, places: Tensor | None) -> Tensor:
+    """A copy in either case: what was read lies in buffers that the reader uses again."""
+    return values.clone() if places is None else values[places]
+
+
+def _as_states(tensor: Tensor, dtype: str, places: Tensor | None) -> Tensor:
+    """What was read as float32, arranged while it is small; a copy in any case, for the same reason."""
+    arranged = tensor if places is None else tensor[places]
+    states = arranged.view(torch.bfloat16) if dtype == "bfloat16" else arranged
+    return states.to(torch.float32, copy=places is None)

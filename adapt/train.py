@@ -6,16 +6,16 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from ..cache.errors import RunError
-from ..cache.settings import to_mapping
 from ..extract.manifest.describe import describe
-from .experiment import Experiment, TrainSettings, VariantSettings, load_experiment
+from .distributed import Processes, joined
+from .experiment import Experiment, load_experiment
 from .fused import train_together
+from .runconfig import claim, run_config
 from .runfolder import RunFolder
 from .training import Training
 from .workbench import Workbench
@@ -53,6 +53,8 @@ def adapt(
 ) -> RunResult:
     """Train one variant of an experiment on the cached states, and evaluate it.
 
+    Under torchrun its processes train it together, each on its own questions of every batch (`distributed`).
+
     Args:
         experiment: an experiment's TOML, or the experiment itself.
         variant: the name of one of its variants.
@@ -69,33 +71,57 @@ def adapt(
     """
     if not isinstance(experiment, Experiment):
         experiment = load_experiment(experiment)
-    chosen = experiment.variant(variant)
-    folder = RunFolder(experiment.runs / chosen.name / f"seed{seed}")
-    settings = experiment.train_settings(chosen)
-    folder.begin(run_config(experiment, chosen, settings, seed), resume=resume)
+    with joined(device) as processes:
+        bench = workbench or Workbench(experiment, device=processes.device)
+        with processes.in_turn():
+            opened = open_training(bench, variant, seed, resume=resume, live=live, processes=processes)
+        if isinstance(opened, RunResult):
+            return opened
+        processes.agree(opened.model, opened.loss)
+        progress = progress and processes.leads
+        for line in describe(bench.manifest, brief=True) if progress and workbench is None else ():
+            tqdm.write(line, file=sys.stderr)
+        train_together([opened], progress=progress)
+        processes.wait()  # until the result is written
+        return result_of(opened.folder)
+
+
+def open_training(
+    bench: Workbench,
+    variant: str,
+    seed: int,
+    *,
+    resume: bool = False,
+    live: bool = False,
+    processes: Processes | None = None,
+) -> Training | RunResult:
+    """Claim a run's folder and open its training, brought to where it was interrupted; its result where it is done.
+
+    The number of threads that the settings ask for is set here, so that whatever the training computes is computed
+    with it.
+
+    Args:
+        bench: of the experiment.
+        variant: the name of one of its variants.
+        seed: of the weights, the order of the data and dropout.
+        resume: go on with an unfinished run of the same settings.
+        live: decode and encode the media files for every batch, without a store.
+        processes: those that train it together; the first of them claims the folder for all.
+
+    Raises:
+        SettingsError, ManifestError, StoreError: what the experiment names is not there or does not fit.
+        RunError: the run's folder is another run's, or an unfinished one and `resume` is not asked for.
+    """
+    chosen = bench.experiment.variant(variant)
+    settings = bench.experiment.train_settings(chosen)
+    folder = RunFolder(bench.experiment.runs / chosen.name / f"seed{seed}")
+    if processes is None or processes.leads:
+        claim(folder, run_config(bench.experiment, chosen, settings, seed), resume=resume)
     if folder.done:
         return result_of(folder, skipped=True)
-    if settings.num_threads and device == "cpu":
+    if settings.num_threads and torch.device(bench.device).type == "cpu":
         torch.set_num_threads(settings.num_threads)
-    bench = workbench or Workbench(experiment, device=device)
-    for line in describe(bench.manifest, brief=True) if progress and workbench is None else ():
-        tqdm.write(line, file=sys.stderr)
-    train_together([Training(bench, chosen, settings, seed, folder, live=live)], progress=progress)
-    return result_of(folder)
-
-
-def run_config(experiment: Experiment, variant: VariantSettings, train: TrainSettings, seed: int) -> dict[str, Any]:
-    """Everything that a run depends on, as plain values: written into its folder."""
-    extraction = experiment.extraction
-    config: dict[str, Any] = {"experiment": experiment.name, "variant": variant.name, "seed": seed}
-    for name, part in (("data", extraction.data), ("encoders", extraction.encoders), ("store", extraction.store)):
-        config[name] = to_mapping(part)
-    config["task"] = to_mapping(experiment.task)
-    config["train"] = to_mapping(train)
-    config["adapter"] = to_mapping(variant.adapter)
-    config["insertion"] = to_mapping(variant.insertion if variant.insertion is not None else "none")
-    config["placement"] = variant.placement
-    return config
+    return Training(bench, chosen, settings, seed, folder, live=live, processes=processes)
 
 
 def result_of(folder: RunFolder, *, skipped: bool = False) -> RunResult:

@@ -73,15 +73,21 @@ class UnitCopies:
 
     def in_place(self) -> Encoder:
         """An encoder that runs the copies where the originals were, and shares everything else with the original."""
-        trunk = copy.copy(self.encoder.trunk)
-        trunk.links = list(trunk.links)
-        for index in self._links:
-            link = trunk.links[index]
-            trunk.links[index] = dataclasses.replace(link, module=self.tree.get_submodule(link.name))
-        tuned = copy.copy(self.encoder)
-        tuned.trunk = trunk
-        tuned.units = trunk.units()
-        return tuned
+        trunk = self.encoder.trunk
+        copies = {i: self.tree.get_submodule(trunk.links[i].name) for i in self._links}
+        return with_modules(self.encoder, copies)
+
+
+def with_modules(encoder: Encoder, modules: Mapping[int, nn.Module]) -> Encoder:
+    """An encoder with other modules at some links of its trunk, which shares everything else with the original."""
+    trunk = copy.copy(encoder.trunk)
+    trunk.links = list(trunk.links)
+    for index, module in modules.items():
+        trunk.links[index] = dataclasses.replace(trunk.links[index], module=module)
+    changed = copy.copy(encoder)
+    changed.trunk = trunk
+    changed.units = trunk.units()
+    return changed
 
 
 class TunedUnits(nn.Module):

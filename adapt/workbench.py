@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..cache.errors import ManifestError, SettingsError
 from ..cache.store import FeatureStore
+from ..extract.devices import usable_device
 from ..extract.encoders import Encoder
 from ..extract.features import FeatureEncoder, open_features_encoder
 from ..extract.manifest.load import load_manifest
@@ -19,6 +21,7 @@ from ..extract.sampling import Sampling, sampling_of
 from ..extract.settings import EncoderSettings
 from ..extract.work import boundary_states, open_encoder
 from .adapters.registry import adapter_kind, adapter_settings
+from .compiling import CompiledUnits, compiled_encoder
 from .experiment import Experiment, VariantSettings
 from .insertion import Placement, ResolvedInsertions, resolve_insertions
 from .joint import JointModel
@@ -36,7 +39,9 @@ class Workbench:
 
     def __init__(self, experiment: Experiment, *, device: str = "cpu") -> None:
         self.experiment = experiment
-        self.device = device
+        self.device = str(usable_device(device))
+        self._sources: dict[Any, CachedSource] = {}
+        self._units: CompiledUnits = {}
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -74,7 +79,7 @@ class Workbench:
     @cached_property
     def store(self) -> FeatureStore:
         """The feature store, open for reading."""
-        return FeatureStore.open(self.experiment.extraction.store_path, mode="r")
+        return self.experiment.extraction.open_store()
 
     @cached_property
     def channels(self) -> dict[str, list[int]]:
@@ -147,27 +152,40 @@ class Workbench:
         model = JointModel(encoders, insertions, adapter, head, placement=placement)
         return model.to(self.device)
 
+    def compiled(self, encoders: Mapping[str, Encoder]) -> dict[str, Encoder]:
+        """These encoders with their units under torch.compile; a unit that several models share is compiled once.
+
+        Raises:
+            SettingsError: not on a CUDA device.
+        """
+        if torch.device(self.device).type != "cuda":
+            raise SettingsError(f"compile: is for CUDA, found device {self.device}; remove it, or add --device cuda")
+        return {m: compiled_encoder(e, self._units) for m, e in encoders.items()}
+
     def cached(self, model: JointModel) -> CachedSource:
         """Batches for this model out of the store."""
-        return self._cached(model.encoders, model.starts(), model.reads())
+        return self._cached(model.starts(), model.reads())
 
-    def _cached(
-        self, encoders: Mapping[str, Encoder], starts: Mapping[str, int], reads: Mapping[str, Sequence[int]]
-    ) -> CachedSource:
-        settings = self.experiment.extraction.store
-        return CachedSource(
-            self.store,
-            self.manifest,
-            encoders,
-            starts,
-            self.sampling,
-            dtype=settings.dtype,
-            verify=settings.verify,
-            read_path=settings.read_path,
-            device=self.device,
-            reads=reads,
-            views=dict(self.experiment.extraction.encoders.items()),
-        )
+    def _cached(self, starts: Mapping[str, int], reads: Mapping[str, Sequence[int]]) -> CachedSource:
+        """The source of these boundaries, opened once: what a model trains its own copies of lies above its start."""
+        above = {m: tuple(sorted(k for k in set(reads.get(m, ())) if k > start)) for m, start in starts.items()}
+        key = (tuple(sorted(starts.items())), tuple(sorted(above.items())))
+        if key not in self._sources:
+            settings = self.experiment.extraction.store
+            self._sources[key] = CachedSource(
+                self.store,
+                self.manifest,
+                {m: self.encoders[m] for m in starts},
+                starts,
+                self.sampling,
+                dtype=settings.dtype,
+                verify=settings.verify,
+                read_path=settings.read_path,
+                device=self.device,
+                reads={m: ks for m, ks in above.items() if ks},
+                views=dict(self.experiment.extraction.encoders.items()),
+            )
+        return self._sources[key]
 
     def live(self, model: JointModel) -> LiveSource:
         """Batches for this model computed from the media files."""
@@ -183,12 +201,11 @@ class Workbench:
         self, starts: Mapping[str, int], reads: Mapping[str, Sequence[int]], *, live: bool
     ) -> CachedSource | LiveSource:
         """Batches for several models trained together: states at `starts`, and at what is stored of `reads`."""
-        encoders = {m: self.encoders[m] for m in starts}
         if not live:
-            return self._cached(encoders, starts, reads)
+            return self._cached(starts, reads)
         if any(settings.views for _, settings in self.experiment.extraction.encoders.items()):
             raise SettingsError("views: augmented views come from the store; leave out --live, or the views")
-        return self._live(encoders, starts)
+        return self._live({m: self.encoders[m] for m in starts}, starts)
 
     def questions(self, split: str) -> tuple[Question, ...]:
         """The questions of a split, or a ManifestError if there is none."""

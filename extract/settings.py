@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..cache.errors import SettingsError, unknown_name
+from ..cache.object_address import ObjectAddress, is_object_url
 from ..cache.settings import from_mapping
+from ..cache.store import FeatureStore
 from .augment_settings import AugmentSettings, check_modality, check_views
+from .engine.settings import EngineSettings
 from .manifest.settings import DataSettings
 from .picture_settings import PictureSettings
 
 MODALITIES = ("visual", "audio", "text")
-EXPERIMENT_TABLES = ("data", "encoders", "store", "task", "train", "variants", "sweep", "engine")
+EXPERIMENT_TABLES = ("data", "encoders", "store", "task", "train", "variants", "sweep", "log", "engine")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +121,13 @@ class StoreSettings:
     """Where and how the states lie.
 
     Args:
-        path: the store's folder, relative to the experiment's file.
+        path: the store's folder, relative to the experiment's file; or a URL of object storage, such as
+            "s3://bucket/features.zarr".
+        storage: of object storage: `endpoint_url`, `region` and what else obstore knows, and `retry_seconds`, for how
+            long it is asked when it does not answer (120). Secrets come from the environment.
+        cache_dir: of object storage: the folder on this machine's own disk where shards are brought to when they are
+            read, relative to the experiment's file; by default in the user's cache folder.
+        cache_gb: of object storage: what they may take there; 50 by default.
         dtype: storage data type of the states; int8 has a scale for each token, and its measured error stands in the
             provenance.
         verify: when checksums are compared while training: at an item's first read, at each, or never.
@@ -131,6 +140,9 @@ class StoreSettings:
     """
 
     path: str = "features.zarr"
+    storage: dict[str, Any] = field(default_factory=dict)
+    cache_dir: str | None = None
+    cache_gb: float | None = None
     dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float16"
     verify: Literal["first", "always", "never"] = "first"
     read_path: Literal["auto", "mmap", "preadv"] = "auto"
@@ -141,6 +153,10 @@ class StoreSettings:
         if self.shard_items is not None and self.shard_items < 1:
             raise SettingsError(f"shard_items: found {self.shard_items}, expected at least 1")
         _ = self.disk_budget_bytes
+        if is_object_url(self.path):
+            ObjectAddress(url=self.path, options=self.storage, cache_gb=self.cache_gb)
+        elif self.storage or self.cache_dir is not None or self.cache_gb is not None:
+            raise SettingsError(f"storage, cache_dir, cache_gb: {self.path!r} is no object storage; remove the keys")
 
     @property
     def disk_budget_bytes(self) -> int | None:
@@ -160,6 +176,7 @@ class ExtractSettings:
     data: DataSettings
     encoders: EncodersSettings
     store: StoreSettings = field(default_factory=StoreSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
     base: Path = Path()
 
     def __post_init__(self) -> None:
@@ -176,8 +193,27 @@ class ExtractSettings:
 
     @property
     def store_path(self) -> Path:
-        """The store's folder."""
-        return (self.base / Path(self.store.path).expanduser()).resolve()
+        """The store's folder; of a store in object storage, the folder of this machine that stands for it."""
+        return store_folder(self.store, self.base)
+
+    def open_store(self, mode: Literal["r", "a"] = "r") -> FeatureStore:
+        """Open the store; see `FeatureStore.open`."""
+        if not is_object_url(self.store.path):
+            return FeatureStore.open(self.store_path, mode)
+        at = _address(self.store, self.base)
+        return FeatureStore.open(at.url, mode, storage_options=at.options, cache_dir=at.cache_dir, cache_gb=at.cache_gb)
+
+
+def store_folder(store: StoreSettings, base: Path) -> Path:
+    """Return `ExtractSettings.store_path` of settings whose relative paths count from `base`."""
+    if is_object_url(store.path):
+        return _address(store, base).write_folder
+    return (base / Path(store.path).expanduser()).resolve()
+
+
+def _address(store: StoreSettings, base: Path) -> ObjectAddress:
+    cache = None if store.cache_dir is None else str((base / Path(store.cache_dir).expanduser()).resolve())
+    return ObjectAddress(url=store.path, options=store.storage, cache_dir=cache, cache_gb=store.cache_gb)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -202,13 +238,17 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def extract_settings(tables: Mapping[str, Any], *, path: Path) -> ExtractSettings:
     """Build stage 1's settings from an experiment's tables; messages begin with the file's name."""
-    wanted = {name: tables[name] for name in ("data", "encoders", "store") if name in tables}
+    wanted = {name: tables[name] for name in ("data", "encoders", "store", "engine") if name in tables}
     try:
         parsed = from_mapping(_Tables, wanted, where="")
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from None
     return ExtractSettings(
-        data=parsed.data, encoders=_planned(parsed.encoders, Path(path)), store=parsed.store, base=Path(path).parent
+        data=parsed.data,
+        encoders=_planned(parsed.encoders, Path(path)),
+        store=parsed.store,
+        engine=parsed.engine,
+        base=Path(path).parent,
     )
 
 
@@ -238,3 +278,4 @@ class _Tables:
     data: DataSettings
     encoders: EncodersSettings
     store: StoreSettings = field(default_factory=StoreSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)

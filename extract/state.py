@@ -139,16 +139,24 @@ class State:
         starts = [sum(bounds[:i]) for i in range(len(bounds))]
         return [self._rows(slice(start, start + size)) for start, size in zip(starts, bounds, strict=True)]
 
-    def _rows(self, rows: slice) -> State:
-        hidden = self.hidden[rows]
+    def take(self, rows: Tensor) -> State:
+        """Return the items at `rows` (n,) int64, in that order, an item as often as it is named, with their context."""
+        return self._rows(rows)
+
+    def _rows(self, rows: slice | Tensor) -> State:
+        hidden = self.hidden.index_select(0, rows) if isinstance(rows, Tensor) else self.hidden[rows]
         inputs = {name: tensor[rows] for name, tensor in self.context.inputs.items()}
         context = self.context.rebuild(inputs, hidden.shape[0], self.context.signature, hidden.device)
         lengths = None if self.lengths is None else self.lengths[rows]
         return self.replace(hidden=hidden, lengths=lengths, context=context)
 
     @staticmethod
-    def concat(states: Sequence[State]) -> State:
+    def concat(states: Sequence[State], *, context: Context | None = None) -> State:
         """Join states along the batch; shorter texts are padded with zeros, and the context is rebuilt for the whole.
+
+        Args:
+            states: of one boundary.
+            context: that of the whole, where it is known from states of the same items at another boundary.
 
         Raises:
             SettingsError: no states, or states of different boundaries or layouts.
@@ -161,9 +169,10 @@ class State:
                 found = f"boundary {state.boundary} {state.layout} beside {first.boundary} {first.layout}"
                 raise SettingsError(f"State.concat: found {found}, expected one boundary and layout")
         hidden = _join([s.hidden for s in states])
-        inputs = {name: _join([s.context.inputs[name] for s in states]) for name in first.context.inputs}
-        longest = max(states, key=lambda s: s.hidden.shape[1] if s.layout == "NLC" else 0)
-        context = first.context.rebuild(inputs, hidden.shape[0], longest.context.signature, hidden.device)
+        if context is None:
+            inputs = {name: _join([s.context.inputs[name] for s in states]) for name in first.context.inputs}
+            longest = max(states, key=lambda s: s.hidden.shape[1] if s.layout == "NLC" else 0)
+            context = first.context.rebuild(inputs, hidden.shape[0], longest.context.signature, hidden.device)
         lengths = None
         if all(s.lengths is not None for s in states):
             lengths = torch.cat([s.lengths for s in states if s.lengths is not None])

@@ -52,6 +52,8 @@ class PeftUnits(TunedUnits):
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise SettingsError(f"peft:{self.settings.tuner} on the {modality} encoder: {reason}") from None
 
+    mixes_questions = False  # what is added to the loss is of parameters alone
+
     def begin_training(self, total_steps: int) -> None:
         """Tell the tuner how many steps there will be; AdaLoRA's schedule needs it.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +17,28 @@ from typer.testing import CliRunner
 
 from talik.adapt.adapters.registry import known_adapters
 from talik.adapt.checkpoint import save_checkpoint
-from talik.adapt.evaluate import evaluate, experiment_of
+from talik.adapt.evaluate import evaluate
 from talik.adapt.experiment import Experiment, VariantSettings, load_experiment
 from talik.adapt.joint import JointModel
 from talik.adapt.listing import settings_of
 from talik.adapt.report.write import report
+from talik.adapt.runconfig import experiment_of, run_config
 from talik.adapt.runfolder import RunFolder
 from talik.adapt.save import load_adapter, save_adapter
-from talik.adapt.train import adapt, run_config
+from talik.adapt.train import adapt
 from talik.adapt.workbench import Workbench
 from talik.cache.errors import RunError, SettingsError
 from talik.cli import app
 
-# Settings that fit the tiny encoders, where a kind's defaults are made for larger ones.
-SIZES: dict[str, dict[str, Any]] = {
-    "trimodal": {"d_model": 8, "d_state": 4, "num_latents": 2, "num_heads": 2},
-    "lavish": {"num_latents": 2, "groups": 1},
-    "lstta": {"d_model": 8, "num_heads": 2},
-    "dgsct": {"groups": 1},
-    "side": {"reduction": 4, "num_heads": 1},
-    "peft:fourierft": {"n_frequency": 50},
-    "peft:waveft": {"n_frequency": 50},
-    "peft:c3a": {"block_size": 8},
-    "peft:vblora": {"vector_length": 8, "num_vectors": 16, "topk": 2},
-    "peft:oft": {"oft_block_size": 8},
-    "peft:boft": {"boft_block_size": 4},
-    "peft:miss": {"r": 4},
-    "peft:road": {"group_size": 8},
-    "peft:shira": {"r": 2},
-    "peft:psoft": {"r": 4},
-}
+sys.path.insert(0, str(Path(__file__).parent))
+
+from adapter_sizes import SETTINGS
+
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # PEFT's own
 
 
 def variant(kind: str, name: str = "v") -> VariantSettings:
-    adapter = {"kind": kind, **SIZES.get(kind, {})}
+    adapter = {"kind": kind, **SETTINGS.get(kind, {})}
     return VariantSettings(name=name, adapter=adapter, insertion=None if kind == "probe" else "last 1")
 
 

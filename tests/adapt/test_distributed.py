@@ -1,0 +1,151 @@
+"""Training by several processes equals training by one; what cannot is refused; a process that dies ends the others."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import talik
+from talik.adapt.distributed import Processes
+from talik.cache.errors import SettingsError
+
+VARIANTS = """
+[[variants]]
+name = "lora"
+insertion = "last 1"
+train = { accumulate = 2, epochs = 8 }
+adapter = { kind = "peft:lora", r = 2, lora_alpha = 4, target_modules = "all-linear" }
+"""
+
+# Trains the variants named, in one start of torchrun; a third argument names the epoch in which process 1 dies.
+DRIVER = """
+import os, signal, sys
+import torch.distributed as dist
+import talik
+from talik.adapt.training import Training
+
+begin = Training.begin_epoch
+def dying(self):
+    if len(sys.argv) > 3 and self.at.epoch == int(sys.argv[3]) and dist.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    begin(self)
+Training.begin_epoch = dying
+
+dist.init_process_group("gloo")
+for name in sys.argv[2].split(","):
+    talik.adapt(sys.argv[1], variant=name, progress=False)
+dist.destroy_process_group()
+"""
+
+
+def torchrun(*args: str, size: int) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*command, *args], capture_output=True, text=True, timeout=900, check=False, env=env)
+
+
+@pytest.fixture(scope="module")
+def experiments(extracted: Path) -> dict[str, Path]:
+    """One experiment under four names, of one store; the last two with dropout."""
+    text = extracted.read_text().replace("epochs = 2\nbatch_size = 8", "epochs = 4\nlr = 2e-4\nbatch_size = 7")
+    assert "batch_size = 7" in text
+    text += VARIANTS
+    made = {}
+    for name in ("one", "three", "whole", "torn"):
+        dropout = "0.0" if name in ("one", "three") else "0.3"
+        made[name] = extracted.with_name(f"{name}.toml")
+        made[name].write_text(text.replace("[task]", f"[task]\ndropout = {dropout}"))
+    return made
+
+
+def run_of(path: Path, variant: str) -> Path:
+    return path.parent / "runs" / path.stem / variant / "seed0"
+
+
+def with_effect(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Without the bias of attention's keys: the same for all of them, it leaves the softmax as it is.
+
+    So its true gradient is 0, and what AdamW scales up to whole steps is the rounding of sums.
+    """
+    if name.endswith("in_proj_bias"):
+        query, _, value = tensor.chunk(3)
+        return torch.cat([query, value])
+    return tensor.chunk(2)[1] if name.endswith("kv.bias") else tensor
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_three_processes_train_what_one_trains(experiments: dict[str, Path], tmp_path: Path) -> None:
+    names = ("probe", "trimodal", "lora")
+    for name in names:
+        talik.adapt(experiments["one"], variant=name, progress=False)
+    driver = tmp_path / "driver.py"
+    driver.write_text(DRIVER)
+    ran = torchrun(str(driver), str(experiments["three"]), ",".join(names), size=3)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    for name in names:
+        alone, together = run_of(experiments["one"], name), run_of(experiments["three"], name)
+        expected, found = load_file(alone / "adapter.safetensors"), load_file(together / "adapter.safetensors")
+        assert expected.keys() == found.keys()
+        for key, tensor in expected.items():
+            off = float((with_effect(key, found[key]) - with_effect(key, tensor)).abs().max())
+            assert off <= 1e-6, (name, key, off)
+        steps = lines(together / "metrics.jsonl")
+        assert steps[-2]["step"] >= 100
+        for before, after in zip(lines(alone / "metrics.jsonl"), steps, strict=True):
+            for key in ("train_loss", "val_loss", "val_accuracy"):
+                assert after.get(key) == pytest.approx(before.get(key), abs=1e-6)
+        answered, again = lines(alone / "predictions.jsonl"), lines(together / "predictions.jsonl")
+        drop = "probability"
+        assert [{**p, drop: 0} for p in again] == [{**p, drop: 0} for p in answered]
+        assert json.loads((together / "result.json").read_text())["processes"] == 3
+
+
+def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(experiments: dict[str, Path], tmp_path: Path) -> None:
+    driver = tmp_path / "driver.py"
+    driver.write_text(DRIVER)
+    whole, torn = experiments["whole"], experiments["torn"]
+    assert torchrun(str(driver), str(whole), "trimodal", size=2).returncode == 0
+    assert torchrun(str(driver), str(torn), "trimodal", "2", size=2).returncode != 0
+    assert (run_of(torn, "trimodal") / "checkpoint").is_dir()
+    assert not (run_of(torn, "trimodal") / "result.json").exists()
+    resumed = torchrun("-m", "talik", "adapt", str(torn), "--variant", "trimodal", "--resume", "--quiet", size=2)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert resumed.stdout.count("accuracy") == 1
+    for name in ("adapter.safetensors", "predictions.jsonl"):  # with dropout, bit for bit
+        assert (run_of(torn, "trimodal") / name).read_bytes() == (run_of(whole, "trimodal") / name).read_bytes()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 8, 31])
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_a_batch_is_dealt_whole_and_its_shares_make_one(count: int, size: int) -> None:
+    batch = list(range(count))
+    every = [Processes(rank, size) for rank in range(size)]
+    assert [q for p in every if p.count(count) for q in p.own(batch)] == batch
+    assert all(len(p.own(batch)) == max(1, p.count(count)) for p in every)  # one to take part with, at the least
+    dealt = [list(p.deal(batch)) for p in every]
+    assert sorted(q for part in dealt for q in part) == batch
+
+
+def test_what_may_mix_questions_is_refused() -> None:
+    class Contrast(nn.Module):
+        """A loss that nobody knows anything of."""
+
+    several = Processes(0, 2)
+    with pytest.raises(SettingsError, match="BatchNorm1d"):
+        several.agree(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+    with pytest.raises(SettingsError, match="Contrast"):
+        several.agree(nn.Sequential(), Contrast())
+    Contrast.mixes_questions = False  # type: ignore[attr-defined]
+    several.agree(nn.Sequential(), Contrast())
+    Processes().agree(nn.BatchNorm1d(2))  # one process may train anything
