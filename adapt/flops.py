@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,6 +45,14 @@ def forward_flops(
         model.train(was_training)
     found = {"flops": round(counter.total / num_questions)}
     return found if model.tunes_units else {**found, "flops_trained": round(counter.inside / num_questions)}
+
+
+def operations(call: Callable[[], Any]) -> int:
+    """Count what a call does, backward passes in it included, as `forward_flops` counts."""
+    counter = _Counter()
+    with counter:
+        call()
+    return counter.total
 
 
 class _Counter(TorchDispatchMode):

@@ -98,7 +98,7 @@ def live_seconds(machine: MachineCosts, encoders: Mapping[str, EncoderCosts], va
     )
     for modality, start in variant.starts.items():
         encoder = encoders[modality]
-        per_pass += variant.distinct[modality] * (encoder.embed + encoder.run(0, start))
+        per_pass += variant.runs(modality) * (encoder.embed + encoder.run(0, start))
     return per_pass * variant.passes
 
 
@@ -116,19 +116,20 @@ def _below(machine: MachineCosts, encoder: EncoderCosts, cut: Sequence[int], tog
     """Seconds that variants training on the same batches spend below their starts, in one modality."""
     if not together:
         return 0.0
-    passes = max(v.passes * v.distinct[encoder.modality] for v in together)
-    per_item, at = 0.0, -1
+    reads = max(v.passes * v.distinct[encoder.modality] for v in together)
+    runs = max(v.passes * v.runs(encoder.modality) for v in together)
+    seconds, at = 0.0, -1
     for start in sorted({v.starts[encoder.modality] for v in together}):
         ways = [
-            encoder.state_bytes[k] * (machine.read + machine.to_device) + encoder.run(k, start)
+            reads * encoder.state_bytes[k] * (machine.read + machine.to_device) + runs * encoder.run(k, start)
             for k in cut
             if k <= start
         ]
         if at >= 0:
-            ways.append(encoder.run(at, start))
-        per_item += min(ways)
+            ways.append(runs * encoder.run(at, start))
+        seconds += min(ways)
         at = start
-    return passes * per_item
+    return seconds
 
 
 def groups_of(variants: Sequence[VariantCosts]) -> list[list[VariantCosts]]:

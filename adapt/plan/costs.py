@@ -6,7 +6,7 @@ An item is a clip or a text; a pass is one question answered or trained on once.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,16 @@ class EncoderCosts:
     finish: float
     state_bytes: tuple[int, ...]
 
+    def slower(self, factor: float) -> EncoderCosts:
+        """These costs on a machine that is slower by a factor."""
+        return replace(
+            self,
+            embed=self.embed * factor,
+            forward=tuple(t * factor for t in self.forward),
+            forward_backward=tuple(t * factor for t in self.forward_backward),
+            finish=self.finish * factor,
+        )
+
     def run(self, start: int, stop: int) -> float:
         """Seconds from boundary `start` to `stop`, no graph."""
         return sum(self.forward[start:stop])
@@ -65,7 +75,9 @@ class VariantCosts:
         num_train, num_val, num_test: questions of the splits; validation is answered every epoch, test once.
         train: seconds of a training step, from the states at `starts`, divided by the batch size.
         answer: seconds of answering, likewise.
-        distinct: by modality, distinct items a question in a training batch, at most 1.
+        distinct: by modality, distinct items a question in a training batch, at most 1: what is read and decoded.
+        computed: by modality, items a question that units below the start run on: 1, but where batches hold the
+            questions of a clip together; `distinct` where not given.
         peak_bytes: memory of one training step: states, saved activations, parameters with their optimiser.
     """
 
@@ -81,6 +93,11 @@ class VariantCosts:
     answer: float
     distinct: Mapping[str, float]
     peak_bytes: int
+    computed: Mapping[str, float] | None = None
+
+    def runs(self, modality: str) -> float:
+        """Items a question that frozen units run on below the start."""
+        return (self.distinct if self.computed is None else self.computed)[modality]
 
     @property
     def passes(self) -> int:

@@ -12,6 +12,8 @@ def plan_lines(plan: Plan) -> list[str]:
     decoding = ", ".join(f"{name} {1e3 * seconds:.0f} ms" for name, seconds in costs.decode.items())
     lines.append(f"  decoding a clip: {decoding or 'nothing to decode'}")
     lines.append(f"  store: reads {1e-9 / costs.read:.2f} GB/s, writes {1e-9 / costs.write:.2f} GB/s")
+    if plan.opening >= 1:
+        lines.append(f"  opening the encoders: {readable_seconds(plan.opening)}")
     if costs.to_device:
         lines.append(f"  host to device: {1e-9 / costs.to_device:.2f} GB/s")
     for modality, e in plan.encoder_costs.items():

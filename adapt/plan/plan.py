@@ -9,29 +9,31 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from ...cache.durable import write_file
 from ...cache.errors import SettingsError
 from ...cache.settings import to_mapping
+from ...cache.spec import STORAGE_DTYPES
 from ...extract.encoders import Encoder
 from ...extract.manifest.types import Question
 from ...extract.settings import plan_path
-from ..experiment import Experiment, TrainSettings, VariantSettings, load_experiment
+from ..experiment import Experiment, VariantSettings, load_experiment
 from ..workbench import Workbench
 from .choose import Choice, cached_seconds, choose, groups_of, live_seconds
 from .costs import EncoderCosts, MachineCosts, VariantCosts
-from .kept import kept, machine_name
-from .measure import measure_encoder, measure_machine, sample_clips
+from .kept import kept_times, machine_name
+from .measure import measure_encoder, measure_machine, sample_clips, timed
 from .steps import SampleStates, measure_step
 
-_STORED_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+STORED_BYTES = {name: np.dtype(code).itemsize for name, code in STORAGE_DTYPES.items()}
 _TEXTS = 32
 
 
@@ -41,6 +43,7 @@ class VariantPlan:
 
     Args:
         name: the variant's.
+        num_seeds, epochs: how often, and how long, it is trained.
         cut: the boundary that each modality is read from; empty without a cache.
         starts: the boundary that each modality needs.
         seconds: training and evaluation from the cache, trained alone; 0 without a cache.
@@ -50,6 +53,8 @@ class VariantPlan:
     """
 
     name: str
+    num_seeds: int
+    epochs: int
     cut: Mapping[str, int]
     starts: Mapping[str, int]
     seconds: float
@@ -68,7 +73,9 @@ class Plan:
         cuts: boundaries to cache by modality; empty where nothing is.
         reason: why nothing is cached.
         num_bytes: of the store. free_bytes: left on its disk now.
-        extraction: seconds of stage 1.
+        opening: seconds of opening the encoders and the data set, by each of stage 1 and the sweep; 0 where they
+            were open already.
+        extraction: seconds of stage 1 after that.
         groups: names of the variants that train in lockstep.
         group_seconds: training seconds of each group, all seeds.
         variants: each alone.
@@ -81,6 +88,7 @@ class Plan:
     reason: str
     num_bytes: int
     free_bytes: int
+    opening: float
     extraction: float
     groups: tuple[tuple[str, ...], ...]
     group_seconds: tuple[float, ...]
@@ -93,12 +101,12 @@ class Plan:
         """The whole sweep: extraction, then the groups one after another; without a cache, every run live."""
         if not self.cuts:
             return self.seconds_live
-        return self.extraction + sum(self.group_seconds)
+        return 2 * self.opening + self.extraction + sum(self.group_seconds)
 
     @property
     def seconds_live(self) -> float:
         """The whole sweep with every batch decoded and encoded anew."""
-        return sum(v.seconds_live for v in self.variants)
+        return self.opening + sum(v.seconds_live for v in self.variants)
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain values."""
@@ -143,6 +151,7 @@ class _Planning:
     def __init__(self, bench: Workbench, *, device: str, fresh: bool, progress: bool) -> None:
         self.bench, self.device, self.fresh, self.progress = bench, device, fresh, progress
         self.experiment = bench.experiment
+        self.opening = timed(lambda: (bench.manifest, bench.sampling), device)  # the sampling opens all encoders
         self.questions = {s: _split(bench, s) for s in ("train", "val", "test")}
 
     def made(self) -> Plan:
@@ -179,18 +188,24 @@ class _Planning:
                 list(self.media.values()),
                 texts[:_TEXTS] or ["a"],
                 num_items=0,
-                item_bytes=_STORED_BYTES[self.experiment.extraction.store.dtype],
+                item_bytes=STORED_BYTES[self.experiment.extraction.store.dtype],
             )
             return asdict(found)
 
         what["dtype"] = self.experiment.extraction.store.dtype
-        found = kept(what, measure, device=self.device, fresh=self.fresh)
+        found, slower = kept_times(what, measure, device=self.device, fresh=self.fresh)
         found = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
-        return EncoderCosts(**{**found, "num_items": len(texts) if is_text else len(manifest.clips)})
+        costs = EncoderCosts(**{**found, "num_items": len(texts) if is_text else len(manifest.clips)})
+        return costs.slower(slower)
 
     def _variant(self, variant: VariantSettings) -> VariantCosts:
         settings = self.experiment.train_settings(variant)
         batch = self._batch(settings.batch_size)
+        answered = self.questions["val"] or self.questions["test"]
+        clips = (  # answering always takes the questions of a clip together
+            _clips_a_question(self.questions["train"], settings.batch_size) if settings.group_by_clip else 1.0,
+            _clips_a_question(answered, settings.eval_batch_size),
+        )
         model = self.bench.build(variant, seed=0)
         identities = {m: e.identity(e.num_units) for m, e in model.encoders.items()}
         what = {
@@ -200,28 +215,31 @@ class _Planning:
             "placement": variant.placement,
             "task": to_mapping(self.experiment.task),
             "batch": [settings.batch_size, settings.amp, self.bench.sampling.num_segments],
+            "clips": clips,
             "texts": [q.text for q in batch],
         }
 
         def measure() -> list[float]:
             states = SampleStates(self.bench.encoders, self.bench.sampling, self.media)
             segments = self.bench.sampling.num_segments
-            return list(measure_step(model, settings, states, batch, segments, device=self.device))
+            return list(measure_step(model, settings, states, batch, segments, device=self.device, clips=clips))
 
-        train, answer, peak = kept(what, measure, device=self.device, fresh=self.fresh)
+        (train, answer, peak), slower = kept_times(what, measure, device=self.device, fresh=self.fresh)
+        distinct = distinct_share(self.questions["train"], model.starts(), settings.batch_size)
         return VariantCosts(
             name=variant.name,
-            group=data_order(settings),
+            group=settings.data_order,
             starts=model.starts(),
             num_seeds=len(self.experiment.sweep.seeds),
             epochs=settings.epochs,
             num_train=len(self.questions["train"]),
             num_val=len(self.questions["val"]),
             num_test=len(self.questions["test"]),
-            train=train,
-            answer=answer,
-            distinct=self._distinct(model.starts(), settings.batch_size),
+            train=train * slower,
+            answer=answer * slower,
+            distinct={m: share if m == "text" else min(share, clips[0]) for m, share in distinct.items()},
             peak_bytes=int(peak),
+            computed={m: 1.0 if m == "text" else clips[0] for m in distinct},
         )
 
     def _batch(self, size: int) -> list[Question]:
@@ -231,18 +249,6 @@ class _Planning:
         step = max(1, len(asked) // size)
         chosen = asked[::step][:size]
         return [chosen[i % len(chosen)] for i in range(size)]
-
-    def _distinct(self, starts: Mapping[str, int], size: int) -> dict[str, float]:
-        """Distinct clips, and texts, a question of a random training batch: the mean of a few drawn ones."""
-        questions = self.questions["train"]
-        generator = torch.Generator().manual_seed(0)
-        shares: dict[str, list[float]] = {m: [] for m in starts}
-        for _ in range(16):
-            drawn = [questions[i] for i in torch.randperm(len(questions), generator=generator)[:size].tolist()]
-            for modality, found in shares.items():
-                names = {q.text if modality == "text" else q.clip_id for q in drawn}
-                found.append(len(names) / len(drawn))
-        return {m: statistics.mean(found) for m, found in shares.items()}
 
     def _plan(
         self,
@@ -264,6 +270,7 @@ class _Planning:
             reason=choice.reason,
             num_bytes=choice.num_bytes,
             free_bytes=free,
+            opening=self.opening,
             extraction=choice.extraction,
             groups=tuple(tuple(v.name for v in g) for g in groups),
             group_seconds=tuple(together) if choice.cached else (),
@@ -273,10 +280,23 @@ class _Planning:
         )
 
 
-def data_order(settings: TrainSettings) -> str:
-    """What has to be equal for variants of one seed to train on the same batches."""
-    last = ", last one dropped" if settings.drop_last else ""
-    return f"batches of {settings.batch_size}, {settings.eval_batch_size} in evaluation{last}"
+def _clips_a_question(questions: Sequence[Question], size: int) -> float:
+    """Clips a question in batches that take the questions of one clip after another."""
+    if not questions:
+        return 1.0
+    return min(1.0, len({q.clip_id for q in questions}) / len(questions) + 1 / size)
+
+
+def distinct_share(questions: Sequence[Question], modalities: Iterable[str], size: int) -> dict[str, float]:
+    """Distinct clips, and texts, a question of a random training batch: the mean of a few drawn ones."""
+    generator = torch.Generator().manual_seed(0)
+    shares: dict[str, list[float]] = {m: [] for m in modalities}
+    for _ in range(16):
+        drawn = [questions[i] for i in torch.randperm(len(questions), generator=generator)[:size].tolist()]
+        for modality, found in shares.items():
+            names = {q.text if modality == "text" else q.clip_id for q in drawn}
+            found.append(len(names) / len(drawn))
+    return {m: statistics.mean(found) for m, found in shares.items()}
 
 
 def _alone(
@@ -287,6 +307,8 @@ def _alone(
     saved_an_epoch = (live - below) / max(1, variant.epochs)
     return VariantPlan(
         name=variant.name,
+        num_seeds=variant.num_seeds,
+        epochs=variant.epochs,
         cut={m: max(k for k in choice.cuts[m] if k <= s) for m, s in variant.starts.items()} if choice.cached else {},
         starts=variant.starts,
         seconds=variant.num_seeds * (below + variant.own_seconds) if choice.cached else 0.0,

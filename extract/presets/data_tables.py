@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -18,6 +18,9 @@ class DataPart:
         kind: the task.
         asks: whether there are questions, and so a text encoder.
         segments: T.
+        splits: questions of each split, where the set's paper gives them; {} otherwise.
+        num_answers, num_texts, num_words: answers to choose from; distinct questions, and words of one (punctuation
+            counts), as its annotation files have them.
     """
 
     table: str
@@ -26,6 +29,10 @@ class DataPart:
     kind: Literal["answers", "classes", "events"]
     asks: bool
     segments: int = 10
+    splits: Mapping[str, int] = field(default_factory=dict)
+    num_answers: int = 0
+    num_texts: int = 0
+    num_words: int = 0
 
 
 MUSIC_AVQA = """\
@@ -69,7 +76,17 @@ root = "set"                      # made by: talik demo make set
 """
 
 DATA: Mapping[str, DataPart] = {
-    "music-avqa": DataPart(table=MUSIC_AVQA, num_clips=9_288, seconds=60.0, kind="answers", asks=True),
+    "music-avqa": DataPart(
+        table=MUSIC_AVQA,
+        num_clips=9_288,
+        seconds=60.0,
+        kind="answers",
+        asks=True,
+        splits={"train": 32_087, "val": 4_595, "test": 9_185},
+        num_answers=42,
+        num_texts=2_138,
+        num_words=10,
+    ),
     "ave": DataPart(table=AVE, num_clips=4_143, seconds=10.0, kind="events", asks=False),
     "avqa": DataPart(table=AVQA, num_clips=57_015, seconds=10.0, kind="answers", asks=True),
     "manifest": DataPart(table=MANIFEST, num_clips=1_000, seconds=10.0, kind="answers", asks=True),

@@ -5,15 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from talik.adapt.experiment import load_experiment
+from talik.adapt.plan import kept as kept_module
 from talik.adapt.plan.lines import plan_lines
-from talik.adapt.plan.plan import plan
+from talik.adapt.plan.measure import sample_clips
+from talik.adapt.plan.plan import _clips_a_question, plan
+from talik.adapt.plan.steps import SampleStates
 from talik.adapt.sweep import sweep
+from talik.adapt.workbench import Workbench
 from talik.cache.errors import SettingsError
 from talik.cli import app
+from talik.extract.media import iter_media
 from talik.extract.run import extract
 
 AUTO = (("cut = [1, 3]", 'cut = "auto"'),)
@@ -22,6 +30,7 @@ AUTO = (("cut = [1, 3]", 'cut = "auto"'),)
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TALIK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(kept_module, "pace", lambda device: 0.01)
 
 
 def test_a_plan_is_made_kept_and_followed(write_experiment: Callable[..., Path], tmp_path: Path) -> None:
@@ -39,7 +48,8 @@ def test_a_plan_is_made_kept_and_followed(write_experiment: Callable[..., Path],
         assert v.peak_bytes > 0
     written = json.loads((tmp_path / "exp.plan.json").read_text())
     assert written["seconds"] == pytest.approx(first.seconds)
-    assert first.seconds == pytest.approx(first.extraction + sum(first.group_seconds))
+    assert first.opening > 0
+    assert first.seconds == pytest.approx(2 * first.opening + first.extraction + sum(first.group_seconds))
 
     report = extract(path, progress=False)
     made = {name.split("/")[0] for name in report.items}
@@ -50,6 +60,40 @@ def test_a_plan_is_made_kept_and_followed(write_experiment: Callable[..., Path],
     again = plan(path, progress=False)  # units and steps come from the kept measurements
     assert again.encoder_costs == first.encoder_costs
     assert [v.peak_bytes for v in again.variants] == [v.peak_bytes for v in first.variants]
+
+
+def test_what_was_kept_follows_the_machine(
+    write_experiment: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_experiment()
+    first = plan(path, progress=False)
+    for now, factor in ((0.03, 3.0), (0.005, 0.5), (0.011, 1.0)):
+        monkeypatch.setattr(kept_module, "pace", lambda device, now=now: now)
+        again = plan(path, progress=False)
+        for m, costs in first.encoder_costs.items():
+            assert again.encoder_costs[m].forward == pytest.approx([factor * t for t in costs.forward])
+            assert again.encoder_costs[m].state_bytes == costs.state_bytes
+
+
+def test_a_batch_about_one_clip_is_that_batch_with_its_rows_once(write_experiment: Callable[..., Path]) -> None:
+    bench = Workbench(load_experiment(write_experiment()))
+    clip = sample_clips(bench.manifest, 1)[0]
+    media = next(iter_media([clip.path], bench.sampling.media_settings({"visual", "audio"}, bench.encoders))).media
+    states = SampleStates(bench.encoders, bench.sampling, {clip.id: media})
+    questions = [q for q in bench.manifest.questions if q.clip_id == clip.id][:3]
+    model = bench.build(bench.experiment.variant("trimodal"), seed=0).eval()
+    plain, once = (states.batch(model.starts(), questions, one_clip=one) for one in (False, True))
+    assert plain["visual"].batch_size == len(questions) * once["visual"].batch_size
+    with torch.no_grad():
+        found, expected = (model(s, bench.sampling.num_segments) for s in (once, plain))
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_clips_a_question_of_batches_by_clip() -> None:
+    questions = [SimpleNamespace(clip_id=i // 10) for i in range(100)]
+    assert _clips_a_question(questions, 20) == pytest.approx(0.1 + 0.05)
+    assert _clips_a_question(questions[::10], 20) == 1.0
+    assert _clips_a_question([], 20) == 1.0
 
 
 def test_cut_auto_trains(write_experiment: Callable[..., Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -101,6 +102,15 @@ def test_a_group_pays_its_shared_prefix_once() -> None:
     together = cached_seconds(MACHINE, {"visual": e}, {"visual": (2,)}, [low, high])
     shared = low.passes * 0.5 * (e.state_bytes[2] * MACHINE.read + e.run(2, 4))
     assert alone - together == pytest.approx(shared)
+
+
+def test_what_is_read_once_runs_for_every_question_unless_batches_hold_clips_together() -> None:
+    e = encoder("visual", 6, random.Random(4))
+    plain = variant("plain", {"visual": 5})
+    for computed, runs in (({"visual": 1.0}, 1.0), ({"visual": 0.25}, 0.25), (None, 0.5)):
+        seconds = cached_seconds(MACHINE, {"visual": e}, {"visual": (2,)}, [replace(plain, computed=computed)])
+        a_question = 0.5 * e.state_bytes[2] * MACHINE.read + runs * e.run(2, 5)
+        assert seconds == pytest.approx(plain.passes * a_question)
 
 
 def test_nothing_is_cached_where_it_would_not_pay() -> None:
