@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..cache.estimate import Asked, bytes_missing, refuse_if_full
+from ..cache.estimate import Asked, bytes_missing
 from ..cache.store import FeatureStore
 from .features import open_features_encoder
 from .manifest.load import load_manifest
@@ -60,9 +60,7 @@ def refuse_what_cannot_fit(store: FeatureStore, clips: AskedClips | None, texts:
     """
     asked = list(_boundaries(clips, texts))
     missing = [size for size in (bytes_missing(store.path, one) for one in asked) if size]
-    refuse_if_full(
-        store.path, sum(missing), where=str(store.path), what=f"{len(missing)} boundaries", num_boundaries=len(missing)
-    )
+    store.refuse_if_full(sum(missing), what=f"{len(missing)} boundaries", num_boundaries=len(missing))
 
 
 def _boundaries(clips: AskedClips | None, texts: AskedTexts | None) -> Iterator[Asked]:

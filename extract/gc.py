@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..cache.errors import SettingsError
 from ..cache.gc import Garbage, Needed, collect_garbage, find_garbage
+from ..cache.object_address import is_url
 from ..cache.store import FeatureStore
 from .asked import asked_of, imported_boundaries
 from .settings import extract_settings, read_toml
@@ -66,6 +67,11 @@ def find_store_garbage(
     """
     if not experiments:
         raise SettingsError("gc: no experiment given; name every one whose states are to stay")
+    if is_url(store):
+        raise SettingsError(
+            f"{store}: gc works on a store in a folder; of one behind a URL remove whole boundaries by the storage's "
+            "own means while nobody writes it"
+        )
     opened = FeatureStore.open(store)
     needed: dict[str, set[str] | None] = {}
     for experiment in experiments:

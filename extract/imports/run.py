@@ -107,7 +107,7 @@ def import_features(
 
 def import_any(
     source: Path,
-    store: Path,
+    store: Path | str,
     *,
     layout: str | None = None,
     mapping: Path | None = None,
