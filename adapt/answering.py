@@ -14,8 +14,8 @@ from ..extract.manifest.types import BACKGROUND, Question
 from ..extract.state import State
 from .distributed import Processes
 from .joint import JointModel
+from .joint_batch import Source
 from .metrics import mean_class_accuracy, score
-from .sources import Source
 from .targets import labels_of, restricted
 
 

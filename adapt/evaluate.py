@@ -8,11 +8,11 @@ from pathlib import Path
 
 from .answering import answer, prediction_records, score_records
 from .gates import gate_records
+from .joint_batch import stored_questions
 from .metrics import Scores, score
 from .runconfig import experiment_of
 from .runfolder import RunFolder
 from .save import load_adapter
-from .sources import stored_questions
 from .workbench import Workbench
 
 

@@ -17,7 +17,7 @@ import torch
 
 from ..extract.manifest.types import Question
 from .joint import JointModel, text_mask
-from .sources import Source
+from .joint_batch import Source
 
 
 @torch.no_grad()

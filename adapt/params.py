@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -53,3 +54,11 @@ def parameter_groups(model: nn.Module, *, lr: float, head_lr: float, weight_deca
 def _not_decayed(module: nn.Module) -> Iterable[str]:
     names = getattr(module, "no_weight_decay", None)
     return names() if callable(names) else ()
+
+
+def learning_rate_scale(step: int, *, total: int, warmup: float) -> float:
+    """The share of the peak rate at a step: a linear rise over `warmup` of all steps, then a cosine to zero."""
+    rise = max(1, round(total * warmup))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))

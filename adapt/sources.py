@@ -1,4 +1,4 @@
-"""Where a batch's states come from: the store (cached), or the media files themselves (live). Both give the same.
+"""Batches of states out of the store; `live_source` gives the same from the media files.
 
 Letters: B questions, T segments, L text tokens, N tokens, D channels.
 """
@@ -6,15 +6,14 @@ Letters: B questions, T segments, L text tokens, N tokens, D channels.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..cache.difference import differences
-from ..cache.errors import MissingItemError, MissingMediaError
+from ..cache.errors import MissingItemError
 from ..cache.key import digest_text
 from ..cache.reader import Batch, BoundaryReader, Verify
 from ..cache.rows import ReadPath
@@ -24,36 +23,15 @@ from ..extract.features import FeatureEncoder, imported_key
 from ..extract.items import source_of
 from ..extract.left_out import read_left_out
 from ..extract.manifest.types import Manifest, Question
-from ..extract.media import ClipMedia, iter_media
 from ..extract.media_frames import FrameFolder, digest_media, stat_media
 from ..extract.sampling import Sampling
 from ..extract.settings import EncoderSettings
 from ..extract.state import State
 from ..extract.work import clip_identity, text_identity
+from .joint_batch import JointBatch, clip_rows, distinct, places_of
 from .pinned import ReadSettings, Transfers, pinned_allocator
-from .rungs import ClipRows, States
+from .rungs import States
 from .views import mixed_views, view_readers
-
-
-@dataclass(frozen=True)
-class JointBatch:
-    """The states of B questions: visual and audio of B·T rows (t fastest), text of B rows.
-
-    Where they were asked for by clip, visual and audio have the rows of each clip once (see `ClipRows`).
-    """
-
-    questions: tuple[Question, ...]
-    states: Mapping[str, State]
-
-
-class Source(Protocol):
-    """Gives batches of states for lists of questions, in the order asked."""
-
-    def holds(self, question: Question) -> bool: ...
-
-    def why_not(self, question: Question) -> str: ...
-
-    def batches(self, questions: Iterable[Sequence[Question]], *, by_clip: bool = False) -> Iterator[JointBatch]: ...
 
 
 class CachedSource:
@@ -157,10 +135,10 @@ class CachedSource:
         readers = {m: (reader, *self._above.get(m, ())) for m, reader in self._readers.items()}
         streams = {m: [self._stream(m, r, asked, view_seed) for r in several] for m, several in readers.items()}
         for batch in asked:
-            clips = _clip_rows(batch) if by_clip else None
+            clips = clip_rows(batch) if by_clip else None
             states = {
                 m: [
-                    self._state(m, r, next(s), None if clips is not None and m != "text" else _places(m, batch))
+                    self._state(m, r, next(s), None if clips is not None and m != "text" else places_of(m, batch))
                     for r, s in zip(several, streams[m], strict=True)
                 ]
                 for m, several in readers.items()
@@ -185,7 +163,7 @@ class CachedSource:
 
     def _keys(self, modality: str, batch: Sequence[Question]) -> list[str]:
         keys = []
-        for question in _distinct(modality, batch):
+        for question in distinct(modality, batch):
             key = self._key(modality, question)
             if key is None:
                 what = question.text if modality == "text" else question.clip_id
@@ -236,100 +214,6 @@ class CachedSource:
         return encoder.restore(hidden.flatten(0, 1), reader.spec.boundary, rows)
 
 
-class LiveSource:
-    """Batches computed from the media files, with no store: decode, preprocess, run the prefix."""
-
-    def __init__(
-        self,
-        manifest: Manifest,
-        encoders: Mapping[str, Encoder],
-        starts: Mapping[str, int],
-        sampling: Sampling,
-        *,
-        device: str = "cpu",
-    ) -> None:
-        self._manifest = manifest
-        self._encoders = encoders
-        self._starts = dict(starts)
-        self._sampling = sampling
-        self._device = device
-
-    def holds(self, question: Question) -> bool:
-        """Whether the file that the question is about is there."""
-        return self._manifest.clips[question.clip_id].media is not None
-
-    def why_not(self, question: Question) -> str:
-        """What of the question is not there."""
-        return f"clip {question.clip_id!r} (the file is missing)"
-
-    def batches(
-        self, questions: Iterable[Sequence[Question]], *, view_seed: int | None = None, by_clip: bool = False
-    ) -> Iterator[JointBatch]:
-        """Yield one batch of states for each list of questions; always the plain view, whatever `view_seed` is.
-
-        Args:
-            questions: one list a batch.
-            view_seed: of no effect.
-            by_clip: give each clip's rows once a batch, with the index that spreads them to its questions.
-
-        Raises:
-            MediaError: a file that cannot be decoded.
-        """
-        for batch in questions:
-            clips = _clip_rows(batch) if by_clip else None
-            states = {m: self._state(m, batch, once=clips is not None and m != "text") for m in self._starts}
-            yield JointBatch(tuple(batch), States(states, clip_rows=clips))
-
-    @torch.no_grad()
-    def _state(self, modality: str, batch: Sequence[Question], *, once: bool) -> State:
-        encoder = self._encoders[modality]
-        distinct = _distinct(modality, batch)
-        if modality == "text":
-            inputs = encoder.preprocess([q.text for q in distinct])
-        else:
-            inputs = self._sampling.inputs(encoder, self._decode(modality, distinct))
-        inputs = {k: v.to(self._device) for k, v in inputs.items()}
-        places = _places(modality, batch)
-        if modality == "text":
-            inputs = {k: v[places.to(v.device)] for k, v in inputs.items()}
-        elif not once:
-            t = encoder.rows_per_clip(self._sampling.num_segments)
-            rows = (places[:, None] * t + torch.arange(t)).flatten()
-            inputs = {k: v[rows.to(v.device)] for k, v in inputs.items()}
-        return encoder.run(encoder.embed(inputs), 0, self._starts[modality])
-
-    def _decode(self, modality: str, questions: Sequence[Question]) -> list[ClipMedia]:
-        clips = [self._manifest.clips[q.clip_id] for q in questions]
-        paths = [c.media for c in clips if c.media is not None]
-        if len(paths) < len(clips):
-            gone = next(c.id for c in clips if c.path is None)
-            raise MissingMediaError(f"{self._manifest.root}: the file of clip {gone!r} is missing; expected it there")
-        outcomes = list(iter_media(paths, self._sampling.media_settings({modality}, self._encoders)))
-        for outcome in outcomes:
-            if outcome.error is not None:
-                raise outcome.error
-        return [o.media for o in outcomes if o.media is not None]
-
-
-def stored_questions(source: Source, questions: Sequence[Question], *, allow_missing: bool) -> list[Question]:
-    """Return the questions whose states a source holds.
-
-    Raises:
-        MissingItemError: it lacks some, and `allow_missing` is false: how many, and the first ten clips or texts; or it
-            lacks all.
-    """
-    held = {q.id: source.holds(q) for q in questions}
-    lacking = [q for q in questions if not held[q.id]]
-    if not lacking or (allow_missing and len(lacking) < len(questions)):
-        return [q for q in questions if held[q.id]]
-    what = list(dict.fromkeys(source.why_not(q) for q in lacking[:200]))
-    shown = ", ".join(what[:10]) + (", …" if len(what) > 10 else "")
-    raise MissingItemError(
-        f"{len(lacking)} of {len(questions)} questions need states that are not in the store: {shown}; run talik "
-        "extract first" + ("" if allow_missing else ", or go on without them with allow_missing = true in [data]")
-    )
-
-
 def _reader(
     store: FeatureStore, encoder: Encoder, start: int, sampling: Sampling, *, dtype: str, how: ReadSettings
 ) -> BoundaryReader:
@@ -353,23 +237,6 @@ def _identity(encoder: Encoder, boundary: int, sampling: Sampling) -> dict[str, 
     if encoder.modality == "text":
         return text_identity(encoder, boundary)
     return clip_identity(encoder, boundary, sampling)
-
-
-def _distinct(modality: str, batch: Sequence[Question]) -> list[Question]:
-    return list({q.text if modality == "text" else q.clip_id: q for q in batch}.values())
-
-
-def _places(modality: str, batch: Sequence[Question]) -> Tensor:
-    names = [q.text if modality == "text" else q.clip_id for q in batch]
-    order = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    return torch.tensor([order[name] for name in names])
-
-
-def _clip_rows(batch: Sequence[Question]) -> ClipRows | None:
-    """Which clip each question is about, None where no two are about one."""
-    of = _places("visual", batch)
-    num = int(of.max()) + 1
-    return ClipRows(of, num) if num < len(of) else None
 
 
 def _at(values: Tensor, places: Tensor | None) -> Tensor:

@@ -31,13 +31,16 @@ from .flops import forward_flops
 from .hooks import after_step, begin_training, extra_loss
 from .insertion import insertion_lines
 from .joint import JointModel
-from .params import count_parameters, make_optimizer
+from .joint_batch import shuffled, stored_questions
+from .live_source import LiveSource
+from .params import count_parameters, learning_rate_scale, make_optimizer
+from .random_stream import random_state, set_random_state
 from .runconfig import run_config
 from .runfolder import RunFolder
 from .rungs import by_question
 from .save import save_adapter
 from .scalars import open_scalars
-from .sources import CachedSource, LiveSource, stored_questions
+from .sources import CachedSource
 from .targets import labels_of, loss_of
 from .workbench import Workbench, derived_seed
 
@@ -105,7 +108,7 @@ class Training:
         self._flops: dict[str, int] | None = None  # of the final evaluation's first batch
         self._counts_flops = False
         torch.manual_seed(derived_seed(seed, "dropout"))
-        self._random = _random_state(bench.device)
+        self._random = random_state(bench.device)
         self._resume()
         config = run_config(bench.experiment, variant, settings, seed)
         log = bench.experiment.log if self.processes.leads else LogSettings()
@@ -124,7 +127,7 @@ class Training:
                 self.folder.checkpoint, model=self.model, optimizer=self.optimizer, averages=self.averages
             )
             self.at = Progress(**saved)
-            self._random = _random_state(self.bench.device)
+            self._random = random_state(self.bench.device)
         begin_training(self.model, self.settings.epochs * self.steps_per_epoch)
 
     @property
@@ -158,18 +161,10 @@ class Training:
         return f"loss {last['train_loss']:.3f}, val {100 * last['val_accuracy']:.1f} %"
 
     def order(self, epoch: int) -> Iterator[list[Question]]:
-        """The batches of an epoch: they depend on the seed, the questions and the settings' `data_order` alone.
-
-        With `group_by_clip` the clips are in random order, and so are the questions of each; a clip whose questions do
-        not fit into a batch goes on in the next.
-        """
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, f"order/{epoch}"))
-        questions, size = self.questions["train"], self.settings.batch_size
-        order = torch.randperm(len(questions), generator=generator).tolist()
-        if self.settings.group_by_clip:
-            clips = list(dict.fromkeys(q.clip_id for q in questions))
-            ranks = dict(zip(clips, torch.randperm(len(clips), generator=generator).tolist(), strict=True))
-            order.sort(key=lambda i: ranks[questions[i].clip_id])
+        """The batches of an epoch: they depend on the seed, the questions and the settings' `data_order` alone."""
+        seed, size = derived_seed(self.seed, f"order/{epoch}"), self.settings.batch_size
+        questions = self.questions["train"]
+        order = shuffled(questions, seed=seed, by_clip=self.settings.group_by_clip)
         for start in range(0, self.batches_per_epoch * size, size):
             yield [questions[i] for i in self.processes.own(order[start : start + size])]
 
@@ -190,11 +185,11 @@ class Training:
     def turn(self) -> Iterator[None]:
         """While this is open, random numbers come from this training's own stream, and time counts as its own."""
         started = time.perf_counter()
-        _set_random_state(self._random)
+        set_random_state(self._random, self.bench.device)
         try:
             yield
         finally:
-            self._random = _random_state(self.bench.device)
+            self._random = random_state(self.bench.device)
             self.own_seconds += time.perf_counter() - started
 
     def begin_epoch(self) -> None:
@@ -203,7 +198,7 @@ class Training:
         self._losses, self._batches, self._held, self.own_seconds = [], 0, [], 0.0
         if not self.processes.leads:  # a stream for each epoch, so that a checkpoint keeps the first one's alone
             torch.manual_seed(derived_seed(self.seed, f"dropout/{self.at.epoch}/{self.processes.rank}"))
-            self._random = _random_state(self.bench.device)
+            self._random = random_state(self.bench.device)
 
     def step(self, questions: Sequence[Question], states: Mapping[str, State]) -> None:
         """Train on one batch; every `accumulate` of them, and at the epoch's end, the optimiser takes a step.
@@ -398,22 +393,3 @@ class Training:
         self.folder.clear_checkpoint()
         for scalars in self._scalars:
             scalars.close()
-
-
-def learning_rate_scale(step: int, *, total: int, warmup: float) -> float:
-    """The share of the peak rate at a step: a linear rise over `warmup` of all steps, then a cosine to zero."""
-    rise = max(1, round(total * warmup))
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
-
-
-def _random_state(device: str) -> tuple[Tensor, Tensor | None]:
-    on_gpu = torch.device(device).type == "cuda"
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if on_gpu else None
-
-
-def _set_random_state(state: tuple[Tensor, Tensor | None]) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1])

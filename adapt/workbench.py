@@ -25,7 +25,8 @@ from .compiling import CompiledUnits, compiled_encoder
 from .experiment import Experiment, VariantSettings
 from .insertion import Placement, ResolvedInsertions, resolve_insertions
 from .joint import JointModel
-from .sources import CachedSource, LiveSource
+from .live_source import LiveSource
+from .sources import CachedSource
 from .targets import check_task, make_head
 
 

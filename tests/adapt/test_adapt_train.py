@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 import talik.adapt.training as training
 from talik.adapt.evaluate import evaluate
 from talik.adapt.experiment import Experiment, load_experiment
+from talik.adapt.params import learning_rate_scale
 from talik.adapt.sweep import sweep
 from talik.adapt.train import adapt
-from talik.adapt.training import learning_rate_scale
 from talik.adapt.workbench import Workbench
 from talik.cache.errors import MissingItemError, RunError, SettingsError, StoreMismatchError
 

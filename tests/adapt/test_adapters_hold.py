@@ -16,7 +16,7 @@ from talik.adapt.adapters.registry import adapter_kind, known_adapters
 from talik.adapt.answering import forward
 from talik.adapt.experiment import VariantSettings, load_experiment
 from talik.adapt.joint import JointModel
-from talik.adapt.sources import LiveSource
+from talik.adapt.live_source import LiveSource
 from talik.adapt.workbench import Workbench
 from talik.cache.errors import SettingsError
 from talik.extract.encoders import load_encoder

@@ -14,9 +14,9 @@ import torch
 from talik.adapt.answering import answer, clip_order, in_order
 from talik.adapt.experiment import Experiment, TrainSettings, VariantSettings, load_experiment
 from talik.adapt.joint import JointModel
+from talik.adapt.joint_batch import JointBatch
 from talik.adapt.runfolder import RunFolder
 from talik.adapt.rungs import ClipRows, by_question, clip_rows_of
-from talik.adapt.sources import JointBatch
 from talik.adapt.train import adapt
 from talik.adapt.training import Training
 from talik.adapt.workbench import Workbench
