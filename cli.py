@@ -26,9 +26,14 @@ app.add_typer(encoders_app, name="encoders")
 
 ExperimentPath = Annotated[Path, typer.Argument(help="An experiment's TOML file.")]
 RunPath = Annotated[Path, typer.Argument(help="A run's folder: runs/<experiment>/<variant>/seed<k>.")]
-StorePath = Annotated[Path, typer.Argument(help="A store's folder.")]
+StorePath = Annotated[str, typer.Argument(help="A store's folder, or its URL: s3://bucket/name.")]
 Device = Annotated[str, typer.Option(help='Where to run: "cpu", "cuda", "cuda:1".')]
 Deep = Annotated[bool, typer.Option("--deep", help="Digest every media file, whatever its size and time.")]
+EngineName = Annotated[
+    str | None,
+    typer.Option("--engine", help='Who works: "local", "ray[:ADDRESS]" or "submitit"; the experiment\'s by default.'),
+]
+Jobs = Annotated[int | None, typer.Option("--jobs", help="How many workers; locally 1 by default, this process.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bars.")]
 AllowMissing = Annotated[
     bool, typer.Option("--allow-missing", help="Go on without clips that are not there, or cannot be decoded.")
@@ -66,25 +71,47 @@ def extract(
     allow_missing: AllowMissing = False,
     device: Device = "cpu",
     deep: Deep = False,
+    engine: EngineName = None,
+    jobs: Jobs = None,
     quiet: Quiet = False,
 ) -> None:
     """Stage 1: compute and store the states that an experiment names. Resumable; a second run does nothing."""
     from .adapt.experiment import load_experiment
+    from .extract.engine.settings import with_engine
     from .extract.run import extract as run
 
     settings = load_experiment(experiment, allow_missing=allow_missing).extraction
-    for line in run(settings, device=device, progress=not quiet, deep=deep).lines():
+    workers = with_engine(settings.engine, engine, jobs)
+    for line in run(settings, device=device, progress=not quiet, deep=deep, engine=workers).lines():
         typer.echo(line)
 
 
 @app.command()
 def plan(
     experiment: ExperimentPath,
+    simulate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="gpus=64,…",
+            help="Measure nothing; count, and simulate clusters: gpus=1,8,64 and, if you like, tflops=, cores=, "
+            "decode= (core seconds a clip), disk= (GB/s), hours=. Needs neither weights nor clips.",
+        ),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what an earlier plan measured.")] = False,
     device: Device = "cpu",
     quiet: Quiet = False,
 ) -> None:
     """Measure this machine on a few clips; say what to cache, and what every variant will cost with it and without."""
+    if simulate is not None:
+        from .adapt.plan.cluster import parse_simulate
+        from .adapt.plan.simulate import simulate as run_simulation
+        from .adapt.plan.simulated_lines import simulated_lines
+
+        cluster = parse_simulate(simulate)
+        simulation = run_simulation(experiment, cluster, device=device, fresh=fresh, progress=not quiet)
+        for line in simulated_lines(simulation):
+            typer.echo(line)
+        return
     from .adapt.plan.lines import plan_lines
     from .adapt.plan.plan import plan as run
 
@@ -99,13 +126,13 @@ def adapt(
     list_kinds: Annotated[
         bool, typer.Option("--list", help="Train nothing; print the adapters, their settings, what each trains here.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of weights, data order and dropout.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, data order and dropout.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
     allow_missing: AllowMissing = False,
     device: Device = "cpu",
     quiet: Quiet = False,
 ) -> None:
-    """Stage 2: train one variant on the stored states and evaluate it."""
+    """Stage 2: train one variant on the stored states and evaluate it; under torchrun, by all processes together."""
     from .adapt.experiment import load_experiment
 
     if list_kinds:
@@ -116,10 +143,13 @@ def adapt(
         return
     if variant is None:
         raise SettingsError("--variant: missing; name one of the experiment's variants, or ask for --list")
+    from .adapt.distributed import leads
     from .adapt.train import adapt as run
 
     loaded = load_experiment(experiment, allow_missing=allow_missing)
     result = run(loaded, variant=variant, seed=seed, resume=resume, device=device, progress=not quiet)
+    if not leads():
+        return
     done = "was done before" if result.skipped else f"done in {result.seconds:.0f} s"
     typer.echo(f"{result.folder}: {done}, accuracy {100 * result.accuracy:.2f} %, {result.trainable_params:,} trained")
 
@@ -128,24 +158,40 @@ def adapt(
 def sweep(
     experiment: ExperimentPath,
     variants: Annotated[str | None, typer.Option(help="Names, separated by commas; all by default.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="How many seeds, from 0; the experiment's by default.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="How many seeds, from 0; the experiment's by default.")
+    ] = None,
     fuse: Annotated[bool, typer.Option(help="Train variants that see the same batches in lockstep.")] = True,
     live: Annotated[bool, typer.Option("--live", help="Decode and encode for every batch, without the store.")] = False,
     allow_missing: AllowMissing = False,
     device: Device = "cpu",
+    engine: EngineName = None,
+    jobs: Jobs = None,
     quiet: Quiet = False,
 ) -> None:
     """Train every variant with every seed, those that see the same batches in lockstep; what is done stays done."""
     from .adapt.experiment import load_experiment
     from .adapt.sweep import sweep as run
+    from .extract.engine.settings import with_engine
 
     loaded = load_experiment(experiment, allow_missing=allow_missing)
-
+    workers = with_engine(loaded.extraction.engine, engine, jobs)
     names = None if variants is None else [name.strip() for name in variants.split(",") if name.strip()]
     counted = None if seeds is None else tuple(range(seeds))
-    result = run(loaded, variants=names, seeds=counted, fuse=fuse, live=live, device=device, progress=not quiet)
+    result = run(
+        loaded,
+        variants=names,
+        seeds=counted,
+        fuse=fuse,
+        live=live,
+        device=device,
+        progress=not quiet,
+        engine=workers,
+    )
     for done in result.runs:
         typer.echo(f"{done.folder}: accuracy {100 * done.accuracy:.2f} %")
+    for name, reason in result.retried:
+        typer.echo(f"{name} was begun again: {reason}")
     for name, reason in result.failures:
         typer.echo(f"failed {name}: {reason}", err=True)
     if result.failures:
@@ -211,8 +257,8 @@ def demo(
     context: typer.Context,
     folder: Annotated[Path, typer.Option("--dir", help="Where everything is made.")] = Path("talik-demo"),
     full: Annotated[bool, typer.Option("--full", help="The size at which the variants really learn.")] = False,
-    clips: Annotated[int | None, typer.Option(help="How many clips, in place of the size's own number.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="How many seeds, in place of the size's own number.")] = None,
+    clips: Annotated[int | None, typer.Option(min=1, help="How many clips, in place of the size's own number.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds, in place of the size's own number.")] = None,
     device: Device = "cpu",
 ) -> None:
     """Make a data set, extract, train variants and write the table: the whole story."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,26 @@ import torch
 from tqdm import tqdm
 
 from ..cache.key import digest_text
-from ..cache.store import ArraySpec, BoundarySpec, FeatureStore, Item
+from ..cache.store import ArraySpec, BoundarySpec, BoundaryWriter, FeatureStore, Item
 from .encoders import Encoder
+from .engine.engine import Engine
+from .engine.tasks import Task
+from .ledger import Ledger
 from .manifest.types import Manifest
-from .settings import ExtractSettings
+from .settings import EncoderSettings, ExtractSettings
 from .state import State
-from .work import Ledger, Unit, boundary_states, open_encoder, text_identity, units_of
+from .work import (
+    Targets,
+    boundary_states,
+    missing_targets,
+    open_encoder,
+    open_planned,
+    planned_provenance,
+    targets_of,
+    text_identity,
+    units_of,
+    write_targets,
+)
 
 TEXTS_PER_FORWARD = 64
 SECONDS_PER_TEXT = 0.05  # bounds a shard; far above what a text takes
@@ -73,47 +88,102 @@ def ask_texts(settings: ExtractSettings, manifest: Manifest, *, device: str) -> 
 
 
 def extract_texts(
-    asked: AskedTexts | None, store: FeatureStore, stack: ExitStack, done: Ledger, *, progress: bool
+    asked: AskedTexts | None,
+    settings: ExtractSettings,
+    store: FeatureStore,
+    engine: Engine,
+    done: Ledger,
+    *,
+    device: str,
+    progress: bool,
 ) -> None:
-    """Compute and write every state of every text that the store does not hold."""
-    if asked is None:
+    """Have every state of every text that the store does not hold computed."""
+    chosen = settings.encoders.text
+    if asked is None or chosen is None:
         return
     encoder = asked.encoder
-    writers = [
-        stack.enter_context(
-            store.writer(
-                spec,
-                asked.items,
-                lengths=asked.lengths,
-                provenance=encoder.provenance(),
-                max_seconds_per_item=SECONDS_PER_TEXT,
-            )
-        )
-        for spec in asked.specs
-    ]
-    units = units_of(writers)
-    with tqdm(
-        total=sum(len(u.items) for u in units), unit="text", desc="texts", disable=not progress or not units
-    ) as bar:
-        for unit in units:
-            _run_text_unit(unit, encoder, done, bar)
+    work = TextWork(
+        chosen=chosen,
+        device=device,
+        provenance=planned_provenance(encoder, settings.engine, device),
+        opened=encoder if engine.in_process else None,
+    )
+    with ExitStack() as stack:
+        writers = {spec.path: stack.enter_context(_writer(store, spec, asked, work)) for spec in asked.specs}
+        units = {
+            f"texts {n}": TextUnit(texts=tuple(item.source for item in unit.items), targets=targets_of(unit))
+            for n, unit in enumerate(units_of(list(writers.values())))
+        }
+        tasks = [Task(name=name, given=unit) for name, unit in units.items()]
+        total = sum(len(unit.texts) for unit in units.values())
+        with tqdm(total=total, unit="text", desc="texts", disable=not progress or not units) as bar:
+            for receipt in done.taken(engine.run(work, tasks), list(units), writers):
+                bar.update(len(units[receipt.task].texts))
 
 
-def _run_text_unit(unit: Unit, encoder: Encoder, done: Ledger, bar: Any) -> None:
-    rows: dict[int, list[tuple[np.ndarray, dict[str, np.ndarray]]]] = {w.spec.boundary: [] for w, _ in unit.targets}
-    for start in range(0, len(unit.items), TEXTS_PER_FORWARD):
-        texts = [item.source for item in unit.items[start : start + TEXTS_PER_FORWARD]]
-        for state, inputs in _text_states(encoder, texts, sorted(rows)):
-            assert state.lengths is not None
-            hidden = state.hidden.float().cpu().numpy()
-            for i, length in enumerate(state.lengths.tolist()):
-                stored = {name: value[i, :length].cpu().numpy() for name, value in inputs.items()}
-                rows[state.boundary].append((hidden[i, :length], stored))
-        bar.update(len(texts))
-    for writer, shard in unit.targets:
-        before = writer.bytes_written
-        writer.write(shard, rows[writer.spec.boundary])
-        done.add(writer, len(shard.items), writer.bytes_written - before)
+def _writer(store: FeatureStore, spec: BoundarySpec, asked: AskedTexts, work: TextWork) -> BoundaryWriter:
+    return store.writer(
+        spec,
+        asked.items,
+        lengths=asked.lengths,
+        provenance=work.provenance,
+        max_seconds_per_item=SECONDS_PER_TEXT,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextUnit:
+    """One shard's texts, and every boundary that misses that shard."""
+
+    texts: tuple[str, ...]
+    targets: Targets
+
+
+@dataclass(kw_only=True)
+class TextWork:
+    """What computes units of texts, in this process or, pickled, in others.
+
+    Args:
+        chosen: the encoder's settings.
+        device: where it runs.
+        provenance: what the states are said to be made with; a worker that would differ refuses.
+        opened: the encoder, where this process has it; never pickled.
+    """
+
+    chosen: EncoderSettings
+    device: str
+    provenance: dict[str, Any]
+    opened: Encoder | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"chosen": self.chosen, "device": self.device, "provenance": self.provenance, "opened": None}
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The encoder."""
+        if self.opened is not None:
+            return self.opened
+        return open_planned(self.chosen, self.provenance, modality="text", device=self.device)
+
+    def run(self, unit: TextUnit) -> dict[str, Any]:
+        """Compute and write a unit; `written` in what is returned is as `work.write_targets` says it."""
+        missing = missing_targets(unit.targets)
+        states = self._states(unit, sorted(writer.layout.spec.boundary for writer, _ in missing)) if missing else {}
+        return {"written": write_targets(unit.targets, lambda spec, _: states[spec.boundary])}
+
+    def _states(
+        self, unit: TextUnit, boundaries: Sequence[int]
+    ) -> dict[int, list[tuple[np.ndarray, dict[str, np.ndarray]]]]:
+        rows: dict[int, list[tuple[np.ndarray, dict[str, np.ndarray]]]] = {k: [] for k in boundaries}
+        for start in range(0, len(unit.texts), TEXTS_PER_FORWARD):
+            texts = unit.texts[start : start + TEXTS_PER_FORWARD]
+            for state, inputs in _text_states(self.encoder, texts, boundaries):
+                assert state.lengths is not None
+                hidden = state.hidden.float().cpu().numpy()
+                for i, length in enumerate(state.lengths.tolist()):
+                    stored = {name: value[i, :length].cpu().numpy() for name, value in inputs.items()}
+                    rows[state.boundary].append((hidden[i, :length], stored))
+        return rows
 
 
 @torch.no_grad()

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
-from ..cache.store import BoundaryWriter, Item, Shard
+from ..cache.catalog import read_receipt
+from ..cache.errors import StoreMismatchError
+from ..cache.int8 import Int8Error
+from ..cache.layout import RECEIPT_FIELDS
+from ..cache.shard_writer import ShardWriter
+from ..cache.store import BoundarySpec, BoundaryWriter, Item, Shard
 from .encoders import Encoder, load_encoder
-from .left_out import LeftOut
+from .engine.settings import EngineSettings
 from .sampling import Sampling
 from .settings import EncoderSettings
 from .state import State
 
-
-@dataclass
-class Ledger:
-    items: dict[str, int] = field(default_factory=dict)
-    bytes_written: int = 0
-    failures: list[LeftOut] = field(default_factory=list)
-    missing: list[LeftOut] = field(default_factory=list)
-
-    def add(self, writer: BoundaryWriter, count: int, size_bytes: int) -> None:
-        name = f"{writer.spec.modality}/{writer.spec.name}"
-        self.items[name] = self.items.get(name, 0) + count
-        self.bytes_written += size_bytes
+Targets = tuple[tuple[ShardWriter, Shard], ...]
+"""Where a unit's states are written: a shard of each of several boundaries."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +31,6 @@ class Unit:
 
     items: tuple[Item, ...]
     targets: tuple[tuple[BoundaryWriter, Shard], ...]
-
-    @property
-    def modalities(self) -> set[str]:
-        return {writer.spec.modality for writer, _ in self.targets}
 
 
 def open_encoder(settings: EncoderSettings, *, modality: str, device: str, num_segments: int | None = None) -> Encoder:
@@ -82,3 +74,90 @@ def boundary_states(encoder: Encoder, inputs: dict[str, torch.Tensor], wanted: S
     for k in wanted:
         state = encoder.run(state, state.boundary, k)
         yield state
+
+
+def planned_provenance(encoder: Encoder, engine: EngineSettings, device: str) -> dict[str, Any]:
+    """What workers will say that they made states with, where all of them have the environment of this process."""
+    if engine.in_process:
+        return encoder.provenance()
+    return {**encoder.provenance(), "device": device, "threads": engine.num_threads}
+
+
+def open_planned(
+    settings: EncoderSettings,
+    planned: Mapping[str, Any],
+    *,
+    modality: str,
+    device: str,
+    num_segments: int | None = None,
+) -> Encoder:
+    """Open an encoder as a worker does, for states that are marked as made with `planned`.
+
+    Raises:
+        StoreMismatchError: this process would make them with something else.
+    """
+    encoder = open_encoder(settings, modality=modality, device=device, num_segments=num_segments)
+    found = encoder.provenance()
+    differs = [
+        f"{name} {found.get(name)!r}, not {planned.get(name)!r}"
+        for name in sorted({*found, *planned})
+        if found.get(name) != planned.get(name)
+    ]
+    if differs:
+        raise StoreMismatchError(
+            f"{modality}: this worker has {'; '.join(differs)}; give all workers the environment of the one that plans"
+        )
+    return encoder
+
+
+def highest_cut(encoder: Encoder, settings: EncoderSettings) -> int:
+    """The highest boundary that is cached: units above it never run."""
+    return max(encoder.boundary(k) for k in settings.cuts)
+
+
+def targets_of(unit: Unit) -> Targets:
+    """What another process needs to write a unit's shards."""
+    return tuple((writer.shard_writer, shard) for writer, shard in unit.targets)
+
+
+def missing_targets(targets: Targets) -> Targets:
+    """Those of a unit's shards that nobody has written."""
+    return tuple((writer, shard) for writer, shard in targets if not read_receipt(writer.layout, shard.index)[0])
+
+
+def write_targets(
+    targets: Targets, rows: Callable[[BoundarySpec, Shard], Iterable[tuple[np.ndarray, Mapping[str, np.ndarray]]]]
+) -> list[dict[str, Any]]:
+    """Write a unit's shards, and say of each, as JSON, what stands there now.
+
+    Args:
+        targets: the shards; one that is there already is left as it is.
+        rows: the states of a shard's items in order; not called for a shard that is there.
+
+    Returns:
+        For each shard its boundary's path, its number, items, bytes, the CRC32C of its files' bytes one after another,
+        and what int8 changed in it (zeros where it is not int8, or was there before).
+    """
+    told = []
+    for writer, shard in targets:
+        error = Int8Error()
+        receipt = writer.write(shard, _lazily(rows, writer.layout.spec, shard), error)
+        told.append(
+            {
+                "boundary": writer.layout.spec.path,
+                "shard": shard.index,
+                "items": len(shard.items),
+                "size_bytes": int(receipt[RECEIPT_FIELDS:].sum()),
+                "crc32c": writer.crc32c(shard.index),
+                "int8": vars(error),
+            }
+        )
+    return told
+
+
+def _lazily(
+    rows: Callable[[BoundarySpec, Shard], Iterable[tuple[np.ndarray, Mapping[str, np.ndarray]]]],
+    spec: BoundarySpec,
+    shard: Shard,
+) -> Iterator[tuple[np.ndarray, Mapping[str, np.ndarray]]]:
+    yield from rows(spec, shard)

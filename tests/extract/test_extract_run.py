@@ -11,6 +11,7 @@ import av
 import numpy as np
 import pytest
 
+import talik.extract.clip_work as clip_work
 import talik.extract.run_clips as run_clips
 from talik.cache.errors import (
     ManifestError,
@@ -83,7 +84,7 @@ def test_an_interrupted_run_goes_on_and_equals_one_that_was_not(
     whole = states(tmp_path / "features.zarr")
     shutil.rmtree(tmp_path / "features.zarr")
 
-    real, calls = run_clips._forward, iter(range(100))
+    real, calls = clip_work._forward, iter(range(100))
 
     def dies(*args: object, **kwargs: object) -> None:
         if next(calls) == 3:
@@ -91,7 +92,7 @@ def test_an_interrupted_run_goes_on_and_equals_one_that_was_not(
         real(*args, **kwargs)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_clips, "_forward", dies)
+        patch.setattr(clip_work, "_forward", dies)
         with pytest.raises(KeyboardInterrupt):
             extract(path, progress=False)
     before = len([k for k in states(tmp_path / "features.zarr") if k[0] == "visual" and k[1] == 1])

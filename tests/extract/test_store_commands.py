@@ -198,9 +198,9 @@ def test_gc_wants_an_experiment(experiment: Path) -> None:
 def test_a_clip_changed_while_it_is_read_is_not_stored(
     experiment: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import talik.extract.run_clips as run_clips
+    import talik.extract.clip_work as clip_work
 
-    real = run_clips.iter_media
+    real = clip_work.iter_media
 
     def slow(paths: object, settings: object) -> object:
         for outcome in real(paths, settings):
@@ -208,7 +208,7 @@ def test_a_clip_changed_while_it_is_read_is_not_stored(
             os.utime(clips / "1.mp4")
             yield outcome
 
-    monkeypatch.setattr(run_clips, "iter_media", slow)
+    monkeypatch.setattr(clip_work, "iter_media", slow)
     with pytest.raises(OSError, match=r"1\.mp4: was changed while it was read"):
         extract(experiment, progress=False)
     monkeypatch.undo()

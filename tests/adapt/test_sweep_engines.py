@@ -1,0 +1,106 @@
+"""A sweep ends the same whoever trains it: this process, or several, of which some are killed."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from talik.adapt.experiment import load_experiment
+from talik.adapt.runfolder import RunFolder
+from talik.adapt.sweep import receipts_path, run_groups, sweep
+from talik.adapt.sweep_work import Runs, SweepWork
+from talik.cache.errors import RunLockedError
+from talik.extract.engine.local import LocalEngine
+from talik.extract.engine.settings import EngineSettings
+from talik.extract.engine.tasks import Task
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def experiment(extracted: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """Write the experiment, with its own run folders, on the store that is there."""
+
+    def write(name: str) -> Path:
+        path = tmp_path / name / "exp.toml"
+        path.parent.mkdir()
+        store = f'[store]\npath = "{extracted.parent}/features.zarr"'
+        path.write_text(extracted.read_text(encoding="utf-8").replace("[store]", store), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def compare(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """What says that two sweeps left the same, but for time."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("sweep_kills")
+
+
+def test_processes_leave_what_one_leaves_though_one_is_killed(
+    experiment: Callable[[str], Path], compare: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, together = experiment("alone"), experiment("together")
+    sweep(alone, progress=False)
+    begun: list[str] = []
+    give = LocalEngine._give
+
+    def give_and_kill(self: LocalEngine, worker: Any, task: Task) -> None:
+        give(self, worker, task)
+        begun.append(task.name)
+        if len(begun) == 2:
+            worker.process.kill()
+
+    monkeypatch.setattr(LocalEngine, "_give", give_and_kill)
+    result = sweep(together, progress=False, engine=EngineSettings(jobs=2, threads=1))
+    assert [run.folder.parent.name for run in result.runs] == ["probe", "trimodal"]
+    assert [name for name, _ in result.retried] == ["seed 0, group 1"]
+    assert begun == ["seed 0, group 0", "seed 0, group 1", "seed 0, group 1"]  # two workers, a group each
+    found, expected = together.parent / "runs" / "exp", alone.parent / "runs" / "exp"
+    assert compare.outcome(found) == compare.outcome(expected)
+    assert compare.report_of(found) == compare.report_of(expected)
+    lines = receipts_path(load_experiment(together)).read_text().splitlines()
+    assert sorted((r["task"], r["attempts"]) for r in map(json.loads, lines)) == [
+        ("seed 0, group 0", 1),
+        ("seed 0, group 1", 2),
+    ]
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(experiment: Callable[[str], Path]) -> None:
+    loaded = load_experiment(experiment("locked"))
+    work = SweepWork(experiment=loaded, live=False, device="cpu")
+    with RunFolder(loaded.runs / "trimodal" / "seed0").alone():
+        with pytest.raises(RunLockedError, match=r"trimodal/seed0: process \d+ on .* is training this run"):
+            work.run(Runs(seed=0, names=("probe", "trimodal")))
+    assert not (loaded.runs / "probe" / "seed0" / ".lock").exists()
+
+
+def test_groups_are_divided_until_every_worker_has_one(experiment: Callable[[str], Path]) -> None:
+    loaded = load_experiment(experiment("groups"))
+    pairs = [(name, seed) for seed in (0, 1) for name in ("probe", "trimodal")]
+
+    def divided(num_workers: int, fuse: bool = True) -> list[tuple[int, tuple[str, ...]]]:
+        return [(g.seed, g.names) for g in run_groups(loaded, pairs, fuse=fuse, num_workers=num_workers)]
+
+    both = ("probe", "trimodal")
+    assert divided(1) == divided(2) == [(0, both), (1, both)]
+    assert divided(3) == [(0, ("probe",)), (0, ("trimodal",)), (1, both)]
+    assert divided(8) == [(s, (n,)) for s in (0, 1) for n in both] == divided(1, fuse=False)
+
+
+def test_an_engine_that_is_not_asked_for_is_not_imported() -> None:
+    code = (
+        "import sys, talik, talik.cli, talik.adapt.sweep, talik.extract.run;"
+        "print([m for m in ('ray', 'submitit') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"
