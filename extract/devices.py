@@ -18,7 +18,5 @@ def usable_device(name: torch.device | str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         why = str(error).split(". ")[0].splitlines()[0]
-        raise SettingsError(
-            f"device: found {str(name)!r}, expected cpu, or cuda on a GPU ({why})"
-        ) from None
+        raise SettingsError(f"device: found {str(name)!r}, expected cpu, or cuda on a GPU ({why})") from None
     return device
