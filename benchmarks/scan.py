@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tensor_memory import peak_bytes
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from talik.adapt.scan.dispatch import selective_scan
 
@@ -172,14 +172,7 @@ def extra_memory(scan: Scan, size: Size) -> dict[str, float]:
     """Peak bytes that a forward and backward allocate, results included, and their ratio to a tensor of all states."""
     batch, length, channels, states = size
     inputs = make_inputs(size)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as run:
-        step(scan, inputs)
-    live = peak = 0
-    assert run.profiler is not None
-    for event in sorted(run.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
-        if event.name() == "[memory]":
-            live += event.nbytes()
-            peak = max(peak, live)
+    peak = peak_bytes(lambda: step(scan, inputs))
     state_bytes = 4 * batch * length * channels * states
     return {"peak_bytes": peak, "state_tensor_bytes": state_bytes, "ratio": peak / state_bytes}
 

@@ -18,8 +18,8 @@ import torch
 import transformers
 from coverage_checks import Inputs, known, restored
 from scan import environment
+from tensor_memory import peak_bytes
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 from talik.extract.open_hf import caller
 from talik.extract.proof import find_trunk
@@ -29,19 +29,6 @@ from talik.extract.trunk import Trunk
 
 ALLOWED = 1.10
 """The most that a frozen suffix may peak at, as a part of the bare units' peak."""
-
-
-def peak_bytes(action: Callable[[], object]) -> int:
-    """Return the most bytes that `action` had allocated at once, its result included."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as run:
-        action()
-    live = peak = 0
-    assert run.profiler is not None
-    for event in sorted(run.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
-        if event.name() == "[memory]":
-            live += event.nbytes()
-            peak = max(peak, live)
-    return peak
 
 
 def bare_units(trunk: Trunk, hidden: Tensor, context: Context, start: int, stop: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,13 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from talik.adapt.experiment import load_experiment
 from talik.adapt.fused import train_together
 from talik.adapt.runfolder import RunFolder
 from talik.adapt.training import Training
 from talik.adapt.workbench import Workbench
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from tensor_memory import peak_bytes
 
 MEMBERS = 8
 GROUP = "".join(
@@ -87,19 +91,6 @@ def test_units_below_the_insertion_run_once_for_eight(opened: Callable[[int], li
         assert alone[modality, 0] == together[modality, 0] == 0  # below the stored boundary
         assert together[modality, 1] == alone[modality, 1] > 0  # from there to the insertions: shared
         assert together[modality, 2] == MEMBERS * alone[modality, 2] > 0  # above: each variant's own
-
-
-def peak_bytes(work: Callable[[], object]) -> int:
-    """The most bytes of tensors that are alive at once while `work` runs, of those allocated in it."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as run:
-        work()
-    live = peak = 0
-    assert run.profiler is not None
-    for event in sorted(run.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
-        if event.name() == "[memory]":
-            live += event.nbytes()
-            peak = max(peak, live)
-    return peak
 
 
 def kept_by_a_step(training: Training) -> int:

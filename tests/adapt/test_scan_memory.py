@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from talik.adapt.scan import chunked
 from talik.adapt.scan.dispatch import selective_scan
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from tensor_memory import peak_bytes
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # the profiler's own
@@ -19,14 +25,11 @@ def test_extra_memory_of_forward_and_backward(size: tuple[int, int, int, int]) -
     u, delta, a, b, c = (torch.rand(shape).requires_grad_() for shape in shapes)
     operands = (u, delta, a, b, c)
     chunked._Workspace._kept.__dict__.clear()  # the work buffers count
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as run:
+
+    def both_ways() -> None:
         out = selective_scan(u, delta, -a, b, c, backend="torch")
         torch.autograd.grad(out, operands, torch.ones_like(out))
-    live = peak = 0
-    assert run.profiler is not None
-    for event in sorted(run.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
-        if event.name() == "[memory]":
-            live += event.nbytes()
-            peak = max(peak, live)
+
+    peak = peak_bytes(both_ways)
     all_states = 4 * batch * length * channels * states
     assert 0 < peak <= 1.3 * all_states
