@@ -198,7 +198,7 @@ class Trunk:
         inputs = self.complete(self._small, self.probe_batch, self.probe_signature, self._device, blank=nan)
         root, _ = record(self.model, lambda: self.passes.collect(inputs, blank=nan))
         self.passes.ahead = tuple(
-            Ahead(call.module, call.ordinal, call.returned, self.probe_batch) for call in _all_nan(root, self.links)
+            Ahead(call.module, call.ordinal, call.returned, self.probe_batch) for call in _blank(root, self.links, self.probe_batch)
         )
         release(root)
 
@@ -238,19 +238,24 @@ def backbone_parameters(model: nn.Module, excluded: Sequence[nn.Module]) -> list
     return [p for p in model.parameters() if id(p) not in left_out]
 
 
-def _all_nan(root: Call, links: Sequence[Link]) -> list[Call]:
-    """Return the outermost calls with weights that returned NaN only, and are no links nor hold any."""
+def _blank(root: Call, links: Sequence[Link], batch_size: int) -> list[Call]:
+    """Return the outermost calls with weights that returned NaN only, a row an item, and are no links nor hold any.
+
+    What has other rows (frames, windows) is run: its size for another batch is not known.
+    """
     ours = {id(link.module) for link in links}
     found: list[Call] = []
     for call in root.children:
         returned = [t for _, t in tensors(call.returned)]
         weighs = next(call.module.parameters(), None) is not None
         inside = any(id(m) in ours for m in call.module.modules())
-        blank = bool(returned) and all(t.is_floating_point() and bool(t.isnan().all()) for t in returned)
+        blank = bool(returned) and all(
+            t.is_floating_point() and t.shape[:1] == (batch_size,) and bool(t.isnan().all()) for t in returned
+        )
         if weighs and blank and not inside:
             found.append(call)
         elif id(call.module) not in ours:  # one that adds a token or a bias of its own may hold one that does not
-            found.extend(_all_nan(call, links))
+            found.extend(_blank(call, links, batch_size))
     return found
 
 

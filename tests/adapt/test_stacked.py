@@ -18,6 +18,7 @@ from torch import nn
 import talik
 from talik.adapt import stacked
 from talik.adapt.experiment import SweepSettings, load_experiment
+from talik.adapt.extensions import _PARTS, HEADS
 from talik.adapt.stacking import Stacking
 from talik.adapt.sweep import sweep
 from talik.adapt.workbench import Workbench
@@ -69,7 +70,10 @@ class DropoutHead(nn.Module):
         return sum((self.linear[m](x) for m, x in pooled.items()), torch.zeros(()))
 
 
-talik.register_head("dropout", DropoutHeadSettings, DropoutHead)
+@pytest.fixture(autouse=True)
+def _head_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_PARTS, HEADS, {})  # what is registered here is gone afterwards
+    talik.register_head("dropout", DropoutHeadSettings, DropoutHead)
 
 
 @pytest.fixture
