@@ -198,7 +198,8 @@ class Trunk:
         inputs = self.complete(self._small, self.probe_batch, self.probe_signature, self._device, blank=nan)
         root, _ = record(self.model, lambda: self.passes.collect(inputs, blank=nan))
         self.passes.ahead = tuple(
-            Ahead(call.module, call.ordinal, call.returned, self.probe_batch) for call in _blank(root, self.links, self.probe_batch)
+            Ahead(call.module, call.ordinal, call.returned, self.probe_batch)
+            for call in _blank(root, self.links, self.probe_batch)
         )
         release(root)
 
