@@ -24,9 +24,8 @@ from typing import Any
 import tomli_w
 from safetensors import SafetensorError
 
-from ..cache.durable import open_alone
 from ..cache.errors import RunError, RunLockedError
-from ..cache.lock import holder, sign
+from ..cache.lock import take
 
 
 class RunFolder:
@@ -99,13 +98,12 @@ class RunFolder:
         path = self.path / ".lock"
         with writing(path):
             self.path.mkdir(parents=True, exist_ok=True)
-            try:
-                descriptor = open_alone(path, wait=False)
-            except BlockingIOError:
-                raise RunLockedError(
-                    f"{self.path}: {holder(path)} is training this run; wait for it to end, or stop it, and run again"
-                ) from None
-        sign(descriptor)
+            descriptor = take(
+                path,
+                lambda who: RunLockedError(
+                    f"{self.path}: {who} is training this run; wait for it to end, or stop it, and run again"
+                ),
+            )
         try:
             yield
         finally:

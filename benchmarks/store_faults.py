@@ -17,7 +17,6 @@ import os
 import random
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -27,7 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from store_sample import DENSE, RAGGED, Known, fork, surroundings, tree
+from store_sample import DENSE, RAGGED, Known, fork, killed, surroundings, tree
 
 from talik.cache.durable import temporary_beside
 from talik.cache.errors import StoreError, StoreFullError, StoreLockedError
@@ -72,10 +71,7 @@ def kill_again_and_again(store: Path, work: Callable[[], object], *, kills: int,
     shutil.rmtree(store)
     held: set[str] = set()
     while seen.killed < kills:
-        child = fork(work)
-        time.sleep(instants.uniform(0.0, seen.seconds))
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
+        status = killed(work, instants.uniform(0.0, seen.seconds))
         if os.WIFSIGNALED(status):
             seen.killed += 1
             held = look(store, whole, values, held, seen)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -124,6 +126,14 @@ def fork(work: Callable[[], object]) -> int:
         status = 0
     finally:
         os._exit(status)
+
+
+def killed(work: Callable[[], object], seconds: float) -> int:
+    """Run `work` in a child, kill it after so many seconds, and return how it ended, as `os.waitpid` says it."""
+    child = fork(work)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    return os.waitpid(child, 0)[1]
 
 
 def surroundings() -> list[str]:

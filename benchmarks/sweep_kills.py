@@ -18,7 +18,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -29,7 +28,7 @@ from typing import Any
 
 import torch
 from store_extraction import tiny_encoders
-from store_sample import fork, surroundings
+from store_sample import fork, killed, surroundings
 
 import talik.adapt.workbench as workbench
 from talik.adapt.experiment import load_experiment
@@ -126,10 +125,7 @@ def kill_again_and_again(runs: Path, work: Callable[[], object], *, kills: int, 
     whole, reported = outcome(runs), report_of(runs)
     shutil.rmtree(runs)
     while seen.killed < kills:
-        child = fork(work)
-        time.sleep(instants.uniform(0.0, seen.seconds))
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
+        status = killed(work, instants.uniform(0.0, seen.seconds))
         if os.WIFSIGNALED(status):
             seen.killed += 1
             look(runs, whole, seen)

@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,13 +65,26 @@ def release(store: Path, name: str) -> None:
 
 
 def _lock(path: Path) -> int:
+    with disk_errors(path.parent):
+        return take(
+            path,
+            lambda who: StoreLockedError(
+                f"{path.parent}: {who} is writing this store; wait for it to end, or stop it, and run again"
+            ),
+        )
+
+
+def take(path: Path, refusal: Callable[[str], Exception]) -> int:
+    """Open a lock file alone and sign it; closing the descriptor gives the lock back, and so does the process's end.
+
+    Args:
+        path: of the file.
+        refusal: the error to raise where somebody has it, from who that is in words.
+    """
     try:
-        with disk_errors(path.parent):
-            descriptor = open_alone(path, wait=False)
+        descriptor = open_alone(path, wait=False)
     except BlockingIOError:
-        raise StoreLockedError(
-            f"{path.parent}: {holder(path)} is writing this store; wait for it to end, or stop it, and run again"
-        ) from None
+        raise refusal(holder(path)) from None
     sign(descriptor)
     return descriptor
 
