@@ -10,19 +10,19 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "FeatureStore": "cache.store",
-    "State": "extract.state",
-    "TalikError": "cache.errors",
-    "evaluate": "adapt.evaluate",
-    "load_encoder": "extract.encoders",
+    "FeatureStore": "cache.feature_store",
+    "State": "extract.trunk.state",
+    "TalikError": "errors",
+    "evaluate": "adapt.evaluation.evaluate",
+    "load_encoder": "extract.encoders.load",
     "plan": "adapt.plan.plan",
-    "predict": "adapt.predict",
+    "predict": "adapt.evaluation.predict",
     "register_adapter": "adapt.adapters.registry",
-    "register_head": "adapt.extensions",
-    "register_loss": "adapt.extensions",
+    "register_head": "adapt.model.registry",
+    "register_loss": "adapt.model.registry",
     "report": "adapt.report.write",
-    "selective_scan": "adapt.scan.dispatch",
-    "sweep": "adapt.sweep",
+    "selective_scan": "adapt.scan.selective_scan",
+    "sweep": "adapt.sweep.sweep",
 }
 
 __all__ = [

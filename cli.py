@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .cache.errors import SettingsError, StoreMismatchError, TalikError, unknown_name
+from .errors import SettingsError, StoreMismatchError, TalikError, unknown_name
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -47,7 +47,7 @@ def init(
     preset: Annotated[str, typer.Option(help="lavish, trimodal or small.")] = "small",
 ) -> None:
     """Write a commented experiment file for a data set, with an estimate of its disk and time."""
-    from .extract.presets.init import init as write
+    from .extract.presets.write_experiment import init as write
 
     for line in write(dataset, folder, preset=preset):
         typer.echo(line)
@@ -56,9 +56,9 @@ def init(
 @app.command()
 def data(experiment: ExperimentPath, allow_missing: AllowMissing = False) -> None:
     """Say what the data set holds: counts, release, duplicates, clips shared between splits, the blind baseline."""
-    from .adapt.experiment import load_experiment
-    from .extract.manifest.describe import describe
-    from .extract.manifest.load import load_manifest
+    from .adapt.config.experiment import load_experiment
+    from .extract.datasets.describe import describe
+    from .extract.datasets.load import load_manifest
 
     settings = load_experiment(experiment, allow_missing=allow_missing).extraction
     for line in describe(load_manifest(settings.manifest_settings, base=settings.base)):
@@ -76,9 +76,9 @@ def extract(
     quiet: Quiet = False,
 ) -> None:
     """Stage 1: compute and store the states that an experiment names. Resumable; a second run does nothing."""
-    from .adapt.experiment import load_experiment
-    from .extract.engine.settings import with_engine
-    from .extract.run import extract as run
+    from .adapt.config.experiment import load_experiment
+    from .extract.executors.settings import with_engine
+    from .extract.stage.extract import extract as run
 
     settings = load_experiment(experiment, allow_missing=allow_missing).extraction
     workers = with_engine(settings.engine, engine, jobs)
@@ -112,8 +112,8 @@ def plan(
         for line in simulated_lines(simulation):
             typer.echo(line)
         return
-    from .adapt.plan.lines import plan_lines
     from .adapt.plan.plan import plan as run
+    from .adapt.plan.text import plan_lines
 
     for line in plan_lines(run(experiment, device=device, fresh=fresh, progress=not quiet)):
         typer.echo(line)
@@ -133,18 +133,18 @@ def adapt(
     quiet: Quiet = False,
 ) -> None:
     """Stage 2: train one variant on the stored states and evaluate it; under torchrun, by all processes together."""
-    from .adapt.experiment import load_experiment
+    from .adapt.config.experiment import load_experiment
 
     if list_kinds:
-        from .adapt.listing import listing
+        from .adapt.evaluation.describe_variants import listing
 
         for line in listing(load_experiment(experiment, allow_missing=allow_missing), device=device):
             typer.echo(line)
         return
     if variant is None:
         raise SettingsError("--variant: missing; name one of the experiment's variants, or ask for --list")
-    from .adapt.distributed import leads
-    from .adapt.train import adapt as run
+    from .adapt.training.adapt import adapt as run
+    from .adapt.training.distributed import leads
 
     loaded = load_experiment(experiment, allow_missing=allow_missing)
     result = run(loaded, variant=variant, seed=seed, resume=resume, device=device, progress=not quiet)
@@ -170,9 +170,9 @@ def sweep(
     quiet: Quiet = False,
 ) -> None:
     """Train every variant with every seed, those that see the same batches in lockstep; what is done stays done."""
-    from .adapt.experiment import load_experiment
-    from .adapt.sweep import sweep as run
-    from .extract.engine.settings import with_engine
+    from .adapt.config.experiment import load_experiment
+    from .adapt.sweep.sweep import sweep as run
+    from .extract.executors.settings import with_engine
 
     loaded = load_experiment(experiment, allow_missing=allow_missing)
     workers = with_engine(loaded.extraction.engine, engine, jobs)
@@ -209,7 +209,7 @@ def evaluate(
     device: Device = "cpu",
 ) -> None:
     """Score a finished run on a split, by question type."""
-    from .adapt.evaluate import evaluate as score
+    from .adapt.evaluation.evaluate import evaluate as score
 
     evaluation = score(run, split=split, live=live, gates=gates, device=device)
     for name, tally in evaluation.scores.by_type.items():
@@ -229,7 +229,7 @@ def predict(
     device: Device = "cpu",
 ) -> None:
     """Answer a question about a video with a finished run, from the file itself."""
-    from .adapt.predict import predict as answer
+    from .adapt.evaluation.predict import predict as answer
 
     for line in answer(run, video=video, question=question, top=top, device=device).lines():
         typer.echo(line)
@@ -264,7 +264,7 @@ def demo(
     """Make a data set, extract, train variants and write the table: the whole story."""
     if context.invoked_subcommand is not None:
         return
-    from .adapt.demo import demo as tell
+    from .demo.experiment import demo as tell
 
     tell(folder, full=full, num_clips=clips, num_seeds=seeds, device=device)
 
@@ -276,7 +276,7 @@ def demo_make(
     seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
 ) -> None:
     """Make the data set alone: clips and questions. A second run makes only what is missing."""
-    from .extract.demo.make import make_demo
+    from .demo.make import make_demo
 
     made = make_demo(folder, num_clips=clips, seed=seed)
     typer.echo(made.summary())
@@ -285,8 +285,8 @@ def demo_make(
 @store_app.command("ls")
 def store_ls(store: StorePath) -> None:
     """List the boundaries that a store holds: items, shape of one, data type, bytes; views and imported features."""
-    from .cache.store import FeatureStore
-    from .extract.augment_settings import kind_of
+    from .cache.feature_store import FeatureStore
+    from .extract.media.augment_settings import kind_of
 
     opened = FeatureStore.open(store)
     for spec in opened.boundaries():
@@ -302,7 +302,7 @@ def store_show(
     store: StorePath, boundary: Annotated[str, typer.Argument(help="As ls prints it: visual/b11-1f2e3d4c5b6a.")]
 ) -> None:
     """Print what identifies a boundary's states, and what they were made with."""
-    from .cache.store import FeatureStore
+    from .cache.feature_store import FeatureStore
 
     opened = FeatureStore.open(store)
     held = {spec.path: spec for spec in opened.boundaries()}
@@ -316,8 +316,8 @@ def store_show(
 @store_app.command("export")
 def store_export(store: StorePath, file: Annotated[Path, typer.Argument(help="The .h5 file to write.")]) -> None:
     """Write a store into one HDF5 file: the same names and values, provenance as attributes."""
-    from .cache.hdf5 import export_hdf5
-    from .cache.store import FeatureStore
+    from .cache.feature_store import FeatureStore
+    from .cache.maintenance.hdf5 import export_hdf5
 
     export_hdf5(FeatureStore.open(store), file)
     typer.echo(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
@@ -343,7 +343,7 @@ def store_import(
     --as names a data set that distributes its features in a known way, --mapping a TOML for any other; what stands
     beside them takes the place of a key.
     """
-    from .extract.imports.run import import_any
+    from .extract.importers.import_features import import_any
 
     changes = {"name": name, "modality": modality, "step": step, "segments": segments, "dtype": dtype}
     given = {key: value for key, value in changes.items() if value is not None}
@@ -354,7 +354,7 @@ def store_import(
 @store_app.command("verify")
 def store_verify(store: StorePath) -> None:
     """Check every stored byte against its checksum."""
-    from .cache.verify import verify
+    from .cache.maintenance.verify import verify
 
     findings = verify(store)
     for finding in findings:
@@ -374,7 +374,7 @@ def store_repair(
     quiet: Quiet = False,
 ) -> None:
     """Forget the shards that fail their checksums, and compute them again."""
-    from .extract.repair import repair_store
+    from .extract.stage.repair import repair_store
 
     for line in repair_store(store, experiment, device=device, progress=not quiet).lines():
         typer.echo(line)
@@ -389,7 +389,7 @@ def store_why(
     quiet: Quiet = False,
 ) -> None:
     """Say what an experiment would compute, and why: fields that differ, items that are new, changed or gone."""
-    from .extract.why import why_store
+    from .extract.stage.explain import why_store
 
     for line in why_store(store, experiment, deep=deep, device=device, progress=not quiet).lines():
         typer.echo(line)
@@ -404,7 +404,7 @@ def store_gc(
     quiet: Quiet = False,
 ) -> None:
     """List what no experiment given needs, ask, and delete it. Nothing else ever deletes states."""
-    from .extract.gc import find_store_garbage
+    from .extract.stage.gc import find_store_garbage
 
     report = find_store_garbage(store, experiments, device=device, progress=not quiet)
     for line in report.lines():
@@ -420,7 +420,7 @@ def encoders_inspect(
     weights: Annotated[str | None, typer.Option(help='A file in place of its own weights, or "random".')] = None,
 ) -> None:
     """Print the units of an encoder, what crosses each boundary, and the outcome of the proof."""
-    from .extract.inspection import inspect
+    from .extract.encoders.inspect import inspect
 
     typer.echo(inspect(model, modality=modality, weights=weights).table())
 

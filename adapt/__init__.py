@@ -8,10 +8,10 @@ from typing import Any
 
 
 class _Room(ModuleType):
-    """The package, callable: `talik.adapt("experiment.toml", variant="a")` is `talik.adapt.train.adapt`."""
+    """The package, callable: `talik.adapt("experiment.toml", variant="a")` is `talik.adapt.training.adapt.adapt`."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        from .train import adapt
+        from .training.adapt import adapt
 
         return adapt(*args, **kwargs)
 

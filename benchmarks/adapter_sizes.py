@@ -24,9 +24,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from talik.adapt.adapters.modality_tokens import Triple
 from talik.adapt.adapters.registry import adapter_kind, adapter_settings
-from talik.adapt.adapters.triple import Triple
-from talik.adapt.tuned import is_norm
+from talik.extract.encoders.unit_replacement import is_norm
 
 STAGES = ((2, 192, 48 * 48), (2, 384, 24 * 24), (18, 768, 12 * 12), (2, 1536, 6 * 6))  # blocks, channels, tokens
 SEGMENTS, TEXT_TOKENS, TEXT_CHANNELS = 10, 16, 768

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from talik.extract.passes import signature_of
-from talik.extract.state import Context
-from talik.extract.tree import at, tensors
-from talik.extract.trunk import Trunk
+from talik.extract.trunk.forward_patching import signature_of
+from talik.extract.trunk.state import Context
+from talik.extract.trunk.tracing import at, tensors
+from talik.extract.trunk.trunk import Trunk
 
 Inputs = dict[str, Tensor]
 Seen = Callable[[int, Tensor], None]

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from talik.extract.open_timm import backbone_of, classifier_of
+from talik.extract.encoders.timm import backbone_of, classifier_of
 
 CHOSEN: dict[str, tuple[str, dict[str, Any]]] = {
     "beit": ("beit_base_patch16_224", {"embed_dim": 96, "depth": 4, "num_heads": 3}),

@@ -25,12 +25,12 @@ from typing import Any
 from ray_nodes import Nodes
 from store_sample import surroundings
 
-from talik.extract.demo.make import make_demo
-from talik.extract.engine.engine import open_engine
-from talik.extract.engine.settings import EngineSettings
-from talik.extract.engine.tasks import Task
-from talik.extract.run import extract
-from talik.extract.settings import ExtractSettings, extract_settings
+from talik.demo.make import make_demo
+from talik.extract.executors.open import open_executor
+from talik.extract.executors.settings import EngineSettings
+from talik.extract.executors.tasks import Task
+from talik.extract.stage.extract import extract
+from talik.extract.stage.settings import ExtractSettings, extract_settings
 
 ENCODERS = {
     "visual": {"model": "pip:dinov2-small", "image_size": 98, "cut": -1},
@@ -51,7 +51,7 @@ def empty_units(settings: EngineSettings, count: int) -> tuple[float, list[float
     """Seconds until the first receipt, and between any two receipts after it."""
     import engine  # this file as a module, as workers find it
 
-    with open_engine(settings, device="cpu", base=Path()) as opened:
+    with open_executor(settings, device="cpu", base=Path()) as opened:
         times = [time.perf_counter()]
         for _ in opened.run(engine.Nothing(), [Task(name=str(i), given=i) for i in range(count)]):
             times.append(time.perf_counter())

@@ -29,12 +29,12 @@ from ray_nodes import Nodes
 from store_extraction import tiny_encoders
 from store_sample import surroundings
 
-import talik.extract.run as extraction
-from talik.adapt.experiment import load_experiment
-from talik.adapt.sweep import receipts_path, sweep
-from talik.extract.demo.make import make_demo
-from talik.extract.engine.settings import EngineSettings
-from talik.extract.run import extract
+import talik.extract.stage.extract as extraction
+from talik.adapt.config.experiment import load_experiment
+from talik.adapt.sweep.sweep import receipts_path, sweep
+from talik.demo.make import make_demo
+from talik.extract.executors.settings import EngineSettings
+from talik.extract.stage.extract import extract
 
 
 @dataclass

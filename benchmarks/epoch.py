@@ -24,15 +24,15 @@ from typing import Any
 import torch
 from sweep_sample import ENCODERS, Taken, headline, quartiles, shown, surroundings, taken, write
 
-from talik.adapt.experiment import load_experiment
-from talik.adapt.fused import SharedBatches
+from talik.adapt.config.experiment import load_experiment
 from talik.adapt.plan.plan import plan
-from talik.adapt.runfolder import RunFolder
-from talik.adapt.sweep import sweep
-from talik.adapt.training import Training
-from talik.adapt.workbench import Workbench
-from talik.extract.demo.make import make_demo
-from talik.extract.run import extract
+from talik.adapt.sweep.sweep import sweep
+from talik.adapt.training.experiment_context import Workbench
+from talik.adapt.training.lockstep_group import SharedBatches
+from talik.adapt.training.run_folder import RunFolder
+from talik.adapt.training.trainer import Training
+from talik.demo.make import make_demo
+from talik.extract.stage.extract import extract
 
 INSERTION = "{ visual = [12], audio = [4], text = [5] }"
 VARIANTS = {

@@ -19,16 +19,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from talik.adapt.plan.kept import machine_name
-from talik.cache.key import digest_file
-from talik.extract.demo.make import make_demo
-from talik.extract.encoders import Encoder
-from talik.extract.manifest.load import load_manifest
-from talik.extract.media import ClipMedia, iter_media
-from talik.extract.run import extract
-from talik.extract.sampling import sampling_of
-from talik.extract.settings import ExtractSettings, extract_settings
-from talik.extract.work import open_encoder
+from talik.adapt.plan.measurement_cache import machine_name
+from talik.cache.format.digests import digest_file
+from talik.demo.make import make_demo
+from talik.extract.datasets.load import load_manifest
+from talik.extract.encoders.load import Encoder
+from talik.extract.media.decode import ClipMedia, iter_media
+from talik.extract.stage.extract import extract
+from talik.extract.stage.sampling import sampling_of
+from talik.extract.stage.settings import ExtractSettings, extract_settings
+from talik.extract.stage.units import open_encoder
 
 EXPERIMENT = {
     "encoders": {

@@ -27,12 +27,12 @@ from typing import Any
 import av
 import numpy as np
 
-from talik.cache.errors import TalikError
-from talik.cache.key import digest_file, digest_json
-from talik.extract.manifest.describe import describe
-from talik.extract.manifest.load import load_manifest
-from talik.extract.manifest.settings import DataSettings
-from talik.extract.media import decode_clip
+from talik.cache.format.digests import digest_file, digest_json
+from talik.errors import TalikError
+from talik.extract.datasets.describe import describe
+from talik.extract.datasets.load import load_manifest
+from talik.extract.datasets.settings import DataSettings
+from talik.extract.media.decode import decode_clip
 
 SECONDS, FPS, RATE = 2.0, 12, 16_000
 #: Name and ending, picture's codec, sound's codec.

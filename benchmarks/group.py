@@ -25,13 +25,13 @@ import torch
 from sweep_sample import ENCODERS, Taken, headline, quartiles, shown, surroundings, taken, write
 from torch import Tensor
 
-from talik.adapt.experiment import load_experiment
-from talik.adapt.fused import train_together
-from talik.adapt.runfolder import RunFolder
-from talik.adapt.training import Training
-from talik.adapt.workbench import Workbench
-from talik.extract.demo.make import make_demo
-from talik.extract.run import extract
+from talik.adapt.config.experiment import load_experiment
+from talik.adapt.training.experiment_context import Workbench
+from talik.adapt.training.lockstep_group import train_together
+from talik.adapt.training.run_folder import RunFolder
+from talik.adapt.training.trainer import Training
+from talik.demo.make import make_demo
+from talik.extract.stage.extract import extract
 
 INSERTION = "{ visual = [11], audio = [4], text = [5] }"
 CASES: dict[str, dict[str, int]] = {

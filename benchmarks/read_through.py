@@ -25,8 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
-from talik.cache.key import digest_text
-from talik.cache.store import BoundarySpec, FeatureStore, Item
+from talik.cache.feature_store import BoundarySpec, FeatureStore, Item
+from talik.cache.format.digests import digest_text
 
 
 @contextmanager

@@ -37,10 +37,10 @@ import numpy as np
 import reader_formats as formats
 import torch
 
-from talik.cache.filemap import FileMap
-from talik.cache.key import digest_text
-from talik.cache.reader import BoundaryReader
-from talik.cache.store import BoundarySpec, FeatureStore, Item
+from talik.cache.feature_store import BoundarySpec, FeatureStore, Item
+from talik.cache.format.digests import digest_text
+from talik.cache.read.boundary_reader import BoundaryReader
+from talik.cache.read.mmap_shards import FileMap
 
 BATCH = 16
 BATCH_BYTES = BATCH * formats.ITEM_BYTES

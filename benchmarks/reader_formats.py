@@ -18,8 +18,8 @@ import tensorstore
 import torch
 import zarr
 
-from talik.cache.key import digest_text
-from talik.cache.store import BoundarySpec, FeatureStore, Item
+from talik.cache.feature_store import BoundarySpec, FeatureStore, Item
+from talik.cache.format.digests import digest_text
 
 ITEM = (10, 197, 768)
 ITEM_BYTES = 2 * 10 * 197 * 768

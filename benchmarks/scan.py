@@ -32,7 +32,7 @@ import torch
 from tensor_memory import peak_bytes
 from torch import Tensor
 
-from talik.adapt.scan.dispatch import selective_scan
+from talik.adapt.scan.selective_scan import selective_scan
 
 Size = tuple[int, int, int, int]
 Inputs = list[Tensor]
@@ -181,7 +181,7 @@ def measure_cuda(rounds: int) -> dict[str, object]:
     """On a GPU: the kernel called directly, the same through `selective_scan`, and `torch` as the fallback."""
     if not torch.cuda.is_available():
         return {"skipped": "no CUDA device"}
-    from talik.adapt.scan.mamba_backend import find_kernel
+    from talik.adapt.scan.fused_mamba import find_kernel
 
     kernel, reason = find_kernel()
     result: dict[str, object] = {"device": torch.cuda.get_device_name()}

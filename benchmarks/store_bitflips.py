@@ -22,9 +22,9 @@ from pathlib import Path
 
 from store_sample import DENSE, RAGGED, Known, surroundings, tree
 
-from talik.cache import catalog
-from talik.cache.repair import repair
-from talik.cache.verify import verify
+from talik.cache.format import catalog
+from talik.cache.maintenance.repair import repair
+from talik.cache.maintenance.verify import verify
 
 NUM_ITEMS = 8
 PARTS = ("data", "data", "index", "metadata")

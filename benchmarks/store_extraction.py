@@ -9,13 +9,13 @@ from typing import Any
 import torch
 import transformers as hf
 
-import talik.extract.run_clips as run_clips
-import talik.extract.run_texts as run_texts
-from talik.cache.store import FeatureStore
-from talik.extract.asked import asked_of
-from talik.extract.demo.make import make_demo
-from talik.extract.run import extract
-from talik.extract.settings import extract_settings, read_toml
+import talik.extract.stage.clips as run_clips
+import talik.extract.stage.texts as run_texts
+from talik.cache.feature_store import FeatureStore
+from talik.demo.make import make_demo
+from talik.extract.stage.extract import extract
+from talik.extract.stage.requested import asked_of
+from talik.extract.stage.settings import extract_settings, read_toml
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] is the in video how many instruments are sounding left right violin piano ? first a"
 EXPERIMENT = """

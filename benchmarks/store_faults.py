@@ -28,11 +28,11 @@ from pathlib import Path
 
 from store_sample import DENSE, RAGGED, Known, fork, killed, surroundings, tree
 
-from talik.cache.durable import temporary_beside
-from talik.cache.errors import StoreError, StoreFullError, StoreLockedError
-from talik.cache.repair import repair
-from talik.cache.store import FeatureStore
-from talik.cache.verify import verify
+from talik.cache.atomic_io import temporary_beside
+from talik.cache.feature_store import FeatureStore
+from talik.cache.maintenance.repair import repair
+from talik.cache.maintenance.verify import verify
+from talik.errors import StoreError, StoreFullError, StoreLockedError
 
 
 @dataclass

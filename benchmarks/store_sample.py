@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from talik.cache.errors import StoreError
-from talik.cache.key import digest_text
-from talik.cache.store import ArraySpec, BoundarySpec, BoundaryWriter, FeatureStore, Item, Shard
+from talik.cache.feature_store import ArraySpec, BoundarySpec, BoundaryWriter, FeatureStore, Item, Shard
+from talik.cache.format.digests import digest_text
+from talik.errors import StoreError
 
 State = tuple[np.ndarray[Any, Any], dict[str, np.ndarray[Any, Any]]]
 

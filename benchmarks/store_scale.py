@@ -36,7 +36,7 @@ def memory(what):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(what)) / 1024
 
 before, begin, busy = memory("VmRSS"), time.perf_counter(), time.process_time()
-from talik.cache.store import FeatureStore
+from talik.cache.feature_store import FeatureStore
 reader = FeatureStore.open(sys.argv[1]).reader("visual", 0)
 opened = time.perf_counter()
 reader.read(json.loads(sys.argv[2]))
@@ -47,14 +47,14 @@ print(json.dumps({"open": opened - begin, "seconds": end - begin, "busy": busy, 
 
 def key(row: int) -> str:
     """Return the key of an item."""
-    from talik.cache.key import digest_text
+    from talik.cache.format.digests import digest_text
 
     return digest_text(f"scale {row}")
 
 
 def write(path: Path, num_items: int) -> float:
     """Write a store unless it is finished, and return the seconds that took."""
-    from talik.cache.store import BoundarySpec, FeatureStore, Item
+    from talik.cache.feature_store import BoundarySpec, FeatureStore, Item
 
     finished = path.with_suffix(".finished")
     if finished.exists():
@@ -119,7 +119,7 @@ def report(
     sizes: tuple[int, int], paths: list[Path], first: list[list[dict[str, float]]], batch: int, rounds: int
 ) -> list[str]:
     """Time warm batches of both stores in turn; return the page's lines."""
-    from talik.cache.store import FeatureStore
+    from talik.cache.feature_store import FeatureStore
 
     readers = [FeatureStore.open(path).reader("visual", 0) for path in paths]
     for reader, count in zip(readers, sizes, strict=True):

@@ -28,11 +28,11 @@ import torch
 from sweep_sample import ENCODERS, NOTHING, Taken, headline, quartiles, shown, surroundings, taken, write
 from sweep_ways import WAYS, Round, Ways
 
-from talik.adapt.experiment import load_experiment
+from talik.adapt.config.experiment import load_experiment
 from talik.adapt.plan.plan import plan
-from talik.adapt.workbench import Workbench
-from talik.extract.demo.make import make_demo
-from talik.extract.run import extract
+from talik.adapt.training.experiment_context import Workbench
+from talik.demo.make import make_demo
+from talik.extract.stage.extract import extract
 
 PUBLISHED = "3.18 with fusion, 2.32 with caching alone (TensorFlow; Nautilus, SIGMOD 2022)"
 UNITS = {"visual": 12, "audio": 4, "text": 6}

@@ -30,12 +30,12 @@ import torch
 from store_extraction import tiny_encoders
 from store_sample import fork, killed, surroundings
 
-import talik.adapt.workbench as workbench
-from talik.adapt.experiment import load_experiment
+import talik.adapt.training.experiment_context as workbench
+from talik.adapt.config.experiment import load_experiment
 from talik.adapt.report.write import report
-from talik.adapt.sweep import sweep
-from talik.extract.demo.make import make_demo
-from talik.extract.run import extract
+from talik.adapt.sweep.sweep import sweep
+from talik.demo.make import make_demo
+from talik.extract.stage.extract import extract
 
 SMALL = "d_model = 8, d_state = 4, num_latents = 2, num_heads = 2"
 EXPERIMENT = f"""

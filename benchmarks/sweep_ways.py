@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from sweep_sample import NOTHING, Taken, taken
 
-from talik.adapt.fused import SharedBatches
-from talik.adapt.runfolder import RunFolder
-from talik.adapt.training import Training
-from talik.adapt.workbench import Workbench
-from talik.extract.manifest.types import Question
-from talik.extract.media import iter_media
-from talik.extract.state import State
-from talik.extract.work import boundary_states
+from talik.adapt.training.experiment_context import Workbench
+from talik.adapt.training.lockstep_group import SharedBatches
+from talik.adapt.training.run_folder import RunFolder
+from talik.adapt.training.trainer import Training
+from talik.extract.datasets.types import Question
+from talik.extract.media.decode import iter_media
+from talik.extract.stage.units import boundary_states
+from talik.extract.trunk.state import State
 
 WAYS = ("naive", "npy", "solo", "fused", "bound")
 States = Mapping[str, State]

@@ -33,10 +33,10 @@ from scan import environment
 from torch import Tensor, nn
 
 import talik
-from talik.cache.errors import TrunkError
-from talik.extract.open_hf import caller
-from talik.extract.probing import check_tokens
-from talik.extract.proof import find_trunk
+from talik.errors import TrunkError
+from talik.extract.encoders.hf import caller
+from talik.extract.encoders.probe import check_tokens
+from talik.extract.trunk.verification import find_trunk
 
 Inputs = dict[str, Tensor]
 HERE = Path(__file__).parent

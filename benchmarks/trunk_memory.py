@@ -21,11 +21,11 @@ from scan import environment
 from tensor_memory import peak_bytes
 from torch import Tensor, nn
 
-from talik.extract.open_hf import caller
-from talik.extract.proof import find_trunk
-from talik.extract.state import Context
-from talik.extract.tree import at, put
-from talik.extract.trunk import Trunk
+from talik.extract.encoders.hf import caller
+from talik.extract.trunk.state import Context
+from talik.extract.trunk.tracing import at, put
+from talik.extract.trunk.trunk import Trunk
+from talik.extract.trunk.verification import find_trunk
 
 ALLOWED = 1.10
 """The most that a frozen suffix may peak at, as a part of the bare units' peak."""

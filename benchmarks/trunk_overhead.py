@@ -21,7 +21,7 @@ from coverage_checks import Inputs, restored
 from scan import environment
 from trunk_memory import bare_units, picture_trunk, text_trunk
 
-from talik.extract.trunk import Trunk
+from talik.extract.trunk.trunk import Trunk
 
 ALLOWED = 1.03
 """The most that `run(0, n)` may take, as a part of the model's own forward."""

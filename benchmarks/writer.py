@@ -26,9 +26,9 @@ from pathlib import Path
 import numpy as np
 from store_sample import surroundings
 
-from talik.cache.key import digest_text
-from talik.cache.layout import Grid
-from talik.cache.store import BoundarySpec, FeatureStore, Item
+from talik.cache.feature_store import BoundarySpec, FeatureStore, Item
+from talik.cache.format.digests import digest_text
+from talik.cache.format.layout import Grid
 
 SHAPE = (10, 197, 768)
 SMALL_SHAPE = (10, 50, 96)

@@ -8,10 +8,10 @@ from typing import Any
 
 
 class _Room(ModuleType):
-    """The package, callable: `talik.extract("experiment.toml")` is `talik.extract.run.extract`."""
+    """The package, callable: `talik.extract("experiment.toml")` is `talik.extract.stage.extract.extract`."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        from .run import extract
+        from .stage.extract import extract
 
         return extract(*args, **kwargs)
 

@@ -67,7 +67,7 @@ def tiny_encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def demo_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A made set of eight clips; tests that change it copy it first."""
-    from talik.extract.demo.make import make_demo
+    from talik.demo.make import make_demo
 
     folder = tmp_path_factory.mktemp("demo") / "set"
     make_demo(folder, num_clips=8, seed=0, workers=1, progress=False)
@@ -143,7 +143,7 @@ def write_experiment(tmp_path: Path, demo_set: Path, tiny_encoders: dict[str, Pa
 @pytest.fixture(scope="session")
 def extracted(tmp_path_factory: pytest.TempPathFactory, demo_set: Path, tiny_encoders: dict[str, Path]) -> Path:
     """The experiment with its store filled; for tests that only read, or that train variants of their own name."""
-    from talik.extract.run import extract
+    from talik.extract.stage.extract import extract
 
     path = tmp_path_factory.mktemp("extracted") / "exp.toml"
     path.write_text(experiment_text(demo_set, tiny_encoders), encoding="utf-8")

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from .every_insertion import AtEveryInsertion
 from .latents import check_sizes, real_text
+from .modality_tokens import Deltas, Triple
 from .registry import register_adapter
-from .triple import Deltas, Triple
 
 MODALITIES = ("visual", "audio", "text")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}

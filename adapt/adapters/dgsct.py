@@ -28,12 +28,12 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...cache.errors import SettingsError
-from ..masked_mean import masked_mean
+from ...errors import SettingsError
 from .every_insertion import AtEveryInsertion
 from .latents import BothWays, GroupedBottleneck, LatentRead, OtherTokens, check_sizes
+from .layers import masked_mean
+from .modality_tokens import Triple
 from .registry import register_adapter
-from .triple import Triple
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,9 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..sinusoids import sinusoids
 from .attention import CrossAttention
-from .triple import Triple
+from .layers import sinusoids
+from .modality_tokens import Triple
 
 
 class Interaction(nn.Module):

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...cache.errors import SettingsError
-from .triple import Deltas, Triple
+from ...errors import SettingsError
+from .modality_tokens import Deltas, Triple
 
 OTHER = {"visual": "audio", "audio": "visual"}
 

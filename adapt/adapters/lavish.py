@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 from .every_insertion import AtEveryInsertion
 from .latents import BothWays, GroupedBottleneck, LatentRead, OtherTokens, check_sizes
+from .modality_tokens import Triple
 from .registry import register_adapter
-from .triple import Triple
 
 
 @dataclass(frozen=True, kw_only=True)

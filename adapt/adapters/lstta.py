@@ -31,13 +31,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...cache.errors import SettingsError
-from ..sinusoids import sinusoids
+from ...errors import SettingsError
 from .attention import CrossAttention
 from .every_insertion import AtEveryInsertion
 from .latents import check_sizes, real_text
+from .layers import sinusoids
+from .modality_tokens import Deltas, Triple
 from .registry import register_adapter
-from .triple import Deltas, Triple
 
 MEDIA = ("visual", "audio")
 

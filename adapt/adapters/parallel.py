@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ...cache.errors import SettingsError
+from ...errors import SettingsError
 from .bottleneck import EachItsOwn, bottlenecks
 from .every_insertion import AtEveryInsertion
 from .latents import check_sizes

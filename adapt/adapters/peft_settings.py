@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...cache.errors import BackendError, SettingsError, unknown_name
+from ...errors import BackendError, SettingsError, unknown_name
 
 MODALITIES = ("visual", "audio", "text")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...cache.errors import SettingsError, unknown_name
+from ...errors import SettingsError, unknown_name
 from .registry import register_adapter
 
 MODALITIES = ("visual", "audio", "text")

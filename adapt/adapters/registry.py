@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from ...cache.errors import SettingsError, unknown_name
-from ...cache.settings import from_mapping
+from ...config import from_mapping
+from ...errors import SettingsError, unknown_name
 from .peft_settings import TUNERS
 
 BUILT_IN = {  # kind → module of this package
@@ -22,11 +22,11 @@ BUILT_IN = {  # kind → module of this package
     "dgsct": "dgsct",
     "bottleneck": "bottleneck",
     "parallel": "parallel",
-    "side": "side",
-    "bitfit": "unfrozen",
-    "norm": "unfrozen",
-    "finetune": "unfrozen",
-    **{f"peft:{tuner}": "peft_units" for tuner in TUNERS},
+    "side": "ladder_side",
+    "bitfit": "finetune",
+    "norm": "finetune",
+    "finetune": "finetune",
+    **{f"peft:{tuner}": "peft" for tuner in TUNERS},
 }
 GROUP = "talik.adapters"  # of entry points; the name is the kind, the object a class or a module that registers
 

@@ -24,9 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..scan.block import MambaBlock
+from ..scan.mamba_block import MambaBlock
 from .attention import CrossAttention
-from .triple import Triple
+from .modality_tokens import Triple
 
 Gates = dict[str, Tensor]  # modality → (B, T), or (B, L) for text
 

@@ -28,12 +28,12 @@ from typing import Literal, overload
 
 from torch import Tensor, nn
 
-from ...cache.errors import SettingsError
+from ...errors import SettingsError
 from .every_insertion import AtEveryInsertion
 from .interaction import Interaction
+from .modality_tokens import Deltas, Triple
 from .registry import register_adapter
 from .selection import Gates, Selection, mean_gate
-from .triple import Deltas, Triple
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...cache.errors import SettingsError
-from ...cache.settings import from_mapping
+from ...config import from_mapping
+from ...errors import SettingsError
 
 #: Of a GPU where none is measured: NVIDIA's published float32 rate of an A100, which talik's encoders compute in.
 PEAK_TFLOPS, UTILISATION = 19.5, 0.6

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ...extract.encoders import Encoder
-from ...extract.manifest.types import Question
-from ...extract.media import ClipMedia
-from ...extract.sampling import Sampling
-from ...extract.work import boundary_states
-from ..answering import forward
-from ..flops import operations
-from ..joint import JointModel
+from ...extract.datasets.types import Question
+from ...extract.encoders.load import Encoder
+from ...extract.media.decode import ClipMedia
+from ...extract.stage.sampling import Sampling
+from ...extract.stage.units import boundary_states
+from ..evaluation.predictions import forward
+from ..model.flops import operations
+from ..model.joint_model import JointModel
 from .measure import stored_numbers, timed
-from .steps import SampleStates
+from .workload import SampleStates
 
 
 @dataclass(frozen=True, kw_only=True)

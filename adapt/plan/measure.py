@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...cache.errors import MissingMediaError
-from ...cache.key import digest_text
-from ...cache.store import BoundarySpec, FeatureStore, Item
-from ...extract.encoders import Encoder
-from ...extract.manifest.types import Clip, Manifest
-from ...extract.media import ClipMedia, iter_media
-from ...extract.sampling import Sampling
-from ...extract.state import State
-from ...extract.work import boundary_states
-from .costs import EncoderCosts, MachineCosts
+from ...cache.feature_store import BoundarySpec, FeatureStore, Item
+from ...cache.format.digests import digest_text
+from ...errors import MissingMediaError
+from ...extract.datasets.types import Clip, Manifest
+from ...extract.encoders.load import Encoder
+from ...extract.media.decode import ClipMedia, iter_media
+from ...extract.stage.sampling import Sampling
+from ...extract.stage.units import boundary_states
+from ...extract.trunk.state import State
+from .cost_model import EncoderCosts, MachineCosts
 
 SAMPLE_CLIPS = 6
 REPEATS = 3

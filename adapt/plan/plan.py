@@ -18,20 +18,20 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ...cache.durable import write_file
-from ...cache.errors import SettingsError
-from ...cache.settings import to_mapping
-from ...cache.spec import STORAGE_DTYPES
-from ...extract.encoders import Encoder
-from ...extract.manifest.types import Question
-from ...extract.settings import plan_path
-from ..experiment import Experiment, VariantSettings, load_experiment
-from ..workbench import Workbench
-from .choose import Choice, cached_seconds, choose, groups_of, live_seconds
-from .costs import EncoderCosts, MachineCosts, VariantCosts
-from .kept import kept_times, machine_name
+from ...cache.atomic_io import write_file
+from ...cache.format.spec import STORAGE_DTYPES
+from ...config import to_mapping
+from ...errors import SettingsError
+from ...extract.datasets.types import Question
+from ...extract.encoders.load import Encoder
+from ...extract.stage.settings import plan_path
+from ..config.experiment import Experiment, VariantSettings, load_experiment
+from ..training.experiment_context import Workbench
+from .choose_cuts import Choice, cached_seconds, choose, groups_of, live_seconds
+from .cost_model import EncoderCosts, MachineCosts, VariantCosts
 from .measure import measure_encoder, measure_machine, sample_clips, timed
-from .steps import SampleStates, measure_step
+from .measurement_cache import kept_times, machine_name
+from .workload import SampleStates, measure_step
 
 STORED_BYTES = {name: np.dtype(code).itemsize for name, code in STORAGE_DTYPES.items()}
 _TEXTS = 32

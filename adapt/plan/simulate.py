@@ -15,21 +15,21 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ...cache.errors import SettingsError
-from ...cache.layout import TARGET_SHARD_BYTES, TARGET_SHARD_SECONDS
-from ...cache.settings import to_mapping
-from ...extract.manifest.types import Question
-from ..experiment import Experiment, VariantSettings, load_experiment
-from ..sweep import run_groups
-from .choose import cached_seconds
+from ...cache.format.layout import TARGET_SHARD_BYTES, TARGET_SHARD_SECONDS
+from ...config import to_mapping
+from ...errors import SettingsError
+from ...extract.datasets.types import Question
+from ..config.experiment import Experiment, VariantSettings, load_experiment
+from ..sweep.sweep import run_groups
+from .choose_cuts import cached_seconds
 from .cluster import PEAK_TFLOPS, UTILISATION, SimulateSettings
-from .costs import EncoderCosts, MachineCosts, VariantCosts
+from .cost_model import EncoderCosts, MachineCosts, VariantCosts
 from .counted import EncoderCounts, count_encoder, count_variant
-from .kept import kept, machine_name
+from .measurement_cache import kept, machine_name
 from .plan import STORED_BYTES, distinct_share
 from .schedule import Phase, Work, phase, stops_helping
 from .stand_in import StandInBench
-from .steps import SampleStates
+from .workload import SampleStates
 
 _TEXTS = 16
 _BATCH = 2

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from .cluster import PEAK_TFLOPS, UTILISATION
-from .lines import readable_bytes, readable_seconds
 from .schedule import Phase
 from .simulate import Simulation
+from .text import readable_bytes, readable_seconds
 
 
 def simulated_lines(found: Simulation) -> list[str]:

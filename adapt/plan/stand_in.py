@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ...cache.errors import ManifestError, MissingMediaError, SettingsError
-from ...extract.manifest.load import load_manifest
-from ...extract.manifest.types import Clip, Manifest, Question
-from ...extract.media import ClipMedia
-from ...extract.presets.data_tables import DATA, DataPart
-from ...extract.stand_in import stand_in
-from ..experiment import Experiment
-from ..workbench import Workbench
+from ...errors import ManifestError, MissingMediaError, SettingsError
+from ...extract.datasets.load import load_manifest
+from ...extract.datasets.types import Clip, Manifest, Question
+from ...extract.media.decode import ClipMedia
+from ...extract.presets.datasets import DATA, DataPart
+from ...extract.stage.synthetic_clips import stand_in
+from ..config.experiment import Experiment
+from ..training.experiment_context import Workbench
 
 
 class StandInBench(Workbench):

@@ -13,9 +13,9 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from ...cache.errors import MediaError, SettingsError, TalikError
-from ...extract.manifest.types import Clip
-from ...extract.media import decode_clip
+from ...errors import MediaError, SettingsError, TalikError
+from ...extract.datasets.types import Clip
+from ...extract.media.decode import decode_clip
 from .runs import Prediction
 
 _TYPES = {

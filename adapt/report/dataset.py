@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ...cache.errors import TalikError
-from ...cache.settings import from_mapping
-from ...extract.manifest.blind import blind_baseline, most_frequent_label
-from ...extract.manifest.describe import shared_clips
-from ...extract.manifest.load import load_manifest
-from ...extract.manifest.settings import DataSettings
-from ...extract.manifest.types import Manifest
+from ...config import from_mapping
+from ...errors import TalikError
+from ...extract.datasets.describe import shared_clips
+from ...extract.datasets.load import load_manifest
+from ...extract.datasets.settings import DataSettings
+from ...extract.datasets.text_only import blind_baseline, most_frequent_label
+from ...extract.datasets.types import Manifest
 from .clips import ShownClip, pick_clips, show_clip
 from .runs import Prediction, Run
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from ...cache.errors import SettingsError
-from . import charts, formats, render
+from ...errors import SettingsError
+from . import charts, formats
+from . import tables_text as render
 from .clips import ShownClip
 from .cost_chart import cost_over_depth
 from .ledger import Ledger

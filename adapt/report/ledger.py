@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...cache.settings import from_mapping
-from ...extract.settings import StoreSettings, plan_path, store_folder
-from ...extract.spent import Spent, read_spent
+from ...config import from_mapping
+from ...extract.stage.settings import StoreSettings, plan_path, store_folder
+from ...extract.stage.time_log import Spent, read_spent
 from .formats import format_time
 from .runs import Run
 

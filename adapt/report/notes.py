@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from ...cache.settings import to_mapping
-from ..experiment import TrainSettings
+from ...config import to_mapping
+from ..config.experiment import TrainSettings
 from .formats import format_cell
 from .runs import Run
 from .table import BLIND, BLIND_LABEL, Table

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...cache.errors import RunError, SettingsError
-from ...cache.settings import coerce
-from ..metrics import Scores, score
+from ...config import coerce
+from ...errors import RunError, SettingsError
+from ..evaluation.metrics import Scores, score
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ...cache.errors import RunError
+from ...errors import RunError
 from .drawing import HALF_WIDTH, svg, tag, text, titled
 from .runs import Run
 

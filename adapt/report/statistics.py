@@ -30,7 +30,7 @@ from itertools import compress
 import numpy as np
 from numpy.typing import NDArray
 
-from ...cache.errors import RunError, SettingsError
+from ...errors import RunError, SettingsError
 
 _CHUNK_DRAWS = 2_000_000
 _KEPT_DRAWS = 50_000_000

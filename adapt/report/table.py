@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ...cache.errors import RunError, SettingsError, unknown_name
-from ..metrics import GROUPS, Scores, order_types, score
+from ...errors import RunError, SettingsError, unknown_name
+from ..evaluation.metrics import GROUPS, Scores, order_types, score
 from .runs import Prediction, Run
 from .statistics import Difference, MeanInterval, Outcomes, compare, holm, mean_interval
 

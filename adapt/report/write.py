@@ -9,16 +9,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ...cache.errors import RunError, SettingsError, unknown_name
+from ...errors import RunError, SettingsError, unknown_name
 from .clips import ShownClip
 from .dataset import find_data_set, some_clips
 from .html import method_note, to_html
 from .ledger import Ledger, make_ledger
 from .notes import make_notes
-from .render import comparisons_to_csv, ledger_to_markdown, to_csv, to_latex, to_markdown, to_text
 from .runs import Run, find_runs, group_by_variant, is_finished, read_run
 from .statistics import MeanInterval
 from .table import BLIND, Comparison, Corrected, Table, build_table
+from .tables_text import comparisons_to_csv, ledger_to_markdown, to_csv, to_latex, to_markdown, to_text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-import talik.adapt.demo as story
-from talik.adapt.demo import EXPERIMENT, demo
-from talik.cache.errors import RunError
+import talik.demo.experiment as story
+from talik.demo.experiment import EXPERIMENT, demo
+from talik.errors import RunError
 
 
 @pytest.fixture

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from talik.adapt.evaluate import evaluate
-from talik.adapt.experiment import load_experiment
-from talik.adapt.train import adapt
-from talik.adapt.workbench import Workbench
-from talik.cache.errors import MissingItemError, MissingMediaError, RunError, SettingsError, StoreMismatchError
-from talik.cache.store import FeatureStore
-from talik.extract.imports.run import import_any
-from talik.extract.run import extract
+from talik.adapt.config.experiment import load_experiment
+from talik.adapt.evaluation.evaluate import evaluate
+from talik.adapt.training.adapt import adapt
+from talik.adapt.training.experiment_context import Workbench
+from talik.cache.feature_store import FeatureStore
+from talik.errors import MissingItemError, MissingMediaError, RunError, SettingsError, StoreMismatchError
+from talik.extract.importers.import_features import import_any
+from talik.extract.stage.extract import extract
 
 EXPERIMENT = """
 [data]

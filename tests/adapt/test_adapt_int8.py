@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from talik.adapt.experiment import load_experiment
-from talik.adapt.train import adapt
-from talik.adapt.workbench import Workbench
-from talik.cache.store import FeatureStore
-from talik.extract.run import extract
+from talik.adapt.config.experiment import load_experiment
+from talik.adapt.training.adapt import adapt
+from talik.adapt.training.experiment_context import Workbench
+from talik.cache.feature_store import FeatureStore
+from talik.extract.stage.extract import extract
 
 
 def test_a_variant_trains_on_int8_states(write_experiment: Callable[..., Path]) -> None:

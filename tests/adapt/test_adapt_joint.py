@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from talik.adapt.answering import forward
-from talik.adapt.experiment import VariantSettings, load_experiment
-from talik.adapt.joint import JointModel
-from talik.adapt.workbench import Workbench
+from talik.adapt.config.experiment import VariantSettings, load_experiment
+from talik.adapt.evaluation.predictions import forward
+from talik.adapt.model.joint_model import JointModel
+from talik.adapt.training.experiment_context import Workbench
 
 SIZES = {"d_model": 8, "d_state": 4, "num_latents": 2, "num_heads": 2}
 KINDS: dict[str, dict[str, Any]] = {

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from talik.adapt.answering import forward
-from talik.adapt.demo import EXPERIMENT
-from talik.adapt.experiment import load_experiment
-from talik.adapt.workbench import Workbench
-from talik.extract.run import extract
+from talik.adapt.config.experiment import load_experiment
+from talik.adapt.evaluation.predictions import forward
+from talik.adapt.training.experiment_context import Workbench
+from talik.demo.experiment import EXPERIMENT
+from talik.extract.stage.extract import extract
 
 # What a value may move by when it is rounded to the storage data type, relative to the largest.
 ROUNDING = {"float32": 1e-5, "float16": 5e-3}

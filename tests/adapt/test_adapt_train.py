@@ -13,14 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import talik.adapt.training as training
-from talik.adapt.evaluate import evaluate
-from talik.adapt.experiment import Experiment, load_experiment
-from talik.adapt.params import learning_rate_scale
-from talik.adapt.sweep import sweep
-from talik.adapt.train import adapt
-from talik.adapt.workbench import Workbench
-from talik.cache.errors import MissingItemError, RunError, SettingsError, StoreMismatchError
+import talik.adapt.training.trainer as training
+from talik.adapt.config.experiment import Experiment, load_experiment
+from talik.adapt.evaluation.evaluate import evaluate
+from talik.adapt.sweep.sweep import sweep
+from talik.adapt.training.adapt import adapt
+from talik.adapt.training.experiment_context import Workbench
+from talik.adapt.training.optimizer import learning_rate_scale
+from talik.errors import MissingItemError, RunError, SettingsError, StoreMismatchError
 
 
 @pytest.fixture
@@ -229,7 +229,7 @@ def test_a_full_disk_ends_a_run_in_one_line_and_it_goes_on(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("talik.adapt.save.save_file", full)
+        patch.setattr("talik.adapt.training.adapter_files.save_file", full)
         with pytest.raises(RunError, match=r"adapter.safetensors: cannot be written \(No space left") as caught:
             adapt(experiment, variant="probe", progress=False, workbench=bench(experiment))
     assert "\n" not in str(caught.value)

@@ -12,16 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import talik.adapt.training as training
-from talik.adapt.evaluate import evaluate
-from talik.adapt.experiment import load_experiment
-from talik.adapt.train import adapt
-from talik.adapt.views import mixed_views, view_readers
-from talik.adapt.workbench import Workbench
-from talik.cache.errors import MissingItemError
-from talik.cache.store import FeatureStore
-from talik.extract.augment_settings import drawn_view
-from talik.extract.run import extract
+import talik.adapt.training.trainer as training
+from talik.adapt.config.experiment import load_experiment
+from talik.adapt.data.augmented_views import mixed_views, view_readers
+from talik.adapt.evaluation.evaluate import evaluate
+from talik.adapt.training.adapt import adapt
+from talik.adapt.training.experiment_context import Workbench
+from talik.cache.feature_store import FeatureStore
+from talik.errors import MissingItemError
+from talik.extract.media.augment_settings import drawn_view
+from talik.extract.stage.extract import extract
 
 VIEWS = 'fit = "stretch"\nviews = 2\naugment = { crop = [0.3, 0.9], flip = 0.5 }\n'
 

@@ -16,19 +16,19 @@ import torch
 from typer.testing import CliRunner
 
 from talik.adapt.adapters.registry import known_adapters
-from talik.adapt.checkpoint import save_checkpoint
-from talik.adapt.evaluate import evaluate
-from talik.adapt.experiment import Experiment, VariantSettings, load_experiment
-from talik.adapt.joint import JointModel
-from talik.adapt.listing import settings_of
+from talik.adapt.config.experiment import Experiment, VariantSettings, load_experiment
+from talik.adapt.config.run_config import experiment_of, run_config
+from talik.adapt.evaluation.describe_variants import settings_of
+from talik.adapt.evaluation.evaluate import evaluate
+from talik.adapt.model.joint_model import JointModel
 from talik.adapt.report.write import report
-from talik.adapt.runconfig import experiment_of, run_config
-from talik.adapt.runfolder import RunFolder
-from talik.adapt.save import load_adapter, save_adapter
-from talik.adapt.train import adapt
-from talik.adapt.workbench import Workbench
-from talik.cache.errors import RunError, SettingsError
+from talik.adapt.training.adapt import adapt
+from talik.adapt.training.adapter_files import load_adapter, save_adapter
+from talik.adapt.training.checkpoint import save_checkpoint
+from talik.adapt.training.experiment_context import Workbench
+from talik.adapt.training.run_folder import RunFolder
 from talik.cli import app
+from talik.errors import RunError, SettingsError
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -164,7 +164,7 @@ def test_adalora_killed_and_resumed_equals_one_never_killed(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("talik.adapt.training.save_checkpoint", dies)
+        patch.setattr("talik.adapt.training.trainer.save_checkpoint", dies)
         with pytest.raises(KeyboardInterrupt):
             adapt(experiment, variant="adalora", progress=False, workbench=shared(experiment, bench))
     again = adapt(experiment, variant="adalora", resume=True, progress=False, workbench=shared(experiment, bench))

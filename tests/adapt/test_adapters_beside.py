@@ -10,14 +10,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from talik.adapt.answering import forward
-from talik.adapt.experiment import VariantSettings, load_experiment
-from talik.adapt.joint import JointModel
-from talik.adapt.midway import place_after_attention, run_with_second
-from talik.adapt.workbench import Workbench
-from talik.cache.errors import SettingsError
+from talik.adapt.config.experiment import VariantSettings, load_experiment
+from talik.adapt.evaluation.predictions import forward
+from talik.adapt.model.after_attention import place_after_attention, run_with_second
+from talik.adapt.model.joint_model import JointModel
+from talik.adapt.training.experiment_context import Workbench
 from talik.cli import app
-from talik.extract.encoders import load_encoder
+from talik.errors import SettingsError
+from talik.extract.encoders.load import load_encoder
 
 SIDE: dict[str, Any] = {"kind": "side", "reduction": 4, "num_heads": 2}
 LINES = {

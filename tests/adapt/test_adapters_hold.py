@@ -13,14 +13,14 @@ import torch
 
 from talik.adapt.adapters.peft_settings import TUNERS
 from talik.adapt.adapters.registry import adapter_kind, known_adapters
-from talik.adapt.answering import forward
-from talik.adapt.experiment import VariantSettings, load_experiment
-from talik.adapt.joint import JointModel
-from talik.adapt.live_source import LiveSource
-from talik.adapt.workbench import Workbench
-from talik.cache.errors import SettingsError
-from talik.extract.encoders import load_encoder
-from talik.extract.state import State
+from talik.adapt.config.experiment import VariantSettings, load_experiment
+from talik.adapt.data.live_source import LiveSource
+from talik.adapt.evaluation.predictions import forward
+from talik.adapt.model.joint_model import JointModel
+from talik.adapt.training.experiment_context import Workbench
+from talik.errors import SettingsError
+from talik.extract.encoders.load import load_encoder
+from talik.extract.trunk.state import State
 
 sys.path.insert(0, str(Path(__file__).parent))
 

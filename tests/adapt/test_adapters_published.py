@@ -11,10 +11,10 @@ from torch import Tensor
 
 from talik.adapt.adapters.dgsct import Dgsct, DgsctSettings
 from talik.adapt.adapters.lavish import Lavish, LavishSettings
+from talik.adapt.adapters.modality_tokens import Deltas, Triple
 from talik.adapt.adapters.registry import adapter_kind, adapter_settings
 from talik.adapt.adapters.trimodal import Trimodal, TrimodalSettings
-from talik.adapt.adapters.triple import Deltas, Triple
-from talik.cache.errors import SettingsError
+from talik.errors import SettingsError
 
 DIMS = {"visual": 24, "audio": 32, "text": 16}
 B, T, L = 2, 4, 5

@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from talik.adapt.answering import answer, clip_order, in_order
-from talik.adapt.experiment import Experiment, TrainSettings, VariantSettings, load_experiment
-from talik.adapt.joint import JointModel
-from talik.adapt.joint_batch import JointBatch
-from talik.adapt.runfolder import RunFolder
-from talik.adapt.rungs import ClipRows, by_question, clip_rows_of
-from talik.adapt.train import adapt
-from talik.adapt.training import Training
-from talik.adapt.workbench import Workbench
-from talik.extract.encoder import Encoder
-from talik.extract.state import State
+from talik.adapt.config.experiment import Experiment, TrainSettings, VariantSettings, load_experiment
+from talik.adapt.data.batch import JointBatch
+from talik.adapt.data.batch_states import ClipRows, by_question, clip_rows_of
+from talik.adapt.evaluation.predictions import answer, clip_order, in_order
+from talik.adapt.model.joint_model import JointModel
+from talik.adapt.training.adapt import adapt
+from talik.adapt.training.experiment_context import Workbench
+from talik.adapt.training.run_folder import RunFolder
+from talik.adapt.training.trainer import Training
+from talik.extract.encoders.encoder import Encoder
+from talik.extract.trunk.state import State
 
 SMALL = {"d_model": 8, "d_state": 4, "num_latents": 2, "num_heads": 2}
 PAIR = {"reduction": 2, "groups": 1, "num_latents": 2}

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import talik
-from talik.adapt.distributed import Processes
-from talik.cache.errors import SettingsError
+from talik.adapt.training.distributed import Processes
+from talik.errors import SettingsError
 
 VARIANTS = """
 [[variants]]
@@ -30,7 +30,7 @@ DRIVER = """
 import os, signal, sys
 import torch.distributed as dist
 import talik
-from talik.adapt.training import Training
+from talik.adapt.training.trainer import Training
 
 begin = Training.begin_epoch
 def dying(self):

@@ -13,12 +13,12 @@ import pytest
 
 pytest.importorskip("ray", reason="the extra ray is not installed")
 
-from talik.adapt.sweep import sweep
-from talik.cache.errors import BackendError
-from talik.extract.engine.on_ray import RayEngine
-from talik.extract.engine.settings import EngineSettings
-from talik.extract.engine.tasks import Task
-from talik.extract.run import extract, receipts_path
+from talik.adapt.sweep.sweep import sweep
+from talik.errors import BackendError
+from talik.extract.executors.ray import RayExecutor
+from talik.extract.executors.settings import EngineSettings
+from talik.extract.executors.tasks import Task
+from talik.extract.stage.extract import extract, receipts_path
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 pytestmark = [
@@ -46,15 +46,15 @@ def ray_engine(nodes: Any) -> EngineSettings:
 def one_is_killed(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """As soon as both nodes have a task, one of them is killed; another joins. Returns the tasks in order of begin."""
     begun: list[str] = []
-    give = RayEngine._give
+    give = RayExecutor._give
 
-    def give_and_kill(self: RayEngine, worker: Any, task: Task) -> None:
+    def give_and_kill(self: RayExecutor, worker: Any, task: Task) -> None:
         give(self, worker, task)
         begun.append(task.name)
         if len(begun) == 2:
             nodes.replace_one()
 
-    monkeypatch.setattr(RayEngine, "_give", give_and_kill)
+    monkeypatch.setattr(RayExecutor, "_give", give_and_kill)
     return begun
 
 
@@ -96,7 +96,7 @@ def test_runs_and_report_are_the_same_though_a_node_is_killed(
 
 def test_no_cluster_at_an_address_is_said_in_one_line() -> None:
     with pytest.raises(BackendError, match=r"no Ray cluster at 127.0.0.1:1: ") as caught:
-        RayEngine(EngineSettings(kind="ray", address="127.0.0.1:1"), device="cpu")
+        RayExecutor(EngineSettings(kind="ray", address="127.0.0.1:1"), device="cpu")
     assert "\n" not in str(caught.value)
 
 

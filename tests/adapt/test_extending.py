@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from talik.adapt.experiment import load_experiment
-from talik.cache.errors import SettingsError
+from talik.adapt.config.experiment import load_experiment
+from talik.errors import SettingsError
 
 DOCS = Path(__file__).parents[2] / "docs" / "extending.md"
 

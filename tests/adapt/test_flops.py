@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from talik.adapt.flops import forward_flops
-from talik.adapt.train import adapt
+from talik.adapt.model.flops import forward_flops
+from talik.adapt.training.adapt import adapt
 
 
 class Small(nn.Module):

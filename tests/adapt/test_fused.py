@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from talik.adapt import fused
-from talik.adapt.sweep import sweep
-from talik.adapt.train import adapt
-from talik.adapt.training import Training
-from talik.cache.errors import RunError
-from talik.extract.encoder import Encoder
-from talik.extract.state import State
+from talik.adapt.sweep.sweep import sweep
+from talik.adapt.training import lockstep_group as fused
+from talik.adapt.training.adapt import adapt
+from talik.adapt.training.trainer import Training
+from talik.errors import RunError
+from talik.extract.encoders.encoder import Encoder
+from talik.extract.trunk.state import State
 
 SMALL = "d_model = 8, d_state = 4, num_latents = 2, num_heads = 2"
 MORE = f"""
@@ -210,9 +210,9 @@ def test_live_trains_as_the_store_does(experiment: Callable[[str], Path], tmp_pa
 
 
 def test_variants_of_other_batches_are_another_group(experiment: Callable[[str], Path]) -> None:
-    from talik.adapt.experiment import load_experiment
-    from talik.adapt.runfolder import RunFolder
-    from talik.adapt.workbench import Workbench
+    from talik.adapt.config.experiment import load_experiment
+    from talik.adapt.training.experiment_context import Workbench
+    from talik.adapt.training.run_folder import RunFolder
 
     loaded = load_experiment(experiment("groups"))
     bench = Workbench(loaded)

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from talik.adapt.adapters.modality_tokens import Triple
 from talik.adapt.adapters.registry import adapter_settings
 from talik.adapt.adapters.trimodal import Trimodal
-from talik.adapt.adapters.triple import Triple
 
 SEGMENTS, TOKENS, CHANNELS, ANSWERS = 6, 2, 16, 4
 

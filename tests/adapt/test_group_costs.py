@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from talik.adapt.experiment import load_experiment
-from talik.adapt.fused import train_together
-from talik.adapt.runfolder import RunFolder
-from talik.adapt.training import Training
-from talik.adapt.workbench import Workbench
+from talik.adapt.config.experiment import load_experiment
+from talik.adapt.training.experiment_context import Workbench
+from talik.adapt.training.lockstep_group import train_together
+from talik.adapt.training.run_folder import RunFolder
+from talik.adapt.training.trainer import Training
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from talik.adapt.insertion import insertion_lines, resolve_insertions
-from talik.cache.errors import SettingsError
+from talik.adapt.model.insertion import insertion_lines, resolve_insertions
+from talik.errors import SettingsError
 
 DEPTHS = {"visual": 24, "audio": 12, "text": 6}
 

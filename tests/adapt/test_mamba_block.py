@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from talik.adapt.scan.block import MambaBlock
-from talik.adapt.scan.conv import causal_conv
-from talik.adapt.scan.order import ScanOrder
-from talik.cache.errors import SettingsError
+from talik.adapt.scan.causal_conv import causal_conv
+from talik.adapt.scan.mamba_block import MambaBlock
+from talik.adapt.scan.token_order import ScanOrder
+from talik.errors import SettingsError
 
 
 def make_block(*, seed: int = 0, **settings: Any) -> MambaBlock:

@@ -10,8 +10,8 @@ import warnings
 import pytest
 import torch
 
-from talik.adapt.scan.block import MambaBlock
-from talik.adapt.scan.dispatch import selective_scan
+from talik.adapt.scan.mamba_block import MambaBlock
+from talik.adapt.scan.selective_scan import selective_scan
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 import talik
-from talik.cache.errors import SettingsError, StoreError
-from talik.cache.objects import Objects
-from talik.cache.store import FeatureStore
+from talik.cache.feature_store import FeatureStore
+from talik.cache.object_storage.client import Objects
 from talik.cli import app
-from talik.extract.settings import extract_settings, read_toml
+from talik.errors import SettingsError, StoreError
+from talik.extract.stage.settings import extract_settings, read_toml
 
 
 @pytest.fixture

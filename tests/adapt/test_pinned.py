@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from talik.adapt.pinned import Transfers, pinned_allocator
-from talik.cache.key import digest_text
-from talik.cache.reader import Batch
-from talik.cache.store import BoundarySpec, FeatureStore, Item
+from talik.adapt.data.device_transfer import Transfers, pinned_allocator
+from talik.cache.feature_store import BoundarySpec, FeatureStore, Item
+from talik.cache.format.digests import digest_text
+from talik.cache.read.boundary_reader import Batch
 
 
 class Pending:

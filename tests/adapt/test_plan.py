@@ -11,18 +11,18 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from talik.adapt.experiment import load_experiment
-from talik.adapt.plan import kept as kept_module
-from talik.adapt.plan.lines import plan_lines
+from talik.adapt.config.experiment import load_experiment
+from talik.adapt.plan import measurement_cache as kept_module
 from talik.adapt.plan.measure import sample_clips
 from talik.adapt.plan.plan import _clips_a_question, plan
-from talik.adapt.plan.steps import SampleStates
-from talik.adapt.sweep import sweep
-from talik.adapt.workbench import Workbench
-from talik.cache.errors import SettingsError
+from talik.adapt.plan.text import plan_lines
+from talik.adapt.plan.workload import SampleStates
+from talik.adapt.sweep.sweep import sweep
+from talik.adapt.training.experiment_context import Workbench
 from talik.cli import app
-from talik.extract.media import iter_media
-from talik.extract.run import extract
+from talik.errors import SettingsError
+from talik.extract.media.decode import iter_media
+from talik.extract.stage.extract import extract
 
 AUTO = (("cut = [1, 3]", 'cut = "auto"'),)
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from talik.adapt.plan.choose import cached_seconds, choose, groups_of, live_seconds
-from talik.adapt.plan.costs import EncoderCosts, MachineCosts, VariantCosts
+from talik.adapt.plan.choose_cuts import cached_seconds, choose, groups_of, live_seconds
+from talik.adapt.plan.cost_model import EncoderCosts, MachineCosts, VariantCosts
 
 MACHINE = MachineCosts(decode={"visual": 0.02, "audio": 0.01, "visual+audio": 0.025}, read=1e-9, write=4e-9)
 

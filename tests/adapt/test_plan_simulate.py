@@ -15,9 +15,9 @@ from talik.adapt.plan.cluster import SimulateSettings, parse_simulate
 from talik.adapt.plan.schedule import Work, makespan, phase, stops_helping
 from talik.adapt.plan.simulate import Simulation, simulate
 from talik.adapt.plan.simulated_lines import simulated_lines
-from talik.cache.errors import ManifestError, SettingsError
-from talik.cache.store import FeatureStore
+from talik.cache.feature_store import FeatureStore
 from talik.cli import app
+from talik.errors import ManifestError, SettingsError
 
 FAST = 1e30  # a disk that nothing waits for
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from talik.adapt.predict import predict
-from talik.adapt.train import adapt
-from talik.cache.errors import MediaError, MissingMediaError, RunError, SettingsError
+from talik.adapt.evaluation.predict import predict
+from talik.adapt.training.adapt import adapt
 from talik.cli import app
+from talik.errors import MediaError, MissingMediaError, RunError, SettingsError
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from talik.adapt.experiment import experiment_from_tables, load_experiment
-from talik.adapt.insertion import resolve_insertions
-from talik.adapt.train import adapt
-from talik.cache.errors import SettingsError
-from talik.extract.presets.data_tables import DATA
-from talik.extract.presets.encoder_tables import PRESETS
-from talik.extract.presets.init import init, preset_text
-from talik.extract.run import extract
+from talik.adapt.config.experiment import experiment_from_tables, load_experiment
+from talik.adapt.model.insertion import resolve_insertions
+from talik.adapt.training.adapt import adapt
+from talik.errors import SettingsError
+from talik.extract.presets.datasets import DATA
+from talik.extract.presets.encoders import PRESETS
+from talik.extract.presets.write_experiment import init, preset_text
+from talik.extract.stage.extract import extract
 
 UNITS = {"visual": 24, "audio": 12, "text": 12}
 

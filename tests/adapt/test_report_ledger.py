@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from talik.adapt.metrics import score
+from talik.adapt.evaluation.metrics import score
 from talik.adapt.report.cost_chart import cost_over_depth
 from talik.adapt.report.ledger import Ledger, make_ledger
-from talik.adapt.report.render import ledger_to_markdown
 from talik.adapt.report.runs import Epoch, Run
-from talik.extract.spent import add_spent
+from talik.adapt.report.tables_text import ledger_to_markdown
+from talik.extract.stage.time_log import add_spent
 
 OLDER = json.dumps(
     {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tomli_w
 
-from talik.adapt.metrics import TYPE_ORDER, score
+from talik.adapt.evaluation.metrics import TYPE_ORDER, score
 from talik.adapt.report.write import report
 
 CLIPS, A_CLIP, SEEDS = 50, 5, 3

@@ -11,7 +11,7 @@ import pytest
 import tomli_w
 
 from talik.adapt.report.runs import Run, find_runs, group_by_variant, read_run
-from talik.cache.errors import RunError, TalikError
+from talik.errors import RunError, TalikError
 
 QUESTIONS = [("q1", "c1", "A-count", "two"), ("q2", "c1", "V-loc", "left"), ("q3", "c2", "V-loc", "right")]
 

@@ -15,12 +15,12 @@ import pytest
 import tomli_w
 from PIL import Image
 
-from talik.adapt.metrics import TYPE_ORDER, score
+from talik.adapt.evaluation.metrics import TYPE_ORDER, score
 from talik.adapt.report.clips import ShownClip, data_uri, pick_clips, show_clip
 from talik.adapt.report.runs import read_run
 from talik.adapt.report.write import report
-from talik.cache.errors import MediaError, RunError, SettingsError, TalikError
-from talik.extract.manifest.types import Clip
+from talik.errors import MediaError, RunError, SettingsError, TalikError
+from talik.extract.datasets.types import Clip
 
 EVIL = """<script>alert("1")</script>&'x"""
 VOID = {"meta", "img", "line", "circle", "rect", "polyline", "image"}

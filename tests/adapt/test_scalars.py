@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from talik.adapt import scalars
-from talik.adapt.experiment import LogSettings, load_experiment
-from talik.adapt.scalars import open_scalars
-from talik.cache.errors import RunError, SettingsError
+from talik.adapt.config.experiment import LogSettings, load_experiment
+from talik.adapt.training import loggers as scalars
+from talik.adapt.training.loggers import open_scalars
+from talik.errors import RunError, SettingsError
 
 HISTORY = [
     {"event": "epoch", "epoch": e, "step": 10 * e, "train_loss": 1 / e, "val_loss": 2 / e, "val_accuracy": 0.1 * e}
@@ -111,7 +111,7 @@ def test_a_missing_package_is_named(
 
 
 def test_the_table_is_read_and_is_no_part_of_a_runs_identity(extracted: Path, tmp_path: Path) -> None:
-    from talik.adapt.runconfig import run_config
+    from talik.adapt.config.run_config import run_config
 
     path = tmp_path / "exp.toml"
     path.write_text(extracted.read_text() + "\n[log]\ntensorboard = true\n")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from talik.adapt.scan import chunked
-from talik.adapt.scan.dispatch import selective_scan
+from talik.adapt.scan import chunk as chunked
+from talik.adapt.scan.selective_scan import selective_scan
 from talik.adapt.scan.softplus import softplus
-from talik.cache.errors import BackendError
+from talik.errors import BackendError
 
 OUTPUT_TOLERANCE = 5e-7  # of the largest value, float32 against float64
 GRADIENT_TOLERANCE = 5e-6

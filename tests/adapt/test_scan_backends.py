@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from talik.adapt.scan import dispatch, mamba_backend
-from talik.adapt.scan.dispatch import selective_scan
-from talik.cache.errors import BackendError, SettingsError
+from talik.adapt.scan import fused_mamba as mamba_backend
+from talik.adapt.scan import selective_scan as dispatch
+from talik.adapt.scan.selective_scan import selective_scan
+from talik.errors import BackendError, SettingsError
 
 
 def make_call(**changes: Tensor) -> dict[str, Tensor]:
@@ -91,7 +92,7 @@ def test_forced_and_absent_is_an_error_that_says_why() -> None:
 
 def test_auto_falls_back_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     dispatch._log_choice.cache_clear()
-    with caplog.at_level(logging.INFO, logger="talik.adapt.scan.dispatch"):
+    with caplog.at_level(logging.INFO, logger="talik.adapt.scan.selective_scan"):
         for _ in range(3):
             automatic = selective_scan(**make_call())
     assert torch.equal(automatic, selective_scan(**make_call(), backend="torch"))

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from talik.adapt.scan import chunked
-from talik.adapt.scan.dispatch import selective_scan
+from talik.adapt.scan import chunk as chunked
+from talik.adapt.scan.selective_scan import selective_scan
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 

@@ -16,14 +16,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 import talik
-from talik.adapt import stacked
-from talik.adapt.experiment import SweepSettings, load_experiment
-from talik.adapt.extensions import _PARTS, HEADS
-from talik.adapt.stacking import Stacking
-from talik.adapt.sweep import sweep
-from talik.adapt.workbench import Workbench
-from talik.cache.errors import SettingsError
-from talik.extract.encoders import load_encoder
+from talik.adapt.config.experiment import SweepSettings, load_experiment
+from talik.adapt.model.registry import _PARTS, HEADS
+from talik.adapt.sweep.sweep import sweep
+from talik.adapt.training import stacked_forward as stacked
+from talik.adapt.training.experiment_context import Workbench
+from talik.adapt.training.stack_size import Stacking
+from talik.errors import SettingsError
+from talik.extract.encoders.load import load_encoder
 
 VARIANTS = """
 [[variants]]
@@ -169,8 +169,8 @@ def test_on_cuda_the_first_batch_shows_how_many_fit(monkeypatch: pytest.MonkeyPa
 
 def in_double(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make encoders and all that is trained of float64, and let them start from the float32 states of the store."""
-    monkeypatch.setattr("talik.extract.work.load_encoder", partial(load_encoder, dtype=torch.float64))
-    monkeypatch.setattr("talik.adapt.sources.differences", lambda asked, stored: [])
+    monkeypatch.setattr("talik.extract.stage.units.load_encoder", partial(load_encoder, dtype=torch.float64))
+    monkeypatch.setattr("talik.adapt.data.cached_source.differences", lambda asked, stored: [])
     build = Workbench.build
     monkeypatch.setattr(Workbench, "build", lambda self, variant, *, seed: build(self, variant, seed=seed).double())
 

@@ -13,11 +13,11 @@ import statsmodels.api as sm
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from talik.adapt.metrics import score
+from talik.adapt.evaluation.metrics import score
 from talik.adapt.report.runs import Prediction, Run
 from talik.adapt.report.statistics import Outcomes, compare, holm, mean_interval, t_quantile
 from talik.adapt.report.table import build_table
-from talik.cache.errors import RunError, SettingsError
+from talik.errors import RunError, SettingsError
 
 
 def outcomes(correct: np.ndarray, clips: np.ndarray, *, trained: bool = True) -> Outcomes:

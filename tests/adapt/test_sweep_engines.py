@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from talik.adapt.experiment import load_experiment
-from talik.adapt.runfolder import RunFolder
-from talik.adapt.sweep import receipts_path, run_groups, sweep
-from talik.adapt.sweep_work import Runs, SweepWork
-from talik.cache.errors import RunLockedError
-from talik.extract.engine.local import LocalEngine
-from talik.extract.engine.settings import EngineSettings
-from talik.extract.engine.tasks import Task
+from talik.adapt.config.experiment import load_experiment
+from talik.adapt.sweep.sweep import receipts_path, run_groups, sweep
+from talik.adapt.sweep.worker import Runs, SweepWork
+from talik.adapt.training.run_folder import RunFolder
+from talik.errors import RunLockedError
+from talik.extract.executors.local import LocalExecutor
+from talik.extract.executors.settings import EngineSettings
+from talik.extract.executors.tasks import Task
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -52,15 +52,15 @@ def test_processes_leave_what_one_leaves_though_one_is_killed(
     alone, together = experiment("alone"), experiment("together")
     sweep(alone, progress=False)
     begun: list[str] = []
-    give = LocalEngine._give
+    give = LocalExecutor._give
 
-    def give_and_kill(self: LocalEngine, worker: Any, task: Task) -> None:
+    def give_and_kill(self: LocalExecutor, worker: Any, task: Task) -> None:
         give(self, worker, task)
         begun.append(task.name)
         if len(begun) == 2:
             worker.process.kill()
 
-    monkeypatch.setattr(LocalEngine, "_give", give_and_kill)
+    monkeypatch.setattr(LocalExecutor, "_give", give_and_kill)
     result = sweep(together, progress=False, engine=EngineSettings(jobs=2, threads=1))
     assert [run.folder.parent.name for run in result.runs] == ["probe", "trimodal"]
     assert [name for name, _ in result.retried] == ["seed 0, group 1"]
@@ -99,7 +99,7 @@ def test_groups_are_divided_until_every_worker_has_one(experiment: Callable[[str
 
 def test_an_engine_that_is_not_asked_for_is_not_imported() -> None:
     code = (
-        "import sys, talik, talik.cli, talik.adapt.sweep, talik.extract.run;"
+        "import sys, talik, talik.cli, talik.adapt.sweep.sweep, talik.extract.stage.extract;"
         "print([m for m in ('ray', 'submitit') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

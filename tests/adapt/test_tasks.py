@@ -13,16 +13,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from talik.adapt.evaluate import evaluate
-from talik.adapt.experiment import load_experiment
-from talik.adapt.metrics import mean_class_accuracy
+from talik.adapt.config.experiment import load_experiment
+from talik.adapt.evaluation.evaluate import evaluate
+from talik.adapt.evaluation.metrics import mean_class_accuracy
+from talik.adapt.model.targets import labels_of, loss_of, restricted
 from talik.adapt.report.write import report
-from talik.adapt.targets import labels_of, loss_of, restricted
-from talik.adapt.train import adapt
-from talik.adapt.workbench import Workbench
-from talik.cache.errors import ManifestError, MissingItemError, SettingsError
-from talik.extract.manifest.types import Question
-from talik.extract.run import extract
+from talik.adapt.training.adapt import adapt
+from talik.adapt.training.experiment_context import Workbench
+from talik.errors import ManifestError, MissingItemError, SettingsError
+from talik.extract.datasets.types import Question
+from talik.extract.stage.extract import extract
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "music-avqa"
 needs_real = pytest.mark.skipif(not (REAL / "avqa-test.json").is_file(), reason="MUSIC-AVQA's annotations are not here")

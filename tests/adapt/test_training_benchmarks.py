@@ -17,9 +17,9 @@ import sweep
 from sweep_sample import NOTHING, Taken, quartiles
 from sweep_ways import WAYS, Round, Ways
 
-from talik.adapt.experiment import load_experiment
-from talik.adapt.workbench import Workbench
-from talik.extract.run import extract
+from talik.adapt.config.experiment import load_experiment
+from talik.adapt.training.experiment_context import Workbench
+from talik.extract.stage.extract import extract
 
 GRID = sweep.Grid(depths=(1, 2), batch_sizes=(4,), rates=(1e-3,), epochs=2)
 TABLES = GRID.tables().replace('kind = "bottleneck"', 'kind = "bottleneck", d_bottleneck = 8')

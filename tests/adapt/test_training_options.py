@@ -15,18 +15,18 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-import talik.adapt.training as training_module
-from talik.adapt.averaging import Averages
-from talik.adapt.compiling import compiled_encoder
-from talik.adapt.experiment import Experiment, TrainSettings, VariantSettings, load_experiment
-from talik.adapt.fused import SharedBatches
-from talik.adapt.sweep import sweep
-from talik.adapt.train import adapt, open_training
-from talik.adapt.training import Training
-from talik.adapt.workbench import Workbench
-from talik.cache.errors import RunError, SettingsError
-from talik.extract.encoder import Encoder
-from talik.extract.state import State
+import talik.adapt.training.trainer as training_module
+from talik.adapt.config.experiment import Experiment, TrainSettings, VariantSettings, load_experiment
+from talik.adapt.sweep.sweep import sweep
+from talik.adapt.training.adapt import adapt, open_training
+from talik.adapt.training.ema import Averages
+from talik.adapt.training.experiment_context import Workbench
+from talik.adapt.training.lockstep_group import SharedBatches
+from talik.adapt.training.trainer import Training
+from talik.errors import RunError, SettingsError
+from talik.extract.encoders.encoder import Encoder
+from talik.extract.encoders.unit_replacement import compiled_encoder
+from talik.extract.trunk.state import State
 
 
 @pytest.fixture(scope="module")

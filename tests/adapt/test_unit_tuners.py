@@ -15,9 +15,9 @@ from torch import Tensor
 
 from talik.adapt.adapters.peft_settings import TUNERS, PeftSettings
 from talik.adapt.adapters.registry import adapter_kind, adapter_settings
-from talik.adapt.tuned import TunedUnits
-from talik.cache.errors import SettingsError
-from talik.extract.encoders import Encoder, load_encoder
+from talik.errors import SettingsError
+from talik.extract.encoders.load import Encoder, load_encoder
+from talik.extract.encoders.unit_replacement import TunedUnits
 
 sys.path.insert(0, str(Path(__file__).parent))
 

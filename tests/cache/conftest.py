@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from talik.cache import shard
-from talik.cache.key import digest_text
-from talik.cache.store import ArraySpec, BoundarySpec, BoundaryWriter, FeatureStore, Item, Shard
+from talik.cache.feature_store import ArraySpec, BoundarySpec, BoundaryWriter, FeatureStore, Item, Shard
+from talik.cache.format.digests import digest_text
+from talik.cache.write import shard_file as shard
 
 
 @dataclass(frozen=True)

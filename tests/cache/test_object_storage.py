@@ -16,13 +16,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from talik.cache import object_lock, object_writer
-from talik.cache.errors import BackendError, SettingsError, StoreError, StoreFormatError, StoreLockedError
-from talik.cache.object_address import ObjectAddress
-from talik.cache.objects import Objects
-from talik.cache.repair import repair
-from talik.cache.store import FeatureStore
-from talik.cache.verify import verify
+from talik.cache.feature_store import FeatureStore
+from talik.cache.maintenance.repair import repair
+from talik.cache.maintenance.verify import verify
+from talik.cache.object_storage import lease as object_lock
+from talik.cache.object_storage import object_writer
+from talik.cache.object_storage.address import ObjectAddress
+from talik.cache.object_storage.client import Objects
+from talik.errors import BackendError, SettingsError, StoreError, StoreFormatError, StoreLockedError
 
 MemoryStore = pytest.importorskip("obstore.store", reason="the extra object-storage is not installed").MemoryStore
 QUICK = {"retry_seconds": 0.5}
@@ -154,8 +155,8 @@ def test_the_server_comes_back_in_time(make_sample, s3, caplog):
 OWNER = """
 import sys, time
 sys.path[:0] = {path}
-from talik.cache.store import FeatureStore
-from talik.cache.spec import BoundarySpec, Item
+from talik.cache.feature_store import FeatureStore
+from talik.cache.format.spec import BoundarySpec, Item
 import numpy as np
 spec = BoundarySpec(modality="visual", boundary=9, identity={{"size": 224}}, dtype="float16", shape=(2, 3, 4))
 items = [Item(key=f"{{i + 1:064x}}", source=str(i)) for i in range(4)]

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from talik.cache.durable import temporary_beside
-from talik.cache.errors import StoreError, StoreLockedError
-from talik.cache.objects import Objects
-from talik.cache.store import FeatureStore
+from talik.cache.atomic_io import temporary_beside
+from talik.cache.feature_store import FeatureStore
+from talik.cache.object_storage.client import Objects
+from talik.errors import StoreError, StoreLockedError
 
 SHARD_BYTES = 3 * (2 * 3 * 4 * 2 + 4) + 3 * 16 + 4  # three items and their checksums, the index and its own
 

@@ -13,13 +13,14 @@ import google_crc32c
 import numpy as np
 import pytest
 
-from talik.cache import direct, rows
-from talik.cache.buffers import BufferPool
-from talik.cache.errors import CorruptItemError, SettingsError
-from talik.cache.filemap import FileMap
-from talik.cache.places import read_places
-from talik.cache.shard import ABSENT
-from talik.cache.store import FeatureStore
+from talik.cache.feature_store import FeatureStore
+from talik.cache.read import direct_shards as direct
+from talik.cache.read import local_rows as rows
+from talik.cache.read.buffer_pool import BufferPool
+from talik.cache.read.mmap_shards import FileMap
+from talik.cache.read.shard_index import read_places
+from talik.cache.write.shard_file import ABSENT
+from talik.errors import CorruptItemError, SettingsError
 
 
 def ways(reader) -> tuple[int, int]:
@@ -158,7 +159,7 @@ def test_a_corrupt_item_names_its_place_by_every_path(name, path, make_sample, t
 @pytest.mark.parametrize("name", ["dense", "ragged"])
 def test_chunks_in_any_order(name, path, make_sample, tmp_path, monkeypatch):
     """Another writer may put them so; the index says where each is, and is parsed once."""
-    monkeypatch.setattr("talik.cache.layout.TARGET_CHUNK_BYTES", 16)  # one token a chunk
+    monkeypatch.setattr("talik.cache.format.layout.TARGET_CHUNK_BYTES", 16)  # one token a chunk
     sample = make_sample(name)
     items = sample.items(7)
     sample.fill(tmp_path / "s", items)
@@ -168,7 +169,7 @@ def test_chunks_in_any_order(name, path, make_sample, tmp_path, monkeypatch):
         _turn_round(array, shard, reader._catalog.layout.where)
     parsed = []
     monkeypatch.setattr(
-        "talik.cache.stored_shard.read_places", lambda *about: parsed.append(about[:2]) or read_places(*about)
+        "talik.cache.read.shard_reader.read_places", lambda *about: parsed.append(about[:2]) or read_places(*about)
     )
     reader = read_all(sample, tmp_path / "s", items[::-1], path=path, verify="always")
     parsed.clear()

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from talik.cache import errors
-from talik.cache.settings import from_mapping, to_mapping
+from talik import errors
+from talik.config import from_mapping, to_mapping
 
 
 @dataclass(frozen=True, kw_only=True)

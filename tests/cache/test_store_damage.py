@@ -11,10 +11,10 @@ from contextlib import suppress
 
 import pytest
 
-from talik.cache.errors import CorruptItemError, StoreError, StoreFormatError, TalikError
-from talik.cache.repair import repair
-from talik.cache.store import FeatureStore
-from talik.cache.verify import verify
+from talik.cache.feature_store import FeatureStore
+from talik.cache.maintenance.repair import repair
+from talik.cache.maintenance.verify import verify
+from talik.errors import CorruptItemError, StoreError, StoreFormatError, TalikError
 
 
 def flip(path, offset: int, bit: int = 0) -> None:

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import zarr
 
-from talik.cache import bfloat16, durable
-from talik.cache.errors import StoreFullError, StoreLockedError, StoreMismatchError
-from talik.cache.gc import Needed, collect_garbage, find_garbage
-from talik.cache.store import FeatureStore
-from talik.cache.verify import verify
+from talik.cache import atomic_io as durable
+from talik.cache.feature_store import FeatureStore
+from talik.cache.format import bfloat16
+from talik.cache.maintenance.gc import Needed, collect_garbage, find_garbage
+from talik.cache.maintenance.verify import verify
+from talik.errors import StoreFullError, StoreLockedError, StoreMismatchError
 
 
 def keeping(sample, items) -> Needed:

@@ -8,10 +8,10 @@ import h5py
 import numpy as np
 import pytest
 
-from talik.cache.errors import StoreError, StoreFormatError, StoreFullError
-from talik.cache.hdf5 import export_hdf5, import_hdf5
-from talik.cache.store import FeatureStore
-from talik.cache.verify import verify
+from talik.cache.feature_store import FeatureStore
+from talik.cache.maintenance.hdf5 import export_hdf5, import_hdf5
+from talik.cache.maintenance.verify import verify
+from talik.errors import StoreError, StoreFormatError, StoreFullError
 
 
 def test_there_and_back(sample, tmp_path):
@@ -73,7 +73,7 @@ def test_refusals(make_sample, tmp_path, monkeypatch):
         file["avadataset"] = np.zeros((2, 3))
     with pytest.raises(StoreFormatError, match="holds avadataset and no talik_format"):
         import_hdf5(tmp_path / "other.h5", store)
-    monkeypatch.setattr("talik.cache.hdf5.free_bytes", lambda path: 10)
+    monkeypatch.setattr("talik.cache.maintenance.hdf5.free_bytes", lambda path: 10)
     with pytest.raises(StoreFullError):
         export_hdf5(store, tmp_path / "new.h5")
     assert not (tmp_path / "new.h5").exists()

@@ -18,14 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from talik.cache.errors import CorruptItemError, NumericsError, SettingsError, StoreMismatchError
-from talik.cache.hdf5 import export_hdf5, import_hdf5
-from talik.cache.int8 import Int8Error, quantized, restored
-from talik.cache.repair import repair
-from talik.cache.spec import ArraySpec, BoundarySpec
-from talik.cache.store import FeatureStore, Item
-from talik.cache.verify import verify
-from talik.cache.why import why
+from talik.cache.feature_store import FeatureStore, Item
+from talik.cache.format.int8 import Int8Error, quantized, restored
+from talik.cache.format.spec import ArraySpec, BoundarySpec
+from talik.cache.maintenance.explain import why
+from talik.cache.maintenance.hdf5 import export_hdf5, import_hdf5
+from talik.cache.maintenance.repair import repair
+from talik.cache.maintenance.verify import verify
+from talik.errors import CorruptItemError, NumericsError, SettingsError, StoreMismatchError
 
 #: Largest relative root mean square of what reading gives against what was written, standard normal tokens of 64.
 RELATIVE_RMS = {"float32": 0.0, "float16": 4e-4, "bfloat16": 3e-3, "int8": 9e-3}

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from talik.cache import claim, durable
-from talik.cache.errors import StoreError, StoreLockedError, StoreMismatchError
-from talik.cache.store import FeatureStore
-from talik.cache.verify import verify
+from talik.cache import atomic_io as durable
+from talik.cache.feature_store import FeatureStore
+from talik.cache.maintenance.verify import verify
+from talik.cache.write import locks as claim
+from talik.errors import StoreError, StoreLockedError, StoreMismatchError
 
 
 @pytest.mark.parametrize("name", ["dense-inputs", "ragged"])

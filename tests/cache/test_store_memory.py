@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from talik.cache.key import digest_text
-from talik.cache.store import BoundarySpec, FeatureStore, Item
+from talik.cache.feature_store import BoundarySpec, FeatureStore, Item
+from talik.cache.format.digests import digest_text
 
 SPEC = BoundarySpec(modality="visual", boundary=9, identity={}, dtype="float16", shape=(1000,))
 BYTES_AN_ITEM = 400  # key, row, source, index, and what making them takes; the data of an item are 2000

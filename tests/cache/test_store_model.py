@@ -14,12 +14,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from talik.cache.errors import MissingItemError
-from talik.cache.gc import collect_garbage, find_garbage
-from talik.cache.key import digest_text
-from talik.cache.repair import repair
-from talik.cache.store import ArraySpec, BoundarySpec, FeatureStore, Item
-from talik.cache.verify import verify
+from talik.cache.feature_store import ArraySpec, BoundarySpec, FeatureStore, Item
+from talik.cache.format.digests import digest_text
+from talik.cache.maintenance.gc import collect_garbage, find_garbage
+from talik.cache.maintenance.repair import repair
+from talik.cache.maintenance.verify import verify
+from talik.errors import MissingItemError
 
 
 class _Died(BaseException):

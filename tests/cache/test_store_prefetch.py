@@ -8,9 +8,9 @@ import time
 import numpy as np
 import pytest
 
-from talik.cache.errors import MissingItemError
-from talik.cache.prefetch import prefetched
-from talik.cache.store import FeatureStore
+from talik.cache.feature_store import FeatureStore
+from talik.cache.read.prefetch import prefetched
+from talik.errors import MissingItemError
 
 
 def threads() -> list[threading.Thread]:

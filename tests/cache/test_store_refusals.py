@@ -10,13 +10,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from talik.cache import durable, numerics
-from talik.cache.difference import differences
-from talik.cache.errors import NumericsError, SettingsError, StoreError, StoreFormatError, StoreFullError
-from talik.cache.errors import StoreMismatchError as Mismatch
-from talik.cache.key import canonical_json, digest_file, digest_json, digest_text
-from talik.cache.store import ArraySpec, BoundarySpec, FeatureStore, Item
-from talik.cache.verify import verify
+from talik.cache import atomic_io as durable
+from talik.cache.feature_store import ArraySpec, BoundarySpec, FeatureStore, Item
+from talik.cache.format import dtypes as numerics
+from talik.cache.format.digests import canonical_json, digest_file, digest_json, digest_text
+from talik.cache.format.spec import differences
+from talik.cache.maintenance.verify import verify
+from talik.errors import NumericsError, SettingsError, StoreError, StoreFormatError, StoreFullError
+from talik.errors import StoreMismatchError as Mismatch
 
 
 def test_no_room_is_said_before_the_first_byte(sample, tmp_path, monkeypatch):
@@ -105,7 +106,7 @@ def test_a_folder_that_is_no_store_is_left_alone(tmp_path, tree):
 
 
 def test_another_format_version(tmp_path, monkeypatch):
-    monkeypatch.setattr("talik.cache.store.FORMAT_VERSION", 99)
+    monkeypatch.setattr("talik.cache.feature_store.FORMAT_VERSION", 99)
     FeatureStore.open(tmp_path / "s", "a")
     monkeypatch.undo()
     with pytest.raises(StoreFormatError, match="of format 99, expected a feature store of format 1"):

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from talik.cache.errors import MissingItemError, SettingsError, StoreMismatchError
-from talik.cache.key import digest_text
-from talik.cache.layout import TARGET_SHARD_BYTES, Grid
-from talik.cache.store import ArraySpec, BoundarySpec, FeatureStore, Item
-from talik.cache.verify import verify
+from talik.cache.feature_store import ArraySpec, BoundarySpec, FeatureStore, Item
+from talik.cache.format.digests import digest_text
+from talik.cache.format.layout import TARGET_SHARD_BYTES, Grid
+from talik.cache.maintenance.verify import verify
+from talik.errors import MissingItemError, SettingsError, StoreMismatchError
 
 
 def test_every_kind_comes_back(sample, tmp_path):

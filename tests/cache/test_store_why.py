@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from talik.cache.key import digest_text
-from talik.cache.store import FeatureStore, Item
-from talik.cache.why import why
+from talik.cache.feature_store import FeatureStore, Item
+from talik.cache.format.digests import digest_text
+from talik.cache.maintenance.explain import why
 
 
 def test_items(sample, tmp_path):

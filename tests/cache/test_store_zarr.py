@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import zarr
 
-from talik.cache import bfloat16
-from talik.cache.store import FeatureStore
+from talik.cache.feature_store import FeatureStore
+from talik.cache.format import bfloat16
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import zarr
 
-from talik.cache import bfloat16
-from talik.cache.errors import CorruptItemError, MissingItemError, SettingsError, StoreError, StoreFormatError
-from talik.cache.store import FeatureStore
+from talik.cache.feature_store import FeatureStore
+from talik.cache.format import bfloat16
+from talik.errors import CorruptItemError, MissingItemError, SettingsError, StoreError, StoreFormatError
 
 _numbers = itertools.count()
 

@@ -11,13 +11,13 @@ import av
 import numpy as np
 import pytest
 
-from talik.cache.errors import ManifestError, MediaError, SettingsError
-from talik.extract.demo.film import film, frames_of
-from talik.extract.demo.kinds import SEATS
-from talik.extract.demo.make import make_demo
-from talik.extract.demo.picture import RAY_COLOUR
-from talik.extract.demo.scene import SEAT_CENTRES, Player, Scene, make_scene
-from talik.extract.demo.sound import SAMPLE_RATE_HZ, gated_level_db, sound_of, stem_of
+from talik.demo.film import film, frames_of
+from talik.demo.kinds import SEATS
+from talik.demo.make import make_demo
+from talik.demo.picture import RAY_COLOUR
+from talik.demo.scene import SEAT_CENTRES, Player, Scene, make_scene
+from talik.demo.sound import SAMPLE_RATE_HZ, gated_level_db, sound_of, stem_of
+from talik.errors import ManifestError, MediaError, SettingsError
 
 
 def decode(path: Path) -> tuple[np.ndarray, np.ndarray]:

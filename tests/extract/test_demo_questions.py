@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from talik.extract.demo.kinds import KINDS
-from talik.extract.demo.questions import TYPES, blind_accuracy, make_records, make_scenes, short_type
-from talik.extract.demo.scene import SPLITS, Scene, make_scene, scene_from_json, scene_to_json, split_of
+from talik.demo.kinds import KINDS
+from talik.demo.questions import TYPES, blind_accuracy, make_records, make_scenes, short_type
+from talik.demo.scene import SPLITS, Scene, make_scene, scene_from_json, scene_to_json, split_of
 
 NUM_CLIPS = 400
 NUMBERS = ["zero", "one", "two", "three", "four"]

@@ -22,9 +22,9 @@ from transformers import (
     WhisperModel,
 )
 
-from talik.cache.errors import EncoderError, SettingsError, TrunkError
-from talik.extract.encoders import load_encoder
-from talik.extract.state import State
+from talik.errors import EncoderError, SettingsError, TrunkError
+from talik.extract.encoders.load import load_encoder
+from talik.extract.trunk.state import State
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "how", "many", "instruments", "play", "in", "the", "room", "?"]
 
@@ -209,7 +209,7 @@ def test_a_proof_is_kept_and_used_again(bert_folder, tmp_path, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("proven again")
 
-    monkeypatch.setattr("talik.extract.proof_cache.find_trunk", never)
+    monkeypatch.setattr("talik.extract.encoders.verification_cache.find_trunk", never)
     again = load_encoder(f"hf:{bert_folder}", modality="text")
     assert again.proof == first.proof
     assert again.num_units == first.num_units

@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 
-from talik.cache.errors import BackendError, MediaError, NumericsError, SettingsError
-from talik.extract.engine.engine import Here, open_engine
-from talik.extract.engine.local import LocalEngine
-from talik.extract.engine.memory import Budget
-from talik.extract.engine.settings import EngineSettings, with_engine
-from talik.extract.engine.tasks import Receipt, Task, Waiting
-from talik.extract.run import extract, receipts_path
+from talik.errors import BackendError, MediaError, NumericsError, SettingsError
+from talik.extract.executors.in_process import InProcessExecutor
+from talik.extract.executors.local import LocalExecutor
+from talik.extract.executors.memory_budget import Budget
+from talik.extract.executors.open import open_executor
+from talik.extract.executors.settings import EngineSettings, with_engine
+from talik.extract.executors.tasks import Receipt, Task, Waiting
+from talik.extract.stage.extract import extract, receipts_path
 
 WriteExperiment = Callable[..., Path]
 SMALL_SHARDS = ('dtype = "float32"', 'dtype = "int8"\nshard_items = 2')  # int8: its error is summed in a fixed order
@@ -67,15 +68,15 @@ def test_a_store_is_the_same_bytes_whoever_fills_it_though_workers_are_killed(
     alone = extract(path, progress=False, engine=EngineSettings(threads=1))
     expected = tree(store)
     shutil.rmtree(store)
-    killed, real = [], LocalEngine._give
+    killed, real = [], LocalExecutor._give
 
-    def give(self: LocalEngine, worker: Any, task: Task) -> None:
+    def give(self: LocalExecutor, worker: Any, task: Task) -> None:
         real(self, worker, task)
         if len(killed) < 2:
             killed.append(task.name)
             worker.process.kill()
 
-    monkeypatch.setattr(LocalEngine, "_give", give)
+    monkeypatch.setattr(LocalExecutor, "_give", give)
     together = extract(path, progress=False, engine=engine())
     assert tree(store) == expected
     assert (together.items, together.bytes_written) == (alone.items, alone.bytes_written)
@@ -110,7 +111,7 @@ def test_bad_clips_leave_the_same_store_whoever_finds_them(
 
 
 def receipts(tasks: list[Task], settings: EngineSettings) -> Iterator[Receipt]:
-    with open_engine(settings, device="cpu", base=Path()) as opened:
+    with open_executor(settings, device="cpu", base=Path()) as opened:
         yield from opened.run(Sleeper(), tasks)
 
 
@@ -138,7 +139,7 @@ def test_what_fails_is_told_and_the_rest_goes_on(tmp_path: Path, capfd: pytest.C
 
 @pytest.mark.usefixtures("importable")
 def test_a_worker_serves_many_tasks_and_dies_with_its_engine() -> None:
-    with open_engine(engine(jobs=2), device="cpu", base=Path()) as opened:
+    with open_executor(engine(jobs=2), device="cpu", base=Path()) as opened:
         job = Sleeper()
         pids = [
             {r.result["pid"] for r in opened.run(job, [Task(name=str(i), given={}) for i in range(6)])} for _ in "ab"
@@ -154,7 +155,7 @@ def test_tasks_wait_for_memory(capfd: pytest.CaptureFixture[str]) -> None:
     at_once, most = 0, 0
     lock = threading.Lock()
 
-    class Watched(LocalEngine):
+    class Watched(LocalExecutor):
         def _give(self, worker: Any, task: Task) -> None:
             nonlocal at_once, most
             with lock:
@@ -202,7 +203,7 @@ def test_what_another_process_holds_is_tried_again_later(monkeypatch: pytest.Mon
 
 
 def test_settings_name_the_engine(write_experiment: WriteExperiment) -> None:
-    assert isinstance(open_engine(EngineSettings(), device="cpu", base=Path()), Here)
+    assert isinstance(open_executor(EngineSettings(), device="cpu", base=Path()), InProcessExecutor)
     asked = with_engine(EngineSettings(jobs=4), "ray:auto", None)
     assert (asked.kind, asked.address, asked.jobs) == ("ray", "auto", None)
     assert with_engine(asked, None, 3).jobs == 3

@@ -16,11 +16,11 @@ import pytest
 
 pytest.importorskip("submitit", reason="the extra slurm is not installed")
 
-from talik.cache.errors import BackendError
-from talik.extract.engine.on_slurm import Share, SlurmEngine
-from talik.extract.engine.settings import EngineSettings
-from talik.extract.engine.tasks import Task
-from talik.extract.run import extract
+from talik.errors import BackendError
+from talik.extract.executors.settings import EngineSettings
+from talik.extract.executors.slurm import Share, SlurmExecutor
+from talik.extract.executors.tasks import Task
+from talik.extract.stage.extract import extract
 
 
 @dataclass
@@ -76,7 +76,7 @@ def test_a_lost_element_costs_the_task_that_it_was_at(tmp_path: Path, monkeypatc
         for name in ("first", "second", "third")
     ]
     settings = EngineSettings(kind="submitit", address="local", jobs=1, threads=1)
-    with SlurmEngine(settings, device="cpu", folder=tmp_path / "engine") as engine:
+    with SlurmExecutor(settings, device="cpu", folder=tmp_path / "engine") as engine:
         found = {receipt.task: receipt for receipt in engine.run(Touch(), tasks)}
     assert {name: receipt.attempts for name, receipt in found.items()} == {"first": 1, "second": 2, "third": 1}
     assert not any(receipt.error for receipt in found.values())
@@ -102,7 +102,7 @@ def test_slurm_itself_does_an_array_and_one_element_again(tmp_path: Path, monkey
     given = [{"path": str(tmp_path / str(i)), "seconds": 8.0 * (i == 2)} for i in range(4)]
     tasks = [Task(name=str(i), given=what) for i, what in enumerate(given)]
     settings = EngineSettings(kind="submitit", jobs=2, threads=1, slurm={"time": 5})
-    with SlurmEngine(settings, device="cpu", folder=tmp_path / "engine") as engine:
+    with SlurmExecutor(settings, device="cpu", folder=tmp_path / "engine") as engine:
         found = engine.run(Touch(), tasks)
         receipts = [next(found)]
         while not (tmp_path / "0").exists():
@@ -118,5 +118,5 @@ def test_without_slurm_it_is_said_in_one_line(tmp_path: Path) -> None:
     if shutil.which("srun"):
         pytest.skip("Slurm is installed")
     with pytest.raises(BackendError, match="submitit: ") as caught:
-        SlurmEngine(EngineSettings(kind="submitit"), device="cpu", folder=tmp_path)
+        SlurmExecutor(EngineSettings(kind="submitit"), device="cpu", folder=tmp_path)
     assert "\n" not in str(caught.value)

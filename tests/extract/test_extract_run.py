@@ -11,9 +11,11 @@ import av
 import numpy as np
 import pytest
 
-import talik.extract.clip_work as clip_work
-import talik.extract.run_clips as run_clips
-from talik.cache.errors import (
+import talik.extract.stage.clip_worker as clip_work
+import talik.extract.stage.clips as run_clips
+from talik.cache.feature_store import FeatureStore
+from talik.cache.maintenance.verify import verify
+from talik.errors import (
     ManifestError,
     MediaError,
     MissingMediaError,
@@ -21,10 +23,8 @@ from talik.cache.errors import (
     StoreFormatError,
     StoreFullError,
 )
-from talik.cache.store import FeatureStore
-from talik.cache.verify import verify
-from talik.extract.left_out import read_left_out
-from talik.extract.run import extract
+from talik.extract.stage.extract import extract
+from talik.extract.stage.failures import read_left_out
 
 WriteExperiment = Callable[..., Path]
 SMALL_SHARDS = ('dtype = "float32"', 'dtype = "float32"\nshard_items = 3')
@@ -269,7 +269,7 @@ def test_a_folder_that_is_no_store_is_left_alone(write_experiment: WriteExperime
 def test_a_full_disk_keeps_what_is_finished(
     write_experiment: WriteExperiment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import talik.cache.durable as durable
+    import talik.cache.atomic_io as durable
 
     path = write_experiment(SMALL_SHARDS)
     with monkeypatch.context() as patch:

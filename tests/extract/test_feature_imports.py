@@ -11,12 +11,12 @@ import h5py
 import numpy as np
 import pytest
 
-from talik.cache.errors import ManifestError, NumericsError, SettingsError, StoreFormatError, StoreMismatchError
-from talik.cache.hdf5 import export_hdf5
-from talik.cache.store import BoundarySpec, FeatureStore
-from talik.cache.verify import verify
-from talik.extract.imports.mapping import FeatureMapping, read_mapping
-from talik.extract.imports.run import as_segments, import_any, import_features
+from talik.cache.feature_store import BoundarySpec, FeatureStore
+from talik.cache.maintenance.hdf5 import export_hdf5
+from talik.cache.maintenance.verify import verify
+from talik.errors import ManifestError, NumericsError, SettingsError, StoreFormatError, StoreMismatchError
+from talik.extract.importers.column_mapping import FeatureMapping, read_mapping
+from talik.extract.importers.import_features import as_segments, import_any, import_features
 
 NAMES = ["RUhOCu3LNXM", "-J2WJaG1Dd4", "e_5ngCwYckE", "RUhOCu3LNXM", "9U3n8WVLTKQ"]
 

@@ -7,8 +7,8 @@ import transformers as hf
 from typer.testing import CliRunner
 
 from talik.cli import app
-from talik.extract.encoders import load_encoder
-from talik.extract.inspection import inspect
+from talik.extract.encoders.inspect import inspect
+from talik.extract.encoders.load import load_encoder
 
 _SIZES = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 96}
 

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from talik.cache.errors import ManifestError, MissingMediaError, SettingsError
-from talik.cache.settings import from_mapping
-from talik.extract.manifest.blind import blind_baseline, fraction_correct
-from talik.extract.manifest.describe import describe, shared_clips
-from talik.extract.manifest.load import load_manifest
-from talik.extract.manifest.music_avqa import ANSWERS_42, fill_template
-from talik.extract.manifest.settings import DataSettings
-from talik.extract.manifest.split import source_id
-from talik.extract.manifest.types import MUSIC_AVQA_TYPES, Manifest
+from talik.config import from_mapping
+from talik.errors import ManifestError, MissingMediaError, SettingsError
+from talik.extract.datasets.describe import describe, shared_clips
+from talik.extract.datasets.load import load_manifest
+from talik.extract.datasets.music_avqa import ANSWERS_42, fill_template
+from talik.extract.datasets.settings import DataSettings
+from talik.extract.datasets.split import source_id
+from talik.extract.datasets.text_only import blind_baseline, fraction_correct
+from talik.extract.datasets.types import MUSIC_AVQA_TYPES, Manifest
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "music-avqa"
 needs_real = pytest.mark.skipif(not (REAL / "avqa-test.json").is_file(), reason="MUSIC-AVQA's annotations are not here")

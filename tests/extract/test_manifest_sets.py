@@ -12,19 +12,19 @@ import h5py
 import numpy as np
 import pytest
 
-from talik.adapt.metrics import score
-from talik.cache.errors import ManifestError, MediaError, MissingMediaError, SettingsError
-from talik.cache.settings import from_mapping
-from talik.extract.items import clip_items, source_of
-from talik.extract.manifest.ave import CATEGORIES
-from talik.extract.manifest.blind import blind_baseline
-from talik.extract.manifest.describe import describe
-from talik.extract.manifest.load import load_manifest
-from talik.extract.manifest.settings import DataSettings
-from talik.extract.manifest.split import source_id
-from talik.extract.manifest.types import MUSIC_AVQA_TYPES, Manifest
-from talik.extract.media import SegmentSettings, decode_clip, iter_media
-from talik.extract.media_frames import FrameFolder, frame_files
+from talik.adapt.evaluation.metrics import score
+from talik.config import from_mapping
+from talik.errors import ManifestError, MediaError, MissingMediaError, SettingsError
+from talik.extract.datasets.ave import CATEGORIES
+from talik.extract.datasets.describe import describe
+from talik.extract.datasets.load import load_manifest
+from talik.extract.datasets.settings import DataSettings
+from talik.extract.datasets.split import source_id
+from talik.extract.datasets.text_only import blind_baseline
+from talik.extract.datasets.types import MUSIC_AVQA_TYPES, Manifest
+from talik.extract.media.decode import SegmentSettings, decode_clip, iter_media
+from talik.extract.media.frame_folder import FrameFolder, frame_files
+from talik.extract.stage.clip_items import clip_items, source_of
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "music-avqa"
 needs_real = pytest.mark.skipif(not (REAL / "avqa-test.json").is_file(), reason="MUSIC-AVQA's annotations are not here")

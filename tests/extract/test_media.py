@@ -11,8 +11,8 @@ import av
 import numpy as np
 import pytest
 
-from talik.cache.errors import MediaError, MissingMediaError, SettingsError
-from talik.extract.media import ClipMedia, SegmentSettings, decode_clip, iter_media
+from talik.errors import MediaError, MissingMediaError, SettingsError
+from talik.extract.media.decode import ClipMedia, SegmentSettings, decode_clip, iter_media
 
 SECONDS = 6.0
 EVENTS = (1.0, 3.0, 5.0)  # the centres of three segments: there a flash, and the beginning of a click

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from talik.extract.media import ClipMedia, decode_clip
+from talik.extract.media.decode import ClipMedia, decode_clip
 
 pytestmark = pytest.mark.skipif(
     shutil.which("ffmpeg") is None or shutil.which("ffprobe") is None, reason="ffmpeg and ffprobe are not installed"

@@ -7,11 +7,11 @@ import pytest
 import torch
 import transformers as hf
 
-from talik.cache.errors import EncoderError, SettingsError, TrunkError
-from talik.extract.encoders import load_encoder
-from talik.extract.processor import ProcessorPreprocess
-from talik.extract.run import extract
-from talik.extract.state import State
+from talik.errors import EncoderError, SettingsError, TrunkError
+from talik.extract.encoders.hf_processor import ProcessorPreprocess
+from talik.extract.encoders.load import load_encoder
+from talik.extract.stage.extract import extract
+from talik.extract.trunk.state import State
 
 _SIZES = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 96}
 
@@ -61,8 +61,8 @@ def test_pictures_of_any_aspect_with_their_masks(naflex):
 
 
 def test_their_masks_are_stored_and_read(naflex, write_experiment, tiny_encoders):
-    from talik.adapt.experiment import load_experiment
-    from talik.adapt.workbench import Workbench
+    from talik.adapt.config.experiment import load_experiment
+    from talik.adapt.training.experiment_context import Workbench
 
     path = write_experiment(
         (f'model = "hf:{tiny_encoders["visual"]}"\nimage_size = 28\nfit = "stretch"\n', f'model = "hf:{naflex}"\n')

@@ -11,8 +11,8 @@ import pytest
 import torch
 import transformers as hf
 
-from talik.cache.errors import EncoderError, SettingsError
-from talik.extract.encoders import load_encoder
+from talik.errors import EncoderError, SettingsError
+from talik.extract.encoders.load import load_encoder
 
 peft = pytest.importorskip("peft")
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 import transformers as hf
 
-from talik.cache.errors import SettingsError, TrunkError
-from talik.cache.store import FeatureStore
-from talik.extract.encoders import load_encoder
-from talik.extract.picture_settings import PictureSettings
-from talik.extract.pictures import SpectrogramPreprocess
-from talik.extract.run import extract
+from talik.cache.feature_store import FeatureStore
+from talik.errors import SettingsError, TrunkError
+from talik.extract.encoders.load import load_encoder
+from talik.extract.encoders.spectrogram import SpectrogramPreprocess
+from talik.extract.encoders.spectrogram_settings import PictureSettings
+from talik.extract.stage.extract import extract
 
 _SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
 
@@ -143,7 +143,7 @@ hop_seconds = 0.005
 
 
 def test_an_image_model_hears_from_clips_to_a_variant(write_experiment, tiny_encoders):
-    from talik.adapt.train import adapt
+    from talik.adapt.training.adapt import adapt
 
     old = f'[encoders.audio]\nmodel = "hf:{tiny_encoders["audio"]}#encoder"\nwindow_seconds = 0.4\ncut = [1, 3]\n'
     path = write_experiment((old, _PICTURES))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from talik.cache.errors import MediaError
-from talik.extract.run import extract
-from talik.extract.spent import add_spent, read_spent, spent_path
+from talik.errors import MediaError
+from talik.extract.stage.extract import extract
+from talik.extract.stage.time_log import add_spent, read_spent, spent_path
 
 
 def test_a_run_that_computed_something_is_recorded_and_one_that_did_not_is_not(

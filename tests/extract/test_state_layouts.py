@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from talik.cache.errors import SettingsError, TrunkError
-from talik.extract.encoders import load_encoder
-from talik.extract.state import Context, State
+from talik.errors import SettingsError, TrunkError
+from talik.extract.encoders.load import load_encoder
+from talik.extract.trunk.state import Context, State
 
 
 def _context(inputs, batch_size):

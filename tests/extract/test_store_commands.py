@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from talik.cache.errors import CorruptItemError, SettingsError, StoreFullError
-from talik.cache.store import FeatureStore
-from talik.cache.verify import verify
+from talik.cache.feature_store import FeatureStore
+from talik.cache.maintenance.verify import verify
 from talik.cli import app
-from talik.extract.gc import find_store_garbage
-from talik.extract.run import extract
-from talik.extract.why import why_store
+from talik.errors import CorruptItemError, SettingsError, StoreFullError
+from talik.extract.stage.explain import why_store
+from talik.extract.stage.extract import extract
+from talik.extract.stage.gc import find_store_garbage
 
 WriteExperiment = Callable[..., Path]
 VISUAL_ONLY = """
@@ -147,7 +147,7 @@ def test_two_names_of_one_content_are_digested_once_for_all(
     def never(media: object) -> str:
         raise AssertionError(media)
 
-    monkeypatch.setattr("talik.extract.items.digest_media", never)
+    monkeypatch.setattr("talik.extract.stage.clip_items.digest_media", never)
     assert extract(experiment, progress=False).up_to_date
 
 
@@ -198,7 +198,7 @@ def test_gc_wants_an_experiment(experiment: Path) -> None:
 def test_a_clip_changed_while_it_is_read_is_not_stored(
     experiment: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import talik.extract.clip_work as clip_work
+    import talik.extract.stage.clip_worker as clip_work
 
     real = clip_work.iter_media
 
@@ -220,7 +220,7 @@ def test_a_clip_changed_while_it_is_read_is_not_stored(
 def test_all_boundaries_together_must_fit(
     write_experiment: WriteExperiment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from talik.cache import durable
+    from talik.cache import atomic_io as durable
 
     path = write_experiment()
     extract(path, progress=False)

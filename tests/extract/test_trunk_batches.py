@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from talik.extract.encoders import load_encoder
-from talik.extract.proof import find_trunk
-from talik.extract.state import State
+from talik.extract.encoders.load import load_encoder
+from talik.extract.trunk.state import State
+from talik.extract.trunk.verification import find_trunk
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from talik.cache.errors import TrunkError
-from talik.extract.passes import signature_of
-from talik.extract.proof import find_trunk
+from talik.errors import TrunkError
+from talik.extract.trunk.forward_patching import signature_of
+from talik.extract.trunk.verification import find_trunk
 
 D = 8
 KEPT: list[torch.Tensor] = []

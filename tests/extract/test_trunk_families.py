@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from talik.cache.errors import TrunkError
-from talik.extract.passes import signature_of
-from talik.extract.proof import find_trunk
-from talik.extract.tree import tensors
+from talik.errors import TrunkError
+from talik.extract.trunk.forward_patching import signature_of
+from talik.extract.trunk.tracing import tensors
+from talik.extract.trunk.verification import find_trunk
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 

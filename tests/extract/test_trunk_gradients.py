@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from talik.extract.proof import find_trunk
+from talik.extract.trunk.verification import find_trunk
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from talik.extract.tree import tensors
+from talik.extract.trunk.tracing import tensors
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 

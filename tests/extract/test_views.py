@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from talik.cache.errors import SettingsError
-from talik.cache.store import BoundarySpec, FeatureStore
-from talik.cache.verify import verify
-from talik.extract.augment import _spectrogram, augmented, masked
-from talik.extract.augment_settings import AugmentSettings, drawn_view, view_number
-from talik.extract.media import ClipMedia
-from talik.extract.repair import repair_store
-from talik.extract.run import extract
-from talik.extract.settings import extract_settings, read_toml
+from talik.cache.feature_store import BoundarySpec, FeatureStore
+from talik.cache.maintenance.verify import verify
+from talik.errors import SettingsError
+from talik.extract.media.augment_settings import AugmentSettings, drawn_view, view_number
+from talik.extract.media.decode import ClipMedia
+from talik.extract.stage.augment import _spectrogram, augmented, masked
+from talik.extract.stage.extract import extract
+from talik.extract.stage.repair import repair_store
+from talik.extract.stage.settings import extract_settings, read_toml
 
 PICTURE = "views = 2\naugment = { crop = [0.3, 0.9], flip = 0.5, jitter = 0.4, seed = 3 }\n"
 SOUND = "views = 1\naugment = { shift_seconds = 0.1, time_mask = 0.3, frequency_mask = 0.3 }\n"

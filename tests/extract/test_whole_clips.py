@@ -7,12 +7,12 @@ import pytest
 import torch
 import transformers as hf
 
-from talik.cache.errors import SettingsError, TrunkError
-from talik.cache.store import FeatureStore
-from talik.extract.clip_axis import find_clip_axis
-from talik.extract.encoders import load_encoder
-from talik.extract.run import extract
-from talik.extract.settings import ExtractSettings, extract_settings, read_toml
+from talik.cache.feature_store import FeatureStore
+from talik.errors import SettingsError, TrunkError
+from talik.extract.encoders.load import load_encoder
+from talik.extract.stage.extract import extract
+from talik.extract.stage.settings import ExtractSettings, extract_settings, read_toml
+from talik.extract.trunk.clip_axis import find_clip_axis
 
 _SIZES = {
     "hidden_size": 24,
@@ -155,9 +155,9 @@ def _experiment(write_experiment, tiny_encoders, folder, segments=3):
 
 
 def test_clips_are_stored_whole_and_trained_on(folders, write_experiment, tiny_encoders):
-    from talik.adapt.experiment import load_experiment
-    from talik.adapt.train import adapt
-    from talik.adapt.workbench import Workbench
+    from talik.adapt.config.experiment import load_experiment
+    from talik.adapt.training.adapt import adapt
+    from talik.adapt.training.experiment_context import Workbench
 
     path = _experiment(write_experiment, tiny_encoders, folders / "videomae")
     assert extract(path, progress=False).items["visual/" + _stored(path, 1)[0].name] == 8

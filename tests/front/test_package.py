@@ -13,7 +13,7 @@ import pytest
 import talik
 
 ROOT = Path(talik.__file__).parent
-ROOMS = ("adapt", "cache", "extract")
+ROOMS = ("adapt", "cache", "demo", "extract")
 
 
 def test_public_names_are_these() -> None:
@@ -41,14 +41,18 @@ def test_public_names_are_these() -> None:
 
 
 def test_rooms_are_packages_and_calls_at_once() -> None:
-    code = "import talik.extract.settings, talik.adapt.insertion, talik; print(callable(talik.extract), talik.adapt)"
+    code = (
+        "import talik.extract.stage.settings, talik.adapt.model.insertion, talik;"
+        "print(callable(talik.extract), talik.adapt)"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.startswith("True <module 'talik.adapt'")
 
 
 def test_the_store_imports_no_network_library() -> None:
     code = (
-        "import sys, talik, talik.cache.store, talik.cache.reader, talik.cache.writer;"
+        "import sys, talik, talik.cache.feature_store, talik.cache.read.boundary_reader;"
+        "import talik.cache.write.boundary_writer;"
         "print([m for m in ('torch', 'timm', 'transformers', 'av', 'typer') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -1,0 +1,87 @@
+"""`bitfit`, `norm`, `finetune`: the reference rows, which train the encoders' own parameters in the units named.
+
+- `bitfit`: the biases (Ben Zaken, Goldberg, Ravfogel, *BitFit*, ACL 2022, sec. 3), those of norms included.
+- `norm`: gain and bias of the normalisations (Zhao et al., *Tuning LayerNorm in Attention*, ICLR 2024). What counts as
+  one is our rule: a module whose class name holds "norm".
+- `finetune`: every parameter.
+
+The insertion says which units: boundary k names the unit after it, "last K" the last K units. Each run trains copies of
+its own (see `tuned`). They start as the encoder's own parameters, so that the untrained model is the frozen one to the
+bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from ...errors import SettingsError
+from ...extract.encoders.unit_replacement import TunedUnits, UnitCopies, is_norm
+from .registry import register_adapter
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitFitSettings:
+    """No choices: every bias of the units named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormSettings:
+    """Which parameters of the normalisations.
+
+    Args:
+        bias: train their biases, too; false: the gains alone.
+    """
+
+    bias: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSettings:
+    """No choices: every parameter of the units named."""
+
+
+class BitFit(TunedUnits):
+    """The biases."""
+
+    def prepare(self, modality: str, copies: UnitCopies) -> None:
+        """Train every parameter whose name ends in `bias`."""
+        biases = [p for n, p in copies.tree.named_parameters() if n.rpartition(".")[2].endswith("bias")]
+        _train(biases, "bias", modality, copies)
+
+
+class Norms(TunedUnits):
+    """The normalisations."""
+
+    def prepare(self, modality: str, copies: UnitCopies) -> None:
+        """Train what modules own whose class is called a norm."""
+        found = [
+            p
+            for module in copies.tree.modules()
+            if is_norm(module)
+            for n, p in module.named_parameters(recurse=False)
+            if self.settings.bias or not n.endswith("bias")
+        ]
+        _train(found, "normalisation with parameters", modality, copies)
+
+
+class Finetune(TunedUnits):
+    """Everything."""
+
+    def prepare(self, modality: str, copies: UnitCopies) -> None:
+        """Train every parameter."""
+        _train(list(copies.tree.parameters()), "parameter", modality, copies)
+
+
+def _train(parameters: list[nn.Parameter], what: str, modality: str, copies: UnitCopies) -> None:
+    if not parameters:
+        named = ", ".join(map(str, copies.units))
+        raise SettingsError(f"{modality}: no {what} in units {named}; leave {modality} out of the insertion")
+    for parameter in parameters:
+        parameter.requires_grad_(parameter.is_floating_point())
+
+
+register_adapter("bitfit", BitFitSettings, BitFit)
+register_adapter("norm", NormSettings, Norms)
+register_adapter("finetune", FinetuneSettings, Finetune)

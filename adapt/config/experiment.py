@@ -1,0 +1,245 @@
+"""An experiment's TOML as one frozen value: stage 1's settings, the task, the training defaults and the variants."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ...config import from_mapping
+from ...errors import SettingsError, unknown_name
+from ...extract.stage.settings import ExtractSettings, extract_settings, read_toml
+from ..adapters.registry import adapter_settings
+from ..model.heads import TaskSettings
+from ..model.registry import LOSSES, check_part
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How a variant is trained.
+
+    Args:
+        epochs: passes over the training questions at most.
+        batch_size: questions a step.
+        lr: peak learning rate of the adapter's parameters.
+        head_lr: peak learning rate of the head's parameters; `lr` when not given.
+        weight_decay: AdamW's, on matrices only (vectors, gates and state matrices are not decayed).
+        warmup: share of all steps in which the rates rise linearly, 0 to 1; a cosine to zero follows.
+        clip_norm: largest gradient norm; 0 for no clipping.
+        label_smoothing: of the cross-entropy, 0 to 1.
+        loss: a registered loss in place of the cross-entropy: its `kind` and that kind's own settings.
+        patience: epochs without a better validation accuracy before training stops; 0 never stops early.
+        amp: "bf16" runs the frozen units and the adapters under bfloat16 autocast, "off" in float32, and "auto"
+            takes bf16 on CUDA and float32 on a CPU.
+        num_threads: CPU threads of the forward and backward pass; 0 leaves torch's own choice. Results are bit-equal
+            at the same number only.
+        drop_last: leave out a last training batch of fewer than batch_size questions.
+        accumulate: batches an optimiser step; its gradient is that of one batch of so many times the size.
+        group_by_clip: fill training batches with all questions of one clip after another, clips in random order; a
+            clip's states are then read once a batch, and run once up to where the question enters.
+        checkpoint_units: keep no activations of the encoders' units, but run them again in the backward pass.
+        ema: decay of the exponential moving average of what is trained, 0 to 1; evaluated and saved is the average.
+            0 for none.
+        compile: run the encoders' units through torch.compile; on CUDA only.
+    """
+
+    epochs: int = 10
+    batch_size: int = 32
+    eval_batch_size: int = 64
+    lr: float = 1e-3
+    head_lr: float | None = None
+    weight_decay: float = 0.05
+    warmup: float = 0.1
+    clip_norm: float = 1.0
+    label_smoothing: float = 0.0
+    loss: dict[str, Any] | None = None
+    patience: int = 0
+    amp: Literal["auto", "off", "bf16"] = "auto"
+    num_threads: int = 0
+    drop_last: bool = False
+    accumulate: int = 1
+    group_by_clip: bool = False
+    checkpoint_units: bool = False
+    ema: float = 0.0
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "eval_batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name}: found {getattr(self, name)}, expected at least 1")
+        for name in ("lr", "weight_decay", "clip_norm", "patience", "num_threads"):
+            if getattr(self, name) < 0:
+                raise SettingsError(f"{name}: found {getattr(self, name)}, expected at least 0")
+        if self.loss is not None:
+            check_part(LOSSES, self.loss, where="loss")
+            if self.label_smoothing:
+                raise SettingsError("label_smoothing: is of the cross-entropy; expected 0 beside a loss of one's own")
+        for name in ("warmup", "label_smoothing", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise SettingsError(f"{name}: found {getattr(self, name)}, expected 0 or more and less than 1")
+
+    @property
+    def data_order(self) -> str:
+        """What has to be equal for trainings of one seed to see the same batches, computed alike."""
+        parts = [f"batches of {self.batch_size}, {self.eval_batch_size} in evaluation"]
+        parts += ["last one dropped"] * self.drop_last + ["by clip"] * self.group_by_clip
+        parts += [f"{self.num_threads} threads"] * bool(self.num_threads)
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantSettings:
+    """A named adapter with its settings, its insertion and what differs in its training.
+
+    Args:
+        adapter: `kind`, and that kind's own settings.
+        insertion: "last K"; depths from 0.0 to 1.0, the same for every encoder; or by modality a list of boundaries and
+            depths, or "aligned" with the one that has a list, all of one length: the i-th insertion joins the i-th
+            boundary of every modality (see `insertion`). None for an adapter without insertion. For one that trains
+            inside units it names the units, each by the boundary before it.
+        placement: "between" adds at the boundary; "parallel" computes from a unit's input and adds to its output.
+        train: keys of [train] that differ for this variant.
+    """
+
+    name: str
+    adapter: dict[str, Any]
+    insertion: str | tuple[float, ...] | dict[str, str | tuple[int | float, ...]] | None = None
+    placement: Literal["between", "parallel"] = "between"
+    train: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.name or any(c in self.name for c in "/\\ \t\n") or self.name.startswith("."):
+            raise SettingsError(f"name: found {self.name!r}, expected a name without spaces, slashes or a leading dot")
+        if "kind" not in self.adapter:
+            raise SettingsError(f"adapter.kind: missing in variant {self.name!r}")
+        adapter_settings(self.adapter)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSettings:
+    """Which seeds every variant is trained with, and how those of a group run.
+
+    Args:
+        seeds: of the weights, the order of the data and dropout.
+        stack: run units that several variants of a group need on their states stacked along the batch: true, false, or
+            "auto" for on CUDA only (on a CPU it costs more than one after another).
+        stack_size: variants stacked at most, each of which holds its activations until the backward pass; 0 for all,
+            on CUDA as many as memory holds.
+    """
+
+    seeds: tuple[int, ...] = (0,)
+    stack: Literal["auto"] | bool = "auto"
+    stack_size: int = 0
+
+    def __post_init__(self) -> None:
+        if self.stack_size < 0:
+            raise SettingsError(f"stack_size: found {self.stack_size}, expected at least 0")
+
+    def stacks(self, device: str) -> bool:
+        """Whether variants are stacked on a kind of device ("cpu", "cuda", …)."""
+        return device == "cuda" if self.stack == "auto" else self.stack
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogSettings:
+    """Where a run's numbers go beside metrics.jsonl; they change no number.
+
+    Args:
+        tensorboard: write events for TensorBoard into the run's folder, tensorboard/.
+        wandb: the Weights & Biases project to log to; "" for none. WANDB_MODE=offline is honoured.
+    """
+
+    tensorboard: bool = False
+    wandb: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A whole experiment; `name` is the file's stem and `base` the folder that relative paths count from."""
+
+    name: str
+    base: Path
+    extraction: ExtractSettings
+    task: TaskSettings
+    train: TrainSettings
+    variants: tuple[VariantSettings, ...]
+    sweep: SweepSettings
+    log: LogSettings = LogSettings()
+
+    @property
+    def runs(self) -> Path:
+        """The folder of this experiment's runs."""
+        return self.base / "runs" / self.name
+
+    def variant(self, name: str) -> VariantSettings:
+        """Return the variant called `name`, or raise SettingsError with the known ones."""
+        for variant in self.variants:
+            if variant.name == name:
+                return variant
+        raise SettingsError(unknown_name("variant", name, [v.name for v in self.variants]))
+
+    def train_settings(self, variant: VariantSettings) -> TrainSettings:
+        """The training settings of one variant: the experiment's, with what the variant changes."""
+        base = {f.name: getattr(self.train, f.name) for f in dataclasses.fields(TrainSettings)}
+        return from_mapping(TrainSettings, {**base, **variant.train}, where=f"variants.{variant.name}.train")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tables:
+    task: TaskSettings = field(default_factory=TaskSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    variants: tuple[VariantSettings, ...] = ()
+    sweep: SweepSettings = field(default_factory=SweepSettings)
+    log: LogSettings = field(default_factory=LogSettings)
+
+
+def load_experiment(path: Path | str, *, allow_missing: bool = False) -> Experiment:
+    """Read and check an experiment's TOML.
+
+    Args:
+        path: the file.
+        allow_missing: as if `[data]` said `allow_missing = true`.
+
+    Raises:
+        SettingsError: anything the file cannot say, with the file's name, the key and what was expected.
+    """
+    path = Path(path)
+    experiment = experiment_from_tables(read_toml(path), path=path)
+    if not allow_missing:
+        return experiment
+    extraction = experiment.extraction
+    extraction = dataclasses.replace(extraction, data=dataclasses.replace(extraction.data, allow_missing=True))
+    return dataclasses.replace(experiment, extraction=extraction)
+
+
+def experiment_from_tables(tables: Mapping[str, Any], *, path: Path) -> Experiment:
+    """Build an experiment from tables already read; `path` names the file in messages and gives name and base."""
+    extraction = extract_settings(tables, path=path)
+    wanted = {k: v for k, v in tables.items() if k in ("task", "train", "variants", "sweep", "log")}
+    try:
+        parsed = from_mapping(_Tables, wanted, where="")
+        experiment = Experiment(
+            name=path.stem,
+            base=path.parent.resolve(),
+            extraction=extraction,
+            task=parsed.task,
+            train=parsed.train,
+            variants=parsed.variants,
+            sweep=parsed.sweep,
+            log=parsed.log,
+        )
+        _check_variants(experiment)
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from None
+    return experiment
+
+
+def _check_variants(experiment: Experiment) -> None:
+    seen: set[str] = set()
+    for variant in experiment.variants:
+        if variant.name in seen:
+            raise SettingsError(f"variants: the name {variant.name!r} stands twice; expected one name a variant")
+        seen.add(variant.name)
+        experiment.train_settings(variant)

@@ -1,0 +1,251 @@
+"""Batches of states out of the store; `live_source` gives the same from the media files.
+
+Letters: B questions, T segments, L text tokens, N tokens, D channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...cache.feature_store import FeatureStore
+from ...cache.format.digests import digest_text
+from ...cache.format.spec import differences
+from ...cache.read.boundary_reader import Batch, BoundaryReader, Verify
+from ...cache.read.local_rows import ReadPath
+from ...errors import MissingItemError
+from ...extract.datasets.types import Manifest, Question
+from ...extract.encoders.imported_features import FeatureEncoder, imported_key
+from ...extract.encoders.load import Encoder
+from ...extract.media.frame_folder import FrameFolder, digest_media, stat_media
+from ...extract.stage.clip_items import source_of
+from ...extract.stage.failures import read_left_out
+from ...extract.stage.sampling import Sampling
+from ...extract.stage.settings import EncoderSettings
+from ...extract.stage.units import clip_identity, text_identity
+from ...extract.trunk.state import State
+from .augmented_views import mixed_views, view_readers
+from .batch import JointBatch, clip_rows, distinct, places_of
+from .batch_states import States
+from .device_transfer import ReadSettings, Transfers, pinned_allocator
+
+
+class CachedSource:
+    """Batches from the store, each modality from its highest cached boundary at or below its start.
+
+    Args:
+        store: an open store.
+        manifest: whose clips and texts are asked for.
+        encoders: by modality.
+        starts: by modality, the boundary above which something is trainable.
+        sampling: how clips were sampled.
+        dtype: storage data type of the states to read.
+        verify: when checksums are checked.
+        device: where the states go; to a GPU from pinned memory, without waiting.
+        read_path: how the store's bytes are reached; see `FeatureStore.reader`.
+        reads: by modality, further boundaries that the model reads; those that hold every item come with each batch.
+        views: by modality, the settings that say how many augmented views of each clip are stored.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        manifest: Manifest,
+        encoders: Mapping[str, Encoder],
+        starts: Mapping[str, int],
+        sampling: Sampling,
+        *,
+        dtype: str,
+        verify: Verify = "first",
+        device: str = "cpu",
+        read_path: ReadPath = "auto",
+        reads: Mapping[str, Sequence[int]] | None = None,
+        views: Mapping[str, EncoderSettings] | None = None,
+    ) -> None:
+        self._store = store.path
+        self._opened = store
+        self._how = ReadSettings(verify=verify, path=read_path, allocate=pinned_allocator(device))
+        self._transfers = Transfers(device)
+        self._views = {m: s for m, s in (views or {}).items() if s.views}
+        self._view_readers: dict[str, tuple[BoundaryReader, ...]] = {}
+        self._manifest = manifest
+        self._encoders = encoders
+        self._device = device
+        self._readers = {
+            m: _reader(store, encoders[m], starts[m], sampling, dtype=dtype, how=self._how) for m in starts
+        }
+        self._stored = {m: {i.source: i.key for i in r.items} for m, r in self._readers.items()}
+        self._sizes = {m: {i.source: i.size_bytes for i in r.items} for m, r in self._readers.items()}
+        self._checked: dict[str, dict[str, str]] = {m: {} for m in self._readers}
+        self._known = {m: set(keys.values()) for m, keys in self._stored.items()}
+        self._above = {m: self._readers_above(store, m, k, sampling) for m, k in (reads or {}).items()}
+
+    def _readers_above(
+        self, store: FeatureStore, modality: str, wanted: Sequence[int], sampling: Sampling
+    ) -> tuple[BoundaryReader, ...]:
+        """Readers of the wanted boundaries above the one that batches start from, as far as they hold all its items."""
+        base, encoder = self._readers[modality].spec, self._encoders[modality]
+        found = {}
+        for spec in store.boundaries():
+            alike = (spec.modality, spec.dtype) == (modality, base.dtype) and base.boundary < spec.boundary in wanted
+            if alike and not differences(_identity(encoder, spec.boundary, sampling), spec.identity):
+                reader = store.reader(modality, spec.boundary, key=spec.key, **self._how)
+                if self._known[modality] <= {i.key for i in reader.items}:
+                    found[spec.boundary] = reader
+        return tuple(found[k] for k in sorted(found))
+
+    @property
+    def boundaries(self) -> dict[str, int]:
+        """The boundary that each modality is read from."""
+        return {m: reader.spec.boundary for m, reader in self._readers.items()}
+
+    def holds(self, question: Question) -> bool:
+        """Whether every state that the question needs is stored."""
+        return all(self._key(m, question) is not None for m in self._readers)
+
+    def why_not(self, question: Question) -> str:
+        """What of the question is not stored, and why, as far as stage 1 wrote it down."""
+        lacking = [m for m in self._readers if self._key(m, question) is None]
+        if lacking == ["text"]:
+            return f"text {question.text!r}"
+        source = source_of(self._manifest, self._manifest.clips[question.clip_id])
+        reasons = {entry.source: entry.reason for entry in read_left_out(self._store)}
+        reason = reasons.get(source or question.clip_id, "")
+        return f"clip {question.clip_id!r}" + (f" ({reason})" if reason else "")
+
+    def batches(
+        self, questions: Iterable[Sequence[Question]], *, view_seed: int | None = None, by_clip: bool = False
+    ) -> Iterator[JointBatch]:
+        """Yield one batch of states for each list of questions; reading runs ahead in a thread a modality.
+
+        Args:
+            questions: one list a batch.
+            view_seed: stands for a run's seed and epoch, and draws each clip's view; None for the plain view.
+            by_clip: give each clip's rows once a batch, with the index that spreads them to its questions.
+
+        Raises:
+            MissingItemError: a clip or text that was never extracted.
+            CorruptItemError: stored bytes that fail their checksum.
+        """
+        asked = [tuple(batch) for batch in questions]
+        readers = {m: (reader, *self._above.get(m, ())) for m, reader in self._readers.items()}
+        streams = {m: [self._stream(m, r, asked, view_seed) for r in several] for m, several in readers.items()}
+        for batch in asked:
+            clips = clip_rows(batch) if by_clip else None
+            states = {
+                m: [
+                    self._state(m, r, next(s), None if clips is not None and m != "text" else places_of(m, batch))
+                    for r, s in zip(several, streams[m], strict=True)
+                ]
+                for m, several in readers.items()
+            }
+            above = {m: s[1:] for m, s in states.items()}
+            yield JointBatch(batch, States({m: s[0] for m, s in states.items()}, above, clips))
+
+    def _stream(
+        self, modality: str, reader: BoundaryReader, asked: Sequence[Sequence[Question]], view_seed: int | None
+    ) -> Iterator[Batch]:
+        settings = self._views.get(modality)
+        if settings is None or view_seed is None:
+            return reader.prefetch(self._all_keys(modality, asked))
+        if reader.spec.key not in self._view_readers:
+            self._view_readers[reader.spec.key] = view_readers(self._opened, reader, settings, how=self._how)
+        readers = self._view_readers[reader.spec.key]
+        return mixed_views(readers, self._all_keys(modality, asked), view_seed=view_seed)
+
+    def _all_keys(self, modality: str, asked: Sequence[Sequence[Question]]) -> Iterator[list[str]]:
+        for batch in asked:
+            yield self._keys(modality, batch)
+
+    def _keys(self, modality: str, batch: Sequence[Question]) -> list[str]:
+        keys = []
+        for question in distinct(modality, batch):
+            key = self._key(modality, question)
+            if key is None:
+                what = question.text if modality == "text" else question.clip_id
+                raise MissingItemError(f"{modality} states of {what!r} are not in the store; run talik extract first")
+            keys.append(key)
+        return keys
+
+    def _key(self, modality: str, question: Question) -> str | None:
+        """The key of what a question needs: by the source's name, or, for a file that was moved, by its content."""
+        if modality == "text":
+            key = digest_text(question.text)
+            return key if key in self._known[modality] else None
+        if isinstance(self._encoders[modality], FeatureEncoder):
+            return imported_key(self._stored[modality], question.clip_id)
+        clip = self._manifest.clips[question.clip_id]
+        source = source_of(self._manifest, clip)
+        if source is None or clip.media is None:
+            return None
+        checked = self._checked[modality]
+        if source not in checked:
+            checked[source] = self._content_key(modality, source, clip.media)
+        return checked[source] or None
+
+    def _content_key(self, modality: str, source: str, media: Path | FrameFolder) -> str:
+        """The key of a clip's content, "" where it is not stored: a moved, new or resized file is digested.
+
+        A file of the same name and size passes for the one that was extracted; `talik extract` looks closer.
+        """
+        size_bytes = self._sizes[modality].get(source)
+        if size_bytes is not None and size_bytes in (0, stat_media(media)[0]):
+            return self._stored[modality][source]
+        key = digest_media(media)
+        return key if key in self._known[modality] else ""
+
+    def _state(self, modality: str, reader: BoundaryReader, stored: Batch, places: Tensor | None) -> State:
+        """The state of what was read, each item at the `places` that name it, or once where there are none."""
+        encoder = self._encoders[modality]
+        if places is not None and len(places) == len(stored.hidden):  # each once, in their order
+            places = None
+        with self._transfers.of(stored) as to_device:
+            hidden = _as_states(to_device(stored.hidden), stored.dtype, places)
+            inputs = {name: _at(to_device(value), places) for name, value in stored.inputs.items()}
+            lengths = None if stored.lengths is None else _at(to_device(stored.lengths), places)
+        if modality == "text":
+            assert lengths is not None
+            return encoder.restore(hidden, reader.spec.boundary, inputs, lengths=lengths)
+        rows = {name: value.flatten(0, 1) for name, value in inputs.items()}
+        return encoder.restore(hidden.flatten(0, 1), reader.spec.boundary, rows)
+
+
+def _reader(
+    store: FeatureStore, encoder: Encoder, start: int, sampling: Sampling, *, dtype: str, how: ReadSettings
+) -> BoundaryReader:
+    modality = encoder.modality
+    if isinstance(encoder, FeatureEncoder):
+        return store.reader(modality, 0, key=encoder.stored.key, **how)
+    below = [s for s in store.boundaries() if s.modality == modality and s.boundary <= start and s.dtype == dtype]
+    for spec in sorted(below, key=lambda s: s.boundary, reverse=True):
+        if not differences(_identity(encoder, spec.boundary, sampling), spec.identity):
+            return store.reader(modality, spec.boundary, key=spec.key, **how)
+    if below:
+        highest = max(s.boundary for s in below)
+        store.reader(modality, highest, identity=_identity(encoder, highest, sampling))  # says which field differs
+    raise MissingItemError(
+        f"{store.path}: no {modality} states at or below boundary {start} as {dtype}; add a cut there to the "
+        "experiment and run talik extract"
+    )
+
+
+def _identity(encoder: Encoder, boundary: int, sampling: Sampling) -> dict[str, Any]:
+    if encoder.modality == "text":
+        return text_identity(encoder, boundary)
+    return clip_identity(encoder, boundary, sampling)
+
+
+def _at(values: Tensor, places: Tensor | None) -> Tensor:
+    """A copy in either case: what was read lies in buffers that the reader uses again."""
+    return values.clone() if places is None else values[places]
+
+
+def _as_states(tensor: Tensor, dtype: str, places: Tensor | None) -> Tensor:
+    """What was read as float32, arranged while it is small; a copy in any case, for the same reason."""
+    arranged = tensor if places is None else tensor[places]
+    states = arranged.view(torch.bfloat16) if dtype == "bfloat16" else arranged
+    return states.to(torch.float32, copy=places is None)

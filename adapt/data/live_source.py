@@ -1,0 +1,91 @@
+"""Batches of states computed from the media files, with no store: what `sources` gives from the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import torch
+
+from ...errors import MissingMediaError
+from ...extract.datasets.types import Manifest, Question
+from ...extract.encoders.load import Encoder
+from ...extract.media.decode import ClipMedia, iter_media
+from ...extract.stage.sampling import Sampling
+from ...extract.trunk.state import State
+from .batch import JointBatch, clip_rows, distinct, places_of
+from .batch_states import States
+
+
+class LiveSource:
+    """Batches computed from the media files, with no store: decode, preprocess, run the prefix."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        encoders: Mapping[str, Encoder],
+        starts: Mapping[str, int],
+        sampling: Sampling,
+        *,
+        device: str = "cpu",
+    ) -> None:
+        self._manifest = manifest
+        self._encoders = encoders
+        self._starts = dict(starts)
+        self._sampling = sampling
+        self._device = device
+
+    def holds(self, question: Question) -> bool:
+        """Whether the file that the question is about is there."""
+        return self._manifest.clips[question.clip_id].media is not None
+
+    def why_not(self, question: Question) -> str:
+        """What of the question is not there."""
+        return f"clip {question.clip_id!r} (the file is missing)"
+
+    def batches(
+        self, questions: Iterable[Sequence[Question]], *, view_seed: int | None = None, by_clip: bool = False
+    ) -> Iterator[JointBatch]:
+        """Yield one batch of states for each list of questions; always the plain view, whatever `view_seed` is.
+
+        Args:
+            questions: one list a batch.
+            view_seed: of no effect.
+            by_clip: give each clip's rows once a batch, with the index that spreads them to its questions.
+
+        Raises:
+            MediaError: a file that cannot be decoded.
+        """
+        for batch in questions:
+            clips = clip_rows(batch) if by_clip else None
+            states = {m: self._state(m, batch, once=clips is not None and m != "text") for m in self._starts}
+            yield JointBatch(tuple(batch), States(states, clip_rows=clips))
+
+    @torch.no_grad()
+    def _state(self, modality: str, batch: Sequence[Question], *, once: bool) -> State:
+        encoder = self._encoders[modality]
+        asked = distinct(modality, batch)
+        if modality == "text":
+            inputs = encoder.preprocess([q.text for q in asked])
+        else:
+            inputs = self._sampling.inputs(encoder, self._decode(modality, asked))
+        inputs = {k: v.to(self._device) for k, v in inputs.items()}
+        places = places_of(modality, batch)
+        if modality == "text":
+            inputs = {k: v[places.to(v.device)] for k, v in inputs.items()}
+        elif not once:
+            t = encoder.rows_per_clip(self._sampling.num_segments)
+            rows = (places[:, None] * t + torch.arange(t)).flatten()
+            inputs = {k: v[rows.to(v.device)] for k, v in inputs.items()}
+        return encoder.run(encoder.embed(inputs), 0, self._starts[modality])
+
+    def _decode(self, modality: str, questions: Sequence[Question]) -> list[ClipMedia]:
+        clips = [self._manifest.clips[q.clip_id] for q in questions]
+        paths = [c.media for c in clips if c.media is not None]
+        if len(paths) < len(clips):
+            gone = next(c.id for c in clips if c.path is None)
+            raise MissingMediaError(f"{self._manifest.root}: the file of clip {gone!r} is missing; expected it there")
+        outcomes = list(iter_media(paths, self._sampling.media_settings({modality}, self._encoders)))
+        for outcome in outcomes:
+            if outcome.error is not None:
+                raise outcome.error
+        return [o.media for o in outcomes if o.media is not None]

@@ -1,0 +1,115 @@
+"""`talik adapt --list`: the adapters by name, their settings with defaults and units, and what each trains here."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+from ...errors import TalikError
+from ..adapters.registry import AdapterKind, adapter_kind, known_adapters
+from ..config.experiment import Experiment, VariantSettings
+from ..training.experiment_context import Workbench
+from ..training.optimizer import count_parameters
+
+_WIDTH = 118
+
+
+def listing(experiment: Experiment, *, device: str = "cpu") -> Iterator[str]:
+    """Yield the lines: every adapter with its settings; then the experiment's variants with what they train."""
+    bench = Workbench(experiment, device=device)
+    yield f'adapters, with what each trains at insertion = "last 1" of this experiment\'s encoders ({_encoders(bench)})'
+    yield ""
+    for name in known_adapters():
+        yield from _kind_lines(name, bench)
+    yield "variants of this experiment"
+    for variant in experiment.variants:
+        where = "" if variant.insertion is None else f", insertion = {variant.insertion!r}"
+        yield f"  {variant.name}: {variant.adapter['kind']}{where}, {_trained(bench, variant)}"
+
+
+def settings_of(kind: AdapterKind) -> list[tuple[str, Any, str]]:
+    """Name, default and meaning (with its unit) of each of a kind's settings, the meaning as its docstring says it."""
+    if kind.name.startswith("peft:"):
+        from ..adapters.peft_settings import TUNERS, config_fields
+
+        tuner = kind.name.removeprefix("peft:")
+        own = TUNERS[tuner]
+        rows = []
+        for name, field in config_fields(tuner).items():
+            if name not in own.preset:
+                default = {"target_modules": "all-linear", **own.default}.get(name, _default(field))
+                rows.append((name, default, str(field.metadata.get("help", "")).strip()))
+        return rows
+    meanings = _arguments(inspect.getdoc(kind.settings) or "")
+    return [(f.name, _default(f), meanings.get(f.name, "")) for f in dataclasses.fields(kind.settings) if f.init]
+
+
+def _kind_lines(name: str, bench: Workbench) -> Iterator[str]:
+    try:
+        kind = adapter_kind(name)
+        rows = settings_of(kind)
+    except TalikError as error:
+        yield f"{name}: not usable here: {' '.join(str(error).split())}"
+        yield ""
+        return
+    adapter = {"kind": name}
+    try:
+        variant = VariantSettings(name="listed", adapter=adapter, insertion=None if kind.module is None else "last 1")
+        trained = _trained(bench, variant)
+    except TalikError as error:
+        trained = f"cannot be built with its defaults: {' '.join(str(error).split())}"
+    yield f"{name}: {trained}"
+    for setting, default, meaning in rows:
+        shown = "required" if default is dataclasses.MISSING else _toml(default)
+        head = f"    {setting} = {shown}"
+        first = " ".join(meaning.split())
+        yield from textwrap.wrap(f"{head}   {first}".rstrip(), _WIDTH, subsequent_indent=" " * 8) if first else [head]
+    yield ""
+
+
+def _trained(bench: Workbench, variant: VariantSettings) -> str:
+    try:
+        model = bench.build(variant, seed=0)
+    except TalikError as error:
+        return f"cannot be built here: {' '.join(str(error).split())}"
+    trainable, every = count_parameters(model)
+    head = sum(p.numel() for p in model.head.parameters() if p.requires_grad)
+    return f"{trainable - head:,} trained in the adapter, {head:,} in the head, of {every:,} parameters"
+
+
+def _encoders(bench: Workbench) -> str:
+    return ", ".join(f"{m} {e.num_units} units" for m, e in bench.encoders.items())
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    return dataclasses.MISSING if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _toml(value: Any) -> str:
+    if value is None:
+        return "(none)"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return str(getattr(value, "value", value))
+
+
+def _arguments(doc: str) -> dict[str, str]:
+    """The entries of a docstring's Args section; "a, b: text" stands for each of a and b."""
+    section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)+)", doc, re.MULTILINE)
+    if section is None:
+        return {}
+    found: dict[str, str] = {}
+    for entry in re.split(r"\n(?=    \w)", "\n" + section[1]):
+        names, _, text = entry.strip().partition(":")
+        found.update({name.strip(): " ".join(text.split()) for name in names.split(",")})
+    return found

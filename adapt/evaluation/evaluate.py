@@ -1,0 +1,89 @@
+"""`evaluate`: a finished run's accuracy on a split, from the store or from the media files themselves."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config.run_config import experiment_of
+from ..data.batch import stored_questions
+from ..training.adapter_files import load_adapter
+from ..training.experiment_context import Workbench
+from ..training.run_folder import RunFolder
+from .gates import gate_records
+from .metrics import Scores, score
+from .predictions import answer, prediction_records, score_records
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A run's scores on one split.
+
+    Args:
+        run: the run's folder.
+        split: which questions.
+        scores: correct and total by question type, by group and in all.
+        seconds: wall time.
+    """
+
+    run: Path
+    split: str
+    scores: Scores
+    seconds: float
+
+
+def evaluate(
+    run: Path | str,
+    *,
+    split: str = "test",
+    live: bool = False,
+    device: str = "cpu",
+    save: bool = True,
+    gates: bool = False,
+) -> Evaluation:
+    """Answer a split's questions with a finished run's weights.
+
+    Args:
+        run: the run's folder, runs/<experiment>/<variant>/seed<k>.
+        split: a split of the experiment's data set.
+        live: compute the states from the media files; the store is not opened.
+        device: where it runs.
+        save: write predictions-<split>.jsonl and result-<split>.json into the run's folder.
+        gates: write gates-<split>.jsonl, what the adapter's selection kept for each question (see `gates`).
+
+    Raises:
+        SettingsError: gates of an adapter that has none.
+        RunError: not a finished run's folder, or trained on other encoders.
+    """
+    started = time.perf_counter()
+    folder = RunFolder(Path(run))
+    experiment, variant = experiment_of(folder)
+    bench = Workbench(experiment, device=device)
+    model = bench.build(variant, seed=int(folder.config()["seed"]))
+    load_adapter(folder, model)
+    settings = experiment.train_settings(variant)
+    source = bench.live(model) if live else bench.cached(model)
+    questions = stored_questions(source, bench.questions(split), allow_missing=bench.allow_missing)
+    if gates:
+        size = settings.eval_batch_size
+        read = gate_records(model, source, questions, num_segments=bench.sampling.num_segments, batch_size=size)
+        folder.write_lines(f"gates-{split}.jsonl", read)
+    predictions = answer(
+        model,
+        source,
+        questions,
+        answers=bench.manifest.answers,
+        num_segments=bench.sampling.num_segments,
+        batch_size=settings.eval_batch_size,
+        amp=settings.amp,
+    )
+    records = prediction_records(predictions)
+    seconds = time.perf_counter() - started
+    if save:
+        folder.write_lines(f"predictions-{split}.jsonl", records)
+        found = score_records(records, kind=experiment.task.kind)
+        folder.write_json(f"result-{split}.json", {"split": split, **found, "seconds": seconds})
+    subsets = [r.get("subset", "") for r in records]
+    scores = score([r["type"] for r in records], [bool(r["correct"]) for r in records], subsets=subsets)
+    return Evaluation(run=folder.path, split=split, scores=scores, seconds=seconds)

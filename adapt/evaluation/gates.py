@@ -1,0 +1,58 @@
+"""Gates of a selection read out: for each question, how much of every segment and token each modality kept.
+
+One JSON line a question and insertion, in gates-<split>.jsonl beside the predictions:
+    question_id, clip_id    as in predictions.jsonl
+    insertion               from 0, in the order in which the trunks reach them
+    visual, audio           T numbers, one a segment
+    text, tokens            a number a real token, and the tokens' strings where the encoder has a tokenizer
+A number is the mean over channels of the gates at that place, in (0, 2): 1 lets pass, 0 suppresses, 2 doubles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from ...extract.datasets.types import Question
+from ..data.batch import Source
+from ..model.joint_model import JointModel, text_mask
+
+
+@torch.no_grad()
+def gate_records(
+    model: JointModel, source: Source, questions: Sequence[Question], *, num_segments: int, batch_size: int
+) -> Iterator[dict[str, Any]]:
+    """Yield the lines of gates-<split>.jsonl, question by question; in float32 and eval mode.
+
+    Raises:
+        SettingsError: an adapter without gates.
+    """
+    was_training = model.training
+    model.eval()
+    for batch in source.batches([questions[i : i + batch_size] for i in range(0, len(questions), batch_size)]):
+        _, gates = model.with_gates(batch.states, num_segments)
+        mask = text_mask(batch.states)
+        for row, question in enumerate(batch.questions):
+            for insertion, by_modality in enumerate(gates):
+                record: dict[str, Any] = {"question_id": question.id, "clip_id": question.clip_id}
+                record["insertion"] = insertion
+                for modality, values in by_modality.items():
+                    kept = values[row]
+                    if modality == "text" and mask is not None:
+                        kept = kept[mask[row]]
+                    record[modality] = [round(v, 4) for v in kept.tolist()]
+                if "text" in record:
+                    record["tokens"] = _tokens(model, question.text)
+                yield record
+    model.train(was_training)
+
+
+def _tokens(model: JointModel, text: str) -> list[str]:
+    """The text's tokens as strings, [] where the encoder has no tokenizer that names them."""
+    tokenizer = getattr(model.encoders["text"].preprocess, "tokenizer", None)
+    if tokenizer is None:
+        return []
+    found: list[str] = tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"])
+    return found

@@ -1,0 +1,108 @@
+"""Accuracy by question type, counted as MUSIC-AVQA counts it.
+
+All averages are micro averages: correct answers over questions, of one type, of one group of types, and of all
+questions. (Li et al., Learning to Answer Questions in Dynamic Audio-Visual Scenarios, CVPR 2022, table 3.)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ...errors import RunError
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "Audio": ("A-count", "A-comp"),
+    "Visual": ("V-count", "V-loc"),
+    "Audio-Visual": ("AV-exist", "AV-loc", "AV-count", "AV-comp", "AV-temp"),
+}
+TYPE_ORDER: tuple[str, ...] = tuple(name for members in GROUPS.values() for name in members)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tally:
+    """How many of `total` questions (at least 1) were answered correctly."""
+
+    correct: int
+    total: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.correct <= self.total or self.total < 1:
+            raise RunError(f"a tally of {self.correct} of {self.total}: expected 0 <= correct <= total, and a question")
+
+    @property
+    def accuracy(self) -> float:
+        """The fraction that is correct, in [0, 1]."""
+        return self.correct / self.total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Tallies of one run on one split; types, groups and subsets without a question are absent.
+
+    Subsets are the parts of a split that a release tells apart (frequent and rare answers of MUSIC-AVQA-R).
+    """
+
+    by_type: dict[str, Tally]
+    by_group: dict[str, Tally]
+    overall: Tally
+    by_subset: dict[str, Tally] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, object]:
+        """Return `{"accuracy": fraction, "by_type": {type: {"correct": …, "total": …}}}`, as result.json has it.
+
+        With subsets there is "by_subset" of the same form.
+        """
+        found: dict[str, object] = {"accuracy": self.overall.accuracy, "by_type": _counts(self.by_type)}
+        return {**found, "by_subset": _counts(self.by_subset)} if self.by_subset else found
+
+
+def order_types(types: Iterable[str]) -> tuple[str, ...]:
+    """Return the distinct names: MUSIC-AVQA's in their usual order first, others in order of appearance."""
+    seen = dict.fromkeys(types)
+    return tuple(t for t in TYPE_ORDER if t in seen) + tuple(t for t in seen if t not in TYPE_ORDER)
+
+
+def score(types: Sequence[str], correct: Sequence[bool], *, subsets: Sequence[str] = ()) -> Scores:
+    """Count correct answers by type, by group, by subset and in all.
+
+    Args:
+        types: the type of each question.
+        correct: whether each was answered correctly; as long as `types`.
+        subsets: the subset of each question, "" for none; as long as `types`, or empty.
+
+    Raises:
+        RunError: no question at all, or two lengths.
+    """
+    if len(types) != len(correct) or not types:
+        raise RunError(f"found {len(types)} question types and {len(correct)} outcomes; expected as many, at least 1")
+    totals = Counter(types)
+    hits = Counter(name for name, right in zip(types, correct, strict=True) if right)
+    by_type = {name: Tally(correct=hits[name], total=totals[name]) for name in order_types(types)}
+    by_group: dict[str, Tally] = {}
+    for group, members in GROUPS.items():
+        total = sum(totals[name] for name in members)
+        if total:
+            by_group[group] = Tally(correct=sum(hits[name] for name in members), total=total)
+    overall = Tally(correct=hits.total(), total=totals.total())
+    pairs = [(name, right) for name, right in zip(subsets, correct, strict=False) if name]
+    by_subset = {
+        name: Tally(correct=sum(r for n, r in pairs if n == name), total=sum(n == name for n, _ in pairs))
+        for name in dict.fromkeys(name for name, _ in pairs)
+    }
+    return Scores(by_type=by_type, by_group=by_group, overall=overall, by_subset=by_subset)
+
+
+def mean_class_accuracy(answers: Sequence[str], correct: Sequence[bool]) -> float:
+    """Return the mean over the true classes that occur of the share of theirs that is correct, in [0, 1].
+
+    Raises:
+        RunError: no answer at all, or two lengths.
+    """
+    by_class = score(answers, correct).by_type
+    return sum(tally.accuracy for tally in by_class.values()) / len(by_class)
+
+
+def _counts(tallies: Mapping[str, Tally]) -> dict[str, dict[str, int]]:
+    return {name: {"correct": t.correct, "total": t.total} for name, t in tallies.items()}

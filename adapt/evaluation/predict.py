@@ -1,0 +1,133 @@
+"""`predict`: a finished run answers a question about a video file, from the file itself; no store, no data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...errors import MissingMediaError, RunError, SettingsError
+from ...extract.datasets.types import Clip, Manifest, Question
+from ..config.run_config import experiment_of
+from ..training.adapter_files import load_adapter
+from ..training.experiment_context import Workbench
+from ..training.run_folder import RunFolder
+from .gates import gate_records
+from .predictions import forward
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictedAnswer:
+    """One answer with its probability, 0 to 1."""
+
+    answer: str
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """What a run says about a video.
+
+    Args:
+        answers: the most probable ones, best first; for a task by segments, their mean over segments.
+        by_segment: the best answer of each segment; () for a task that has one answer.
+        gates: one line an insertion, as gates-<split>.jsonl has them; () where the adapter has no selection.
+    """
+
+    answers: tuple[PredictedAnswer, ...]
+    by_segment: tuple[PredictedAnswer, ...] = ()
+    gates: tuple[Mapping[str, Any], ...] = ()
+
+    def lines(self) -> list[str]:
+        """The prediction as a person reads it."""
+        shown = [f"segment {i}: {a.answer} ({100 * a.probability:.1f} %)" for i, a in enumerate(self.by_segment)]
+        shown += [f"{100 * a.probability:5.1f} %  {a.answer}" for a in self.answers]
+        for gate in self.gates:
+            for modality in ("visual", "audio", "text"):
+                if modality in gate:
+                    named = gate.get("tokens") or [] if modality == "text" else []
+                    kept = [
+                        f"{named[i]}={v:.2f}" if i < len(named) else f"{v:.2f}" for i, v in enumerate(gate[modality])
+                    ]
+                    shown.append(f"gates, insertion {gate['insertion']}, {modality}: {' '.join(kept)}")
+        return shown
+
+
+def predict(run: Path | str, *, video: Path | str, question: str = "", top: int = 5, device: str = "cpu") -> Predicted:
+    """Answer a question about a video file with a finished run's weights.
+
+    Args:
+        run: the run's folder, runs/<experiment>/<variant>/seed<k>.
+        video: any file with the picture and sound that the run's encoders read.
+        question: in words; "" for a task without questions.
+        top: how many answers to give.
+        device: where it runs.
+
+    Raises:
+        RunError: not a finished run's folder, or trained on other encoders.
+        MissingMediaError, MediaError: the file is not there, or cannot be decoded.
+        SettingsError: a question missing, or given to a run that reads none; imported features.
+    """
+    folder, video = RunFolder(Path(run)), Path(video)
+    if not video.is_file():
+        raise MissingMediaError(f"{video}: no such file; expected a video")
+    if top < 1:
+        raise SettingsError(f"top: found {top}, expected at least 1")
+    experiment, variant = experiment_of(folder)
+    described = folder.read_json("adapter.json")
+    answers = described.get("answers")
+    if not answers:
+        raise RunError(f"{folder.path / 'adapter.json'}: answers are missing; expected what training wrote")
+    asked = _question(question, answers, experiment.extraction.data.segments)
+    bench = Workbench(experiment, device=device)
+    bench.manifest = Manifest(  # in place of the data set's, which need not be here
+        name="predict",
+        root=video.parent,
+        clips={"video": Clip(id="video", path=video)},
+        questions=(asked,),
+        answers=tuple(answers),
+    )
+    reads_text = "text" in bench.used(variant)
+    if reads_text != bool(question):
+        raise SettingsError(
+            "question: missing, this run reads one" if reads_text else "question: this run reads none; leave it out"
+        )
+    model = bench.build(variant, seed=int(folder.config()["seed"]))
+    load_adapter(folder, model)
+    model.eval()
+    source, segments = bench.live(model), bench.sampling.num_segments
+    (batch,) = source.batches([[asked]])
+    with torch.no_grad():
+        logits = forward(model, batch.states, segments, amp=experiment.train_settings(variant).amp)
+    probabilities = logits[0].float().softmax(-1).cpu()
+    best = tuple(_best(row, answers, 1)[0] for row in probabilities) if probabilities.ndim == 2 else ()
+    gates: tuple[Mapping[str, Any], ...] = ()
+    if getattr(model.adapter, "has_gates", False) and variant.adapter.get("selection") != "none":
+        gates = tuple(gate_records(model, source, [asked], num_segments=segments, batch_size=1))
+    overall = probabilities.mean(0) if probabilities.ndim == 2 else probabilities
+    return Predicted(answers=_best(overall, answers, top), by_segment=best, gates=gates)
+
+
+def _question(text: str, answers: list[str], num_segments: int) -> Question:
+    """The question as a manifest would have it; its answer stands for none, and is not read."""
+    return Question(
+        id="0",
+        clip_id="video",
+        text=text,
+        answer=answers[0],
+        type="",
+        template=text,
+        split="predict",
+        labels=(answers[0],) * num_segments,
+    )
+
+
+def _best(probabilities: torch.Tensor, answers: list[str], count: int) -> tuple[PredictedAnswer, ...]:
+    values, places = probabilities.topk(min(count, len(answers)))
+    return tuple(
+        PredictedAnswer(answer=answers[i], probability=float(v))
+        for v, i in zip(values.tolist(), places.tolist(), strict=True)
+    )

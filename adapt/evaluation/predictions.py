@@ -1,0 +1,194 @@
+"""Answers of a model to a list of questions, as predictions.jsonl records them: one a question, or one a segment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...extract.datasets.types import BACKGROUND, Question
+from ...extract.trunk.state import State
+from ..data.batch import Source
+from ..model.joint_model import JointModel
+from ..model.targets import labels_of, restricted
+from ..training.distributed import Processes
+from .metrics import mean_class_accuracy, score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The model's answer to one question, or its class for one segment.
+
+    Args:
+        record: the question (and the segment), as predictions.jsonl has it.
+        prediction: the most probable answer.
+        probability: its probability, 0 to 1.
+        log_likelihood: log-probability of the true answer.
+    """
+
+    record: dict[str, Any]
+    prediction: str
+    probability: float
+    log_likelihood: float
+
+    @property
+    def correct(self) -> bool:
+        """Whether the prediction is the true answer."""
+        return bool(self.prediction == self.record["answer"])
+
+
+@torch.no_grad()
+def answer(
+    model: JointModel,
+    source: Source,
+    questions: Sequence[Question],
+    *,
+    answers: Sequence[str],
+    num_segments: int,
+    batch_size: int,
+    amp: str = "off",
+) -> list[Prediction]:
+    """Answer questions in their order, in eval mode; the model's mode is put back.
+
+    A model whose logits are by segment gives one prediction a segment, with "<question id>/<segment>" as its id. The
+    questions of one clip are answered together, which spares running its units for each of them.
+    """
+    order = clip_order(questions)
+    out: list[Prediction] = []
+    for batch in source.batches(batches_of([questions[i] for i in order], batch_size), by_clip=True):
+        out += answer_batch(model, batch.questions, batch.states, answers=answers, num_segments=num_segments, amp=amp)
+    return in_order(out, order)
+
+
+def clip_order(questions: Sequence[Question]) -> list[int]:
+    """The places of the questions such that those of one clip are neighbours; clips and questions as they came."""
+    first: dict[str, int] = {}
+    for question in questions:
+        first.setdefault(question.clip_id, len(first))
+    return sorted(range(len(questions)), key=lambda i: first[questions[i].clip_id])
+
+
+def batches_of(questions: Sequence[Question], size: int) -> list[Sequence[Question]]:
+    """The questions cut into batches; the last may be smaller."""
+    return [questions[i : i + size] for i in range(0, len(questions), size)]
+
+
+def in_order(predictions: Sequence[Prediction], order: Sequence[int]) -> list[Prediction]:
+    """What was predicted for questions in `order`, one or several a question, as the questions came."""
+    each = len(predictions) // max(1, len(order))
+    places = sorted(range(len(order)), key=order.__getitem__)
+    return [predictions[place * each + i] for place in places for i in range(each)]
+
+
+@torch.no_grad()
+def answer_batch(
+    model: JointModel,
+    questions: Sequence[Question],
+    states: Mapping[str, State],
+    *,
+    answers: Sequence[str],
+    num_segments: int,
+    amp: str = "off",
+) -> list[Prediction]:
+    """Answer the questions of one batch of states, as `answer` does."""
+    was_training = model.training
+    model.eval()
+    logits = forward(model, states, num_segments, amp=amp)
+    model.train(was_training)
+    return predictions_of(logits, questions, answers)
+
+
+def predictions_of(logits: Tensor, questions: Sequence[Question], answers: Sequence[str]) -> list[Prediction]:
+    """What logits (B, C), or (B, T, C), say of B questions; `answers` are the classes."""
+    classes = {a: i for i, a in enumerate(answers)}
+    logits = logits.float()
+    log_probs = restricted(logits, questions, classes).log_softmax(-1).cpu()
+    labels = labels_of(questions, classes, log_probs)
+    records = [r for q in questions for r in _records(q, by_segment=log_probs.ndim == 3)]
+    out: list[Prediction] = []
+    for record, row, label in zip(records, log_probs.flatten(0, -2), labels.flatten().tolist(), strict=True):
+        choice = int(row.argmax())
+        out.append(
+            Prediction(
+                record=record,
+                prediction=answers[choice],
+                probability=float(row[choice].exp()),
+                log_likelihood=float(row[label]),
+            )
+        )
+    return out
+
+
+def gathered(processes: Processes, batches: Sequence[Sequence[Prediction]]) -> list[list[Prediction]]:
+    """The predictions of all processes, by batch in their order, from those that this one was dealt."""
+    if processes.size == 1:
+        return [list(batch) for batch in batches]
+    return [[Prediction(**p) for p in batch] for batch in processes.gather([[vars(p) for p in b] for b in batches])]
+
+
+def forward(model: JointModel, states: Any, num_segments: int, *, amp: str) -> Tensor:
+    """The model's logits under the autocast that `amp` names: "auto", "off" or "bf16"."""
+    with autocast(amp, next(iter(states.values())).hidden.device.type):
+        return model(states, num_segments)
+
+
+def autocast(amp: str, device: str) -> AbstractContextManager[None]:
+    """The autocast that `amp` names on a kind of device."""
+    enabled = amp == "bf16" or (amp == "auto" and device == "cuda")
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=enabled)
+
+
+def prediction_records(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+    """The lines of predictions.jsonl."""
+    return [
+        {**p.record, "prediction": p.prediction, "probability": round(p.probability, 6), "correct": p.correct}
+        for p in predictions
+    ]
+
+
+def score_records(records: Sequence[dict[str, Any]], *, kind: str = "answers") -> dict[str, Any]:
+    """Accuracy, in all and by question type, as result.json has it; micro averages.
+
+    Beside them, where they mean something: by subset of the split, and the mean over classes.
+    """
+    subsets = [r.get("subset", "") for r in records]
+    scores = score([r["type"] for r in records], [r["correct"] for r in records], subsets=subsets).to_json()
+    if kind != "answers":
+        scores["mean_class_accuracy"] = mean_class_accuracy(
+            [r["answer"] for r in records], [r["correct"] for r in records]
+        )
+    return scores
+
+
+def _records(question: Question, *, by_segment: bool) -> list[dict[str, Any]]:
+    """The record of a question, or those of its segments; the type of an eventless segment is the background's."""
+    whole = _record(question)
+    if not by_segment:
+        return [whole]
+    return [
+        {
+            **whole,
+            "question_id": f"{question.id}/{segment}",
+            "type": BACKGROUND if label == BACKGROUND else question.type,
+            "answer": label,
+            "segment": segment,
+        }
+        for segment, label in enumerate(question.labels)
+    ]
+
+
+def _record(question: Question) -> dict[str, Any]:
+    subset = {"subset": question.subset} if question.subset else {}
+    return {
+        **subset,
+        "question_id": question.id,
+        "clip_id": question.clip_id,
+        "type": question.type,
+        "template": question.template,
+        "question": question.text,
+        "answer": question.answer,
+    }

@@ -1,0 +1,1 @@
+"""The joint model: frozen units, adapters between them, a head at the end."""

@@ -1,0 +1,82 @@
+"""Heads and losses of one's own: a settings dataclass and a module, made known by one call or by an entry point."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any
+
+from torch import nn
+
+from ...config import from_mapping
+from ...errors import SettingsError, unknown_name
+from ..adapters.registry import load_entry_points
+
+HEADS, LOSSES = "talik.heads", "talik.losses"  # groups of entry points; the name is the kind
+
+
+@dataclass(frozen=True)
+class Part:
+    """One registered head or loss: its settings (a frozen dataclass) and the module that they build."""
+
+    name: str
+    settings: type
+    module: type[nn.Module]
+
+
+_PARTS: dict[str, dict[str, Part]] = {HEADS: {}, LOSSES: {}}
+
+
+def register_head(name: str, settings: type, module: type[nn.Module]) -> None:
+    """Make a head known under `name`, for `[task] head = { kind = name, … }`.
+
+    Args:
+        name: what `kind` says.
+        settings: a frozen dataclass; the table's other keys are its fields.
+        module: `module(settings, dims, num_classes)`, `dims` the channels D of each modality; called with the features
+            (visual and audio (B, T, N, D), text (B, L, D)) and the text's mask (B, L) or None; returns logits
+            (B, C), or (B, T, C) where the task is by segment.
+    """
+    _PARTS[HEADS][name] = Part(name, settings, module)
+
+
+def register_loss(name: str, settings: type, module: type[nn.Module]) -> None:
+    """Make a loss known under `name`, for `[train] loss = { kind = name, … }`, of all variants or of one.
+
+    Args:
+        name: what `kind` says.
+        settings: a frozen dataclass; the table's other keys are its fields.
+        module: `module(settings)`; called with logits (B, C) or (B, T, C) over all classes and the true classes (B,) or
+            (B, T) int64; returns a scalar. It has no parameters of its own that are trained.
+    """
+    _PARTS[LOSSES][name] = Part(name, settings, module)
+
+
+def check_part(group: str, table: Mapping[str, Any], *, where: str) -> None:
+    """Refuse a table that names no registered part of the group, or keys that it does not have.
+
+    Raises:
+        SettingsError: as said.
+    """
+    _parsed(group, table, where)
+
+
+def make_part(group: str, table: Mapping[str, Any], *args: Any, where: str) -> nn.Module:
+    """Build the module that a table names: `module(settings, *args)`."""
+    part, settings = _parsed(group, table, where)
+    return part.module(settings, *args)
+
+
+def _parsed(group: str, table: Mapping[str, Any], where: str) -> tuple[Part, Any]:
+    name = table.get("kind")
+    if not isinstance(name, str):
+        raise SettingsError(f"{where}.kind: found {name!r}, expected the name of a registered {where}")
+    if name not in _PARTS[group]:
+        load_entry_points(group, name)
+    if name not in _PARTS[group]:
+        known = {*_PARTS[group], *(p.name for p in entry_points(group=group))}
+        unknown = unknown_name(where, name, known) if known else f"unknown {where} {name!r}; none is registered"
+        raise SettingsError(f"{where}.kind: {unknown}")
+    part = _PARTS[group][name]
+    return part, from_mapping(part.settings, {k: v for k, v in table.items() if k != "kind"}, where=where)

@@ -1,0 +1,95 @@
+"""What is asked of the head's logits: a class a question, or a class a segment; of all classes, or of some choices.
+
+Letters: B questions, T segments, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...errors import ManifestError, SettingsError
+from ...extract.datasets.types import Manifest, Question
+from .heads import AnswerHead, EventHead, TaskSettings
+from .registry import HEADS, make_part
+
+
+def make_head(dims: Mapping[str, int], num_classes: int, settings: TaskSettings) -> nn.Module:
+    """Return the head of a task, freshly initialised.
+
+    Raises:
+        SettingsError: a task by segments without a modality that has segments.
+    """
+    if settings.head is not None:
+        return make_part(HEADS, settings.head, dims, num_classes, where="head")
+    if settings.kind != "events":
+        return AnswerHead(dims, num_classes, settings)
+    if not set(dims) - {"text"}:
+        raise SettingsError("task.kind: 'events' reads segments; name visual or audio among the modalities")
+    return EventHead(dims, num_classes, settings)
+
+
+def check_task(manifest: Manifest, settings: TaskSettings, modalities: Sequence[str]) -> None:
+    """Refuse a data set that has no such targets, or no text for an encoder that wants some.
+
+    Raises:
+        ManifestError: questions without labels, or without an answer.
+        SettingsError: a text encoder where nothing is asked.
+    """
+    questions = manifest.questions
+    wanted = "labels" if settings.kind == "events" else "answer"
+    lacking = [q.id for q in questions if not getattr(q, wanted)]
+    if lacking:
+        raise ManifestError(
+            f"{manifest.name}: {len(lacking)} of {len(questions)} records have no {wanted} (the first has the id "
+            f"{lacking[0]!r}), which task.kind = {settings.kind!r} needs"
+        )
+    silent = sum(not q.text for q in questions)
+    if "text" in modalities and silent:
+        raise SettingsError(
+            f"{manifest.name}: {silent} of {len(questions)} records ask no question; remove [encoders.text], and text "
+            "from the variants' insertions and modalities"
+        )
+
+
+def labels_of(questions: Sequence[Question], classes: Mapping[str, int], logits: Tensor) -> Tensor:
+    """Return the true classes: (B,) for logits (B, C), (B, T) for logits (B, T, C)."""
+    if logits.ndim == 3:
+        return torch.tensor([[classes[label] for label in q.labels] for q in questions], device=logits.device)
+    return torch.tensor([classes[q.answer] for q in questions], device=logits.device)
+
+
+def restricted(logits: Tensor, questions: Sequence[Question], classes: Mapping[str, int]) -> Tensor:
+    """Return logits (B, C) with -inf at the classes that are not among a question's choices, where it has any."""
+    if logits.ndim == 3 or not any(q.choices for q in questions):
+        return logits
+    return logits.masked_fill(~_allowed(logits, questions, classes), float("-inf"))
+
+
+def loss_of(
+    logits: Tensor, questions: Sequence[Question], classes: Mapping[str, int], *, label_smoothing: float
+) -> Tensor:
+    """Return the mean cross-entropy over questions or segments; over a question's own choices where it has any."""
+    labels = labels_of(questions, classes, logits)
+    if logits.ndim == 3:
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=label_smoothing)
+    if not any(q.choices for q in questions):
+        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    allowed = _allowed(logits, questions, classes)
+    log_probs = logits.masked_fill(~allowed, float("-inf")).log_softmax(-1).masked_fill(~allowed, 0.0)
+    true = -log_probs.gather(1, labels[:, None])[:, 0]
+    even = -log_probs.sum(-1) / allowed.sum(-1)
+    return ((1 - label_smoothing) * true + label_smoothing * even).mean()
+
+
+def _allowed(logits: Tensor, questions: Sequence[Question], classes: Mapping[str, int]) -> Tensor:
+    """Return (B, C) bool, true at the classes that a question may be answered with."""
+    allowed = torch.ones_like(logits, dtype=torch.bool)
+    for row, question in zip(allowed, questions, strict=True):
+        if question.choices:
+            row.fill_(False)
+            row[[classes[choice] for choice in question.choices]] = True
+    return allowed

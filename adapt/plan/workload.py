@@ -1,0 +1,181 @@
+"""Measuring a variant's training step, from the states it starts from, on a batch of the sample's questions."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...extract.datasets.types import Question
+from ...extract.encoders.load import Encoder
+from ...extract.media.decode import ClipMedia
+from ...extract.stage.sampling import Sampling
+from ...extract.trunk.state import State
+from ..config.experiment import TrainSettings
+from ..data.batch_states import ClipRows, States
+from ..evaluation.predictions import forward
+from ..model.joint_model import JointModel
+from ..training.optimizer import make_optimizer
+from .measure import REPEATS, lasting
+
+FEW = 4  # questions that a dear step is measured on
+DEAR_SECONDS = 1.0
+
+
+class SampleStates:
+    """States of a few clips and of texts at any boundary, computed once, stacked into batches as the store gives them.
+
+    Args:
+        encoders: by modality.
+        sampling: of the experiment.
+        media: decoded clips by clip id.
+    """
+
+    def __init__(self, encoders: Mapping[str, Encoder], sampling: Sampling, media: Mapping[str, ClipMedia]) -> None:
+        self._encoders = encoders
+        self._sampling = sampling
+        self._media = media
+        self._kept: dict[tuple[str, int, str], Tensor] = {}
+
+    @torch.no_grad()
+    def batch(self, starts: Mapping[str, int], questions: Sequence[Question], *, one_clip: bool = False) -> States:
+        """The states of these questions, whose clips are all in `media`, at the boundaries `starts`.
+
+        With `one_clip` all questions are put to the first one's clip, whose rows stand once.
+        """
+        of_clips = questions[:1] if one_clip else questions
+        clips = ClipRows(torch.zeros(len(questions), dtype=torch.int64), 1) if one_clip else None
+        made = {m: self._state(m, k, questions if m == "text" else of_clips) for m, k in starts.items()}
+        return States(made, None, clips)
+
+    def _state(self, modality: str, boundary: int, questions: Sequence[Question]) -> State:
+        encoder = self._encoders[modality]
+        if modality == "text":
+            inputs = encoder.preprocess([q.text for q in questions])
+            return encoder.run(encoder.embed(inputs), 0, boundary)
+        rows = torch.cat([self._hidden(modality, boundary, q.clip_id) for q in questions])
+        return encoder.restore(rows, boundary, {})
+
+    def _hidden(self, modality: str, boundary: int, clip_id: str) -> Tensor:
+        place = (modality, boundary, clip_id)
+        if place not in self._kept:
+            encoder = self._encoders[modality]
+            inputs = self._sampling.inputs(encoder, [self._media[clip_id]])
+            self._kept[place] = encoder.run(encoder.embed(inputs), 0, boundary).hidden
+        return self._kept[place]
+
+
+def measure_step(
+    model: JointModel,
+    settings: TrainSettings,
+    states: SampleStates,
+    questions: Sequence[Question],
+    num_segments: int,
+    *,
+    device: str,
+    clips: tuple[float, float] = (1.0, 1.0),
+) -> tuple[float, float, int]:
+    """Seconds a question of training and of answering, and the peak bytes of a training step.
+
+    The bytes count the batch's states, what the graph keeps, gradients, trained parameters and AdamW's two moments; on
+    a GPU they are the allocator's own peak. On a CPU, where a question costs the same in a batch of any size, a step of
+    more than about a second is measured on `FEW` of the questions; what the optimiser takes is not a question's.
+
+    Args:
+        model, settings: of the variant.
+        states, questions: of the sample; a whole batch of questions.
+        num_segments: T.
+        device: where it runs.
+        clips: clips a question in a batch of training and of answering, 1 where each question has rows of its own. With
+            fewer, what a clip's rows cost is told from what a question costs by a batch about a single clip.
+    """
+    optimizer = make_optimizer(model, settings)
+    labels: dict[int, Tensor] = {}
+
+    def step(batch: Mapping[str, State], size: int) -> None:
+        logits = forward(model, batch, num_segments, amp=settings.amp)
+        if size not in labels:
+            labels[size] = torch.arange(size, device=device) % int(logits.shape[-1])
+        loss = F.cross_entropy(logits, labels[size])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    @torch.no_grad()
+    def answer(batch: Mapping[str, State]) -> None:
+        forward(model, batch, num_segments, amp=settings.amp).float().log_softmax(-1).cpu()
+
+    def measured(size: int, *, one_clip: bool = False) -> tuple[float, float]:
+        batch = states.batch(model.starts(), _spread(questions, size), one_clip=one_clip)
+        training, answering = [], []
+        for _ in range(REPEATS):
+            model.train()
+            training.append(lasting(lambda: step(batch, size), device))
+            model.eval()
+            answering.append(lasting(lambda: answer(batch), device))
+        return statistics.median(training), statistics.median(answering)
+
+    model.train()
+    whole = len(questions)
+    peak = _peak_bytes(model, step, lambda size: states.batch(model.starts(), _spread(questions, size)), whole, device)
+    size = whole if torch.device(device).type == "cuda" else min(FEW, whole)
+    training, answering = measured(size)
+    if size < whole and training * whole / size <= DEAR_SECONDS:
+        size = whole
+        training, answering = measured(size)
+    once = min(training, statistics.median(lasting(optimizer.step, device) for _ in range(REPEATS)))
+    if size > 1 and min(clips) < 1:
+        train_one, answer_one = (
+            min(pair) for pair in zip(measured(size, one_clip=True), (training, answering), strict=True)
+        )
+        spared = [(1 - share) * size / (size - 1) for share in clips]  # of what all clips but one cost
+        training = max(once, training - spared[0] * (training - train_one))
+        answering -= spared[1] * (answering - answer_one)
+    return (training - once) / size + once / whole, answering / size, peak
+
+
+def _spread(questions: Sequence[Question], size: int) -> list[Question]:
+    """So many of the questions, from beginning to end."""
+    return [questions[i * len(questions) // size] for i in range(size)]
+
+
+def _peak_bytes(
+    model: JointModel,
+    step: Callable[[Mapping[str, State], int], None],
+    batch_of: Callable[[int], Mapping[str, State]],
+    size: int,
+    device: str,
+) -> int:
+    if torch.device(device).type == "cuda":
+        batch = batch_of(size)
+        torch.cuda.reset_peak_memory_stats(device)
+        step(batch, size)
+        return torch.cuda.max_memory_allocated(device)
+    trained = sum(4 * p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    frozen = {p.data_ptr(): p.numel() * p.element_size() for e in model.encoders.values() for p in e.model.parameters()}
+    weights = {*frozen, *(p.data_ptr() for p in model.parameters())}
+    few = min(FEW, size)
+    half = max(1, few // 2)
+    of_few, of_half = (_kept_bytes(step, batch_of(n), n, weights) for n in (few, half))
+    a_question = (of_few - of_half) / (few - half) if few > half else 0.0
+    return round(of_few + a_question * (size - few)) + trained + sum(frozen.values())
+
+
+def _kept_bytes(
+    step: Callable[[Mapping[str, State], int], None], batch: Mapping[str, State], size: int, weights: Collection[int]
+) -> int:
+    """Bytes of a batch's states, and of what the graph keeps of a step on them beside the weights."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        step(batch, size)
+    given = {s.hidden.untyped_storage().data_ptr(): s.hidden.untyped_storage().nbytes() for s in batch.values()}
+    return sum(size for place, size in {**given, **kept}.items() if place not in weights)

@@ -1,0 +1,175 @@
+"""`selective_scan`: checks the shapes, chooses a backend and says once which and why.
+
+Letters: B batch, d channels, L time steps, N state size, G groups (d divisible by G), E = d/G.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...errors import BackendError, SettingsError, unknown_name
+from .chunk import chunked_scan
+from .fused_mamba import mamba_scan, obstacle
+from .naive import scan_loop
+from .softplus import softplus
+
+BACKENDS = ("auto", "torch", "mamba_ssm", "reference")
+_LOOPS = {"torch": chunked_scan, "reference": scan_loop}
+_logger = logging.getLogger(__name__)
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Selective state space scan (S6), with the meaning of mamba-ssm's `selective_scan_ref` for real A.
+
+    With dt = delta + delta_bias, then softplus where asked, and from a zero state:
+    h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t;  y_t = C_t h_t + D u_t;  out_t = y_t silu(z_t)
+    (Gu and Dao 2023, https://arxiv.org/abs/2312.00752, algorithm 2).
+
+    All arithmetic is in float32, under any autocast and for any narrower input; in float64 where an input is float64.
+
+    Args:
+        u, delta, z: (B, d, L), floating point; z may be None.
+        A: (d, N), real.
+        B, C: (B, N, L); (B, G, N, L) with group g serving channels g·d/G … ; or (d, N), constant in time, which
+            `torch` runs with one group a channel (slow, and B, C take the memory of a state a time step).
+        D, delta_bias: (d,) or None.
+        return_last_state: also return h_L.
+        backend: "auto" takes "mamba_ssm" where it can run and "torch" otherwise. "torch" is chunked, has first-order
+            gradients only and is bit-reproducible. "mamba_ssm" needs CUDA; its gradients are not bit-reproducible,
+            and it gives none for the last state. "reference" is the plain loop: slow, any order of gradients.
+
+    Returns:
+        out (B, d, L) in the data type of u; with return_last_state also h_L (B, d, N) in float32 (or float64).
+
+    Raises:
+        SettingsError: shapes that do not fit each other, a complex A, an unknown backend.
+        BackendError: `backend="mamba_ssm"` where it cannot serve this call, with the reason.
+    """
+    _check_shapes(u, delta, A, B, C, D, z, delta_bias)
+    tensors = [x for x in (u, delta, A, B, C, D, z, delta_bias) if x is not None]
+    chosen = _choose(backend, tensors, A.shape[1], return_last_state)
+    with torch.autocast(u.device.type, enabled=False):
+        if chosen == "mamba_ssm":
+            B, C = _grouped(B, C, u)
+            out, last = mamba_scan(u, delta, A, B, C, D=D, z=z, delta_bias=delta_bias, delta_softplus=delta_softplus)
+        else:
+            dtype = torch.float64 if torch.float64 in {x.dtype for x in tensors} else torch.float32
+            uw, delta, A, B, C = (x.to(dtype) for x in (u, delta, A, B, C))
+            D, z, delta_bias = (None if x is None else x.to(dtype) for x in (D, z, delta_bias))
+            if delta_bias is not None:
+                delta = delta + delta_bias.unsqueeze(-1)
+            if delta_softplus:
+                delta = F.softplus(delta) if chosen == "reference" else softplus(delta)
+            y, last = _LOOPS[chosen](*_channels_last(uw, delta, A, B, C))
+            out = y.flatten(2).transpose(1, 2)
+            if D is not None:
+                out = torch.addcmul(out, uw, D.unsqueeze(-1))
+            if z is not None:
+                out = out * F.silu(z)
+            last = last.transpose(2, 3).flatten(1, 2)
+        out = out.to(u.dtype)
+    return (out, last) if return_last_state else out
+
+
+def _channels_last(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, ...]:
+    """Lay the operands out for the loops: u, delta (B, L, G, E), A (G, N, E), B and C (B, L, G, N)."""
+    B, C = _grouped(B, C, u)
+    groups = B.shape[1]
+    u, delta = (x.transpose(1, 2).unflatten(2, (groups, -1)) for x in (u, delta))
+    return u, delta, A.unflatten(0, (groups, -1)).transpose(1, 2), B.permute(0, 3, 1, 2), C.permute(0, 3, 1, 2)
+
+
+def _grouped(B: Tensor, C: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Bring both to (B, G, N, L) with one G: constants to a group a channel, fewer groups repeated."""
+    batch, channels, length = u.shape
+
+    def line(x: Tensor) -> Tensor:
+        if x.dim() == 2:
+            return x[None, :, :, None].expand(batch, channels, -1, length)
+        return x.unsqueeze(1) if x.dim() == 3 else x
+
+    B, C = line(B), line(C)
+    groups = math.lcm(B.shape[1], C.shape[1])
+    B, C = (x if x.shape[1] == groups else x.repeat_interleave(groups // x.shape[1], dim=1) for x in (B, C))
+    return B, C
+
+
+def _choose(backend: str, tensors: list[Tensor], state_size: int, return_last_state: bool) -> str:
+    """Return the loop or kernel to run, and log each distinct choice once."""
+    if backend not in BACKENDS:
+        raise SettingsError(unknown_name("scan backend", backend, BACKENDS))
+    if backend in _LOOPS:
+        return backend
+    reason = obstacle(tensors, state_size, return_last_state=return_last_state)
+    if reason and backend == "mamba_ssm":
+        raise BackendError(f"backend 'mamba_ssm' was asked for and cannot run: {reason}; use 'auto' or 'torch'")
+    chosen = "torch" if reason else "mamba_ssm"
+    _log_choice(chosen, tensors[0].device.type, reason)
+    return chosen
+
+
+@functools.cache
+def _log_choice(chosen: str, device_type: str, reason: str) -> None:
+    _logger.info("selective_scan runs %s on %s%s", chosen, device_type, f": {reason}" if reason else "")
+
+
+def _check_shapes(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+) -> None:
+    """Raise SettingsError for the first operand whose shape or data type does not fit u (B, d, L) and A (d, N)."""
+    if u.dim() != 3 or A.dim() != 2 or A.shape[0] != u.shape[1]:
+        raise SettingsError(f"u is {_shape(u)} and A {_shape(A)}, expected u (B, d, L) and A (d, N) with the same d")
+    if not all(x.is_floating_point() for x in (u, delta, A, B, C)):
+        raise SettingsError("an operand is complex or integer, expected real floating-point tensors")
+    batch, channels, length = u.shape
+    state_size = A.shape[1]
+    for name, line in (("delta", delta), ("z", z)):
+        if line is not None and line.shape != u.shape:
+            raise SettingsError(f"{name} is {_shape(line)}, expected the shape of u, {_shape(u)}")
+    for name, weight in (("D", D), ("delta_bias", delta_bias)):
+        if weight is not None and weight.shape != (channels,):
+            raise SettingsError(f"{name} is {_shape(weight)}, expected ({channels},), one value a channel of u")
+    for name, x in (("B", B), ("C", C)):
+        fits = {
+            2: x.shape == (channels, state_size),
+            3: x.shape == (batch, state_size, length),
+            4: x.dim() == 4
+            and x.shape[1] > 0
+            and channels % x.shape[1] == 0
+            and (x.shape[0], *x.shape[2:]) == (batch, state_size, length),
+        }
+        if not fits.get(x.dim(), False):
+            raise SettingsError(
+                f"{name} is {_shape(x)}, expected ({batch}, {state_size}, {length}), "
+                f"({batch}, G, {state_size}, {length}) with {channels} divisible by G, or ({channels}, {state_size})"
+            )
+
+
+def _shape(x: Tensor) -> str:
+    return str(tuple(x.shape))

@@ -1,0 +1,1 @@
+"""Training one variant, or several in lockstep: steps, checkpoints, run folders."""

@@ -1,0 +1,139 @@
+"""`adapt`: train one variant of an experiment, evaluate it, leave its run folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ...errors import RunError
+from ...extract.datasets.describe import describe
+from ..config.experiment import Experiment, load_experiment
+from ..config.run_config import claim, run_config
+from .distributed import Processes, joined
+from .experiment_context import Workbench
+from .lockstep_group import train_together
+from .run_folder import RunFolder
+from .trainer import Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a finished run left.
+
+    Args:
+        folder: the run's folder.
+        accuracy: of the best epoch's weights on the test split, 0 to 1; on validation where there is no test split.
+        seconds: wall time of training and of the final evaluation.
+        trainable_params: number of trained parameters, adapter and head.
+        skipped: the run had ended before, and nothing was done.
+    """
+
+    folder: Path
+    accuracy: float
+    seconds: float
+    trainable_params: int
+    skipped: bool = False
+
+
+def adapt(
+    experiment: Experiment | Path | str,
+    *,
+    variant: str,
+    seed: int = 0,
+    resume: bool = False,
+    live: bool = False,
+    device: str = "cpu",
+    progress: bool = True,
+    workbench: Workbench | None = None,
+) -> RunResult:
+    """Train one variant of an experiment on the cached states, and evaluate it.
+
+    Under torchrun its processes train it together, each on its own questions of every batch (`distributed`).
+
+    Args:
+        experiment: an experiment's TOML, or the experiment itself.
+        variant: the name of one of its variants.
+        seed: of the weights, the order of the data and dropout.
+        resume: go on with an unfinished run of the same settings.
+        live: decode and encode the media files for every batch, without a store.
+        device: where it runs.
+        progress: show tqdm bars.
+        workbench: the opened encoders and store of this experiment, shared by several runs.
+
+    Raises:
+        SettingsError, ManifestError, StoreError: what the experiment names is not there or does not fit.
+        RunError: the run's folder is another run's, or training diverged.
+    """
+    if not isinstance(experiment, Experiment):
+        experiment = load_experiment(experiment)
+    with joined(device) as processes:
+        bench = workbench or Workbench(experiment, device=processes.device)
+        with processes.in_turn():
+            opened = open_training(bench, variant, seed, resume=resume, live=live, processes=processes)
+        if isinstance(opened, RunResult):
+            return opened
+        processes.agree(opened.model, opened.loss)
+        progress = progress and processes.leads
+        for line in describe(bench.manifest, brief=True) if progress and workbench is None else ():
+            tqdm.write(line, file=sys.stderr)
+        train_together([opened], progress=progress)
+        processes.wait()  # until the result is written
+        return result_of(opened.folder)
+
+
+def open_training(
+    bench: Workbench,
+    variant: str,
+    seed: int,
+    *,
+    resume: bool = False,
+    live: bool = False,
+    processes: Processes | None = None,
+) -> Training | RunResult:
+    """Claim a run's folder and open its training, brought to where it was interrupted; its result where it is done.
+
+    The number of threads that the settings ask for is set here, so that whatever the training computes is computed
+    with it.
+
+    Args:
+        bench: of the experiment.
+        variant: the name of one of its variants.
+        seed: of the weights, the order of the data and dropout.
+        resume: go on with an unfinished run of the same settings.
+        live: decode and encode the media files for every batch, without a store.
+        processes: those that train it together; the first of them claims the folder for all.
+
+    Raises:
+        SettingsError, ManifestError, StoreError: what the experiment names is not there or does not fit.
+        RunError: the run's folder is another run's, or an unfinished one and `resume` is not asked for.
+    """
+    chosen = bench.experiment.variant(variant)
+    settings = bench.experiment.train_settings(chosen)
+    folder = RunFolder(bench.experiment.runs / chosen.name / f"seed{seed}")
+    if processes is None or processes.leads:
+        claim(folder, run_config(bench.experiment, chosen, settings, seed), resume=resume)
+    if folder.done:
+        return result_of(folder, skipped=True)
+    if settings.num_threads and torch.device(bench.device).type == "cpu":
+        torch.set_num_threads(settings.num_threads)
+    return Training(bench, chosen, settings, seed, folder, live=live, processes=processes)
+
+
+def result_of(folder: RunFolder, *, skipped: bool = False) -> RunResult:
+    """What a finished run's folder says."""
+    found = folder.result()
+    try:
+        return RunResult(
+            folder=folder.path,
+            accuracy=float(found["accuracy"]),
+            seconds=float(found["seconds"]),
+            trainable_params=int(found["trainable_params"]),
+            skipped=skipped,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{folder.path / 'result.json'}: {json.dumps(str(error))} is missing or malformed") from None

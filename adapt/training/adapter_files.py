@@ -1,0 +1,87 @@
+"""A trained variant on disk: adapter.safetensors and adapter.json, loaded onto live encoders without any store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ...cache.format.digests import digest_json
+from ...config import to_mapping
+from ...errors import RunError
+from ..model.joint_model import JointModel
+from .run_folder import RunFolder, writing
+
+if TYPE_CHECKING:
+    from ..config.experiment import VariantSettings
+    from .experiment_context import Workbench
+
+
+def save_adapter(
+    folder: RunFolder, model: JointModel, bench: Workbench, variant: VariantSettings, *, cuts: Mapping[str, int]
+) -> None:
+    """Write the trained weights, and what they fit: the encoders with their digests, the insertion, the answers."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    partial = folder.path / ".adapter.safetensors.partial"
+    with writing(folder.path / "adapter.safetensors"):
+        save_file(tensors, partial, metadata={"format": "pt"})
+        partial.replace(folder.path / "adapter.safetensors")
+        export = getattr(model.adapter, "export", None)
+        if export is not None:  # formats of other libraries, beside ours
+            export(folder.path)
+    folder.write_json(
+        "adapter.json",
+        {
+            "adapter": to_mapping(variant.adapter),
+            "insertions": [dict(i.boundaries) for i in model.insertions.insertions],
+            "insertion": _insertion(model, variant),
+            "placement": model.placement,
+            "encoders": {m: _encoder(e) for m, e in model.encoders.items()},
+            "cached_boundaries": dict(cuts),
+            "task": to_mapping(bench.experiment.task),
+            "answers": list(bench.manifest.answers),
+            "num_segments": bench.sampling.num_segments,
+        },
+    )
+
+
+def _insertion(model: JointModel, variant: VariantSettings) -> dict[str, Any]:
+    num_units = {m: e.num_units for m, e in model.encoders.items()}
+    return {
+        "asked": to_mapping(variant.insertion),
+        "resolved": model.insertions.summary(num_units),
+        "notes": list(model.insertions.notes),
+    }
+
+
+def load_adapter(folder: RunFolder, model: JointModel) -> dict[str, Any]:
+    """Load a run's trained weights into a model built from the same settings; return adapter.json.
+
+    Raises:
+        RunError: the weights are missing, torn, or made on encoders with other digests.
+    """
+    described = folder.read_json("adapter.json")
+    for modality, encoder in model.encoders.items():
+        there, here = described["encoders"].get(modality), _encoder(encoder)
+        if there is None or there["digest"] != here["digest"]:
+            found = "none" if there is None else there["digest"][:12]
+            raise RunError(
+                f"{folder.path}: trained on another {modality} encoder (digest {found}, here {here['digest'][:12]}); "
+                "load the encoder that adapter.json names"
+            )
+    path = folder.path / "adapter.safetensors"
+    try:
+        tensors = load_file(path)
+        model.load_state_dict(tensors)
+    except FileNotFoundError:
+        raise RunError(f"{path}: not there; the run is not finished") from None
+    except (SafetensorError, RuntimeError) as error:
+        raise RunError(f"{path}: does not fit the variant's settings: {str(error).splitlines()[0]}") from None
+    return described
+
+
+def _encoder(encoder: Any) -> dict[str, Any]:
+    identity = encoder.identity(encoder.num_units)
+    return {"model": encoder.spec, "digest": digest_json(identity), "num_units": encoder.num_units}

@@ -1,0 +1,223 @@
+"""What the variants of one experiment share: the manifest, the frozen encoders, the store; and models built on them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...cache.feature_store import FeatureStore
+from ...errors import ManifestError, SettingsError
+from ...extract.datasets.load import load_manifest
+from ...extract.datasets.types import Manifest, Question
+from ...extract.encoders.devices import usable_device
+from ...extract.encoders.imported_features import FeatureEncoder, open_features_encoder
+from ...extract.encoders.load import Encoder
+from ...extract.encoders.unit_replacement import CompiledUnits, compiled_encoder
+from ...extract.stage.sampling import Sampling, sampling_of
+from ...extract.stage.settings import EncoderSettings
+from ...extract.stage.units import boundary_states, open_encoder
+from ..adapters.registry import adapter_kind, adapter_settings
+from ..config.experiment import Experiment, VariantSettings
+from ..data.cached_source import CachedSource
+from ..data.live_source import LiveSource
+from ..model.insertion import Placement, ResolvedInsertions, resolve_insertions
+from ..model.joint_model import JointModel
+from ..model.targets import check_task, make_head
+
+
+class Workbench:
+    """The shared parts of an experiment, each opened when first needed.
+
+    Args:
+        experiment: the whole experiment.
+        device: where everything runs.
+    """
+
+    def __init__(self, experiment: Experiment, *, device: str = "cpu") -> None:
+        self.experiment = experiment
+        self.device = str(usable_device(device))
+        self._sources: dict[Any, CachedSource] = {}
+        self._units: CompiledUnits = {}
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The data set's clips and questions."""
+        settings = self.experiment.extraction
+        manifest = load_manifest(settings.manifest_settings, base=settings.base)
+        if not manifest.answers:
+            raise ManifestError(f"{manifest.root}: no answers in the data set; expected at least one question with one")
+        return manifest
+
+    @property
+    def allow_missing(self) -> bool:
+        """Whether questions about clips without states are left out, instead of refused."""
+        return self.experiment.extraction.data.allow_missing
+
+    @cached_property
+    def encoders(self) -> dict[str, Encoder]:
+        """The frozen encoders by modality."""
+        chosen = self.experiment.extraction.encoders.items()
+        return {m: self._open(m, s) for m, s in chosen}
+
+    def _open(self, modality: str, settings: EncoderSettings) -> Encoder:
+        segments = self.experiment.extraction.data.segments
+        if settings.is_imported:
+            return open_features_encoder(
+                settings.model, self.store, modality=modality, num_segments=segments, device=self.device
+            )
+        return open_encoder(settings, modality=modality, device=self.device, num_segments=segments)
+
+    @cached_property
+    def sampling(self) -> Sampling:
+        """How clips are sampled."""
+        return sampling_of(self.experiment.extraction, self.encoders)
+
+    @cached_property
+    def store(self) -> FeatureStore:
+        """The feature store, open for reading."""
+        return self.experiment.extraction.open_store()
+
+    @cached_property
+    def channels(self) -> dict[str, list[int]]:
+        """Channels of the tokens at every boundary of every encoder, and last those of its features."""
+        return {m: self._channels(e) for m, e in self.encoders.items()}
+
+    @torch.no_grad()
+    def _channels(self, encoder: Encoder) -> list[int]:
+        if isinstance(encoder, FeatureEncoder):
+            return [encoder.channels, encoder.channels]
+        raw = ["a"] if encoder.modality == "text" else self.sampling.blank(encoder)
+        inputs = {k: v.to(self.device) for k, v in encoder.preprocess(raw).items()}
+        states = list(boundary_states(encoder, inputs, range(encoder.num_units + 1)))
+        features = encoder.features(encoder.finish(states[-1]))
+        return [s.tokens().shape[-1] for s in states] + [features.shape[-1]]
+
+    def used(self, variant: VariantSettings) -> dict[str, Encoder]:
+        """The encoders that a variant reads: all, unless its adapter names the modalities."""
+        named = getattr(adapter_settings(variant.adapter), "modalities", None)
+        if named is None:
+            return self.encoders
+        for modality in named:
+            if modality not in self.encoders:
+                raise SettingsError(
+                    f"variant {variant.name!r}: its adapter reads {modality}, but there is no [encoders.{modality}]"
+                )
+        return {m: e for m, e in self.encoders.items() if m in named}
+
+    def insertions(self, variant: VariantSettings) -> ResolvedInsertions:
+        """Where the variant's adapters sit in the encoders at hand."""
+        kind = adapter_kind(variant.adapter["kind"])
+        if kind.module is None and variant.insertion is not None:
+            raise SettingsError(f"variant {variant.name!r}: adapter kind {kind.name!r} has no insertion; remove it")
+        if kind.module is not None and variant.insertion is None:
+            raise SettingsError(f'variant {variant.name!r}: no insertion; expected for instance insertion = "last 1"')
+        if getattr(kind.module, "beside", False) and variant.placement != "between":
+            raise SettingsError(f"variant {variant.name!r}: {kind.name!r} enters no unit; remove placement")
+        num_units = {m: e.num_units for m, e in self.used(variant).items()}
+        placement: Placement = variant.placement
+        if getattr(kind.module, "tunes_units", False):
+            if variant.placement != "between":
+                raise SettingsError(f"variant {variant.name!r}: {kind.name!r} trains inside units; remove placement")
+            placement = "inside"
+        try:
+            return resolve_insertions(variant.insertion, num_units, placement=placement)
+        except SettingsError as error:
+            raise SettingsError(f"variant {variant.name!r}: {error}") from None
+
+    def build(self, variant: VariantSettings, *, seed: int) -> JointModel:
+        """The variant's model, freshly initialised; the head's weights depend on the seed alone, not on the adapter."""
+        encoders, insertions = self.used(variant), self.insertions(variant)
+        check_task(self.manifest, self.experiment.task, list(encoders))
+        dims = [{m: self.channels[m][k] for m, k in i.boundaries.items()} for i in insertions.insertions]
+        adapter: nn.Module | None = None
+        module = adapter_kind(variant.adapter["kind"]).module
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed(seed, "adapter"))
+            ends = {m: self.channels[m][-1] for m in encoders}
+            placement: Placement = variant.placement
+            if getattr(module, "tunes_units", False):
+                assert module is not None
+                placement = "inside"
+                units = {m: insertions.of(m) for m in encoders if insertions.of(m)}
+                adapter = module(adapter_settings(variant.adapter), encoders, units)
+            elif module is not None:
+                more = (ends,) if getattr(module, "beside", False) else ()
+                adapter = module(adapter_settings(variant.adapter), dims, *more)
+            torch.manual_seed(derived_seed(seed, "head"))
+            head = make_head(ends, len(self.manifest.answers), self.experiment.task)
+        model = JointModel(encoders, insertions, adapter, head, placement=placement)
+        return model.to(self.device)
+
+    def compiled(self, encoders: Mapping[str, Encoder]) -> dict[str, Encoder]:
+        """These encoders with their units under torch.compile; a unit that several models share is compiled once.
+
+        Raises:
+            SettingsError: not on a CUDA device.
+        """
+        if torch.device(self.device).type != "cuda":
+            raise SettingsError(f"compile: is for CUDA, found device {self.device}; remove it, or add --device cuda")
+        return {m: compiled_encoder(e, self._units) for m, e in encoders.items()}
+
+    def cached(self, model: JointModel) -> CachedSource:
+        """Batches for this model out of the store."""
+        return self._cached(model.starts(), model.reads())
+
+    def _cached(self, starts: Mapping[str, int], reads: Mapping[str, Sequence[int]]) -> CachedSource:
+        """The source of these boundaries, opened once: what a model trains its own copies of lies above its start."""
+        above = {m: tuple(sorted(k for k in set(reads.get(m, ())) if k > start)) for m, start in starts.items()}
+        key = (tuple(sorted(starts.items())), tuple(sorted(above.items())))
+        if key not in self._sources:
+            settings = self.experiment.extraction.store
+            self._sources[key] = CachedSource(
+                self.store,
+                self.manifest,
+                {m: self.encoders[m] for m in starts},
+                starts,
+                self.sampling,
+                dtype=settings.dtype,
+                verify=settings.verify,
+                read_path=settings.read_path,
+                device=self.device,
+                reads={m: ks for m, ks in above.items() if ks},
+                views=dict(self.experiment.extraction.encoders.items()),
+            )
+        return self._sources[key]
+
+    def live(self, model: JointModel) -> LiveSource:
+        """Batches for this model computed from the media files."""
+        return self._live(model.encoders, model.starts())
+
+    def _live(self, encoders: Mapping[str, Encoder], starts: Mapping[str, int]) -> LiveSource:
+        for encoder in encoders.values():
+            if isinstance(encoder, FeatureEncoder):
+                raise SettingsError(f"{encoder.spec}: imported features cannot be computed live; leave out --live")
+        return LiveSource(self.manifest, encoders, starts, self.sampling, device=self.device)
+
+    def shared(
+        self, starts: Mapping[str, int], reads: Mapping[str, Sequence[int]], *, live: bool
+    ) -> CachedSource | LiveSource:
+        """Batches for several models trained together: states at `starts`, and at what is stored of `reads`."""
+        if not live:
+            return self._cached(starts, reads)
+        if any(settings.views for _, settings in self.experiment.extraction.encoders.items()):
+            raise SettingsError("views: augmented views come from the store; leave out --live, or the views")
+        return self._live({m: self.encoders[m] for m in starts}, starts)
+
+    def questions(self, split: str) -> tuple[Question, ...]:
+        """The questions of a split, or a ManifestError if there is none."""
+        questions = self.manifest.split(split)
+        if not questions:
+            known = sorted({q.split for q in self.manifest.questions})
+            raise ManifestError(f"split {split!r} has no questions (splits of this data set: {', '.join(known)})")
+        return questions
+
+
+def derived_seed(seed: int, purpose: str) -> int:
+    """A seed of its own for each purpose, so that what one part draws never moves another's numbers."""
+    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")

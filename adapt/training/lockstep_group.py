@@ -1,0 +1,194 @@
+"""Variants trained in lockstep on the same batches: one read, one frozen prefix for all; a group of one is a solo run.
+
+A batch is read once, from the lowest boundary that a variant of the group reads and the higher ones that others read.
+The frozen units from there to where each variant starts run once, without a graph; so does what lies above a start
+before anything trained has entered (the unit that an adapter stands beside, a text that nothing is added to). All else
+is each variant's own, with its own random stream, so that its numbers are those of its solo run, whoever is trained
+beside it, in whatever order, and whoever has left: to the bit where they go one after the other (on a CPU), and within
+rounding where the units that several need run on all their states at once (see `stacked`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ...extract.datasets.types import Question
+from ...extract.trunk.state import State
+from ..data.batch_states import ClipRows, States, climb, clip_rows_of, states_above
+from ..data.cached_source import CachedSource
+from ..evaluation.predictions import Prediction, clip_order, gathered, in_order
+from ..model.unit_requests import Known
+from .experiment_context import Workbench, derived_seed
+from .stack_size import Member, Stacking
+from .trainer import Training
+
+
+def data_order(training: Training) -> tuple[Any, ...]:
+    """What is equal for trainings that can share their batches."""
+    asked = tuple(tuple(q.id for q in training.questions[s]) for s in ("train", "val"))
+    return (training.seed, isinstance(training.source, CachedSource), training.settings.data_order, *asked)
+
+
+@dataclass
+class Outcome:
+    """What became of a group: the reason of each training that failed, by its label."""
+
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def train_together(trainings: Sequence[Training], *, progress: bool = True) -> Outcome:
+    """Train a group of one data order to the end; each leaves when it has ended, or fails, and the rest go on.
+
+    Args:
+        trainings: of one workbench, equal in `data_order`; those that were interrupted go on from their checkpoints.
+        progress: show a tqdm bar with the group's batches.
+    """
+    return _Group(trainings, progress=progress).run()
+
+
+class SharedBatches:
+    """The states that several models start from, batch by batch.
+
+    Args:
+        bench: of the experiment.
+        trainings: whose models are served, in order.
+    """
+
+    def __init__(self, bench: Workbench, trainings: Sequence[Training]) -> None:
+        self._models = [t.model for t in trainings]
+        self._encoders = bench.encoders
+        cached = [t.source.boundaries for t in trainings if isinstance(t.source, CachedSource)]
+        starts = [m.starts() for m in self._models]
+        modalities = list(dict.fromkeys(m for given in starts for m in given))
+        lowest = {m: min(s[m] for s in starts if m in s) for m in modalities}
+        reads: dict[str, set[int]] = {m: set() for m in modalities}
+        for given in cached:  # what one of them has in the store spares the others units
+            for modality, boundary in given.items():
+                reads[modality].add(boundary)
+        for model in self._models:
+            for modality, several in model.reads().items():
+                reads[modality].update(several)
+        self._wanted = {
+            m: sorted({s[m] for s in starts if m in s}.union(*(model.reads().get(m, ()) for model in self._models)))
+            for m in modalities
+        }
+        self._source = bench.shared(lowest, {m: sorted(ks) for m, ks in reads.items()}, live=not cached)
+
+    def batches(
+        self, questions: Iterable[Sequence[Question]], *, view_seed: int | None = None, by_clip: bool = False
+    ) -> Iterator[tuple[Sequence[Question], list[States]]]:
+        """Yield each batch's questions and every model's states, in the order of the trainings."""
+        for batch in self._source.batches(questions, view_seed=view_seed, by_clip=by_clip):
+            climbed = {
+                m: climb(self._encoders[m], [state, *states_above(batch.states, m)], self._wanted[m])
+                for m, state in batch.states.items()
+            }
+            clips = clip_rows_of(batch.states)
+            known = Known(state for states in climbed.values() for state in states.values())
+            yield batch.questions, [self._for(model, climbed, clips, known) for model in self._models]
+
+    def _for(
+        self, model: Any, climbed: Mapping[str, Mapping[int, State]], clips: ClipRows | None, known: Known
+    ) -> States:
+        starts, reads = model.starts(), model.reads()
+        above = {m: [climbed[m][k] for k in sorted(ks) if k > starts[m]] for m, ks in reads.items()}
+        return States({m: climbed[m][k] for m, k in starts.items()}, above, clips, known)
+
+
+class _Group:
+    def __init__(self, trainings: Sequence[Training], *, progress: bool) -> None:
+        self.members = list(trainings)
+        self.size = len(self.members)
+        self.progress = progress
+        self.outcome = Outcome()
+        self._shared: tuple[tuple[Training, ...], SharedBatches] | None = None
+        self._stacking = Stacking(self.members[0].bench, self.size)
+
+    def run(self) -> Outcome:
+        """Epoch after epoch; after each, those that have ended are evaluated and leave."""
+        lead = self.members[0]
+        label = lead.label if self.size == 1 else f"{self.size} variants, seed {lead.seed}"
+        each = lead.questions_per_epoch
+        total = each * max(t.settings.epochs for t in self.members)
+        first = each * min(t.at.epoch for t in self.members)
+        with tqdm(total=total, initial=first, desc=label, unit=" questions", disable=not self.progress) as bar:
+            bar.set_postfix_str(lead.last_validation, refresh=False)  # of a run that goes on
+            self._finish([t for t in self.members if t.ended])
+            while self.members:
+                epoch = min(t.at.epoch for t in self.members)  # after a kill, some may be an epoch behind
+                self._epoch([t for t in self.members if t.at.epoch == epoch], epoch, bar)
+                self._finish([t for t in self.members if t.ended])
+        return self.outcome
+
+    def _shared_by(self, active: Sequence[Training]) -> SharedBatches:
+        if self._shared is None or self._shared[0] != tuple(active):
+            self._shared = (tuple(active), SharedBatches(active[0].bench, active))
+        return self._shared[1]
+
+    def _epoch(self, active: list[Training], epoch: int, bar: Any) -> None:
+        started, lead = time.perf_counter(), active[0]
+        for training in active:
+            training.begin_epoch()
+        view_seed = derived_seed(lead.seed, f"view/{epoch}")
+        by_clip = lead.settings.group_by_clip
+        batches = self._shared_by(active).batches(lead.order(epoch), view_seed=view_seed, by_clip=by_clip)
+        for index, (questions, states) in enumerate(batches):
+            self._step([(t, own) for t, own in zip(active, states, strict=True) if t in self.members], questions)
+            bar.update(lead.batch_size(index))
+        left = [t for t in active if t in self.members]
+        if not left:
+            return
+        predictions = self._answers(left, "val")
+        shared = self._share(left, started)
+        for training, found in zip(left, predictions, strict=True):
+            line = training.end_epoch(found, shared_seconds=shared)
+            bar.set_postfix_str(line if self.size == 1 else f"{training.variant.name}: {line}")
+
+    def _step(self, members: Sequence[Member], questions: Sequence[Question]) -> None:
+        """Train each on the batch; one that fails leaves, unless it is alone: then its error is the group's."""
+        for some in self._stacking.measured_parts(members):
+            for training, error in self._stacking.step(some, questions):
+                if self.size == 1:
+                    raise error
+                self.outcome.failures[training.label] = str(error)
+                self.members.remove(training)
+
+    @torch.no_grad()
+    def _answers(self, trainings: Sequence[Training], split: str) -> list[list[Prediction]]:
+        found: list[list[list[Prediction]]] = [[] for _ in trainings]  # by batch
+        processes = trainings[0].processes
+        batches, order = trainings[0].in_order(split), clip_order(trainings[0].asked(split))
+        with ExitStack() as averaged:
+            for training in trainings:
+                averaged.enter_context(training.averaged())
+            for questions, states in self._shared_by(trainings).batches(processes.deal(batches), by_clip=True):
+                for some in self._stacking.parts(list(zip(trainings, states, strict=True))):
+                    for training, answers in self._stacking.answers(some, questions):
+                        found[trainings.index(training)].append(answers)
+        return [in_order(list(chain.from_iterable(gathered(processes, own))), order) for own in found]
+
+    def _finish(self, ended: list[Training]) -> None:
+        if not ended:
+            return
+        started = time.perf_counter()
+        for training in ended:
+            training.use_best()
+        predictions = self._answers(ended, ended[0].final_split)
+        shared = self._share(ended, started)
+        for training, found in zip(ended, predictions, strict=True):
+            training.finish(found, shared_seconds=shared, together=self.size, stacked=self._stacking.size > 1)
+            self.members.remove(training)
+
+    @staticmethod
+    def _share(trainings: Sequence[Training], started: float) -> float:
+        """Each one's share of the time since `started` that was nobody's own."""
+        own = sum(t.own_seconds for t in trainings)
+        return max(0.0, time.perf_counter() - started - own) / len(trainings)

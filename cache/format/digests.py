@@ -1,0 +1,43 @@
+"""Digests: one canonical JSON form, and SHA-256 of it, of files and of texts.
+
+Items and boundaries are known by what they are, never by what they are called; these are the only functions that
+make such names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from ...errors import SettingsError
+
+
+def canonical_json(obj: Any) -> bytes:
+    """Return `obj` as UTF-8 JSON with sorted keys and no spaces; equal objects give equal bytes.
+
+    Raises:
+        SettingsError: something that JSON cannot hold (NaN and Inf included, since readers differ about them).
+    """
+    try:
+        text = json.dumps(obj, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return text.encode()
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"an identity or a provenance must be plain JSON: {error}") from None
+
+
+def digest_json(obj: Any) -> str:
+    """Return the SHA-256 of `canonical_json(obj)`, 64 hex digits."""
+    return hashlib.sha256(canonical_json(obj)).hexdigest()
+
+
+def digest_file(path: str | Path) -> str:
+    """Return the SHA-256 of a file's content, 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_text(text: str) -> str:
+    """Return the SHA-256 of a text's UTF-8 bytes, 64 hex digits."""
+    return hashlib.sha256(text.encode()).hexdigest()

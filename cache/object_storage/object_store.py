@@ -1,0 +1,217 @@
+"""A feature store in object storage: written shard by shard through a folder of this machine, read through another.
+
+<cache_dir>/<bucket-…-name>-<digest>/
+  NAME            the owner's: metadata, and shards on their way (object_writer.py)
+  NAME.*.jsonl    what stands beside a store: what was left out, what it cost
+  read/NAME       the readers': metadata as of the last opening, and shards, within `cache_gb` (read_through.py)
+  workers/…       of processes that write shards for an owner
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ...errors import SettingsError, StoreError
+from ..feature_store import FeatureStore, check_is_store
+from ..format import catalog as catalog_
+from ..format.catalog import Catalog
+from ..format.digests import canonical_json
+from ..format.spec import FORMAT_VERSION, STORE_KIND, BoundarySpec, Item
+from ..format.zarr_metadata import METADATA_NAME, group_document
+from ..read.boundary_reader import BoundaryReader, Verify
+from ..read.buffer_pool import Allocate
+from ..read.local_rows import ReadPath
+from . import lease as object_lock
+from .address import ObjectAddress
+from .cached_rows import ReadThroughRows
+from .client import Objects, Stored, in_parallel
+from .mirror import Mirror
+from .object_writer import ObjectWriter, find_unput, named, put_unput, this_process
+from .shard_cache import ShardCache, get_shard
+
+RECORDS = (".left-out.jsonl", ".extraction.jsonl", ".units.jsonl")
+
+
+class ObjectStore(FeatureStore):
+    """Such a store; `path` is the folder of this machine that stands for it."""
+
+    def __init__(self, address: ObjectAddress, mode: Literal["r", "a"] = "r") -> None:
+        """Bring the store's metadata; with mode `a`, make the store where there is none.
+
+        Raises:
+            StoreFormatError: no store there, something else there, or another format version.
+            StoreLockedError: mode `a`, and another process writes it.
+            StoreError: no answer for `retry_seconds`, or no permission.
+            BackendError: the package for object storage is not installed.
+        """
+        super().__init__(address.write_folder if mode == "a" else address.read_folder, mode)
+        self.where = address.url
+        self.address = address
+        self._objects = Objects(address)
+        self._mirror = Mirror(self._objects, self.path)
+        self._listing: Mapping[str, Stored] = {}
+        if mode == "a":
+            with self.owned("open"):
+                pass
+        else:
+            self._listing = self._mirror.pull()
+        self._get_records()
+        with named(self.where, self.path):
+            check_is_store(self.path)
+
+    @contextmanager
+    def owned(self, name: str) -> Iterator[Mirror]:
+        """Own the store: its small files are here as they are there, and nobody else writes them.
+
+        Raises:
+            StoreLockedError: another process does.
+        """
+        self._own(name)
+        try:
+            yield self._mirror
+        finally:
+            object_lock.release(self.where, name)
+
+    def writer(
+        self,
+        spec: BoundarySpec,
+        items: Sequence[Item],
+        *,
+        lengths: Sequence[int] | None = None,
+        provenance: dict[str, Any] | None = None,
+        max_seconds_per_item: float | None = None,
+    ) -> ObjectWriter:
+        """Return the writer of a boundary, which owns the store until it is closed; see `FeatureStore.writer`."""
+        if self.mode != "a":
+            raise SettingsError(f"{self.where}: opened for reading; open it with mode 'a' to write")
+        self._own(spec.path)
+        try:
+            return ObjectWriter(
+                self._mirror,
+                self.address,
+                spec,
+                items,
+                lengths=lengths,
+                provenance=provenance,
+                max_seconds_per_item=max_seconds_per_item,
+                closed=lambda: object_lock.release(self.where, spec.path),
+            )
+        except BaseException:
+            object_lock.release(self.where, spec.path)
+            raise
+
+    def refuse_if_full(self, num_bytes: int, *, what: str, num_boundaries: int = 1) -> None:
+        """Object storage does not say what fits; what a shard on its way takes here, its writer looks at."""
+
+    def put_records(self) -> None:
+        """Put the files that stand beside the store."""
+        for suffix in RECORDS:
+            path = _beside(self.address.write_folder, suffix)
+            if path.is_file():
+                self._objects.put(suffix, path.read_bytes())
+
+    def verify_copy(self, folder: Path) -> Mirror:
+        """Bring the metadata into an empty folder and return its mirror; shards come one by one, by `shard_in`."""
+        mirror = Mirror(self._objects, folder)
+        self._listing = mirror.pull()
+        return mirror
+
+    @contextmanager
+    def shard_in(self, mirror: Mirror, catalog: Catalog, shard: int) -> Iterator[None]:
+        """Have one shard's files in a mirror's folder, as they are there now."""
+        paths = [array.shard_path(shard) for array in catalog.layout.data]
+        try:
+            for path in paths:
+                stored = self._listing.get(mirror.key(path))
+                if stored is not None:
+                    get_shard(mirror, path, stored)
+            yield
+        finally:
+            for path in paths:
+                path.unlink(missing_ok=True)
+
+    def _reader(
+        self, spec: BoundarySpec, *, verify: Verify, path: ReadPath, allocate: Allocate | None
+    ) -> BoundaryReader:
+        if self.mode == "a":  # what this process wrote is read as others read it
+            return ObjectStore(self.address)._reader(spec, verify=verify, path=path, allocate=allocate)
+        with named(self.where, self.path):
+            catalog = catalog_.load(self.path, spec)
+            assert catalog is not None
+            catalog = replace(catalog, layout=replace(catalog.layout, shown=self.where))
+            catalog_.check_sizes(catalog, self._size_of)
+            cache = ShardCache(self.address.cache_root, self.address.cache_bytes)
+            rows = ReadThroughRows(catalog, path, self._mirror, self._listing, cache)
+            return BoundaryReader(catalog, rows, verify=verify, allocate=allocate)
+
+    def _size_of(self, path: Path) -> int:
+        stored = self._listing.get(self._mirror.key(path))
+        return -1 if stored is None else stored.size_bytes
+
+    def _own(self, name: str) -> None:
+        if object_lock.acquire(self._objects, name):
+            try:
+                with named(self.where, self.path):
+                    self._brought_for_owner()
+            except BaseException:
+                object_lock.release(self.where, name)
+                raise
+
+    def _brought_for_owner(self) -> None:
+        mirror = self._mirror
+        if self._objects.head(METADATA_NAME) is None and not self._objects.list():
+            root = group_document({"format": FORMAT_VERSION, "kind": STORE_KIND})
+            self._objects.put(METADATA_NAME, canonical_json(root), expect="")
+        unput = find_unput(mirror, self._held_here())
+        mirror.pull(keep={mirror.key(path) for one in unput for path in one.data_files()})
+        put_unput(mirror, unput)
+        for folder in (self.address.place / "workers").glob("*"):
+            if _is_dead(folder.name):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _held_here(self) -> tuple[BoundarySpec, ...]:
+        with suppress(StoreError):
+            return self.boundaries()
+        return ()
+
+    def _get_records(self) -> None:
+        for suffix, found in zip(RECORDS, in_parallel(self._objects.get, RECORDS), strict=True):
+            if found is not None:
+                path = _beside(self.address.write_folder, suffix)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+                temporary.write_bytes(found[0])
+                os.replace(temporary, path)
+
+
+@contextmanager
+def fresh_copy(store: ObjectStore) -> Iterator[Mirror]:
+    """Give a mirror of the store in a folder that is removed afterwards."""
+    store.address.cache_root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".verify-", dir=store.address.cache_root) as folder:
+        yield store.verify_copy(Path(folder) / store.address.name)
+
+
+def _beside(folder: Path, suffix: str) -> Path:
+    return folder.with_name(folder.name + suffix)
+
+
+def _is_dead(worker: str) -> bool:
+    """Return whether a worker's folder is that of a process that ran on this host and is no more."""
+    host, _, pid = worker.rpartition("-")
+    if host != this_process()[0] or not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

@@ -1,0 +1,191 @@
+"""Says which shards of a boundary are missing, and writes them one by one under the store's lock.
+
+with store.writer(spec, items) as writer:
+    for shard in writer.missing():
+        writer.write(shard, (encode(item) for item in shard.items))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from ...errors import SettingsError, StoreMismatchError
+from ..format import catalog as catalog_
+from ..format.catalog import Catalog
+from ..format.int8 import MEASURED, Int8Error
+from ..format.layout import RECEIPT_FIELDS, Grid
+from ..format.spec import BoundarySpec, Item
+from ..format.zarr_metadata import group_document, write_document
+from . import locks as lock
+from .disk_space import refuse_if_full, shard_bytes
+from .locks import nobody_working, remove_if_unused
+from .row_allocation import check_lengths, missing_shards, plan
+from .shard_writer import Shard, ShardWriter
+
+Array = np.ndarray[Any, Any]
+
+
+class BoundaryWriter:
+    """The one writer of a boundary; made by `FeatureStore.writer`, used as a context manager.
+
+    Attributes:
+        spec: what is written.
+        bytes_written: by this writer, data files only.
+    """
+
+    def __init__(
+        self,
+        store: Path,
+        spec: BoundarySpec,
+        items: Sequence[Item],
+        *,
+        lengths: Sequence[int] | None = None,
+        provenance: dict[str, Any] | None = None,
+        max_seconds_per_item: float | None = None,
+    ) -> None:
+        """Take the lock, allot rows to the items that have none, and see which shards are missing.
+
+        Raises:
+            StoreLockedError: somebody else writes the store.
+            StoreFullError: the missing shards do not fit on the disk; nothing was written.
+            StoreMismatchError: lengths that differ from those stored.
+            SettingsError: lengths missing, or given for a dense boundary.
+        """
+        check_lengths(spec, items, lengths)
+        self.spec = spec
+        self.bytes_written = 0
+        self._error: Int8Error | None = None
+        self._lock_name = spec.path
+        self._store = store
+        self._items = _last_of_each_key(items)
+        lock.acquire(store, self._lock_name)
+        try:
+            grid = Grid.choose(
+                spec,
+                num_items=len(self._items),
+                longest=max(lengths or (), default=1),
+                max_seconds_per_item=max_seconds_per_item,
+            )
+            before = catalog_.load(store, spec) or catalog_.new(store, spec, grid)
+            catalog_.forget_beyond(before)
+            after, self._provenance = plan(before, items, lengths, provenance or {})
+            self._refuse_if_full(after)
+            if after is before and before.stored:
+                self._catalog = before
+            else:
+                with nobody_working(after.layout.folder) if _gives_rows_up(before, after) else nullcontext():
+                    self._catalog = catalog_.commit(before, after)
+            self._number_of_row = np.full(self._catalog.num_rows, -1, np.int64)
+            rows = self._catalog.table.index.find([item.key for item in self._items])
+            self._number_of_row[rows] = np.arange(len(rows))
+        except BaseException:
+            lock.release(store, self._lock_name)
+            raise
+
+    def __enter__(self) -> BoundaryWriter:
+        """Return the writer; the lock is held since it was made."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the lock back."""
+        self.close()
+
+    def close(self) -> None:
+        """Give the lock back; a second call does nothing."""
+        if self._lock_name:
+            remove_if_unused(self._catalog.layout)
+            lock.release(self._store, self._lock_name)
+            self._lock_name = ""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the boundary, those without an item included."""
+        return self._catalog.num_rows
+
+    @property
+    def bytes_missing(self) -> int:
+        """Bytes of the data files that are still to be written."""
+        return sum(shard_bytes(self._catalog, s) for s in missing_shards(self._catalog, self._items))
+
+    def missing(self) -> list[Shard]:
+        """Return the shards that are still to be computed for the items asked for; [] when there are none."""
+        for index in missing_shards(self._catalog, self._items):  # other processes may have written some
+            self._catalog.receipts[index] = catalog_.read_receipt(self._catalog.layout, index)
+        return [self._shard(index) for index in missing_shards(self._catalog, self._items)]
+
+    def write(self, shard: Shard, states: Iterable[tuple[Array, Mapping[str, Array]]]) -> None:
+        """Compute and store one shard; it is there wholly or not at all.
+
+        Args:
+            shard: one that `missing` gave.
+            states: for each of `shard.items`, in order, its hidden state (dense: `spec.shape`; ragged: (length,
+                *spec.shape)) and its inputs by name; consumed one by one.
+
+        Raises:
+            NumericsError: NaN, Inf or overflow; names the item.
+            StoreMismatchError: an array of another shape or kind, other inputs, or not one state an item.
+            StoreFullError: the disk is full; earlier shards are kept.
+            StoreLockedError: another process is writing this shard (a worker of an owner that died).
+        """
+        if not self._lock_name:
+            raise SettingsError("this writer is closed; make another with FeatureStore.writer")
+        if shard != self._shard(shard.index):
+            raise StoreMismatchError(
+                f"{self._catalog.layout.where}: shard {shard.index} is not one of this writer's; take it from missing()"
+            )
+        self._refuse_if_full(self._catalog, only=shard.index)
+        error = Int8Error()
+        receipt = self.shard_writer.write(shard, states, error)
+        self._catalog.receipts[shard.index] = receipt
+        self.bytes_written += int(receipt[RECEIPT_FIELDS:].sum())
+        if error.num_items:
+            self.measured(error)
+
+    def measured(self, error: Int8Error) -> None:
+        """Add to the provenance what int8 changed in shards; `write` does, for those of other processes their owner."""
+        numbered = list(self._catalog.provenance)
+        entry = numbered[self._provenance]
+        self._error = self._error or Int8Error.from_json(entry[MEASURED] if MEASURED in entry else vars(Int8Error()))
+        self._error.add(error)
+        numbered[self._provenance] = {**entry, MEASURED: self._error.to_json()}
+        document = {**catalog_.attributes(self._catalog), "provenance": numbered}
+        write_document(self._catalog.layout.folder, group_document(document))
+
+    @property
+    def shard_writer(self) -> ShardWriter:
+        """What another process needs to write some of the missing shards; it pickles, and `missing` sees its work."""
+        catalog = self._catalog
+        return ShardWriter(layout=catalog.layout, provenance=self._provenance, num_records=len(catalog.records))
+
+    def _shard(self, index: int) -> Shard:
+        rows = self._catalog.rows_of_shard(index)
+        numbers = self._number_of_row[rows]
+        asked = {row: self._items[n] for row, n in zip(rows.tolist(), numbers, strict=True) if n >= 0}
+        return Shard.of(self._catalog, index, asked)
+
+    def _refuse_if_full(self, catalog: Catalog, only: int | None = None) -> None:
+        shards = missing_shards(catalog, self._items) if only is None else [only]
+        refuse_if_full(
+            catalog.layout.store,
+            sum(shard_bytes(catalog, shard) for shard in shards),
+            where=catalog.layout.where,
+            what=f"{len(shards)} shards",
+        )
+
+
+def _last_of_each_key(items: Sequence[Item]) -> list[Item]:
+    if len({item.key for item in items}) == len(items):
+        return list(items)
+    return list({item.key: item for item in items}.values())
+
+
+def _gives_rows_up(before: Catalog, after: Catalog) -> bool:
+    return bool((after.records.row[len(before.records) :] < 0).any())

@@ -1,0 +1,188 @@
+"""What a writer is to do: which items get new rows, which give theirs up, which shards are missing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ...errors import SettingsError, StoreMismatchError
+from ..format.catalog import Catalog
+from ..format.int8 import MEASURED
+from ..format.records import Records
+from ..format.spec import BoundarySpec, Item
+
+Array = np.ndarray[Any, Any]
+_log = logging.getLogger(__name__)
+
+
+def plan(
+    before: Catalog, items: Sequence[Item], lengths: Sequence[int] | None, provenance: dict[str, Any]
+) -> tuple[Catalog, int]:
+    """Return the catalog with every one of `items` in it, and the number of `provenance` there; nothing is written.
+
+    A provenance is added only if a shard is missing that it can be of.
+
+    Args:
+        before: what is stored.
+        items: all that is asked for; the same key twice is one row.
+        lengths: tokens of each, for a ragged boundary.
+        provenance: of the shards to come.
+
+    Raises:
+        StoreMismatchError: lengths that differ from the stored ones, or an item longer than a shard.
+    """
+    after = _give_up_unasked(before, items)
+    asked = _first_of_each_key(items)
+    rows = after.table.index.find([items[i].key for i in asked])
+    if lengths is not None:
+        _check_stored_lengths(after, items, asked, rows, lengths)
+    fresh = asked[rows < 0]
+    if len(fresh):
+        after = allot(after, [items[i] for i in fresh], [lengths[i] for i in fresh] if lengths is not None else [])
+    after = _learn_sources(after, items)
+    if not missing_shards(after, items):
+        return after, 0
+    provenance, *known = ({k: v for k, v in p.items() if k != MEASURED} for p in (provenance, *after.provenance))
+    if provenance in known:
+        return after, known.index(provenance)
+    if known:
+        last = known[-1]
+        fields = sorted(k for k in {*provenance, *last} if provenance.get(k) != last.get(k))
+        _log.warning(
+            "%s: goes on under another provenance (%s); its shards are marked", after.layout.where, ", ".join(fields)
+        )
+    return replace(after, provenance=(*after.provenance, provenance)), len(after.provenance)
+
+
+def missing_shards(catalog: Catalog, items: Sequence[Item]) -> list[int]:
+    """Return the shards that have no receipt and hold one of `items`."""
+    rows = catalog.table.index.find([item.key for item in items])
+    shards = np.unique(rows[rows >= 0] // catalog.layout.grid.rows_per_shard)
+    return shards[catalog.receipts[shards, 0] == 0].tolist()
+
+
+def check_lengths(spec: BoundarySpec, items: Sequence[Item], lengths: Sequence[int] | None) -> None:
+    """Refuse lengths that are missing, superfluous, negative or not one an item.
+
+    Raises:
+        SettingsError: any of these.
+    """
+    if spec.ragged != (lengths is not None):
+        what = "needs the number of tokens of each item" if spec.ragged else "takes no lengths"
+        raise SettingsError(f"{spec.path}: a {'ragged' if spec.ragged else 'dense'} boundary {what}")
+    if lengths is not None and (len(lengths) != len(items) or min(lengths, default=0) < 0):
+        raise SettingsError(f"{spec.path}: {len(lengths)} lengths for {len(items)} items; expected one from 0 on each")
+
+
+def _first_of_each_key(items: Sequence[Item]) -> Array:
+    """Return the number of the first item of each key (keys,) int64, ascending."""
+    seen: set[str] = set()
+    is_first = np.zeros(len(items), bool)
+    for number, item in enumerate(items):
+        if item.key not in seen:
+            seen.add(item.key)
+            is_first[number] = True
+    return np.flatnonzero(is_first)
+
+
+def _give_up_unasked(catalog: Catalog, items: Sequence[Item]) -> Catalog:
+    """Give up rows in shards that are to be written now without their items (a clip taken out as broken)."""
+    shards = missing_shards(catalog, items)
+    waiting = np.concatenate([np.zeros(0, np.int64), *(catalog.rows_of_shard(shard) for shard in shards)])
+    unasked = np.setdiff1d(waiting, catalog.table.index.find([item.key for item in items]))
+    gone = [(row, catalog.table.item(row)) for row in unasked.tolist()]
+    if not gone:
+        return catalog
+    _log.info("%s: %d items without data are no longer asked for", catalog.layout.where, len(gone))
+    records = Records.of([item for _, item in gone], [~row for row, _ in gone])
+    return replace(catalog, records=catalog.records.extended(records))
+
+
+def _learn_sources(catalog: Catalog, items: Sequence[Item]) -> Catalog:
+    """Record every source that is new, or that now names another key, size or time."""
+    records = catalog.records
+    rows = catalog.table.index.find([item.key for item in items])
+    given = {item.source: number for number, item in enumerate(items)}  # a source's last item
+    newest = np.full(len(items), -1, np.int64)  # of each item's source the newest record of a row
+    for record, source in enumerate(records.sources()):
+        number = given.get(source, -1)
+        if number >= 0 and records.row[record] >= 0:
+            newest[number] = record
+    changed = []
+    for number in given.values():
+        item, record = items[number], newest[number]
+        known = (records.row[record], records.size_bytes[record], records.mtime_ns[record])
+        if record < 0 or known != (rows[number], item.size_bytes, item.mtime_ns):
+            changed.append(number)
+    if not changed:
+        return catalog
+    learned = Records.of([items[i] for i in changed], rows[changed])
+    return replace(catalog, records=records.extended(learned))
+
+
+def _check_stored_lengths(
+    catalog: Catalog, items: Sequence[Item], asked: Array, rows: Array, lengths: Sequence[int]
+) -> None:
+    for number, row in zip(asked, rows, strict=True):
+        if row < 0:
+            continue
+        found = int(catalog.offsets[row + 1] - catalog.offsets[row])
+        if found != lengths[number]:
+            raise StoreMismatchError(
+                f"{catalog.layout.where}: item {items[number].source!r} is stored with {found} tokens, now said to "
+                f"have {lengths[number]}; is the tokenizer missing from the identity? extract into a new store"
+            )
+
+
+def allot(catalog: Catalog, items: Sequence[Item], lengths: Sequence[int]) -> Catalog:
+    """Give `items` (none of them there yet) the rows of a new generation; nothing is written.
+
+    Args:
+        catalog: as it is.
+        items: in the order in which rows are given.
+        lengths: tokens of each, for a ragged boundary.
+
+    Returns:
+        The catalog with the rows and the new records.
+
+    Raises:
+        StoreMismatchError: an item longer than a shard of this boundary.
+    """
+    grid, spec = catalog.layout.grid, catalog.layout.spec
+    first = -(-catalog.num_rows // grid.rows_per_shard) * grid.rows_per_shard
+    if spec.ragged:
+        rows, offsets = _allot_ragged(catalog, first, items, lengths)
+    else:
+        rows, offsets = np.arange(first, first + len(items)), catalog.offsets
+    generations = (*catalog.generations, (first, int(rows[-1]) + 1 - first))
+    records = catalog.records.extended(Records.of(items, rows))
+    return replace(catalog, offsets=offsets, generations=generations, records=records)
+
+
+def _allot_ragged(catalog: Catalog, first: int, items: Sequence[Item], lengths: Sequence[int]) -> tuple[Array, Array]:
+    grid = catalog.layout.grid
+    rows: list[int] = []
+    starts = catalog.offsets.tolist()  # starts[-1] is where the next row begins, unless a shard begins there
+    row, token = first, first // grid.rows_per_shard * grid.tokens_per_shard
+    limit = token + grid.tokens_per_shard
+    for item, length in zip(items, lengths, strict=True):
+        if length > grid.tokens_per_shard:
+            raise StoreMismatchError(
+                f"{catalog.layout.where}: item {item.source!r} has {length} tokens, a shard of this boundary holds "
+                f"{grid.tokens_per_shard} (chosen at the first write); extract into a new store"
+            )
+        full = row % grid.rows_per_shard == grid.rows_per_shard - 1  # the last row is the one without an item
+        if full or token + length > limit:
+            row = (row // grid.rows_per_shard + 1) * grid.rows_per_shard
+            token, limit = limit, limit + grid.tokens_per_shard
+        if row + 1 > len(starts):  # rows without an item lie between; the last of them reaches up to this shard
+            starts += [starts[-1]] * (row - len(starts))
+            starts.append(token)
+        rows.append(row)
+        row, token = row + 1, token + length
+        starts.append(token)
+    return np.array(rows, np.int64), np.array(starts, np.int64)

@@ -1,0 +1,164 @@
+"""Choosing which questions a set asks, so that types, templates and answers are balanced.
+
+Clips are gone through in order, and each clip's questions are drawn by what its split has asked before: the rarest
+type first, in it a rare template, in that a rare answer. A clip's questions depend on the clips before it alone, so a
+larger set of the same seed begins with the smaller one's questions. Where an answer is balanced over a template, it
+still leans with the kind that is asked about (the kinds' habits), as in any real data set.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from ..extract.datasets.music_avqa import ANSWERS_42
+from ..extract.datasets.text_only import blind_baseline, fraction_correct
+from ..extract.datasets.types import Manifest, Question
+from .candidates import TWO_ANSWERS, Candidate, candidates_of
+from .scene import SPLITS, Scene, make_scene
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Most:
+    """How many questions a clip is asked at most: in all, of one type, of one template."""
+
+    of_clip: int
+    of_type: int
+    of_template: int
+
+
+# Questions cost nothing beside clips: training clips are asked about as much as stays balanced.
+_MOST = {
+    "train": _Most(of_clip=36, of_type=6, of_template=3),
+    "val": _Most(of_clip=9, of_type=2, of_template=1),
+    "test": _Most(of_clip=9, of_type=2, of_template=1),
+}
+_MAX_SHARE, _MAX_SHARE_OF_TWO = 0.38, 0.51
+_LONG_TYPES = {
+    "A-count": ["Audio", "Counting"],
+    "A-comp": ["Audio", "Comparative"],
+    "V-count": ["Visual", "Counting"],
+    "V-loc": ["Visual", "Location"],
+    "AV-exist": ["Audio-Visual", "Existential"],
+    "AV-count": ["Audio-Visual", "Counting"],
+    "AV-loc": ["Audio-Visual", "Location"],
+    "AV-comp": ["Audio-Visual", "Comparative"],
+    "AV-temp": ["Audio-Visual", "Temporal"],
+}
+TYPES = tuple(_LONG_TYPES)
+Record = dict[str, Any]
+
+
+def make_scenes(seed: int, num_clips: int) -> list[Scene]:
+    """Decide clips 0 to `num_clips - 1` of the set of `seed`."""
+    return [make_scene(seed, index) for index in range(num_clips)]
+
+
+def make_records(scenes: Sequence[Scene]) -> dict[str, list[Record]]:
+    """Return each split's questions as MUSIC-AVQA writes them; `scenes` are clips 0, 1, 2, ... of one seed."""
+    balances = {split: _Balance() for split in SPLITS}
+    records: dict[str, list[Record]] = {split: [] for split in SPLITS}
+    for scene in scenes:
+        for number, candidate in enumerate(balances[scene.split].choose(scene)):
+            records[scene.split].append(_record(scene, number, candidate))
+    return records
+
+
+def short_type(record: Mapping[str, Any]) -> str:
+    """Return the short name of a question's type, as "AV-loc"."""
+    words = json.loads(record["type"])
+    return next(short for short, long in _LONG_TYPES.items() if long == words)
+
+
+def blind_accuracy(records: Mapping[str, Sequence[Record]]) -> dict[str, float]:
+    """Return how often each template's most frequent training answer is right on test, by short type and "all"."""
+    questions = tuple(
+        Question(
+            id=str(record["question_id"]),
+            clip_id=record["video_id"],
+            text="",
+            answer=record["anser"],
+            type=short_type(record),
+            template=record["question_content"],
+            split=split,
+        )
+        for split in SPLITS
+        for record in records[split]
+    )
+    manifest = Manifest(name="demo", root=Path(), clips={}, questions=questions, answers=ANSWERS_42)
+    guesses = blind_baseline(manifest, "test")
+    test = manifest.split("test")
+    asked = {short: [q for q in test if q.type == short] for short in TYPES}
+    return {name: fraction_correct(some, guesses) for name, some in {**asked, "all": test}.items() if some}
+
+
+class _Balance:
+    """What one split has asked so far, and the draw of a clip's questions by it."""
+
+    def __init__(self) -> None:
+        self._types: Counter[str] = Counter()
+        self._templates: Counter[str] = Counter()
+        self._answers: Counter[tuple[str, str]] = Counter()
+
+    def choose(self, scene: Scene) -> list[Candidate]:
+        """Draw the questions of the split's next clip."""
+        rng = Random(f"talik demo questions {scene.seed} {scene.index}")
+        most = _MOST[scene.split]
+        left = candidates_of(scene)
+        chosen: list[Candidate] = []
+        while left and len(chosen) < most.of_clip:
+            types = Counter(c.type for c in chosen)
+            templates = Counter(c.template for c in chosen)
+            left = [
+                c
+                for c in left
+                if types[c.type] < most.of_type and templates[c.template] < most.of_template and self._has_room(c)
+            ]
+            if not left:
+                break
+            short = min(sorted({c.type for c in left}), key=lambda name: (self._types[name], rng.random()))
+            candidate = self._draw(rng, [c for c in left if c.type == short])
+            chosen.append(candidate)
+            left.remove(candidate)
+            self._types[short] += 1
+            self._templates[candidate.template] += 1
+            self._answers[candidate.template, candidate.answer] += 1
+        rng.shuffle(chosen)
+        return chosen
+
+    def _has_room(self, candidate: Candidate) -> bool:
+        """Whether one more such answer leaves its share of the template's answers below the bound."""
+        bound = _MAX_SHARE_OF_TWO if candidate.template in TWO_ANSWERS else _MAX_SHARE
+        asked = self._templates[candidate.template]
+        return self._answers[candidate.template, candidate.answer] + 1 <= bound * (asked + 1) + 1
+
+    def _draw(self, rng: Random, candidates: list[Candidate]) -> Candidate:
+        template = _rare(rng, {c.template: self._templates[c.template] for c in candidates})
+        candidates = [c for c in candidates if c.template == template]
+        answer = _rare(rng, {c.answer: self._answers[template, c.answer] for c in candidates})
+        candidates = [c for c in candidates if c.answer == answer]
+        return rng.choices(candidates, weights=[c.weight for c in candidates])[0]
+
+
+def _rare(rng: Random, counts: Mapping[str, int]) -> str:
+    """Draw a name, the less often drawn before the likelier."""
+    least = min(counts.values())
+    names = sorted(counts)
+    return rng.choices(names, weights=[1.0 / (1 + counts[name] - least) ** 2 for name in names])[0]
+
+
+def _record(scene: Scene, number: int, candidate: Candidate) -> Record:
+    return {
+        "video_id": scene.video_id,
+        "question_id": 100 * scene.index + number,
+        "type": json.dumps(_LONG_TYPES[candidate.type]),
+        "question_content": candidate.template,
+        "templ_values": json.dumps(list(candidate.values)),
+        "question_deleted": 0,
+        "anser": candidate.answer,
+    }

@@ -1,0 +1,76 @@
+"""What is said of a data set when it is loaded: counts, release, duplicates, leaks between splits, blind baseline."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import combinations
+
+from .text_only import blind_baseline, fraction_correct, most_frequent_label
+from .types import MUSIC_AVQA_TYPES, Manifest
+
+
+def describe(manifest: Manifest, *, brief: bool = False) -> list[str]:
+    """Return the summary of a manifest, one line each, ready to print; `brief` leaves out the counts by type."""
+    lines = [f"{manifest.name}: {len(manifest.questions)} questions, {len(manifest.clips)} clips in {manifest.root}"]
+    for split in manifest.splits:
+        questions = manifest.split(split)
+        clips = len({q.clip_id for q in questions})
+        types = "" if brief else f" ({_types(manifest, split)})"
+        lines.append(f"  {split}: {len(questions)} questions about {clips} clips{types}")
+    lines += [f"  {note}" for note in manifest.notes]
+    if manifest.missing:
+        shown = ", ".join(manifest.missing[:10]) + (", …" if len(manifest.missing) > 10 else "")
+        lines.append(f"  missing: {len(manifest.missing)} clips have no file: {shown}")
+    lines += [f"  {line}" for line in shared_clips(manifest)]
+    lines += [f"  {line}" for line in _unseen_answers(manifest)]
+    lines.append(f"  {_blind(manifest)}")
+    return lines
+
+
+def shared_clips(manifest: Manifest) -> list[str]:
+    """Return a line for each two splits that have clips in common: how many, and of how many."""
+    clips = {s: {q.clip_id for q in manifest.split(s)} for s in manifest.splits}
+    lines = []
+    for a, b in combinations(manifest.splits, 2):
+        if both := len(clips[a] & clips[b]):
+            lines.append(f"shared: {both} of the {len(clips[a])} clips of {a} are also in {b}")
+    return lines
+
+
+def _types(manifest: Manifest, split: str) -> str:
+    counts = Counter(q.type for q in manifest.split(split))
+    known = [t for t in MUSIC_AVQA_TYPES if t in counts]
+    others = sorted((t for t in counts if t not in known), key=lambda t: (-counts[t], t))
+    shown = [*known, *others][:20]
+    more = f", and {len(counts) - len(shown)} more types" if len(counts) > len(shown) else ""
+    return ", ".join(f"{t} {counts[t]}" for t in shown) + more
+
+
+def _unseen_answers(manifest: Manifest) -> list[str]:
+    if "train" not in manifest.splits:
+        return []
+    learnt = {word for q in manifest.split("train") for word in (q.answer, *q.labels)}
+    lines = []
+    for split in manifest.splits:
+        unseen = sum(not learnt.issuperset((q.answer, *q.labels)) for q in manifest.split(split))
+        if unseen:
+            lines.append(f"unseen: {unseen} questions of {split} have an answer that train does not have")
+    return lines
+
+
+def _blind(manifest: Manifest) -> str:
+    """Return how often the most frequent answer of each template is right, in every split but train."""
+    if "train" not in manifest.splits:
+        return "blind baseline: not fitted, since there is no train split"
+    others = [s for s in manifest.splits if s != "train"] or ["train"]
+    if all(q.labels for q in manifest.questions):
+        label = most_frequent_label(manifest)
+        shares = (f"{s} {100 * _share(manifest, s, label):.2f} %" for s in others)
+        return f"blind baseline ({label!r}, train's most frequent class, in every segment): {', '.join(shares)}"
+    shares = (f"{s} {100 * fraction_correct(manifest.split(s), blind_baseline(manifest, s)):.2f} %" for s in others)
+    return f"blind baseline (most frequent answer of each template in train): {', '.join(shares)}"
+
+
+def _share(manifest: Manifest, split: str, label: str) -> float:
+    labels = [found for q in manifest.split(split) for found in q.labels]
+    return labels.count(label) / len(labels)

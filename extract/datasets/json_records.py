@@ -1,0 +1,176 @@
+"""Annotation files read as records: JSON, JSON lines or CSV, with the place that each error message names."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from ...errors import ManifestError
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One annotation and where it stands: `avqa-test.json[12]` (the 13th of its list) or `clips.jsonl:13` (line)."""
+
+    where: str
+    values: Mapping[str, Any]
+
+    def error(self, message: str) -> ManifestError:
+        """Return the error whose one line begins with this record's place."""
+        return ManifestError(f"{self.where}: {message}")
+
+    def text(self, key: str, *, default: str | None = None) -> str:
+        """Return a string field, stripped of nothing; `default` where it is absent or null."""
+        value = self.values.get(key)
+        if value is None:
+            if default is None:
+                raise self.error(f"no {key!r} (found {_listing(self.values)})")
+            return default
+        if not isinstance(value, str):
+            raise self.error(f"{key!r} is {_short(value)}, expected a string")
+        return self._clean(key, value)
+
+    def strings(self, key: str) -> list[str]:
+        """Return a list of strings, given as such or as a JSON string of it (`"[\\"piano\\"]"`); absent is empty."""
+        value = self.values.get(key)
+        if value is None:
+            return []
+        if isinstance(value, str):
+            try:
+                value = json.loads(value) if value.strip() else []
+            except (ValueError, RecursionError):
+                raise self.error(f"{key!r} is {_short(value)}, expected a JSON list of strings") from None
+        if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+            raise self.error(f"{key!r} is {_short(value)}, expected a list of strings")
+        return [self._clean(key, v) for v in value]
+
+    def identifier(self, key: str) -> str | None:
+        """Return an id given as a string or a whole number, as a string; None where it is absent or null."""
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise self.error(f"{key!r} is {_short(value)}, expected a string or a whole number")
+        return self._clean(key, str(value))
+
+    def flag(self, key: str) -> bool:
+        """Return a field that is 0, 1, true, false or absent."""
+        value = self.values.get(key)
+        if value in (None, 0, 1):
+            return bool(value)
+        raise self.error(f"{key!r} is {_short(value)}, expected 0 or 1")
+
+    def _clean(self, key: str, value: str) -> str:
+        """Refuse what no file name and no tokenizer takes: NUL and lone surrogates."""
+        if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
+            raise self.error(f"{key!r} is {_short(value)}, which holds characters that are not text")
+        return value
+
+
+def inside(record: Record, key: str, value: str, *, single: bool) -> str:
+    """Return `value` as a relative path that stays in its folder, written with `/`.
+
+    Args:
+        record: whose error is raised.
+        key: the field's name, for the message.
+        value: an id or a relative path.
+        single: whether only one name, without any folder, will do.
+    """
+    path = PurePosixPath(value)
+    outside = path.is_absolute() or PureWindowsPath(value).drive or value.startswith("\\")
+    parts = value.replace("\\", "/").split("/")
+    if outside or ".." in parts:
+        raise record.error(f"{key!r} is {_short(value)}, which points outside the data set's root")
+    if not value.strip() or value == "." or (single and len(parts) > 1):
+        raise record.error(f"{key!r} is {_short(value)}, expected the name of a clip")
+    return str(path)
+
+
+def read_json_list(path: Path) -> list[Record]:
+    """Return the records of a JSON file that is a list of objects.
+
+    Raises:
+        ManifestError: the file cannot be read or parsed (with its line), or an entry is not an object (with its place).
+    """
+    data = _parse(_read(path), str(path.name), first_line=1)
+    if not isinstance(data, list):
+        raise ManifestError(f"{path.name}: found {_short(data)}, expected a list of questions")
+    return [_record(f"{path.name}[{i}]", value) for i, value in enumerate(data)]
+
+
+def read_lines(path: Path) -> list[tuple[str, str]]:
+    """Return the lines of a text file that are not blank, each with its place.
+
+    Raises:
+        ManifestError: the file cannot be read as text.
+    """
+    lines = enumerate(_read(path).split("\n"), start=1)
+    return [(f"{path.name}:{n}", line) for n, line in lines if line.strip()]
+
+
+def read_table(path: Path) -> list[Record]:
+    """Return the records of a JSON-lines file (one object a line) or of a CSV file with a header line.
+
+    Raises:
+        ManifestError: another ending than .jsonl or .csv, or a line that cannot be read.
+    """
+    text = _read(path)
+    if path.suffix.lower() == ".csv":
+        return list(_csv_records(path.name, text))
+    if path.suffix.lower() not in (".jsonl", ".ndjson"):
+        raise ManifestError(f"{path.name}: a manifest ends in .jsonl or .csv")
+    lines = enumerate(text.split("\n"), start=1)
+    return [_record(f"{path.name}:{n}", _parse(line, path.name, first_line=n)) for n, line in lines if line.strip()]
+
+
+def _csv_records(name: str, text: str) -> Iterator[Record]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in reader:
+            where = f"{name}:{reader.line_num}"
+            if None in row or None in row.values():
+                raise ManifestError(f"{where}: found another number of fields than the header's {len(row) - 1}")
+            yield Record(where, {k.strip(): v for k, v in row.items() if v != ""})
+    except csv.Error as error:
+        raise ManifestError(f"{name}:{reader.line_num}: not CSV: {error}") from None
+
+
+def _record(where: str, value: Any) -> Record:
+    if not isinstance(value, dict):
+        raise ManifestError(f"{where}: found {_short(value)}, expected an object")
+    return Record(where, value)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _parse(text: str, name: str, *, first_line: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise ManifestError(f"{name}: line {line}, column {error.colno}: not JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"{name}: line {first_line}: not JSON: {str(error).splitlines()[0]}") from None
+
+
+def _listing(values: Mapping[str, Any]) -> str:
+    names = [_short(k) for k in values]
+    return ", ".join(names[:12]) or "an empty record"
+
+
+def _short(value: Any) -> str:
+    """Return a value for a one-line message: escaped, at most 60 characters."""
+    shown = ascii(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."

@@ -1,0 +1,145 @@
+"""What a data set is once it is loaded: clips, questions about them, and the words that answer."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from ...errors import ManifestError
+from ..media.frame_folder import FrameFolder
+
+#: The splits in the order in which they are told; a manifest may name others, which come after these.
+SPLITS = ("train", "val", "test")
+
+#: The class of a segment in which nothing of what is asked for happens.
+BACKGROUND = "background"
+
+#: The nine question types of MUSIC-AVQA in the order of its papers' tables.
+MUSIC_AVQA_TYPES = (
+    "A-count",
+    "A-comp",
+    "V-count",
+    "V-loc",
+    "AV-exist",
+    "AV-count",
+    "AV-loc",
+    "AV-comp",
+    "AV-temp",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clip:
+    """One video with its sound.
+
+    Attributes:
+        id: the name that annotations use; unique in a manifest.
+        path: the video or sound file, or the folder of its extracted frames; None where it is missing and missing
+            files were allowed.
+        sound: the sound file that belongs to a folder of frames.
+        frames_fps: the rate at which a folder's frames were extracted.
+    """
+
+    id: str
+    path: Path | None
+    sound: Path | None = None
+    frames_fps: float | None = None
+
+    @property
+    def media(self) -> Path | FrameFolder | None:
+        """What is decoded: the file, or the folder of frames with its sound; None where it is missing."""
+        if self.path is None or self.frames_fps is None:
+            return self.path
+        return FrameFolder(path=self.path, fps=self.frames_fps, sound=self.sound)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """One question about one clip.
+
+    Attributes:
+        id: unique in a manifest (annotations that repeat an id get a suffix, `1234#2`).
+        clip_id: the clip that it asks about.
+        text: the words that an encoder reads, templates filled; "" where a data set has no questions, only classes.
+        answer: one of the manifest's answers; "" where there are only labels.
+        type: the short form (`AV-count`) for MUSIC-AVQA, free text elsewhere.
+        template: the wording before it is filled, as distributed.
+        split: `train`, `val`, `test` or a name of the manifest's own.
+        subset: the part of its split that it belongs to, where a release has such (`head`, `tail`).
+        labels: the class of each segment, each one of the manifest's answers; () where there are none.
+        choices: the answers to choose from, all of them among the manifest's; () for the whole vocabulary.
+    """
+
+    id: str
+    clip_id: str
+    text: str
+    answer: str
+    type: str
+    template: str
+    split: str
+    subset: str = ""
+    labels: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A data set: its clips, its questions in the order of its files, and its answers in the order of their classes.
+
+    Attributes:
+        name: the data set's name in the settings.
+        root: the folder that holds the media.
+        clips: by id, in the order in which questions first name them.
+        questions: of all splits; train first, then val, then test.
+        answers: the vocabulary; a question's class is its answer's position here.
+        notes: one line each on what was found while loading (version, duplicates, deleted records).
+    """
+
+    name: str
+    root: Path
+    clips: dict[str, Clip]
+    questions: tuple[Question, ...]
+    answers: tuple[str, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    @cached_property
+    def _by_split(self) -> dict[str, tuple[Question, ...]]:
+        found: dict[str, list[Question]] = {}
+        for question in self.questions:
+            found.setdefault(question.split, []).append(question)
+        ordered = [s for s in SPLITS if s in found] + [s for s in found if s not in SPLITS]
+        return {split: tuple(found[split]) for split in ordered}
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of the splits that hold questions."""
+        return tuple(self._by_split)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The ids of the clips whose file is not there."""
+        return tuple(clip.id for clip in self.clips.values() if clip.path is None)
+
+    def split(self, name: str) -> tuple[Question, ...]:
+        """Return the questions of one split, in the order of its file.
+
+        Raises:
+            ManifestError: no question belongs to that split.
+        """
+        try:
+            return self._by_split[name]
+        except KeyError:
+            known = ", ".join(self._by_split) or "none"
+            raise ManifestError(f"{self.name} has no split {name!r} (it has: {known})") from None
+
+    def present(self) -> Manifest:
+        """Return the manifest without its missing clips and without the questions about them."""
+        gone = set(self.missing)
+        if not gone:
+            return self
+        clips = {i: clip for i, clip in self.clips.items() if i not in gone}
+        return dataclasses.replace(
+            self, clips=clips, questions=tuple(q for q in self.questions if q.clip_id not in gone)
+        )

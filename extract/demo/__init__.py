@@ -1,1 +1,0 @@
-"""The made data set: scenes, pictures, sound, questions."""

@@ -1,0 +1,1 @@
+"""Opening pretrained encoders (timm, transformers, packages, PEFT), their preprocessing and their identity."""

@@ -1,0 +1,205 @@
+"""Opening a transformers model: from a folder, from the hub by name, or with random weights from its configuration."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...cache.format.digests import digest_json
+from ...errors import EncoderError, SettingsError
+from .audio_windows import fit_window
+from .checkpoint_file import load_weights
+from .hf_video import native_size, open_frames
+from .opened import Opened, Request, quiet_transformers
+from .peft_weights import is_adapter_folder, load_adapter, unwrapped
+from .preprocess import AudioPreprocess, BytePreprocess, Preprocess, TextPreprocess
+from .spectrogram import SpectrogramPreprocess
+
+# names of a configuration that say nothing about what a prefix computes
+_SILENT = {
+    "_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "id2label", "label2id",
+    "num_labels", "problem_type", "finetuning_task", "return_dict", "output_hidden_states", "output_attentions",
+    "use_cache", "chunk_size_feed_forward", "initializer_range", "initializer_factor", "gradient_checkpointing",
+    "_attn_implementation", "attn_implementation", "auto_map", "bos_token_id", "eos_token_id", "sep_token_id",
+    "num_hidden_layers", "encoder_layers", "num_layers", "depth", "n_layers", "decoder_layers", "use_bfloat16",
+    "stage_names", "out_features", "out_indices", "is_encoder_decoder", "tie_word_embeddings",
+}  # fmt: skip
+
+
+def open_hf(request: Request, *, model_class: str | None = None) -> Opened:
+    """Open `hf:NAME-or-folder[#part]`.
+
+    Args:
+        request: what was asked for; `request.spec` without its scheme.
+        model_class: the transformers class to load instead of the automatic one.
+
+    Raises:
+        EncoderError: no such folder or model, weights that do not fit the model exactly, or remote code not allowed.
+    """
+    name, _, part = request.spec.partition("#")
+    with quiet_transformers():
+        model, wrapper = unwrapped(_load(name, request, model_class) if request.model is None else request.model)
+        model, wrapper = (_part(model, part, name), None) if part else (model, wrapper)
+        preprocess, opened = _preprocess(model, name, request)
+    forward = caller(model, opened["image_size"])
+    return Opened(
+        model=model,
+        forward=forward,
+        wrapper=None if wrapper is None else caller(model, opened["image_size"], run=wrapper),
+        preprocess=preprocess,
+        config=relevant_config(model.config),
+        is_random=request.weights == "random",
+        **opened,
+    )
+
+
+def _load(name: str, request: Request, model_class: str | None) -> Any:
+    import transformers
+
+    options: dict[str, Any] = {"trust_remote_code": request.trust_remote_code}
+    kind = getattr(transformers, model_class, None) if model_class else transformers.AutoModel
+    if kind is None:
+        from transformers.models.whisper import modeling_whisper
+
+        kind = getattr(modeling_whisper, str(model_class))
+    try:
+        if not model_class:
+            kind = _named_class(transformers, name, options) or kind
+        if request.weights == "random":
+            return _from_config(transformers, kind, name, options)
+        if request.weights is not None and Path(request.weights).suffix:
+            model = _from_config(transformers, kind, name, options)
+            load_weights(model, request.weights)
+            return model
+        adapted = is_adapter_folder(request.weights)
+        source = name if request.weights is None or adapted else str(request.weights)
+        extra = options if kind is transformers.AutoModel else {}
+        model, info = kind.from_pretrained(source, output_loading_info=True, dtype=torch.float32, **extra)
+    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
+        line = " ".join(str(error).split())
+        raise EncoderError(f"hf:{name}: cannot be opened: {line[:300]}") from None
+    absent = sorted(info["missing_keys"]) + sorted(str(k) for k in info.get("mismatched_keys", ()))
+    if absent:
+        raise EncoderError(
+            f"hf:{name}: {len(absent)} weights are not in the file, the first {absent[0]!r}; expected all"
+        )
+    return load_adapter(model, str(request.weights)) if adapted else model
+
+
+def _named_class(transformers: Any, name: str, options: dict[str, Any]) -> Any:
+    """Return the class that a configuration names, where the automatic one does not know it (a part saved alone)."""
+    config = transformers.AutoConfig.from_pretrained(name, **options)
+    if type(config) in transformers.AutoModel._model_mapping or hasattr(config, "auto_map"):
+        return None
+    return next((getattr(transformers, n) for n in config.architectures or () if hasattr(transformers, n)), None)
+
+
+def _from_config(transformers: Any, kind: Any, name: str, options: dict[str, Any]) -> Any:
+    """Make the model from its configuration alone, with random weights (drawn without touching the global state)."""
+    config = transformers.AutoConfig.from_pretrained(name, **options)
+    config.architectures = config.architectures or []  # which transformers iterates over
+    named = kind is not transformers.AutoModel
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return kind(config) if named else kind.from_config(config, **options)
+
+
+def _part(model: Any, part: str, name: str) -> Any:
+    for attribute in (part, f"{part}_model"):
+        found = getattr(model, attribute, None)
+        if isinstance(found, nn.Module):
+            return found
+    known = [n for n, m in model.named_children()]
+    raise EncoderError(f"hf:{name}: has no part {part!r}; expected one of {', '.join(known)}")
+
+
+def relevant_config(config: Any) -> dict[str, Any]:
+    """Return the configuration without what cannot change a prefix's numbers (depth, labels, paths, versions)."""
+    plain = json.loads(json.dumps(config.to_dict(), default=str))
+    silent_ends = ("dropout", "layerdrop", "_dropout_prob", "drop_path_rate")
+    return {
+        name: value
+        for name, value in plain.items()
+        if name not in _SILENT
+        and not name.endswith(silent_ends)
+        and not name.startswith(("decoder_", "mask_time", "mask_feature"))
+    }
+
+
+def caller(model: Any, image_size: tuple[int, int] | None, *, run: Callable[..., Any] | None = None) -> Any:
+    """Return how to run the model on a dict of inputs; other image sizes ask it to interpolate its positions.
+
+    `run` is what is called in its place: a wrapper around it.
+    """
+    accepted = inspect.signature(model.forward).parameters
+    extra: dict[str, Any] = {}
+    native = getattr(model.config, "image_size", None)
+    if (
+        image_size is not None
+        and "interpolate_pos_encoding" in accepted
+        and native not in (image_size[0], list(image_size))
+    ):
+        extra["interpolate_pos_encoding"] = True
+    extra.update({name: False for name in ("use_cache", "use_mems") if name in accepted})  # no memory between calls
+
+    def forward(inputs: dict[str, Tensor]) -> Any:
+        return (run or model)(**inputs, **extra)
+
+    return forward
+
+
+def _preprocess(model: Any, name: str, request: Request) -> tuple[Preprocess, dict[str, Any]]:
+    """Return the preprocessing and what of it the encoder declares."""
+    declared: dict[str, Any] = {"sample_rate_hz": None, "window_seconds": None, "image_size": None, "notes": []}
+    if request.modality == "visual":
+        frames = open_frames(model, name, request, lambda size: caller(model, size))
+        declared.update(image_size=frames.image_size, num_frames=frames.num_frames)
+        return frames.preprocess, declared
+    if request.modality == "audio" and getattr(model, "main_input_name", "") == "pixel_values":
+        size, channels = native_size(model.config), int(getattr(model.config, "num_channels", 3))
+        picture = SpectrogramPreprocess.of(request, size=size, num_channels=channels)
+        declared.update(sample_rate_hz=picture.sample_rate_hz, window_seconds=picture.window_seconds)
+        declared["image_size"] = (picture.height, picture.width)
+        return picture, declared
+    if request.picture is not None:
+        raise SettingsError("picture: found settings, expected none: the model takes sound, or frames, as they are")
+    if request.modality == "audio":
+        audio, notes = _audio(model, name, request)
+        declared.update(sample_rate_hz=audio.sample_rate_hz, window_seconds=audio.window_seconds, notes=notes)
+        return audio, declared
+    return _texts(model, name, request), declared
+
+
+def _audio(model: Any, name: str, request: Request) -> tuple[AudioPreprocess, list[str]]:
+    from transformers import AutoFeatureExtractor
+
+    try:
+        extractor = AutoFeatureExtractor.from_pretrained(name)
+    except (OSError, ValueError):
+        raise EncoderError(f"hf:{name}: has no feature extractor for sound (preprocessor_config.json)") from None
+    return fit_window(model, extractor, request.window_seconds)
+
+
+def _texts(model: Any, name: str, request: Request) -> Preprocess:
+    from transformers import AutoTokenizer
+
+    longest = int(getattr(model.config, "max_position_embeddings", 512) or 512)
+    folder = Path(name)
+    has_tokenizer = not folder.is_dir() or any(folder.glob("*token*")) or any(folder.glob("vocab*"))
+    if not has_tokenizer:
+        if request.weights != "random":
+            raise EncoderError(f"hf:{name}: has no tokenizer files; expected tokenizer.json beside config.json")
+        if not isinstance(getattr(model.config, "vocab_size", None), int):
+            raise EncoderError(f"hf:{name}: takes no texts; expected a text encoder, or its part: hf:NAME#text")
+        return BytePreprocess(vocab_size=model.config.vocab_size, max_length=longest)
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=request.trust_remote_code)
+    limit = min(longest, int(tokenizer.model_max_length))
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    content = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+    return TextPreprocess(tokenizer, max_length=limit, digest=digest_json([type(tokenizer).__name__, content]))

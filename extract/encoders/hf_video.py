@@ -1,0 +1,201 @@
+"""How frames become a transformers model's inputs: our vectorised resizing where it gives what the model's own
+processor gives, that processor itself where it does not; and whether whole clips enter the model.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...errors import EncoderError, SettingsError
+from .hf_processor import ClipPreprocess, ProcessorPreprocess
+from .opened import Request
+from .preprocess import Fit, ImagePreprocess, Preprocess
+
+_INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
+_GREY_LEVELS = 2.5  # how far ours may be from the processor's, of 255: both round, not always alike
+
+Call = Callable[[dict[str, Tensor]], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frames:
+    """How frames are preprocessed.
+
+    Attributes:
+        preprocess: frames to inputs.
+        image_size: height and width in pixels; None where the processor decides them by the frame.
+        num_frames: of a clip, where whole clips enter; else None.
+    """
+
+    preprocess: Preprocess
+    image_size: tuple[int, int] | None
+    num_frames: int | None
+
+
+def open_frames(model: Any, name: str, request: Request, call: Callable[[tuple[int, int] | None], Call]) -> Frames:
+    """Find how frames become inputs of `model`.
+
+    Args:
+        model: the model.
+        name: its folder, or its name on the hub.
+        request: what was asked for.
+        call: from an image size to how the model is run at that size.
+
+    Raises:
+        EncoderError: a model that needs its own processor and has none.
+        SettingsError: settings that its processor, or the model, does not leave open.
+    """
+    config, own = _processor(name)
+    ours = _replica(config, model.config)
+    accepted = inspect.signature(model.forward).parameters
+    main = getattr(model, "main_input_name", "pixel_values")
+    main = main if main in accepted else next(iter(accepted))
+    size = _pair(request.image_size) or (ours.height, ours.width)
+    needs = [p for p, v in accepted.items() if v.default is v.empty and v.kind == v.POSITIONAL_OR_KEYWORD and p != main]
+    num_frames = None if needs else _num_frames(model, main, request, size, call(size))
+    if own is None:
+        if needs:
+            raise EncoderError(f"hf:{name}: its forward takes {', '.join(needs)} too; expected its image processor")
+        like_own = True
+    else:
+        like_own = not needs and _alike(ours, own, num_frames, whole_frame=request.fit == "stretch")
+    if not like_own:
+        if request.image_size is not None or request.fit is not None:
+            raise SettingsError(
+                f"image_size, fit: {type(own).__name__} prepares frames in its own way; expected neither, or fit = "
+                '"stretch" where it only resizes and normalises'
+            )
+        prepared = ProcessorPreprocess(own, names=tuple(accepted), num_frames=num_frames)
+        return Frames(preprocess=prepared, image_size=None, num_frames=num_frames)
+    edge = min(size) / min(ours.height, ours.width)
+    ours = replace(ours, height=size[0], width=size[1], resize=round(ours.resize * edge), fit=request.fit or ours.fit)
+    if num_frames is not None:
+        clips = ClipPreprocess(ours, num_frames=num_frames, name=main)
+        return Frames(preprocess=clips, image_size=size, num_frames=num_frames)
+    return Frames(preprocess=replace(ours, name=main), image_size=size, num_frames=None)
+
+
+def _replica(config: dict[str, Any], model_config: Any) -> ImagePreprocess:
+    """Return our preprocessing with a processor's settings, as far as they have a meaning here."""
+    size, crop = _edges(config.get("size")), _edges(config.get("crop_size"))
+    edge = size or native_size(model_config)[0]
+    cropped = crop or edge if config.get("do_center_crop") else edge
+    keeps_aspect = bool(config.get("do_center_crop")) or "shortest_edge" in (config.get("size") or ())
+    fit: Fit = "crop" if keeps_aspect else "stretch"
+    normalised = config.get("do_normalize", True)
+    mean = tuple(config.get("image_mean") or (0.5, 0.5, 0.5)) if normalised else (0.0, 0.0, 0.0)
+    std = tuple(config.get("image_std") or (0.5, 0.5, 0.5)) if normalised else (1.0, 1.0, 1.0)
+    rescaled = config.get("do_rescale", True)
+    if rescaled and config.get("offset"):  # values from -1 to 1 before the normalisation
+        mean = tuple(m + 1 for m in mean)
+    return ImagePreprocess(
+        height=cropped,
+        width=cropped,
+        resize=edge,
+        fit=fit,
+        interpolation=_INTERPOLATIONS.get(config.get("resample", 3), "bicubic"),  # type: ignore[arg-type]
+        rescale=float(config.get("rescale_factor") or 1 / 255) if rescaled else 1.0,
+        mean=mean,
+        std=std,
+    )
+
+
+def _alike(ours: ImagePreprocess, own: Any, num_frames: int | None, *, whole_frame: bool) -> bool:
+    """Say whether ours gives what the processor gives; of a flat colour only, where the whole frame is to be kept."""
+    num, height, width = num_frames or 1, ours.resize + 9, 2 * ours.resize + 5
+    flat = np.full((num, height, width, 3), (200, 90, 30), dtype=np.uint8)
+    coarse = torch.randint(0, 256, (num, 3, 6, 9), generator=torch.Generator().manual_seed(0)).float()
+    fine = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
+    pictures = [flat] if whole_frame else [flat, fine.permute(0, 2, 3, 1).to(torch.uint8).numpy()]
+    level = _GREY_LEVELS * ours.rescale / min(ours.std)
+    for frames in pictures:
+        try:
+            found = own([list(frames)] if num_frames else list(frames), return_tensors="pt")
+        except Exception:  # a processor of something else than frames
+            return False
+        values = [v for v in found.values() if isinstance(v, Tensor)]
+        if len(values) != 1 or values[0].shape[-3:-2] != (3,):
+            return False
+        (expected,) = ours(frames).values()
+        given = values[0].reshape(-1, *values[0].shape[-3:])
+        if whole_frame:  # of another size perhaps
+            given, expected = given.amax((2, 3)), expected.amax((2, 3))
+        if given.shape != expected.shape or float((given - expected).abs().max()) > level:
+            return False
+    return True
+
+
+def _num_frames(model: Any, main: str, request: Request, size: tuple[int, int], call: Call) -> int | None:
+    """Return how many frames of a clip enter together; None where frames enter one by one."""
+    declared = next((n for a in ("num_frames", "frames_per_clip") if (n := getattr(model.config, a, None))), None)
+
+    def takes(number: int) -> bool:
+        clip = torch.zeros(1, number, 3, *size, dtype=next(model.parameters()).dtype)
+        try:
+            with torch.no_grad():
+                call({main: clip})
+        except Exception:  # whatever the model's own code raises
+            return False
+        return True
+
+    wanted = request.num_frames
+    if not isinstance(declared, int) or not takes(declared):
+        if wanted is not None:
+            raise SettingsError(f"num_frames: found {wanted}, expected none: the model takes frames one by one")
+        return None
+    if wanted is not None and wanted != declared and not takes(wanted):
+        raise SettingsError(f"num_frames: found {wanted}, expected {declared}: the model takes no other number")
+    return declared if wanted is None else wanted
+
+
+def _edges(size: Any) -> int | None:
+    """Return the edge that a processor's size names: {"shortest_edge": 256}, {"height": 224, …} or a number."""
+    if isinstance(size, dict):
+        found = size.get("shortest_edge") or size.get("height")
+        return int(found) if found else None
+    return int(size) if isinstance(size, int) else None
+
+
+def native_size(config: Any) -> tuple[int, int]:
+    """Return the height and width that a model's configuration names, 224 without one."""
+    size = getattr(config, "image_size", None) or getattr(config, "crop_size", None) or 224
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    return (size, size) if isinstance(size, int) else size
+
+
+def _processor(name: str) -> tuple[dict[str, Any], Any]:
+    """Return an image or video processor's settings and the processor; ({}, None) for a model without one."""
+    from transformers import AutoImageProcessor, AutoVideoProcessor
+
+    folder = Path(name)
+    stored: dict[str, Any] = {}
+    if folder.is_dir():
+        found = next((folder / file for file in _FILES if (folder / file).is_file()), None)
+        if found is None:
+            return {}, None
+        whole = json.loads(found.read_text(encoding="utf-8"))
+        stored = dict(whole.get("image_processor") or whole.get("video_processor") or whole)
+    for kind in (AutoImageProcessor, AutoVideoProcessor):
+        try:
+            own = kind.from_pretrained(name)
+        except (OSError, ValueError, KeyError, TypeError, ImportError):
+            continue
+        return {**json.loads(json.dumps(own.to_dict(), default=_plain)), **stored}, own
+    return stored, None
+
+
+def _plain(value: Any) -> Any:
+    return value.value if hasattr(value, "value") else str(value)

@@ -1,0 +1,182 @@
+"""From raw frames, waveforms and texts to an encoder's inputs, as the encoder's own processor would, vectorised.
+
+Letters: N items (B*T), H W pixels, S samples, L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...errors import SettingsError
+
+Fit = Literal["crop", "stretch"]
+
+
+class Preprocess(Protocol):
+    """Turns raw items into the encoder's inputs (each with the batch first), and says all that this depends on."""
+
+    def __call__(self, raw: Any) -> dict[str, Tensor]: ...
+
+    def describe(self) -> dict[str, Any]:
+        """Return a JSON-able account of every setting that the result depends on."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagePreprocess:
+    """Resize, crop and normalise frames.
+
+    `fit="crop"` resizes the shorter edge to `resize` keeping the aspect, then cuts the centre (height, width) out:
+    what the published processors do, and it loses the margins of wide frames. `fit="stretch"` resizes the whole frame
+    to (height, width) exactly: nothing is lost, the aspect changes.
+    """
+
+    height: int
+    width: int
+    resize: int
+    fit: Fit
+    interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
+    rescale: float = 1 / 255
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    name: str = "pixel_values"
+
+    def __call__(self, raw: np.ndarray | Tensor) -> dict[str, Tensor]:
+        """Return {name: (N, 3, height, width) float32} of frames (N, H, W, 3) uint8.
+
+        Resizing is antialiased and rounds to whole grey levels, as Pillow does.
+        """
+        frames = torch.as_tensor(raw)
+        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != torch.uint8:
+            found = f"{tuple(frames.shape)} {frames.dtype}"
+            raise SettingsError(f"frames: found {found}, expected (N, H, W, 3) uint8")
+        pixels = frames.permute(0, 3, 1, 2)  # (N, 3, H, W), channels last in memory
+        pixels = self._fitted(pixels)
+        scale = torch.tensor([self.rescale / s for s in self.std]).view(1, 3, 1, 1)
+        shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)]).view(1, 3, 1, 1)
+        return {self.name: torch.addcmul(shift, pixels.contiguous().float(), scale)}
+
+    def _fitted(self, pixels: Tensor) -> Tensor:
+        if self.fit == "stretch":
+            return self._resized(pixels, self.height, self.width)
+        height, width = pixels.shape[-2:]
+        if height <= width:
+            pixels = self._resized(pixels, self.resize, max(self.resize * width // height, 1))
+        else:
+            pixels = self._resized(pixels, max(self.resize * height // width, 1), self.resize)
+        height, width = pixels.shape[-2:]
+        if height < self.height or width < self.width:
+            down, right = max(self.height - height, 0), max(self.width - width, 0)
+            pixels = F.pad(pixels, (right // 2, right - right // 2, down // 2, down - down // 2))
+            height, width = pixels.shape[-2:]
+        top, left = (height - self.height) // 2, (width - self.width) // 2
+        return pixels[..., top : top + self.height, left : left + self.width]
+
+    def _resized(self, pixels: Tensor, height: int, width: int) -> Tensor:
+        if pixels.shape[-2:] == (height, width):
+            return pixels
+        smooth = self.interpolation != "nearest"
+        return F.interpolate(pixels, (height, width), mode=self.interpolation, antialias=smooth)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings; `resize` only where it is used."""
+        settings = {"kind": "image", **asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        del settings["name"]  # changes no number
+        if self.fit == "stretch":
+            del settings["resize"]
+        return settings
+
+
+class AudioPreprocess:
+    """Run a transformers feature extractor on windows of sound."""
+
+    def __init__(self, extractor: Any, *, window_seconds: float, call: Mapping[str, Any] | None = None) -> None:
+        self.extractor = extractor
+        self.sample_rate_hz = int(extractor.sampling_rate)
+        self.window_seconds = window_seconds
+        self.call = dict(call or {})
+
+    def __call__(self, raw: np.ndarray | Tensor) -> dict[str, Tensor]:
+        """Return the extractor's features of waveforms (N, S) float32 in [-1, 1] at `sample_rate_hz`."""
+        waves = np.asarray(raw, dtype=np.float32)
+        if waves.ndim != 2:
+            raise SettingsError(
+                f"waveforms: found shape {waves.shape}, expected (N, S) float32 at {self.sample_rate_hz} Hz"
+            )
+        features = self.extractor(list(waves), sampling_rate=self.sample_rate_hz, return_tensors="pt", **self.call)
+        found = {name: torch.as_tensor(value) for name, value in features.items()}
+        if "is_longer" in found:  # CLAP's marks one of a batch of short sounds by chance; no window is longer
+            found["is_longer"] = torch.zeros_like(found["is_longer"], dtype=torch.bool)
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        """Return the extractor's class and settings, and the window."""
+        settings = {k: v for k, v in self.extractor.to_dict().items() if isinstance(v, bool | int | float | str | None)}
+        for name in ("processor_class", "_processor_class", "name_or_path"):
+            settings.pop(name, None)
+        return {"kind": "audio", "window_seconds": self.window_seconds, "call": self.call, **settings}
+
+
+class TextPreprocess:
+    """Run a transformers tokenizer; right padding to the longest text of the batch."""
+
+    def __init__(self, tokenizer: Any, *, max_length: int, digest: str) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.digest = digest
+
+    def __call__(self, raw: Sequence[str]) -> dict[str, Tensor]:
+        """Return {"input_ids", "attention_mask"}, each (N, L) int64; longer texts are cut at `max_length` tokens."""
+        found = self.tokenizer(
+            _texts(raw),
+            padding=True,
+            truncation=True,
+            max_length=self.max_length,
+            padding_side="right",
+            return_token_type_ids=False,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        return {"input_ids": found["input_ids"], "attention_mask": found["attention_mask"]}
+
+    def describe(self) -> dict[str, Any]:
+        """Return the tokenizer's class, the digest of its vocabulary, and the cut."""
+        return {"kind": "text", "tokenizer": self.digest, "max_length": self.max_length}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BytePreprocess:
+    """Bytes as tokens, for models made from a configuration alone, which have no tokenizer."""
+
+    vocab_size: int
+    max_length: int
+    first: int = 3
+
+    def __call__(self, raw: Sequence[str]) -> dict[str, Tensor]:
+        """Return {"input_ids", "attention_mask"}, each (N, L) int64, padded with 0."""
+        room = self.vocab_size - self.first
+        rows = [
+            [self.first + byte % room for byte in text.encode()][: self.max_length] or [self.first]
+            for text in _texts(raw)
+        ]
+        longest = max(len(row) for row in rows)
+        ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+        return {"input_ids": ids, "attention_mask": mask}
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings."""
+        return {"kind": "bytes", **asdict(self)}
+
+
+def _texts(raw: Sequence[str]) -> list[str]:
+    if isinstance(raw, str) or not all(isinstance(text, str) for text in raw) or len(raw) == 0:
+        raise SettingsError(f"texts: found {raw!r:.60}, expected a list of at least one str")
+    return list(raw)

@@ -1,0 +1,185 @@
+"""Units trained themselves: a run's own copies of an encoder's units, of which some parameters are trained.
+
+The frozen encoder is shared by all variants and is never written to. An adapter that trains inside units (biases,
+norms, whole units, PEFT's tuners) copies the units that it touches; a copy of the encoder, sharing all else, runs them
+in their places. What lies below the first touched unit is the frozen encoder's, and may come from the store.
+
+The copied units stay in eval mode (no dropout of the encoder's, no batch statistics); what an adapter puts into them
+follows the model's mode. The encoder's embedding and what follows its last unit are never trained.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...errors import SettingsError
+from .load import Encoder
+
+
+class UnitCopies:
+    """Copies of some units of one encoder, under the names that their modules have in the encoder's own model.
+
+    Args:
+        encoder: left as it is.
+        units: the indices of the units to copy, rising.
+
+    Attributes:
+        tree: a module holding the copies alone, by their names in `encoder.model`.
+
+    Raises:
+        SettingsError: a unit that shares weights with one that is not copied, or that hands more than the hidden state
+            to later units (those are rebuilt from the frozen encoder).
+    """
+
+    def __init__(self, encoder: Encoder, units: Sequence[int]) -> None:
+        self.encoder = encoder
+        self.units = tuple(units)
+        trunk = encoder.trunk
+        self._links = [i for k in units for i in range(trunk.bounds[k], trunk.bounds[k + 1])]
+        self._check()
+        memo: dict[int, Any] = {}  # a module that several units share is shared by their copies
+        self.tree = nn.Module()
+        for index in self._links:
+            link = trunk.links[index]
+            _put(self.tree, link.name, copy.deepcopy(link.module, memo))
+        self.tree.requires_grad_(False).eval()
+        self._own = {id(m): m for m in self.tree.modules()}
+
+    def _check(self) -> None:
+        trunk, modality = self.encoder.trunk, self.encoder.modality
+        others = [link for i, link in enumerate(trunk.links) if i not in self._links]
+        elsewhere = {id(p) for link in others for p in link.module.parameters()}
+        for k in self.units:
+            for index in range(trunk.bounds[k], trunk.bounds[k + 1]):
+                if any(id(p) in elsewhere for p in trunk.links[index].module.parameters()):
+                    raise SettingsError(
+                        f"unit {k} of the {modality} encoder shares its weights with units that are not named; name all"
+                    )
+                if index in trunk.passes.rebuilt:
+                    raise SettingsError(
+                        f"unit {k} of the {modality} encoder hands more than its hidden state to later units, which "
+                        "cannot follow its training; name later units only"
+                    )
+
+    def train(self, mode: bool) -> None:
+        """Set the mode of the modules that were put into the copies; the encoder's own stay in eval mode."""
+        for module in self.tree.modules():
+            module.training = mode and id(module) not in self._own
+
+    def in_place(self) -> Encoder:
+        """An encoder that runs the copies where the originals were, and shares everything else with the original."""
+        trunk = self.encoder.trunk
+        copies = {i: self.tree.get_submodule(trunk.links[i].name) for i in self._links}
+        return with_modules(self.encoder, copies)
+
+
+def with_modules(encoder: Encoder, modules: Mapping[int, nn.Module]) -> Encoder:
+    """An encoder with other modules at some links of its trunk, which shares everything else with the original."""
+    trunk = copy.copy(encoder.trunk)
+    trunk.links = list(trunk.links)
+    for index, module in modules.items():
+        trunk.links[index] = dataclasses.replace(trunk.links[index], module=module)
+    changed = copy.copy(encoder)
+    changed.trunk = trunk
+    changed.units = trunk.units()
+    return changed
+
+
+class TunedUnits(nn.Module):
+    """An adapter that trains inside units: the base of `bitfit`, `norm`, `finetune` and `peft:<tuner>`.
+
+    A subclass says in `prepare` what is trained. `parameters()` and `state_dict()` hold that and nothing else.
+
+    Args:
+        settings: the subclass's own.
+        encoders: the frozen encoders.
+        units: for each modality that is touched, its units.
+
+    Attributes:
+        tunes_units: tells the workbench how to build this adapter, and the joint model not to look for `at(i)`.
+        num_replaced: trained parameters that stand for one of the frozen encoder's own.
+    """
+
+    tunes_units = True
+
+    def __init__(self, settings: Any, encoders: Mapping[str, Encoder], units: Mapping[str, Sequence[int]]) -> None:
+        super().__init__()
+        self.settings = settings
+        copies = {m: UnitCopies(encoders[m], units[m]) for m in units}
+        self.num_replaced = 0
+        tuned = dict(encoders)
+        for modality, own in copies.items():
+            known = {id(p) for p in own.tree.parameters()}
+            self.prepare(modality, own)
+            trained = {n: p for n, p in own.tree.named_parameters() if p.requires_grad}
+            if not trained:
+                raise SettingsError(f"{modality}: nothing to train in units {', '.join(map(str, own.units))}")
+            self.num_replaced += sum(p.numel() for p in trained.values() if id(p) in known)
+            for name, parameter in trained.items():
+                _put_parameter(self, f"{modality}.{name}", parameter)
+            tuned[modality] = own.in_place()
+        # Held beside the module's own tables: what is trained is registered above, the frozen rest is not.
+        object.__setattr__(self, "copies", copies)
+        object.__setattr__(self, "encoders", tuned)
+
+    copies: dict[str, UnitCopies]
+    encoders: dict[str, Encoder]
+
+    def prepare(self, modality: str, copies: UnitCopies) -> None:
+        """Make what is to be trained in `copies.tree` require gradients; modules in it may be replaced by others."""
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> TunedUnits:
+        """Set the mode of what the adapter put into the units; the encoder's own modules stay in eval mode."""
+        super().train(mode)
+        for own in self.copies.values():
+            own.train(mode)
+        return self
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a normalisation: its class name holds "norm" (LayerNorm, T5LayerNorm, BatchNorm2d)."""
+    return "norm" in type(module).__name__.lower()
+
+
+def _put(tree: nn.Module, name: str, module: nn.Module) -> None:
+    path, _, last = name.rpartition(".")
+    _branch(tree, path).add_module(last, module)
+
+
+def _put_parameter(tree: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    path, _, last = name.rpartition(".")
+    _branch(tree, path).register_parameter(last, parameter)
+
+
+def _branch(tree: nn.Module, path: str) -> nn.Module:
+    """The module at a dotted path, made where it is not there."""
+    for part in path.split(".") if path else ():
+        if part not in tree._modules:
+            tree.add_module(part, nn.Module())
+        tree = tree.get_submodule(part)
+    return tree
+
+
+CompiledUnits = dict[int, tuple[nn.Module, Any]]  # by the id of the module: it, so that its id stays its own; compiled
+
+
+def compiled_encoder(encoder: Encoder, made: CompiledUnits, **options: Any) -> Encoder:
+    """An encoder that runs its units compiled; embedding, context and finish stay as they are.
+
+    Args:
+        encoder: left as it is.
+        made: what was compiled before, and is compiled here: a module in it is not compiled again.
+        options: of torch.compile.
+    """
+    modules: Mapping[int, nn.Module] = {i: link.module for i, link in enumerate(encoder.trunk.links)}
+    for module in modules.values():
+        if id(module) not in made:
+            made[id(module)] = (module, torch.compile(module, **options))
+    return with_modules(encoder, {i: made[id(m)][1] for i, m in modules.items()})

@@ -1,1 +1,0 @@
-"""Engines: how a list of idempotent tasks is spread over processes, a Ray cluster or a Slurm array."""

@@ -1,0 +1,1 @@
+"""Running a list of tasks here, in processes, on a Ray cluster or in a Slurm array."""

@@ -1,0 +1,111 @@
+"""Which engine runs extraction and sweeps, and what each of its workers is given: the table [engine]."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from ...errors import SettingsError, unknown_name
+
+Kind = Literal["local", "ray", "submitit"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """How the work is spread.
+
+    Args:
+        kind: "local", this machine; "ray", a Ray cluster; "submitit", an array job of Slurm.
+        jobs: workers. Local: 1 by default, which is this process itself; several are processes, each with its own GPU
+            where the device is CUDA. Ray: as many as the cluster has room for by default, nodes that join included.
+            submitit: elements of the array, 8 by default.
+        address: of the Ray cluster ("auto", "HOST:PORT", "ray://HOST:PORT"); for submitit its executor, "slurm" by
+            default, or "local", processes of this machine.
+        memory_gb: local: what all workers together may use, in 10^9 bytes; what would exceed it waits. Ray and Slurm:
+            what each worker asks for.
+        threads: CPU threads of a worker, and the CPUs that it asks a cluster for; by default torch's own for this
+            process itself, this machine's CPUs divided by the jobs for its workers, and 1 on a cluster. States and runs
+            are bit-equal at the same number only.
+        gpus: GPUs that each worker asks a cluster for; by default 1 where the device is CUDA. A fraction lets workers
+            share one under Ray.
+        attempts: how often a task is begun before it counts as failed, when workers are lost on it.
+        slurm: what else Slurm is asked for, under submitit's names: partition, account, qos, time (minutes),
+            constraint, additional_parameters, …
+        folder: where submitit keeps its logs, relative to the experiment's file.
+    """
+
+    kind: Kind = "local"
+    jobs: int | None = None
+    address: str | None = None
+    memory_gb: float | None = None
+    threads: int | None = None
+    gpus: float | None = None
+    attempts: int = 3
+    slurm: dict[str, Any] = field(default_factory=dict)
+    folder: str = "engine"
+
+    def __post_init__(self) -> None:
+        for name, least in (("jobs", 1), ("threads", 1), ("attempts", 1)):
+            found = getattr(self, name)
+            if found is not None and found < least:
+                raise SettingsError(f"{name}: found {found}, expected at least {least}")
+        if self.memory_gb is not None and self.memory_gb <= 0:
+            raise SettingsError(f"memory_gb: found {self.memory_gb}, expected more than 0")
+        if self.gpus is not None and self.gpus < 0:
+            raise SettingsError(f"gpus: found {self.gpus}, expected 0 or more")
+        if self.address is not None and self.kind == "local":
+            raise SettingsError(f"address: found {self.address!r}, but the local engine has none; remove the key")
+        if self.slurm and self.kind != "submitit":
+            raise SettingsError(f'slurm: is for kind = "submitit"; found kind = {self.kind!r}')
+
+    @property
+    def in_process(self) -> bool:
+        """Whether the work is done by this process itself."""
+        return self.kind == "local" and (self.jobs or 1) == 1 and self.memory_gb is None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether all workers are on this machine."""
+        return self.kind == "local"
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """`memory_gb` in bytes."""
+        return None if self.memory_gb is None else int(self.memory_gb * 10**9)
+
+    @property
+    def num_threads(self) -> int:
+        """CPU threads of each worker that is another process."""
+        if self.threads is not None:
+            return self.threads
+        return max(1, len(os.sched_getaffinity(0)) // (self.jobs or 1)) if self.kind == "local" else 1
+
+    def gpus_of(self, device: str) -> float:
+        """GPUs of each worker on a cluster."""
+        if self.gpus is not None:
+            return self.gpus
+        return 1.0 if device.partition(":")[0] == "cuda" else 0.0
+
+
+def with_engine(settings: EngineSettings, engine: str | None, jobs: int | None) -> EngineSettings:
+    """Return the settings with what a command line changes.
+
+    Args:
+        settings: of the experiment.
+        engine: "KIND" or "KIND:ADDRESS"; another kind than the experiment's leaves its address and Slurm's table out.
+        jobs: workers.
+
+    Raises:
+        SettingsError: an unknown kind; an address where there is none.
+    """
+    if engine is not None:
+        kind, _, address = engine.partition(":")
+        if kind not in get_args(Kind):
+            raise SettingsError(f"--engine: {unknown_name('engine', kind, get_args(Kind))}")
+        if kind != settings.kind:
+            settings = dataclasses.replace(settings, kind=kind, address=None, slurm={}, jobs=None)  # type: ignore[arg-type]
+        if address:
+            settings = dataclasses.replace(settings, address=address)
+    return settings if jobs is None else dataclasses.replace(settings, jobs=jobs)

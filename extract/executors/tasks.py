@@ -1,0 +1,172 @@
+"""Tasks, what does them, and the receipts that come back; and what is still to be given out, and to whom again.
+
+A task is idempotent: done twice, or begun by one worker and again by another, it ends as done once. It writes its own
+results (a shard, a run's folder) and gives back a receipt, plain JSON; no tensor ever travels.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ... import errors
+from ...errors import BackendError, TalikError
+
+Outcome = dict[str, Any]
+"""What `perform` gives: JSON with `worker`, `seconds`, `peak_bytes`, and either `result` or `error` and `kind`."""
+
+_HELD_BY_ANOTHER = ("StoreLockedError", "RunLockedError")
+_SECONDS_BETWEEN_TRIES = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One piece of work.
+
+    Args:
+        name: unlike any other's of the same list.
+        given: what the job takes; it pickles.
+        memory_bytes: what a worker that does it will use at most, as far as known; 0 for unknown.
+    """
+
+    name: str
+    given: Any
+    memory_bytes: int = 0
+
+
+class Job(Protocol):
+    """What workers do. It pickles, without what it has opened; each worker opens that once and then does many tasks."""
+
+    def run(self, given: Any) -> dict[str, Any]:
+        """Do one task and return what is to be told of it, as JSON."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What became of one task.
+
+    Args:
+        task: its name.
+        worker: "HOST:PID" of who ended it; "" where nobody did.
+        seconds: that the last attempt took.
+        attempts: how often it was begun; more than 1 where workers were lost on it, or others held what it writes.
+        result: what the job said of it.
+        error, kind: why it failed, in one line, and the class of the error; "" where it did not.
+        lost: why each earlier attempt ended.
+        peak_bytes: of the worker's memory until then.
+    """
+
+    task: str
+    worker: str = ""
+    seconds: float = 0.0
+    attempts: int = 1
+    result: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+    kind: str = ""
+    lost: tuple[str, ...] = ()
+    peak_bytes: int = 0
+
+    def exception(self) -> TalikError:
+        """The error that the worker met, as it would be raised here."""
+        found = getattr(errors, self.kind, None)
+        known = isinstance(found, type) and issubclass(found, TalikError)
+        return found(self.error) if known and found is not None else BackendError(f"{self.task}: {self.error}")
+
+
+def perform(job: Job, task: Task) -> Outcome:
+    """Do a task as a worker does: an error is told, not raised."""
+    started = time.perf_counter()
+    outcome: Outcome
+    try:
+        outcome = {"result": job.run(task.given)}
+    except TalikError as error:
+        outcome = {"error": " ".join(str(error).split()), "kind": type(error).__name__}
+    except Exception as error:  # a bug: its traceback belongs into the worker's log
+        traceback.print_exc(file=sys.stderr)
+        outcome = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}", "kind": ""}
+    return {**outcome, "worker": worker_name(), "seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()}
+
+
+def worker_name() -> str:
+    """Who this process is: "HOST:PID"."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has used so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@dataclass
+class _Begun:
+    task: Task
+    attempts: int = 0
+    lost: list[str] = field(default_factory=list)
+    not_before: float = 0.0
+
+
+class Waiting:
+    """The tasks that nobody is at.
+
+    Args:
+        tasks: all, in the order in which they are given out.
+        attempts: how often one is begun before it counts as failed.
+    """
+
+    def __init__(self, tasks: Iterable[Task], *, attempts: int) -> None:
+        self._entries = [_Begun(task) for task in tasks]
+        self._out: dict[str, _Begun] = {}
+        self._attempts = attempts
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __bool__(self) -> bool:
+        return bool(self._entries)
+
+    def first(self) -> list[Task]:
+        """The tasks that may be begun now, in order."""
+        now = time.monotonic()
+        return [entry.task for entry in self._entries if entry.not_before <= now]
+
+    def begin(self, task: Task) -> None:
+        """Give a task out."""
+        (entry,) = (e for e in self._entries if e.task.name == task.name)
+        self._entries.remove(entry)
+        entry.attempts += 1
+        self._out[task.name] = entry
+
+    def back(self, name: str) -> None:
+        """A task that was given out and not begun waits again."""
+        entry = self._out.pop(name)
+        entry.attempts -= 1
+        self._entries.insert(0, entry)
+
+    def lost(self, name: str, why: str) -> Receipt | None:
+        """The worker that was at a task is gone: it waits again, or has failed if that was too often."""
+        entry = self._out.pop(name)
+        entry.lost.append(why)
+        if entry.attempts < self._attempts:
+            self._entries.insert(0, entry)
+            return None
+        times = f"{entry.attempts} times" if entry.attempts > 1 else "once"
+        error = f"begun {times}, and its worker was lost each time ({why})"
+        return Receipt(task=name, attempts=entry.attempts, error=error, lost=tuple(entry.lost))
+
+    def ended(self, name: str, outcome: Outcome) -> Receipt | None:
+        """A worker came back: the receipt; None where another process held what the task writes, and it waits again."""
+        entry = self._out.pop(name)
+        if outcome.get("kind") in _HELD_BY_ANOTHER and entry.attempts < self._attempts:
+            entry.lost.append(str(outcome["error"]))
+            entry.not_before = time.monotonic() + _SECONDS_BETWEEN_TRIES
+            self._entries.append(entry)
+            return None
+        return Receipt(task=name, attempts=entry.attempts, lost=tuple(entry.lost), **outcome)

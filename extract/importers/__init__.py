@@ -1,0 +1,1 @@
+"""Bringing features that other programs computed into a store."""

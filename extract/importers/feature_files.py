@@ -1,0 +1,241 @@
+"""Files of features, opened as a list of clips with an array each: rows or keys of an .h5 file, or a folder of .npy."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import h5py
+import numpy as np
+
+from ...cache.format.digests import digest_file, digest_json
+from ...errors import ManifestError, StoreFormatError
+from .column_mapping import FeatureMapping
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One clip's features: the clip's id, the item's key, and where its array is (a row, a key, a file's name)."""
+
+    id: str
+    key: str
+    place: int | str
+
+
+class FeatureFiles(AbstractContextManager["FeatureFiles"], Protocol):
+    """An opened source.
+
+    Attributes:
+        entries: the clips in the source's order, each id once.
+        identity: what of the files the values depend on, as JSON.
+        notes: what a person is to be told.
+    """
+
+    entries: list[Entry]
+    identity: dict[str, Any]
+    notes: list[str]
+
+    def load(self, entry: Entry) -> Array:
+        """Return one clip's array as the file has it."""
+        ...
+
+
+def open_features(source: Path, mapping: FeatureMapping, base: Path) -> FeatureFiles:
+    """Open a folder of .npy files or one .h5 file; the mapping's paths count from `base`.
+
+    Raises:
+        StoreFormatError: not what the mapping says.
+        ManifestError: ids that cannot be read, or not one a row.
+    """
+    if source.is_dir():
+        return NpyFolder(source, mapping)
+    if not source.is_file():
+        raise StoreFormatError(f"{source}: no such file or folder; expected an .h5 file or a folder of .npy files")
+    return H5File(source, mapping, base)
+
+
+class NpyFolder:
+    """A folder with one .npy file a clip; its items are known by their own content, so that files can be added."""
+
+    def __init__(self, folder: Path, mapping: FeatureMapping) -> None:
+        found = sorted(p for p in folder.iterdir() if p.name.endswith(mapping.suffix) and p.is_file())
+        if not found:
+            raise StoreFormatError(f"{folder}: no file ends in {mapping.suffix}; expected one .npy file a clip")
+        self._folder = folder
+        self.notes: list[str] = []
+        self.identity: dict[str, Any] = {"format": "npy", "suffix": mapping.suffix}
+        self.entries = []
+        for path in found:
+            clip = path.name.removesuffix(mapping.suffix)
+            self.entries.append(Entry(clip, digest_json({"id": clip, "content": digest_file(path)}), path.name))
+
+    def load(self, entry: Entry) -> Array:
+        """Return one clip's array as the file has it."""
+        path = self._folder / str(entry.place)
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise StoreFormatError(f"{path}: not an array in .npy ({' '.join(str(error).split())})") from None
+
+    def __enter__(self) -> NpyFolder:
+        """Return the folder."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is held open."""
+
+
+class H5File:
+    """An .h5 file: the rows of one dataset, or one dataset a clip; identified by the digest of the whole file."""
+
+    def __init__(self, path: Path, mapping: FeatureMapping, base: Path) -> None:
+        self.notes: list[str] = []
+        self._path = path
+        try:
+            self._file = h5py.File(path, "r")
+        except OSError as error:
+            raise StoreFormatError(f"{path}: cannot be opened as HDF5 ({error})") from None
+        try:
+            digest = digest_file(path)
+            self.identity: dict[str, Any] = {"format": "hdf5", "digest": digest}
+            named = self._keys(mapping) if mapping.ids is None and mapping.rows is None else self._rows(mapping, base)
+            self.entries = [Entry(i, digest_json({"id": i, "file": digest, "place": p}), p) for i, p in named.items()]
+            if not self.entries:
+                raise StoreFormatError(f"{path}: no clip in it")
+        except BaseException:
+            self._file.close()
+            raise
+
+    def load(self, entry: Entry) -> Array:
+        """Return one clip's array as the file has it."""
+        return np.asarray(self._data[entry.place])
+
+    def __enter__(self) -> H5File:
+        """Return the file."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _keys(self, mapping: FeatureMapping) -> dict[str, str]:
+        group = self._file if mapping.dataset is None else self._file.get(mapping.dataset)
+        if not isinstance(group, h5py.Group):
+            raise StoreFormatError(
+                f"{self._path}: {mapping.dataset!r} is no group of one dataset a clip (there is: {self._held()}); name "
+                "its rows by ids or rows"
+            )
+        self._data: Any = group
+        self.identity |= {"dataset": group.name, "ids": "keys"}
+        return {name: name for name, value in group.items() if isinstance(value, h5py.Dataset)}
+
+    def _rows(self, mapping: FeatureMapping, base: Path) -> dict[str, int]:
+        """Return the row of each id; of an id that stands several times, its first row."""
+        self._data = self._dataset(mapping.dataset or "*", but=mapping.ids)
+        count = len(self._data)
+        names = self._ids(mapping, base) if mapping.ids is not None else row_names(base / str(mapping.rows), mapping)
+        if len(names) != count:
+            where = mapping.ids if mapping.ids is not None else base / str(mapping.rows)
+            raise ManifestError(f"{where}: names {len(names)} rows, but {self._data.name} of {self._path} has {count}")
+        rows = _ordered(mapping, base, count)
+        self.identity |= {"dataset": self._data.name, "ids": digest_json([names[r] for r in rows])}
+        found: dict[str, int] = {}
+        repeated = 0
+        for row in rows:
+            if names[row] in found:
+                repeated += not np.array_equal(self._data[row], self._data[found[names[row]]])
+            else:
+                found[names[row]] = row
+        if len(found) < len(rows):
+            self.notes.append(
+                f"{len(rows) - len(found)} rows repeat an id, {repeated} of them with other values; the first row of "
+                "each id is taken"
+            )
+        return found
+
+    def _ids(self, mapping: FeatureMapping, base: Path) -> list[str]:
+        if mapping.ids not in self._file:
+            raise StoreFormatError(f"{self._path}: no dataset {mapping.ids!r} (there is: {self._held()})")
+        raw = self._file[mapping.ids][()].ravel().tolist()
+        names = [v.decode() if isinstance(v, bytes) else str(v) for v in raw]
+        if not mapping.id_map:
+            return names
+        by_number = {k: v for name in mapping.id_map for k, v in _id_map(base / name).items()}
+        missing = [n for n in names if n not in by_number]
+        if missing:
+            raise ManifestError(f"{', '.join(mapping.id_map)}: {len(missing)} ids have no name, the first {missing[0]}")
+        return [by_number[n] for n in names]
+
+    def _dataset(self, pattern: str, *, but: str | None) -> h5py.Dataset:
+        held = [n for n, v in self._file.items() if isinstance(v, h5py.Dataset) and n != but]
+        fitting = [n for n in held if fnmatch.fnmatchcase(n, pattern)]
+        if len(fitting) != 1:
+            raise StoreFormatError(
+                f"{self._path}: {len(fitting)} datasets fit {pattern!r}, expected one (there is: {self._held()})"
+            )
+        return self._file[fitting[0]]
+
+    def _held(self) -> str:
+        return ", ".join(list(self._file)[:10]) or "nothing"
+
+
+def row_names(path: Path, mapping: FeatureMapping) -> list[str]:
+    """Return the id on each line of the text file that names the rows; empty lines at the end do not count.
+
+    Raises:
+        ManifestError: no such file, or a line without the named column.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path}: cannot be read ({error}); it is to name the rows of the features") from None
+    names = []
+    for number, line in enumerate(lines, start=1):
+        fields = line.split(mapping.delimiter) if mapping.delimiter else [line]
+        if mapping.column >= len(fields):
+            raise ManifestError(
+                f"{path.name}:{number}: {len(fields)} fields, the id is to be in number {mapping.column}"
+            )
+        name = fields[mapping.column].strip()
+        if not (number == 1 and mapping.header is not None and name == mapping.header):
+            names.append(name)
+    return names
+
+
+def _id_map(path: Path) -> dict[str, str]:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(table, list):
+            return {str(int(record["video_id"])): str(record["video_name"]) for record in table}
+        return {str(int(number)): str(name) for name, number in table.items()}
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ManifestError(
+            f'{path}: expected {{"name": number, …}}, or a list of records with video_name and video_id ({error!r})'
+        ) from None
+
+
+def _ordered(mapping: FeatureMapping, base: Path, count: int) -> Sequence[int]:
+    if not mapping.order:
+        return range(count)
+    rows: list[int] = []
+    for name in mapping.order:
+        path = base / name
+        try:
+            with h5py.File(path, "r") as file:
+                rows += [int(row) for row in file["order"][()].ravel()]
+        except (OSError, KeyError) as error:
+            raise ManifestError(f"{path}: expected an .h5 file with an array `order` ({error})") from None
+        outside = [row for row in rows if not 0 <= row < count]
+        if outside:
+            raise ManifestError(f"{path}: names row {outside[0]}, the features have rows 0 to {count - 1}")
+    return sorted(set(rows))

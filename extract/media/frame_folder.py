@@ -1,0 +1,98 @@
+"""Clips given as extracted frames, one image a frame in a folder, with or without a sound file beside them.
+
+T: instants, H: height, W: width.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from ...cache.format.digests import digest_file, digest_json
+from ...errors import MediaError, MissingMediaError
+from .container import named_errors
+
+#: Endings of files that count as frames.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameFolder:
+    """A clip as a folder of images, in the order of the last number in their names, or else of the names.
+
+    Attributes:
+        path: the folder.
+        fps: frames a second at which they were extracted; the first is on display from 0 s.
+        sound: the sound file, whose first sample is heard at 0 s; None for a clip without sound.
+    """
+
+    path: Path
+    fps: float
+    sound: Path | None = None
+
+
+def frame_files(folder: Path) -> list[Path]:
+    """Return the images of a folder in order.
+
+    Raises:
+        MissingMediaError: no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise MissingMediaError(f"{folder}: no such folder of frames")
+    files = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+    if not files:
+        raise MissingMediaError(f"{folder}: no frame in it; expected images ({', '.join(IMAGE_SUFFIXES)})")
+    return sorted(files, key=_order)
+
+
+def read_frame_files(files: Sequence[Path], ordinals: npt.NDArray[np.intp]) -> npt.NDArray[np.uint8]:
+    """Return some frames, (T, H, W, 3) uint8 RGB; H and W are the first one's, to which others are scaled.
+
+    Raises:
+        MediaError: an image that cannot be decoded; names it.
+    """
+    pictures: dict[int, npt.NDArray[np.uint8]] = {}
+    size: tuple[int, int] | None = None
+    for ordinal in sorted({int(o) for o in ordinals}):
+        with named_errors(files[ordinal]), av.open(f"file:{files[ordinal]}", options=_LOCAL) as container:
+            frame = next(container.decode(video=0), None) if container.streams.video else None
+        if frame is None or frame.is_corrupt:
+            raise MediaError(f"{files[ordinal]}: damaged: not a whole image")
+        size = size or (frame.width, frame.height)
+        pixels: npt.NDArray[Any] = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
+        pictures[ordinal] = pixels
+    return np.stack([pictures[int(o)] for o in ordinals])
+
+
+def digest_media(source: Path | FrameFolder) -> str:
+    """Return the digest that a clip is known by: of its file, or of its frames, their rate and its sound."""
+    if isinstance(source, Path):
+        return digest_file(source)
+    frames = [digest_file(path) for path in frame_files(source.path)]
+    sound = None if source.sound is None else digest_file(source.sound)
+    return digest_json({"frames": frames, "fps": source.fps, "sound": sound})
+
+
+def stat_media(source: Path | FrameFolder) -> tuple[int, int]:
+    """Return the size in bytes of all that a clip is read from, and when the last of it changed, in nanoseconds."""
+    if isinstance(source, Path):
+        files = [source]
+    else:
+        files = frame_files(source.path) + ([] if source.sound is None else [source.sound])
+    stats = [path.stat() for path in files]
+    return sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
+
+
+_LOCAL = {"protocol_whitelist": "file"}
+
+
+def _order(path: Path) -> tuple[int, str]:
+    numbers = re.findall(r"\d+", path.stem)
+    return (int(numbers[-1]) if numbers else -1, path.name)

@@ -1,0 +1,194 @@
+"""Frames at given instants: seeks to the keyframe before each, decodes up to it, and turns it upright.
+
+T: instants, H: height, W: width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from av.video.frame import VideoFrame
+
+from ...errors import MediaError
+from .container import MediaFile, Track, demux, reopened
+
+#: Codecs whose decoder can leave out frames that no other refers to without changing the rest.
+_SKIPS_EXACTLY = frozenset({"h264", "hevc"})
+
+#: a, b, c, d of the display matrices of turns counter-clockwise, by quarters.
+_QUARTER_TURNS = {0: (1, 0, 0, 1), 1: (0, -1, 1, 0), 2: (-1, 0, 0, -1), 3: (0, 1, -1, 0)}
+
+#: More than 8K video has, twice over: what damaged headers claim is not allocated.
+_MAX_PIXELS = 1 << 26
+
+#: An instant this close before a frame's time counts as at it, in seconds: times are sums of binary fractions.
+_EPSILON_SECONDS = 1e-6
+
+
+class _OvershotError(MediaError):
+    """A seek that led beyond the frame that was to be reached."""
+
+
+def frame_times(file: MediaFile) -> npt.NDArray[np.float64]:
+    """Return when each frame comes on, (N,) seconds on the file's own clock, sorted.
+
+    Where packets have no times of their own, the frames are decoded once for theirs.
+    """
+    assert file.picture is not None
+    if file.picture.timed:
+        return file.picture.times.astype(np.float64) * file.picture.unit_seconds
+    return _decoded_times(file, file.picture)
+
+
+def shown_at(times: npt.NDArray[np.float64], instants: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
+    """Return which frame is on display at each instant, (T,): the last that has come on, or the first of all."""
+    return np.maximum(np.searchsorted(times, instants + _EPSILON_SECONDS, side="right") - 1, 0)
+
+
+def read_frames(file: MediaFile, ordinals: npt.NDArray[np.intp]) -> npt.NDArray[np.uint8]:
+    """Return some frames of a file, upright, in RGB.
+
+    Args:
+        file: open, with a picture.
+        ordinals: which frames in order of display, (T,), sorted; the same may be asked for more than once.
+
+    Returns:
+        (T, H, W, 3) uint8; H and W are the first frame's, to which others of another size are scaled.
+
+    Raises:
+        MediaError: the stream ends, or is damaged, before a frame that was asked for.
+    """
+    assert file.picture is not None
+    wanted = sorted({int(o) for o in ordinals})
+    source = _frames_by_time if file.picture.exact else _frames_by_count
+    pictures: dict[int, npt.NDArray[np.uint8]] = {}
+    size: tuple[int, int] | None = None
+    for ordinal, frame in source(file, file.picture, wanted):
+        if frame.is_corrupt:
+            raise file.error(f"damaged: frame {ordinal} cannot be decoded whole")
+        if frame.width * frame.height > _MAX_PIXELS:
+            raise file.error(f"a picture of {frame.width} x {frame.height} pixels, more than any real one")
+        size = size or (frame.width, frame.height)
+        pictures[ordinal] = _upright(frame, size)
+    if len(pictures) < len(wanted):
+        raise file.error(f"damaged or cut off: {len(wanted) - len(pictures)} of {len(wanted)} frames are not there")
+    return np.stack([pictures[int(o)] for o in ordinals])
+
+
+def _frames_by_time(file: MediaFile, track: Track, wanted: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
+    """Yield the wanted frames of a stream whose packets have their times, by seeking where the container allows it."""
+    if not file.seekable:
+        with reopened(file) as fresh:
+            yield from _run(fresh, track, wanted)
+        return
+    for seek, group in _by_keyframe(track, wanted):
+        file.container.seek(seek, stream=file.video, backward=True, any_frame=False)
+        try:
+            yield from _run(file, track, group)
+        except _OvershotError:  # the index is wrong here; the file itself need not be
+            with reopened(file) as fresh:
+                yield from _run(fresh, track, group)
+
+
+def _by_keyframe(track: Track, wanted: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """Return the wanted frames in groups, each with where to seek: a keyframe after the group before it."""
+    groups: list[tuple[int, list[int]]] = []
+    for ordinal in wanted:
+        key = int(np.searchsorted(track.keys, track.times[ordinal], side="right")) - 1
+        seek = int(track.seeks[key]) if key >= 0 else int(track.times[0])
+        if groups and (key < 0 or track.keys[key] <= track.times[groups[-1][1][-1]]):
+            groups[-1][1].append(ordinal)
+        else:
+            groups.append((seek, [ordinal]))
+    return groups
+
+
+def _run(file: MediaFile, track: Track, wanted: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
+    """Decode onwards from where the container stands until the last of the wanted frames has come."""
+    assert file.video is not None
+    context = file.video.codec_context
+    skips = context.name in _SKIPS_EXACTLY
+    targets = {int(track.times[o]): o for o in wanted}
+    left = list(wanted)
+    before: VideoFrame | None = None
+    for packet in demux(file.path, file.container, [file.video]):
+        if skips:
+            context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in targets else "NONREF"
+        for frame in packet.decode():
+            while left and frame.pts is not None and frame.pts >= track.times[left[0]]:
+                if frame.pts == track.times[left[0]]:
+                    yield left.pop(0), frame
+                elif before is not None:  # a packet that shows nothing by itself leaves the frame before it on display
+                    yield left.pop(0), before
+                else:
+                    raise _OvershotError(f"{file.path}: damaged: no frame at {left[0]}, the first after a keyframe")
+            before = frame
+            if not left:
+                return
+
+
+def _frames_by_count(file: MediaFile, track: Track, wanted: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
+    """Yield the wanted frames of a stream without usable times, counted from its beginning."""
+    chosen = set(wanted)
+    with reopened(file) as fresh:
+        assert fresh.video is not None
+        for ordinal, frame in enumerate(_decode_all(fresh)):
+            if ordinal in chosen:
+                yield ordinal, frame
+            if ordinal >= wanted[-1]:
+                return
+
+
+def _decode_all(file: MediaFile) -> Iterator[VideoFrame]:
+    assert file.video is not None
+    for packet in demux(file.path, file.container, [file.video]):
+        for frame in packet.decode():
+            assert isinstance(frame, VideoFrame)
+            yield frame
+
+
+def _decoded_times(file: MediaFile, track: Track) -> npt.NDArray[np.float64]:
+    """Return the times of decoded frames, (N,) seconds; one without a time, or out of order, follows its forerunner."""
+    with reopened(file) as fresh:
+        assert fresh.video is not None
+        rate = fresh.video.average_rate or fresh.video.guessed_rate
+        step = 1.0 / float(rate) if rate else 0.04
+        times: list[float] = []
+        for frame in _decode_all(fresh):
+            time = None if frame.pts is None else frame.pts * track.unit_seconds
+            if time is None or (times and time <= times[-1]):
+                time = times[-1] + step if times else 0.0
+            times.append(time)
+    if not times:
+        raise file.error("damaged or cut off: no frame can be decoded")
+    return np.array(times)
+
+
+def _upright(frame: VideoFrame, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Return a frame as (H, W, 3) RGB at `size` (width, height), with its display matrix's quarter turns applied."""
+    width, height = size
+    pixels: npt.NDArray[Any] = frame.to_ndarray(format="rgb24", width=width, height=height)
+    return np.ascontiguousarray(_turned(pixels, *_display_matrix(frame)))
+
+
+def _display_matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
+    """Return a, b, c, d of a frame's display matrix (ISO/IEC 14496-12, section 6.2.2), by default the identity."""
+    try:
+        data: Any = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV does not know another entry of the frame's side data
+        return _QUARTER_TURNS.get(round(frame.rotation / 90) % 4, _QUARTER_TURNS[0])
+    if data is None:
+        return _QUARTER_TURNS[0]
+    a, b, _, c, d = np.frombuffer(bytes(data), dtype=np.int32)[:5].tolist()
+    return a, b, c, d
+
+
+def _turned(pixels: npt.NDArray[np.uint8], a: int, b: int, c: int, d: int) -> npt.NDArray[np.uint8]:
+    """Apply a display matrix that maps (x, y) to (a x + c y, b x + d y), for turns by 90 degrees and mirrorings."""
+    if abs(b) > abs(a):  # the axes change places
+        pixels, a, d = pixels.transpose(1, 0, 2), c, b
+    pixels = pixels[:, ::-1] if a < 0 else pixels
+    return pixels[::-1] if d < 0 else pixels

@@ -1,0 +1,101 @@
+"""How a clip is sampled: T segments, at each centre one frame and one window of sound.
+
+For an encoder that takes whole clips, F frames: one at the centre of each of F equal parts of the clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..encoders.load import Encoder
+from ..media.decode import ClipMedia, SegmentSettings
+from .settings import ExtractSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """The sampling of one experiment's clips.
+
+    Args:
+        num_segments: T, the segments of equal length that a clip is cut into.
+        num_frames: F, of a visual encoder that takes whole clips; None for one frame a segment.
+        window_seconds: length of the sound window around each segment's centre, in seconds; None without sound.
+        missing_sound, missing_picture: what stands for a stream that a file does not have.
+        stride_seconds: length of a segment, counted from the clip's beginning; None where T segments fill the clip.
+    """
+
+    num_segments: int
+    num_frames: int | None = None
+    window_seconds: float | None
+    missing_sound: Literal["error", "silence"] = "error"
+    missing_picture: Literal["error", "black"] = "error"
+    stride_seconds: float | None = None
+
+    def identity(self, modality: str) -> dict[str, Any]:
+        """What of the sampling the states of `modality` depend on, as JSON."""
+        instants = "segment centres" if self.stride_seconds is None else f"every {self.stride_seconds!r} s, centred"
+        common = {"num_segments": self.num_segments, "instants": instants}
+        if modality == "visual":
+            black = {} if self.missing_picture == "error" else {"missing_picture": self.missing_picture}
+            whole = {} if self.num_frames is None else {"num_segments": self.num_frames}  # T only groups its tokens
+            return {**common, **whole, "frame": "nearest", **black}
+        silence = {} if self.missing_sound == "error" else {"missing_sound": self.missing_sound}
+        return {**common, "window_seconds": self.window_seconds, "channels": "mean", **silence}
+
+    def rows(self, modality: str) -> int:
+        """Frames, or windows of sound, of one clip."""
+        return (modality == "visual" and self.num_frames) or self.num_segments
+
+    def media_settings(self, modalities: set[str], encoders: Mapping[str, Encoder]) -> SegmentSettings:
+        """What to decode for these modalities, in one pass over a file."""
+        sound = "audio" in modalities
+        return SegmentSettings(
+            num_segments=self.num_segments,
+            num_frames=self.num_frames,
+            window_seconds=self.window_seconds if sound else None,
+            sample_rate_hz=encoders["audio"].sample_rate_hz if sound else None,
+            frames="visual" in modalities,
+            sound=sound,
+            missing_sound=self.missing_sound,
+            missing_picture=self.missing_picture,
+            stride_seconds=self.stride_seconds,
+        )
+
+    def blank(self, encoder: Encoder) -> np.ndarray:
+        """One black, silent clip as an encoder's raw input: what shapes are found with."""
+        if encoder.modality == "visual":
+            return np.zeros((self.num_frames or self.num_segments, 64, 64, 3), dtype=np.uint8)
+        assert self.window_seconds is not None
+        assert encoder.sample_rate_hz is not None
+        return np.zeros((self.num_segments, round(self.window_seconds * encoder.sample_rate_hz)), dtype=np.float32)
+
+    def inputs(self, encoder: Encoder, clips: Sequence[ClipMedia]) -> dict[str, Tensor]:
+        """The encoder's inputs for these clips, batch B·T with t fastest (B where whole clips enter the encoder).
+
+        Clips may differ in frame size.
+        """
+        parts = [clip.frames if encoder.modality == "visual" else clip.waveforms for clip in clips]
+        arrays = [part for part in parts if part is not None]
+        if len({a.shape for a in arrays}) == 1:
+            return encoder.preprocess(np.concatenate(arrays))
+        made = [encoder.preprocess(array) for array in arrays]
+        return {name: torch.cat([m[name] for m in made]) for name in made[0]}
+
+
+def sampling_of(settings: ExtractSettings, encoders: Mapping[str, Encoder]) -> Sampling:
+    """The sampling that an experiment names; the sound window and the frames of a whole clip are the encoders'."""
+    audio, visual, data = encoders.get("audio"), encoders.get("visual"), settings.data
+    return Sampling(
+        num_segments=data.segments,
+        num_frames=visual.num_frames if visual else None,
+        window_seconds=audio.window_seconds if audio else None,
+        missing_sound=data.missing_sound,
+        missing_picture=data.missing_picture,
+        stride_seconds=data.stride_seconds,
+    )

@@ -1,0 +1,281 @@
+"""The settings of stage 1: which data, which encoders cut where, which store; read from an experiment's TOML."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ...cache.feature_store import FeatureStore
+from ...cache.object_storage.address import ObjectAddress, is_object_url
+from ...config import from_mapping
+from ...errors import SettingsError, unknown_name
+from ..datasets.settings import DataSettings
+from ..encoders.spectrogram_settings import PictureSettings
+from ..executors.settings import EngineSettings
+from ..media.augment_settings import AugmentSettings, check_modality, check_views
+
+MODALITIES = ("visual", "audio", "text")
+EXPERIMENT_TABLES = ("data", "encoders", "store", "task", "train", "variants", "sweep", "log", "engine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSettings:
+    """One frozen encoder and the boundaries whose states are cached.
+
+    Args:
+        model: "timm:NAME", "hf:NAME-or-folder" or "pip:NAME" (weights that an installed Python package carries); or
+            "features:NAME", what `talik store import` brought into the store under that name: it has no units, so it is
+            read at boundary 0, and nothing of it is computed.
+        weights: a safetensors or .pt file in place of the model's own weights; "random" for tests.
+        cut: the boundary, or boundaries, to cache; negative numbers count from the number of units n, so -1 is the
+            place before the last unit. n itself (after the last unit) serves variants without any insertion.
+        image_size: side of the square picture, in pixels; the model's own by default.
+        fit: how a frame becomes square: "crop" its middle, or "stretch" the whole of it; the model's own by default.
+        num_frames: frames of a clip, of an encoder that takes whole clips; the model's own by default.
+        window_seconds: length of the sound window of each segment, in seconds; the segment's length by default.
+        picture: the front end of an image model that hears: its table, [encoders.audio.picture].
+        views: how many augmented views of each clip are stored beside the plain one. Training draws one of them or the
+            plain one for each clip and epoch; evaluation reads the plain one.
+        augment: what they change: its table, [encoders.visual.augment] or [encoders.audio.augment].
+        batch_size: frames, windows or texts a forward; results do not depend on it beyond the last bits.
+    """
+
+    model: str
+    weights: str | None = None
+    cut: int | tuple[int, ...] | Literal["auto"] = "auto"
+    image_size: int | None = None
+    fit: Literal["crop", "stretch"] | None = None
+    num_frames: int | None = None
+    window_seconds: float | None = None
+    picture: PictureSettings | None = None
+    views: int = 0
+    augment: AugmentSettings | None = None
+    batch_size: int = 64
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise SettingsError(f"batch_size: found {self.batch_size}, expected at least 1")
+        if self.num_frames is not None and self.num_frames < 1:
+            raise SettingsError(f"num_frames: found {self.num_frames}, expected at least 1")
+        if self.window_seconds is not None and self.window_seconds <= 0:
+            raise SettingsError(f"window_seconds: found {self.window_seconds}, expected more than 0")
+        check_views(self.views, self.augment)
+        if self.is_imported:
+            self._check_imported()
+
+    def _check_imported(self) -> None:
+        for name in ("weights", "image_size", "fit", "num_frames", "window_seconds", "augment"):
+            if getattr(self, name) is not None:
+                raise SettingsError(f"{name}: {self.model!r} are imported features, which have none; remove the key")
+        if self.cut != "auto" and self.cuts != (0,):
+            raise SettingsError(f"cut: {self.model!r} are imported features, whose only boundary is 0; remove the key")
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether the store holds these features already, computed by others."""
+        return self.model.startswith("features:")
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """The boundaries to cache, as written (negative ones not yet resolved)."""
+        if self.cut == "auto":
+            raise SettingsError(
+                'cut = "auto" takes its boundaries from a plan that caches: run talik plan first, or name them, '
+                "for instance cut = [-1]"
+            )
+        return (self.cut,) if isinstance(self.cut, int) else tuple(self.cut)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodersSettings:
+    """The encoders of an experiment, at most one a modality."""
+
+    visual: EncoderSettings | None = None
+    audio: EncoderSettings | None = None
+    text: EncoderSettings | None = None
+
+    def __post_init__(self) -> None:
+        for modality, settings in self.items():
+            check_modality(modality, settings.views, settings.augment)
+        if self.text is not None and self.text.is_imported:
+            raise SettingsError(f"text.model: found {self.text.model!r}; imported features are of clips, not texts")
+
+    def items(self) -> tuple[tuple[str, EncoderSettings], ...]:
+        """The (modality, settings) pairs that are there, in the order visual, audio, text."""
+        return tuple((m, getattr(self, m)) for m in MODALITIES if getattr(self, m) is not None)
+
+    def live(self) -> tuple[tuple[str, EncoderSettings], ...]:
+        """Those of `items` that are models; the others are imported features."""
+        return tuple((m, s) for m, s in self.items() if not s.is_imported)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreSettings:
+    """Where and how the states lie.
+
+    Args:
+        path: the store's folder, relative to the experiment's file; or a URL of object storage, such as
+            "s3://bucket/features.zarr".
+        storage: of object storage: `endpoint_url`, `region` and what else obstore knows, and `retry_seconds`, for how
+            long it is asked when it does not answer (120). Secrets come from the environment.
+        cache_dir: of object storage: the folder on this machine's own disk where shards are brought to when they are
+            read, relative to the experiment's file; by default in the user's cache folder.
+        cache_gb: of object storage: what they may take there; 50 by default.
+        dtype: storage data type of the states; int8 has a scale for each token, and its measured error stands in the
+            provenance.
+        verify: when checksums are compared while training: at an item's first read, at each, or never.
+        read_path: how training reaches the bytes: "mmap" by memory maps, "preadv" from the disk past the page cache by
+            several threads, "auto" by each where it is the faster. Network file systems are never mapped.
+        shard_items: clips a shard, the unit of work that a kill can cost; by default as many as this machine computes
+            in about a minute, found by timing one clip at the first run and kept from then on.
+        disk_budget: what the states may take, as "200 GB" or "1.5 TB" (decimal units); no limit but the disk's own
+            when not given. A plan chooses the boundaries to cache under it.
+    """
+
+    path: str = "features.zarr"
+    storage: dict[str, Any] = field(default_factory=dict)
+    cache_dir: str | None = None
+    cache_gb: float | None = None
+    dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float16"
+    verify: Literal["first", "always", "never"] = "first"
+    read_path: Literal["auto", "mmap", "preadv"] = "auto"
+    shard_items: int | None = None
+    disk_budget: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.shard_items is not None and self.shard_items < 1:
+            raise SettingsError(f"shard_items: found {self.shard_items}, expected at least 1")
+        _ = self.disk_budget_bytes
+        if is_object_url(self.path):
+            ObjectAddress(url=self.path, options=self.storage, cache_gb=self.cache_gb)
+        elif self.storage or self.cache_dir is not None or self.cache_gb is not None:
+            raise SettingsError(f"storage, cache_dir, cache_gb: {self.path!r} is no object storage; remove the keys")
+
+    @property
+    def disk_budget_bytes(self) -> int | None:
+        """The budget in bytes; None for no limit."""
+        if self.disk_budget is None:
+            return None
+        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?B)", self.disk_budget.strip())
+        if match is None:
+            raise SettingsError(f'disk_budget: found {self.disk_budget!r}, expected for instance "200 GB" or "1.5 TB"')
+        return int(float(match[1]) * {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}[match[2]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractSettings:
+    """Everything that stage 1 reads; `base` is the folder that relative paths count from."""
+
+    data: DataSettings
+    encoders: EncodersSettings
+    store: StoreSettings = field(default_factory=StoreSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    base: Path = Path()
+
+    def __post_init__(self) -> None:
+        if not self.encoders.items():
+            raise SettingsError("encoders: none named; expected at least one of [encoders.visual|audio|text]")
+
+    @property
+    def manifest_settings(self) -> DataSettings:
+        """`data`, with missing media allowed where no encoder would decode them."""
+        decoded = any(m != "text" for m, _ in self.encoders.live())
+        if decoded or not any(s.is_imported for _, s in self.encoders.items()):
+            return self.data
+        return replace(self.data, allow_missing=True)
+
+    @property
+    def store_path(self) -> Path:
+        """The store's folder; of a store in object storage, the folder of this machine that stands for it."""
+        return store_folder(self.store, self.base)
+
+    def open_store(self, mode: Literal["r", "a"] = "r") -> FeatureStore:
+        """Open the store; see `FeatureStore.open`."""
+        if not is_object_url(self.store.path):
+            return FeatureStore.open(self.store_path, mode)
+        at = _address(self.store, self.base)
+        return FeatureStore.open(at.url, mode, storage_options=at.options, cache_dir=at.cache_dir, cache_gb=at.cache_gb)
+
+
+def store_folder(store: StoreSettings, base: Path) -> Path:
+    """Return `ExtractSettings.store_path` of settings whose relative paths count from `base`."""
+    if is_object_url(store.path):
+        return _address(store, base).write_folder
+    return (base / Path(store.path).expanduser()).resolve()
+
+
+def _address(store: StoreSettings, base: Path) -> ObjectAddress:
+    cache = None if store.cache_dir is None else str((base / Path(store.cache_dir).expanduser()).resolve())
+    return ObjectAddress(url=store.path, options=store.storage, cache_dir=cache, cache_gb=store.cache_gb)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the tables of an experiment file, its top-level names checked.
+
+    Raises:
+        SettingsError: the file is missing or is not TOML, or has a table that no stage knows.
+    """
+    try:
+        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(f"{path}: no such file; expected an experiment's TOML") from None
+    except IsADirectoryError:
+        raise SettingsError(f"{path}: is a folder; expected an experiment's TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not valid TOML: {error}") from None
+    for name in tables:
+        if name not in EXPERIMENT_TABLES:
+            raise SettingsError(f"{path}: {unknown_name('table', name, EXPERIMENT_TABLES)}")
+    return tables
+
+
+def extract_settings(tables: Mapping[str, Any], *, path: Path) -> ExtractSettings:
+    """Build stage 1's settings from an experiment's tables; messages begin with the file's name."""
+    wanted = {name: tables[name] for name in ("data", "encoders", "store", "engine") if name in tables}
+    try:
+        parsed = from_mapping(_Tables, wanted, where="")
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from None
+    return ExtractSettings(
+        data=parsed.data,
+        encoders=_planned(parsed.encoders, Path(path)),
+        store=parsed.store,
+        engine=parsed.engine,
+        base=Path(path).parent,
+    )
+
+
+def plan_path(base: Path, name: str) -> Path:
+    """Where the plan of the experiment `name` in the folder `base` lies."""
+    return base / f"{name}.plan.json"
+
+
+def _planned(encoders: EncodersSettings, path: Path) -> EncodersSettings:
+    """Put the plan's boundaries where the file says cut = "auto"; where there is no plan yet, "auto" stays."""
+    chosen = plan_path(path.parent, path.stem)
+    unresolved = [m for m, e in encoders.items() if e.cut == "auto" and not e.is_imported]
+    if not unresolved or not chosen.is_file():
+        return encoders
+    try:
+        cuts = json.loads(chosen.read_text(encoding="utf-8"))["cuts"]
+        found = {m: tuple(int(k) for k in cuts[m]) for m in unresolved if m in cuts}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise SettingsError(f"{chosen}: not a plan; remove it and run talik plan again") from None
+    return dataclasses.replace(
+        encoders, **{m: dataclasses.replace(getattr(encoders, m), cut=cut) for m, cut in found.items()}
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tables:
+    data: DataSettings
+    encoders: EncodersSettings
+    store: StoreSettings = field(default_factory=StoreSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
