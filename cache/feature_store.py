@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,12 +16,22 @@ from .object_storage.address import SCHEMES, ObjectAddress, is_object_url, is_ur
 from .read.boundary_reader import Batch, BoundaryReader, Verify
 from .read.buffer_pool import Allocate
 from .read.local_rows import ReadPath
-from .write.boundary_writer import BoundaryWriter
+from .write.boundary_writer import BoundaryRequest, BoundaryWriter
 from .write.disk_space import refuse_if_full
 from .write.locks import LOCK_NAME
 from .write.shard_writer import Shard
 
-__all__ = ["ArraySpec", "Batch", "BoundaryReader", "BoundarySpec", "BoundaryWriter", "FeatureStore", "Item", "Shard"]
+__all__ = [
+    "ArraySpec",
+    "Batch",
+    "BoundaryReader",
+    "BoundaryRequest",
+    "BoundarySpec",
+    "BoundaryWriter",
+    "FeatureStore",
+    "Item",
+    "Shard",
+]
 
 
 class FeatureStore:
@@ -113,6 +124,7 @@ class FeatureStore:
         lengths: Sequence[int] | None = None,
         provenance: dict[str, Any] | None = None,
         max_seconds_per_item: float | None = None,
+        commit: bool = True,
     ) -> BoundaryWriter:
         """Return the writer of a boundary, which holds the store's lock until it is closed.
 
@@ -124,6 +136,7 @@ class FeatureStore:
             provenance: plain JSON; what moves only the last bits (device, library versions). Recorded, never compared.
             max_seconds_per_item: what computing one item takes at most; bounds a shard to about a minute's work. Counts
                 at the boundary's first write only.
+            commit: write the rows down at once; otherwise they are only planned until `BoundaryWriter.commit`.
 
         Raises:
             StoreLockedError: another process writes this store, or this one this boundary.
@@ -140,7 +153,24 @@ class FeatureStore:
             lengths=lengths,
             provenance=provenance,
             max_seconds_per_item=max_seconds_per_item,
+            commit=commit,
         )
+
+    @contextmanager
+    def writers(self, requests: Sequence[BoundaryRequest]) -> Iterator[list[BoundaryWriter]]:
+        """Open the writers of several boundaries, after all that they miss together was found to fit on the disk.
+
+        Raises:
+            StoreFullError: it does not fit; nothing was written.
+            StoreLockedError, StoreMismatchError, SettingsError: see `writer`.
+        """
+        with ExitStack() as stack:
+            opened = [stack.enter_context(self.writer(**vars(request), commit=False)) for request in requests]
+            missing = [size for size in (writer.bytes_missing for writer in opened) if size]
+            self.refuse_if_full(sum(missing), what=f"{len(missing)} boundaries", num_boundaries=len(missing))
+            for writer in opened:
+                writer.commit()
+            yield opened
 
     def refuse_if_full(self, num_bytes: int, *, what: str, num_boundaries: int = 1) -> None:
         """Refuse what the disk has no room for; see `estimate.refuse_if_full`.

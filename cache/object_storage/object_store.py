@@ -87,6 +87,7 @@ class ObjectStore(FeatureStore):
         lengths: Sequence[int] | None = None,
         provenance: dict[str, Any] | None = None,
         max_seconds_per_item: float | None = None,
+        commit: bool = True,
     ) -> ObjectWriter:
         """Return the writer of a boundary, which owns the store until it is closed; see `FeatureStore.writer`."""
         if self.mode != "a":
@@ -101,6 +102,7 @@ class ObjectStore(FeatureStore):
                 lengths=lengths,
                 provenance=provenance,
                 max_seconds_per_item=max_seconds_per_item,
+                commit=commit,
                 closed=lambda: object_lock.release(self.where, spec.path),
             )
         except BaseException:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 
 from ...errors import ObjectChangedError, StoreError, StoreFullError
@@ -78,16 +77,6 @@ class ObjectShardWriter(ShardWriter):
             put_shard(mirror, layout, shard.index)
             return catalog_.read_receipt(layout, shard.index)
 
-    def crc32c(self, shard: int) -> int:
-        """Return the CRC32C of a shard's files, which were just put, or else are got."""
-        mirror, layout = self._here()
-        crc = 0
-        for array in layout.data:
-            path = array.shard_path(shard)
-            got = None if path.exists() else mirror.objects.get(mirror.key(path))
-            crc = google_crc32c.extend(crc, path.read_bytes() if got is None else got[0])
-        return crc
-
     def _hand_over(self, mirror: Mirror, layout: Layout, *, keep: int) -> None:
         address = self.address
         readers = Mirror(mirror.objects, address.read_folder) if self.owner == this_process() else None
@@ -121,6 +110,7 @@ class ObjectWriter(BoundaryWriter):
         lengths: Sequence[int] | None,
         provenance: dict[str, Any] | None,
         max_seconds_per_item: float | None,
+        commit: bool,
         closed: Callable[[], None],
     ) -> None:
         """See `BoundaryWriter`; the caller owns the store, whose small files are as they are there.
@@ -128,7 +118,7 @@ class ObjectWriter(BoundaryWriter):
         Args:
             mirror: the folder.
             address: of the store.
-            spec, items, lengths, provenance, max_seconds_per_item: as there.
+            spec, items, lengths, provenance, max_seconds_per_item, commit: as there.
             closed: called when the writer is.
         """
         self._mirror, self._address, self._closed = mirror, address, closed
@@ -140,14 +130,21 @@ class ObjectWriter(BoundaryWriter):
                 lengths=lengths,
                 provenance=provenance,
                 max_seconds_per_item=max_seconds_per_item,
+                commit=False,
             )
         try:
-            object_lock.check(address.url)
-            mirror.push_changes()
+            if commit:
+                self.commit()
         except BaseException:
             super().close()
             raise
-        self._catalog = replace(self._catalog, layout=replace(self._catalog.layout, shown=address.url))
+
+    def _write_rows(self) -> None:
+        with named(self._address.url, self._mirror.folder):
+            super()._write_rows()
+        object_lock.check(self._address.url)
+        self._mirror.push_changes()
+        self._catalog = replace(self._catalog, layout=replace(self._catalog.layout, shown=self._address.url))
 
     def close(self) -> None:
         """Give the lock back; a second call does nothing."""

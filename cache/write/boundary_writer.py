@@ -7,8 +7,9 @@ with store.writer(spec, items) as writer:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +21,7 @@ from ..format import catalog as catalog_
 from ..format.catalog import Catalog
 from ..format.int8 import MEASURED, Int8Error
 from ..format.layout import RECEIPT_FIELDS, Grid
+from ..format.records import Records
 from ..format.spec import BoundarySpec, Item
 from ..format.zarr_metadata import group_document, write_document
 from . import locks as lock
@@ -29,6 +31,17 @@ from .row_allocation import check_lengths, missing_shards, plan
 from .shard_writer import Shard, ShardWriter
 
 Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundaryRequest:
+    """What one boundary is to hold; the arguments of `FeatureStore.writer`."""
+
+    spec: BoundarySpec
+    items: Sequence[Item]
+    lengths: Sequence[int] | None = None
+    provenance: dict[str, Any] | None = None
+    max_seconds_per_item: float | None = None
 
 
 class BoundaryWriter:
@@ -48,8 +61,9 @@ class BoundaryWriter:
         lengths: Sequence[int] | None = None,
         provenance: dict[str, Any] | None = None,
         max_seconds_per_item: float | None = None,
+        commit: bool = True,
     ) -> None:
-        """Take the lock, allot rows to the items that have none, and see which shards are missing.
+        """Take the lock, plan rows for the items that have none, and write them down unless `commit` is False.
 
         Raises:
             StoreLockedError: somebody else writes the store.
@@ -72,21 +86,33 @@ class BoundaryWriter:
                 longest=max(lengths or (), default=1),
                 max_seconds_per_item=max_seconds_per_item,
             )
-            before = catalog_.load(store, spec) or catalog_.new(store, spec, grid)
-            catalog_.forget_beyond(before)
-            after, self._provenance = plan(before, items, lengths, provenance or {})
-            self._refuse_if_full(after)
-            if after is before and before.stored:
-                self._catalog = before
-            else:
-                with nobody_working(after.layout.folder) if _gives_rows_up(before, after) else nullcontext():
-                    self._catalog = catalog_.commit(before, after)
-            self._number_of_row = np.full(self._catalog.num_rows, -1, np.int64)
-            rows = self._catalog.table.index.find([item.key for item in self._items])
-            self._number_of_row[rows] = np.arange(len(rows))
+            self._stored = catalog_.load(store, spec) or catalog_.new(store, spec, grid)
+            catalog_.forget_beyond(self._stored)
+            self._catalog, self._provenance = plan(self._stored, items, lengths, provenance or {})
+            if commit:
+                self.commit()
         except BaseException:
             lock.release(store, self._lock_name)
             raise
+
+    def commit(self) -> None:
+        """Write the planned rows to the store, so that shards can be written.
+
+        Raises:
+            StoreFullError: the missing shards do not fit on the disk; nothing was written.
+            StoreLockedError: rows are to be given up while workers of an owner that died still write.
+        """
+        self._refuse_if_full(self._catalog)
+        self._write_rows()
+
+    def _write_rows(self) -> None:
+        before, after = self._stored, self._catalog
+        if after is not before or not before.stored:
+            with nobody_working(after.layout.folder) if _gives_rows_up(before, after) else nullcontext():
+                self._catalog = self._stored = catalog_.commit(before, after)
+        self._number_of_row = np.full(self._catalog.num_rows, -1, np.int64)
+        rows = self._catalog.table.index.find([item.key for item in self._items])
+        self._number_of_row[rows] = np.arange(len(rows))
 
     def __enter__(self) -> BoundaryWriter:
         """Return the writer; the lock is held since it was made."""
@@ -148,6 +174,31 @@ class BoundaryWriter:
         self.bytes_written += int(receipt[RECEIPT_FIELDS:].sum())
         if error.num_items:
             self.measured(error)
+
+    def give_up(self, shard: Shard, keys: Collection[str]) -> Shard | None:
+        """Give up the rows of a missing shard's items that cannot be computed; all other shards stay as they are.
+
+        Args:
+            shard: one that `missing` gave.
+            keys: of the items.
+
+        Returns:
+            The shard with the items that are left, as it would be had the others never been named; None where none is
+            left, in which case their rows stay theirs.
+
+        Raises:
+            StoreLockedError: a worker is writing shards of this boundary.
+        """
+        table, rows = self._catalog.table, self._catalog.rows_of_shard(shard.index).tolist()
+        gone = [(row, item) for row in rows if (item := table.item(row)).key in keys]
+        self._items = [item for item in self._items if item.key not in keys]
+        if len(gone) == len(rows):
+            return None
+        if gone:
+            records = Records.of([item for _, item in gone], [~row for row, _ in gone])
+            self._catalog = replace(self._catalog, records=self._catalog.records.extended(records))
+            self._write_rows()
+        return self._shard(shard.index)
 
     def measured(self, error: Int8Error) -> None:
         """Add to the provenance what int8 changed in shards; `write` does, for those of other processes their owner."""

@@ -99,15 +99,6 @@ class ShardWriter:
             finally:
                 claim.release()
 
-    def crc32c(self, shard: int) -> int:
-        """Return the CRC32C of the bytes of a written shard's files, one after another."""
-        crc = 0
-        for array in self.layout.data:
-            with array.shard_path(shard).open("rb") as file:
-                while block := file.read(1 << 20):
-                    crc = google_crc32c.extend(crc, block)
-        return crc
-
     def copy(self, shard: Shard, arrays: Iterable[Sequence[Array]], provenance: int) -> Array:
         """Write a shard from values as they are stored; for `gc`, which has the boundary to itself."""
         claim = ShardClaim(self.layout, shard.index)

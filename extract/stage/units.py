@@ -135,7 +135,7 @@ def write_targets(
         rows: the states of a shard's items in order; not called for a shard that is there.
 
     Returns:
-        For each shard its boundary's path, its number, items, bytes, the CRC32C of its files' bytes one after another,
+        For each shard its boundary's path, its number, items, bytes,
         and what int8 changed in it (zeros where it is not int8, or was there before).
     """
     told = []
@@ -148,7 +148,6 @@ def write_targets(
                 "shard": shard.index,
                 "items": len(shard.items),
                 "size_bytes": int(receipt[RECEIPT_FIELDS:].sum()),
-                "crc32c": writer.crc32c(shard.index),
                 "int8": vars(error),
             }
         )

@@ -235,7 +235,6 @@ def test_workers_of_other_machines(make_sample, s3, tmp_path, tree):
         )
         receipts = [elsewhere.write(shard, sample.states(shard)) for shard in shards[:2]]
         np.testing.assert_array_equal(elsewhere.write(shards[0], iter(())), receipts[0])  # a second arrival
-        assert elsewhere.crc32c(shards[0].index) == worker.crc32c(shards[0].index)
         assert [shard.index for shard in writer.missing()] == [shard.index for shard in shards[2:]]
         for shard in writer.missing():
             writer.write(shard, sample.states(shard))

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from talik.cache.feature_store import ArraySpec, BoundarySpec, FeatureStore, Item
+from talik.cache.feature_store import ArraySpec, BoundaryRequest, BoundarySpec, FeatureStore, Item
 from talik.cache.format.digests import digest_text
 from talik.cache.format.layout import TARGET_SHARD_BYTES, Grid
 from talik.cache.maintenance.verify import verify
-from talik.errors import MissingItemError, SettingsError, StoreMismatchError
+from talik.errors import MissingItemError, SettingsError, StoreFullError, StoreMismatchError
 
 
 def test_every_kind_comes_back(sample, tmp_path):
@@ -280,3 +280,46 @@ def test_asking_for_less_gives_nothing_up(sample, tmp_path):
         assert writer.bytes_missing > 0
     with sample.writer(FeatureStore.open(tmp_path / "s", "a"), items) as writer:
         assert [len(s.items) for s in writer.missing()] == [3, 3]
+
+
+def test_rows_given_up_in_an_open_writer_are_those_of_a_new_writer_without_the_items(sample, tmp_path, tree):
+    """Later shards and generations keep their rows, and a shard of which nothing is left stays as it is."""
+    old, new = sample.items(4), sample.items(12)
+    bad = {new[i].key for i in (1, 5, 9, 10, 11)}
+    for name in ("open", "anew"):
+        with sample.writer(FeatureStore.open(tmp_path / name, "a"), old) as writer:
+            assert len(writer.missing()) == 2
+    with sample.writer(FeatureStore.open(tmp_path / "open", "a"), new) as writer:
+        for shard in writer.missing():
+            left = writer.give_up(shard, bad)
+            expected = tuple(item for item in shard.items if item.key not in bad)
+            assert (left.items if left else ()) == expected
+            if left is not None:
+                assert left.index == shard.index
+                writer.write(left, sample.states(left))
+        assert writer.missing() == []
+    with sample.writer(FeatureStore.open(tmp_path / "anew", "a"), new):
+        pass
+    sample.fill(tmp_path / "anew", [item for item in new if item.key not in bad])
+    assert tree(tmp_path / "open") == tree(tmp_path / "anew")
+    sample.check(tmp_path / "open", [item for item in new if item.key not in bad])
+    assert verify(tmp_path / "open") == []
+
+
+def test_several_boundaries_are_planned_together_and_written_only_if_all_fit(sample, tmp_path, monkeypatch):
+    store = FeatureStore.open(tmp_path / "s", "a")
+    items = sample.items(5)
+    specs = [sample.spec, replace(sample.spec, boundary=sample.spec.boundary + 1)]
+    requests = [BoundaryRequest(spec=spec, items=items, lengths=sample.lengths(items)) for spec in specs]
+    with monkeypatch.context() as patch:
+        patch.setattr("talik.cache.atomic_io.free_bytes", lambda _: 1_000_000)
+        with pytest.raises(StoreFullError, match="2 boundaries to write need"):
+            with store.writers(requests):
+                pass
+    assert [path.name for path in store.path.iterdir()] == ["zarr.json"]
+    with store.writers(requests) as writers:
+        for writer in writers:
+            for shard in writer.missing():
+                writer.write(shard, sample.states(shard))
+    assert [spec.boundary for spec in store.boundaries()] == [spec.boundary for spec in specs]
+    assert verify(store.path) == []

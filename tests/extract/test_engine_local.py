@@ -87,7 +87,7 @@ def test_a_store_is_the_same_bytes_whoever_fills_it_though_workers_are_killed(
     assert len(receipts) == 5  # four shards of clips, one of texts
     assert sum(r["attempts"] for r in receipts) == 7
     assert all(r["seconds"] > 0 and not r["error"] for r in receipts)
-    assert all(w["size_bytes"] > 0 and w["crc32c"] > 0 for r in receipts for w in r["result"]["written"])
+    assert all(w["size_bytes"] > 0 for r in receipts for w in r["result"]["written"])
     assert extract(path, progress=False, engine=engine()).up_to_date
 
 
