@@ -181,8 +181,8 @@ def measure_cold(folder: Path, num_items: int, rounds: int, num_batches: int) ->
 
 
 def read_keys(reader: BoundaryReader, rows: list[int]) -> None:
-    """Read one batch of talik's, and let it go."""
-    reader.read([formats.KEYS[row] for row in rows])
+    """Read one batch of talik's and release it."""
+    reader.read([formats.KEYS[row] for row in rows]).release()
 
 
 def measure_text(folder: Path, rounds: int) -> dict[int, float]:
@@ -197,14 +197,14 @@ def measure_text(folder: Path, rounds: int) -> dict[int, float]:
     reader = FeatureStore.open(folder / "text.zarr").reader("text", 0)
     keys = [item.key for item in items]
     for first in range(0, len(keys), 64):
-        reader.read(keys[first : first + 64])
+        reader.read(keys[first : first + 64]).release()
     found = {}
     for size in (16, 64):
         random_batches = formats.batches(len(keys), size, seed=3)
         times = []
         for _ in range(10 * rounds):
             asked = [keys[i] for i in next(random_batches)]
-            times.append(clocked(lambda asked=asked: reader.read(asked))[0])
+            times.append(clocked(lambda asked=asked: reader.read(asked).release())[0])
         found[size] = statistics.median(times) / size * 1e6
     return found
 

@@ -18,7 +18,7 @@ import tensorstore
 import torch
 import zarr
 
-from talik.cache.feature_store import BoundarySpec, FeatureStore, Item
+from talik.cache.feature_store import Batch, BoundarySpec, FeatureStore, Item
 from talik.cache.format.digests import digest_text
 
 ITEM = (10, 197, 768)
@@ -164,7 +164,15 @@ def talik(**settings: Any) -> Callable[[Path, torch.Tensor], Read]:
 
     def open_(folder: Path, buffer: torch.Tensor) -> Read:
         reader = FeatureStore.open(folder / "s.zarr").reader("visual", 9, **settings)
-        return lambda rows: torch.from_numpy(reader.read([KEYS[row] for row in rows]).hidden)
+        last: list[Batch] = []
+
+        def read(rows: Sequence[int]) -> torch.Tensor:
+            while last:  # memory of its own, used again for every batch
+                last.pop().release()
+            last.append(reader.read([KEYS[row] for row in rows]))
+            return torch.from_numpy(last[0].hidden)
+
+        return read
 
     return open_
 

@@ -13,8 +13,8 @@ from .format import catalog as catalog_
 from .format.spec import FORMAT_VERSION, STORE_KIND, ArraySpec, BoundarySpec, Item, differences
 from .format.zarr_metadata import METADATA_NAME, group_document, read_document, write_document
 from .object_storage.address import SCHEMES, ObjectAddress, is_object_url, is_url
-from .read.boundary_reader import Batch, BoundaryReader, Verify
-from .read.buffer_pool import Allocate
+from .read.batch import Allocate, Batch
+from .read.boundary_reader import BoundaryReader, Verify
 from .read.local_rows import ReadPath
 from .write.boundary_writer import BoundaryRequest, BoundaryWriter
 from .write.disk_space import refuse_if_full

@@ -23,9 +23,9 @@ from .format.layout import RECEIPT_FIELDS, Grid, Layout
 from .format.records import Records
 from .format.spec import FORMAT_VERSION, STORE_KIND, BoundarySpec, Item
 from .format.zarr_metadata import group_document
+from .read.batch import Allocate, AllocateArray
 from .read.boundary_reader import BoundaryReader, Verify
-from .read.buffer_pool import Allocate
-from .read.local_rows import ReadPath, Take, corrupt
+from .read.local_rows import ReadPath, corrupt
 
 
 class RemoteStore(FeatureStore):
@@ -172,7 +172,7 @@ class ZarrRows:
         self._crc: Array | None = None
         self._pool: ThreadPoolExecutor | None = None
 
-    def read(self, rows: Array, check: Sequence[bool], take: Take) -> list[Array]:
+    def read(self, rows: Array, check: Sequence[bool], allocate: AllocateArray) -> list[Array]:
         """Return the values of rows; see `rows.RowSource.read`."""
         spec, layout = self._catalog.layout.spec, self._catalog.layout
         begins, ends = rows, rows + 1
@@ -180,7 +180,7 @@ class ZarrRows:
         if spec.ragged:
             begins, ends = self._catalog.offsets[rows], self._catalog.offsets[rows + 1]
             lead = (len(rows), int((ends - begins).max(initial=0)))
-        values = [take((*lead, *data.unit_shape), data.numpy_dtype) for data in layout.data]
+        values = [allocate((*lead, *data.unit_shape), data.numpy_dtype) for data in layout.data]
         crcs = self._stored_crc() if spec.ragged and any(check) else None
 
         def one(i: int) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...cache.feature_store import FeatureStore
-from ...cache.read.boundary_reader import Batch, BoundaryReader
+from ...cache.read.batch import Batch
+from ...cache.read.boundary_reader import BoundaryReader
 from ...errors import MissingItemError
 from ...extract.media.augment_settings import drawn_view
 from ...extract.stage.settings import EncoderSettings
@@ -68,18 +71,21 @@ def _of_view(view: int, orders: Sequence[Sequence[str]], drawn: Sequence[Sequenc
             yield chosen
 
 
-def _joined(parts: Mapping[int, Batch], views: np.ndarray) -> Batch:
-    """Put the items of each view's batch at the places where `views` (items,) names it."""
-    if len(parts) == 1:
-        return next(iter(parts.values()))
-    first = next(iter(parts.values()))
+def _joined(parts: Mapping[int, Batch], views: NDArray[np.int64]) -> Batch:
+    """Return one batch with the items of each view's batch where `views` (items,) names it; releases the parts."""
+    batches = list(parts.values())
+    if len(batches) == 1:
+        return batches[0]
+    places = [np.flatnonzero(views == view) for view in parts]
 
-    def spread(arrays: Mapping[int, np.ndarray]) -> np.ndarray:
-        out = np.empty((len(views), *next(iter(arrays.values())).shape[1:]), next(iter(arrays.values())).dtype)
-        for view, values in arrays.items():
-            out[views == view] = values
+    def joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        out = np.empty((len(views), *arrays[0].shape[1:]), arrays[0].dtype)
+        for where, values in zip(places, arrays, strict=True):
+            out[where] = values
         return out
 
-    hidden = spread({view: batch.hidden for view, batch in parts.items()})
-    inputs = {name: spread({view: batch.inputs[name] for view, batch in parts.items()}) for name in first.inputs}
-    return Batch(hidden=hidden, lengths=None, inputs=inputs, dtype=first.dtype)
+    hidden = joined([batch.hidden for batch in batches])
+    inputs = {name: joined([batch.inputs[name] for batch in batches]) for name in batches[0].inputs}
+    for batch in batches:
+        batch.release()
+    return Batch(hidden=hidden, inputs=inputs, dtype=batches[0].dtype)

@@ -15,7 +15,8 @@ from torch import Tensor
 from ...cache.feature_store import FeatureStore
 from ...cache.format.digests import digest_text
 from ...cache.format.spec import differences
-from ...cache.read.boundary_reader import Batch, BoundaryReader, Verify
+from ...cache.read.batch import Batch
+from ...cache.read.boundary_reader import BoundaryReader, Verify
 from ...cache.read.local_rows import ReadPath
 from ...errors import MissingItemError
 from ...extract.datasets.types import Manifest, Question
@@ -240,12 +241,12 @@ def _identity(encoder: Encoder, boundary: int, sampling: Sampling) -> dict[str, 
 
 
 def _at(values: Tensor, places: Tensor | None) -> Tensor:
-    """A copy in either case: what was read lies in buffers that the reader uses again."""
+    """Return the rows at `places`, or all of them, as a copy: the batch that `values` may view is released."""
     return values.clone() if places is None else values[places]
 
 
 def _as_states(tensor: Tensor, dtype: str, places: Tensor | None) -> Tensor:
-    """What was read as float32, arranged while it is small; a copy in any case, for the same reason."""
+    """Return the rows at `places`, or all of them, as float32, as a copy; gathered while they are still narrow."""
     arranged = tensor if places is None else tensor[places]
     states = arranged.view(torch.bfloat16) if dtype == "bfloat16" else arranged
     return states.to(torch.float32, copy=places is None)

@@ -1,6 +1,7 @@
-"""Batches on their way to a GPU: read into pinned memory, copied without waiting, held until the copy is done.
+"""Copies of stored batches to the training device, from pinned memory and without waiting on a GPU.
 
-On a CPU nothing of this happens: tensors are views of what was read.
+A batch is released, so that its reader reads the next one into the same memory, as soon as its copy is complete: on a
+GPU when the copy's event has come, on a CPU, where tensors are views, at the end of the block that uses them.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypedDict
 
-import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ...cache.read.boundary_reader import Batch, Verify
-from ...cache.read.buffer_pool import Allocate
+from ...cache.read.batch import Allocate, Batch
+from ...cache.read.boundary_reader import Verify
 from ...cache.read.local_rows import ReadPath
 
-_IN_FLIGHT = 3  # batches held; beyond that the oldest copy is waited for
+_IN_FLIGHT = 3  # batches whose copy is under way; beyond that the oldest copy is waited for
 
 
 class ReadSettings(TypedDict):
@@ -52,26 +53,32 @@ def recorded() -> Event:
 
 
 class Transfers:
-    """Copies of batches to a device; a batch is held while its copy is under way, so that its buffers stay its own."""
+    """Copies batches to a device and releases each one when its copy is complete."""
 
     def __init__(self, device: str, record: Callable[[], Event] = recorded) -> None:
-        """Begin with none.
+        """Start with no copy under way.
 
         Args:
-            device: where to.
-            record: marks the end of the copies ordered so far.
+            device: destination of the copies.
+            record: returns an event that comes when the copies ordered so far are done.
         """
         self._device = torch.device(device)
         self._record = record
         self._waits = self._device.type != "cpu"
-        self._held: deque[tuple[Event, Batch]] = deque()
+        self._pending: deque[tuple[Event, Batch]] = deque()
 
     @contextmanager
-    def of(self, batch: Batch) -> Iterator[Callable[[np.ndarray[Any, Any]], Tensor]]:
-        """Give what takes arrays of `batch` to the device; after the block the batch is held until they are there."""
+    def of(self, batch: Batch) -> Iterator[Callable[[NDArray[Any]], Tensor]]:
+        """Yield a function from an array of `batch` to its tensor on the device; afterwards the batch is released.
+
+        On a CPU the tensor is a view of the array: what is kept beyond the block must be copied inside it.
+        """
         yield lambda values: torch.from_numpy(values).to(self._device, non_blocking=True)
         if not self._waits:
+            batch.release()
             return
-        self._held.append((self._record(), batch))
-        while self._held and (len(self._held) > _IN_FLIGHT or self._held[0][0].query()):
-            self._held.popleft()[0].synchronize()
+        self._pending.append((self._record(), batch))
+        while self._pending and (len(self._pending) > _IN_FLIGHT or self._pending[0][0].query()):
+            event, copied = self._pending.popleft()
+            event.synchronize()
+            copied.release()

@@ -97,7 +97,8 @@ def measure_store(folder: Path) -> tuple[float, float]:
                 order = [keys[i] for i in random.permutation(len(keys))]
                 started = time.perf_counter()
                 for batch in reader.prefetch(order[i : i + 16] for i in range(0, len(order), 16)):
-                    torch.from_numpy(batch.hidden).float()
+                    with batch:
+                        torch.from_numpy(batch.hidden).float()
                 taken.append(time.perf_counter() - started)
     return statistics.mean(taken) / total, writing
 

@@ -147,6 +147,7 @@ def _export_boundary(reader: BoundaryReader, group: Any, progress: Callable[[int
                 values = np.concatenate([v[:n] for v, n in zip(values, batch.lengths, strict=True)])
             if len(values):
                 target[place] = values
+        batch.release()
         if progress:
             progress(len(part))
 

@@ -15,7 +15,8 @@ import numpy as np
 from ...errors import CorruptItemError
 from ..format.catalog import Catalog
 from ..format.layout import DataArray, Layout
-from ..read.local_rows import LocalRows, ReadPath, Take
+from ..read.batch import AllocateArray
+from ..read.local_rows import LocalRows, ReadPath
 from ..read.shard_index import ShardPlaces
 from ..read.shard_reader import OpenShards, StoredShard
 from .client import Stored, in_parallel
@@ -105,16 +106,16 @@ class ReadThroughRows(LocalRows):
         self._maps = HeldShards(layout, self._maps, self._bringing("map"), self._letting_go("map"), one)
         self._files = HeldShards(layout, self._files, self._bringing("file"), self._letting_go("file"), one)
 
-    def read(self, rows: Array, check: Any, take: Take) -> list[Array]:
+    def read(self, rows: Array, check: Any, allocate: AllocateArray) -> list[Array]:
         """Return the values of rows; what fails its checksum here is got once more before it is an error."""
         try:
-            return super().read(rows, check, take)
+            return super().read(rows, check, allocate)
         except CorruptItemError:
             self.close()
             for array, shard in self._wanted(rows):
                 array.shard_path(shard).unlink(missing_ok=True)
                 self._places.pop((array.name, shard), None)
-            return super().read(rows, check, take)
+            return super().read(rows, check, allocate)
 
     def _run(self, job: Any, rows: Array, flat: list[Array]) -> None:
         absent = self._absent_shards(rows)

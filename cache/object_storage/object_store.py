@@ -25,8 +25,8 @@ from ..format.catalog import Catalog
 from ..format.digests import canonical_json
 from ..format.spec import FORMAT_VERSION, STORE_KIND, BoundarySpec, Item
 from ..format.zarr_metadata import METADATA_NAME, group_document
+from ..read.batch import Allocate
 from ..read.boundary_reader import BoundaryReader, Verify
-from ..read.buffer_pool import Allocate
 from ..read.local_rows import ReadPath
 from . import lease as object_lock
 from .address import ObjectAddress

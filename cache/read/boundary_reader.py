@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -20,30 +19,12 @@ from ..format.catalog import Catalog
 from ..format.int8 import SCALE, restored
 from ..format.layout import RECEIPT_FIELDS
 from ..format.spec import BoundarySpec, Item
-from .buffer_pool import Allocate, BufferPool
+from .batch import Allocate, Batch, BatchMemory, BufferPool
 from .local_rows import LocalRows, ReadPath, RowSource
 from .prefetch import prefetched
 
 Array = np.ndarray[Any, Any]
 Verify = Literal["first", "always", "never"]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Some items of a boundary, in the order asked for.
-
-    Args:
-        hidden: dense (B, *shape); ragged (B, longest, *shape), zeros beyond each item's length. int16 bit patterns if
-            `dtype` is bfloat16.
-        lengths: (B,) int64 tokens of each item; None for a dense boundary.
-        inputs: by name, (B, *shape) or (B, longest, *shape), zeros likewise.
-        dtype: data type of `hidden`: float32, float16 or bfloat16, as stored; float32 for what is stored as int8.
-    """
-
-    hidden: Array
-    lengths: Array | None
-    inputs: dict[str, Array] = field(default_factory=dict)
-    dtype: str = "float32"
 
 
 class BoundaryReader:
@@ -62,7 +43,7 @@ class BoundaryReader:
             catalog: of the boundary.
             rows: gives the values of its rows.
             verify: when an item's checksum is compared: on its first read by this reader, on every one, or never.
-            allocate: gives memory for batches; see `BufferPool`.
+            allocate: returns memory for batches; see `BufferPool`.
         """
         if verify not in ("first", "always", "never"):
             raise SettingsError(unknown_name("verify", verify, ("first", "always", "never")))
@@ -164,35 +145,52 @@ class BoundaryReader:
         return int(self._catalog.receipts[:, RECEIPT_FIELDS:].sum())
 
     def read(self, keys: Sequence[str]) -> Batch:
-        """Return the items of `keys`, in any order, in buffers that are the caller's to keep and to write.
+        """Read the items of `keys`, in any order and any number of times, into a batch that owns its memory.
+
+        Args:
+            keys: item keys, 64 hex digits each.
+
+        Returns:
+            The batch; nothing changes its arrays unless it is released.
 
         Raises:
-            MissingItemError: a key that cannot be read.
+            MissingItemError: a key that the store has not, or has not extracted yet.
             CorruptItemError: stored bytes that fail their checksum; names store, boundary, item and shard.
         """
-        stored = self.read_stored(keys)
+        memory = BatchMemory(self._pool)
+        stored = self._read(keys, memory)
         if stored.dtype != "int8":
             return stored
-        with self._guard:
-            out = self._pool.take(stored.hidden.shape, np.dtype(np.float32))
+        out = memory.allocate(stored.hidden.shape, np.dtype(np.float32))
         inputs = {name: values for name, values in stored.inputs.items() if name != SCALE}
         hidden = restored(stored.hidden, stored.inputs[SCALE], out)
-        return Batch(hidden=hidden, lengths=stored.lengths, inputs=inputs, dtype="float32")
+        return Batch(hidden=hidden, lengths=stored.lengths, inputs=inputs, memory=memory)
 
     def read_stored(self, keys: Sequence[str]) -> Batch:
-        """Return what `read` does, but int8 as it is stored, with its scales among the inputs."""
+        """Read the items of `keys` as `read` does, but int8 as it is stored, with its scales among the inputs."""
+        return self._read(keys, BatchMemory(self._pool))
+
+    def _read(self, keys: Sequence[str], memory: BatchMemory) -> Batch:
         rows = self.rows_of(keys)
         with self._guard:
-            values = self._rows.read(rows, self._unchecked(rows), self._pool.take)
+            values = self._rows.read(rows, self._unchecked(rows), memory.allocate)
             self._checked[rows] = True
         lengths = self._catalog.lengths(rows) if self.spec.ragged else None
         inputs = dict(zip(self.spec.inputs, values[1:], strict=True))
-        return Batch(hidden=values[0], lengths=lengths, inputs=inputs, dtype=self.spec.dtype)
+        return Batch(hidden=values[0], lengths=lengths, inputs=inputs, dtype=self.spec.dtype, memory=memory)
 
     def prefetch(self, batches_of_keys: Iterable[Sequence[str]], depth: int = 2) -> Iterator[Batch]:
-        """Yield `read(keys)` for each of `batches_of_keys`, up to `depth` of them read ahead by one thread.
+        """Yield `read(keys)` for each of `batches_of_keys`, up to `depth` batches read ahead by one thread.
 
-        An error in the thread is raised here, in its place. Leaving the loop early ends the thread.
+        A consumer that releases each batch (`with batch: …`) has the next ones read into the same memory. Leaving the
+        loop early ends the thread.
+
+        Args:
+            batches_of_keys: item keys of each batch; iterated in the thread.
+            depth: most batches read ahead.
+
+        Raises:
+            MissingItemError, CorruptItemError: as `read` does, in the place of the batch.
         """
         return prefetched(self.read, batches_of_keys, depth)
 

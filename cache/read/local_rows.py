@@ -21,6 +21,7 @@ import numpy as np
 from ...errors import CorruptItemError
 from ..format.catalog import Catalog
 from ..format.layout import DataArray
+from .batch import AllocateArray
 from .direct_shards import DirectOpener, is_network
 from .fast_copy import Addresses
 from .mmap_shards import MAX_MAPS, MappedShard
@@ -29,7 +30,6 @@ from .shard_reader import OpenShards, StoredShard
 
 Array = np.ndarray[Any, Any]
 ReadPath = Literal["auto", "mmap", "preadv"]
-Take = Callable[[tuple[int, ...], np.dtype[Any]], Array]
 THREADS = 8  # more than keep a disk busy, since each also copies and sums what it read
 _MAX_DESCRIPTORS = 256
 
@@ -37,13 +37,13 @@ _MAX_DESCRIPTORS = 256
 class RowSource(Protocol):
     """What gives the values of rows, wherever they are stored."""
 
-    def read(self, rows: Array, check: Sequence[bool], take: Take) -> list[Array]:
-        """Return `hidden` and then the inputs in order of name, in memory that `take` gives.
+    def read(self, rows: Array, check: Sequence[bool], allocate: AllocateArray) -> list[Array]:
+        """Return `hidden` and then the inputs in order of name, in memory from `allocate`.
 
         Args:
             rows: (B,) int64.
             check: of each row, whether its checksum is compared.
-            take: allocates an array of undefined content.
+            allocate: returns an array of undefined values for a shape and data type.
 
         Returns:
             Dense: each (B, *shape); ragged: (B, longest, *shape), zeros beyond each row's length.
@@ -89,7 +89,7 @@ class LocalRows:
         self._crcs: dict[int, Array] = {}  # ragged: of each shard (rows_per_shard,) uint32
         self._pool: ThreadPoolExecutor | None = None
 
-    def read(self, rows: Array, check: Sequence[bool], take: Take) -> list[Array]:
+    def read(self, rows: Array, check: Sequence[bool], allocate: AllocateArray) -> list[Array]:
         """Return the values of rows; see `RowSource.read`."""
         layout, grid = self._catalog.layout, self._catalog.layout.grid
         shards = rows // grid.rows_per_shard
@@ -100,7 +100,7 @@ class LocalRows:
             lengths = self._catalog.lengths(rows)
             begins = self._catalog.offsets[rows] - shards * grid.tokens_per_shard
             lead = (len(rows), int(lengths.max(initial=0)))
-        values = [take((*lead, *array.unit_shape), array.numpy_dtype) for array in layout.data]
+        values = [allocate((*lead, *array.unit_shape), array.numpy_dtype) for array in layout.data]
         flat = [one.view(np.uint8).reshape(len(rows), -1) if one.size else one for one in values]
         if not self._by_address(rows, shards, begins, lengths, check, flat):
             asked = (shards.tolist(), begins.tolist(), check)

@@ -1,9 +1,6 @@
-"""A batch is held as long as its copy to the device is under way, and no longer."""
+"""A batch is released when its copy to the device is complete, and not before."""
 
 from __future__ import annotations
-
-import gc
-import weakref
 
 import numpy as np
 import pytest
@@ -12,7 +9,7 @@ import torch
 from talik.adapt.data.device_transfer import Transfers, pinned_allocator
 from talik.cache.feature_store import BoundarySpec, FeatureStore, Item
 from talik.cache.format.digests import digest_text
-from talik.cache.read.boundary_reader import Batch
+from talik.cache.read.batch import Batch
 
 
 class Pending:
@@ -29,42 +26,43 @@ class Pending:
         self.waited = self.done = True
 
 
-def send(transfers: Transfers, value: float) -> tuple[torch.Tensor, weakref.ref]:
-    batch = Batch(hidden=np.full((2, 3), value, np.float32), lengths=None)
+def send(transfers: Transfers, value: float) -> tuple[torch.Tensor, Batch]:
+    batch = Batch(hidden=np.full((2, 3), value, np.float32))
     with transfers.of(batch) as to_device:
         sent = to_device(batch.hidden)
-    return sent, weakref.ref(batch)
+    return sent, batch
 
 
-def test_held_until_done():
+def test_released_when_the_copy_is_done():
     events: list[Pending] = []
     transfers = Transfers("meta", record=lambda: events.append(Pending()) or events[-1])
     first = send(transfers, 1)[1]
     second = send(transfers, 2)[1]
-    assert first() is not None
+    assert not first.released
     events[0].done = True
     send(transfers, 3)
-    gc.collect()
-    assert first() is None
-    assert second() is not None
+    assert first.released
+    assert not second.released
     for _ in range(4):
         send(transfers, 4)
-    gc.collect()
-    assert second() is None, "no more than a few batches wait"
+    assert second.released, "no more than a few copies are under way"
     assert events[1].waited
     assert not events[-1].waited
 
 
-def test_nothing_is_held_or_copied_on_a_cpu():
-    sent, batch = send(Transfers("cpu", record=lambda: pytest.fail("no event on a CPU")), 5)
-    gc.collect()
-    assert batch() is None
-    assert torch.equal(sent, torch.full((2, 3), 5.0))
+def test_released_at_once_and_not_copied_on_a_cpu():
+    transfers = Transfers("cpu", record=lambda: pytest.fail("no event on a CPU"))
+    batch = Batch(hidden=np.full((2, 3), 5, np.float32))
+    values = batch.hidden
+    with transfers.of(batch) as to_device:
+        assert to_device(values).data_ptr() == values.ctypes.data
+        assert not batch.released
+    assert batch.released
     assert pinned_allocator("cpu") is None
 
 
 def test_a_reader_leaves_buffers_alone_while_a_copy_is_under_way(tmp_path):
-    """The reader uses a buffer again when nobody holds its batch: with a copy pending, it must not."""
+    """The reader uses a buffer again when its batch is released: with a copy under way, it is not."""
     spec = BoundarySpec(modality="visual", boundary=0, identity={}, dtype="float32", shape=(200, 200))
     items = [Item(key=digest_text(str(i)), source=str(i)) for i in range(4)]
     with FeatureStore.open(tmp_path / "s", "a").writer(spec, items) as writer:
@@ -85,12 +83,10 @@ def test_a_reader_leaves_buffers_alone_while_a_copy_is_under_way(tmp_path):
         with transfers.of(batch) as to_device:
             to_device(batch.hidden)
         addresses.append(batch.hidden.ctypes.data)
-        del batch
     assert len(set(addresses)) == 3, "all three are on their way"
     for event in events:
         event.done = True
     send(transfers, 0)
-    gc.collect()
     assert reader.read([items[3].key]).hidden.ctypes.data in addresses
     assert len(made) == 3
 

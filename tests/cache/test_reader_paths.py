@@ -16,7 +16,7 @@ import pytest
 from talik.cache.feature_store import FeatureStore
 from talik.cache.read import direct_shards as direct
 from talik.cache.read import local_rows as rows
-from talik.cache.read.buffer_pool import BufferPool
+from talik.cache.read.batch import BatchMemory, BufferPool
 from talik.cache.read.mmap_shards import FileMap
 from talik.cache.read.shard_index import read_places
 from talik.cache.write.shard_file import ABSENT
@@ -222,7 +222,7 @@ def test_open_files_are_bounded(make_sample, tmp_path, monkeypatch):
 
 
 def test_memory_of_the_callers_own(make_sample, tmp_path):
-    """As pinned memory is: given out by the caller, used again once nobody holds the batch."""
+    """As pinned memory is: from the caller's function, used again once a batch is released."""
     given = []
 
     def allocate(size_bytes):
@@ -236,8 +236,8 @@ def test_memory_of_the_callers_own(make_sample, tmp_path):
     reader = FeatureStore.open(tmp_path / "s").reader("visual", 9, allocate=allocate)
     addresses = set()
     for batch in reader.prefetch([[i.key for i in items]] * 12):
-        addresses.add(batch.hidden.__array_interface__["data"][0])
-        del batch
+        with batch:
+            addresses.add(batch.hidden.ctypes.data)
     assert addresses == set(given)
     assert len(given) <= 5
     sample.check(tmp_path / "s", items, allocate=allocate)
@@ -247,7 +247,9 @@ def test_a_longer_batch_fits_in_the_buffer_of_a_little_shorter_one():
     sizes = []
     pool = BufferPool(allocate=lambda size: sizes.append(size) or np.empty(size, np.uint8))
     for count in (100_000, 101_000, 99_000, 102_000):
-        assert pool.take((count,), np.dtype(np.uint8)).shape == (count,)
+        memory = BatchMemory(pool)
+        assert memory.allocate((count,), np.dtype(np.uint8)).shape == (count,)
+        memory.release()
     assert len(sizes) == 1
     assert sizes[0] < 1.3 * 100_000
 

@@ -24,6 +24,7 @@ def test_the_same_batches_in_order(sample, tmp_path):
     batches = [[items[i].key for i in np.random.default_rng(n).integers(0, 9, 4)] for n in range(12)]
     held = list(reader.prefetch(batches, depth=3))
     assert len(held) == 12
+    assert not any(batch.released for batch in held)
     for keys, batch in zip(batches, held, strict=True):
         np.testing.assert_array_equal(batch.hidden, reader.read(keys).hidden)
     assert not threads()

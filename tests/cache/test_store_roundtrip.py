@@ -15,7 +15,7 @@ from talik.cache.feature_store import ArraySpec, BoundaryRequest, BoundarySpec, 
 from talik.cache.format.digests import digest_text
 from talik.cache.format.layout import TARGET_SHARD_BYTES, Grid
 from talik.cache.maintenance.verify import verify
-from talik.errors import MissingItemError, SettingsError, StoreFullError, StoreMismatchError
+from talik.errors import MissingItemError, SettingsError, StoreError, StoreFullError, StoreMismatchError
 
 
 def test_every_kind_comes_back(sample, tmp_path):
@@ -136,21 +136,34 @@ def test_a_batch_is_the_callers_own(sample, tmp_path):
         np.testing.assert_array_equal(reader.read(keys).hidden, kept)
 
 
-def test_large_buffers_are_used_again_only_when_free(make_sample, tmp_path):
+def test_large_buffers_are_used_again_only_when_released(make_sample, tmp_path):
     sample = make_sample(shape=(100, 200))
     items = sample.items(4)
     sample.fill(tmp_path / "s", items)
     reader = FeatureStore.open(tmp_path / "s").reader("visual", 9)
     keys = [item.key for item in items]
-    part = reader.read(keys).hidden[1:, 5]
+    part = reader.read(keys).hidden[1:, 5]  # its batch is dropped, and never released
     kept = part.copy()
     for _ in range(20):
-        again = reader.read(keys[::-1]).hidden
-        assert not np.shares_memory(again, part)
+        again = reader.read(keys[::-1])
+        assert not np.shares_memory(again.hidden, part)
+        again.release()
     np.testing.assert_array_equal(part, kept)
-    del part, again
-    first = reader.read(keys).hidden.__array_interface__["data"][0]
-    assert reader.read(keys).hidden.__array_interface__["data"][0] == first
+    with reader.read(keys) as batch:
+        first = batch.hidden.ctypes.data
+    assert reader.read(keys).hidden.ctypes.data == first
+
+
+def test_a_released_batch_shows_nothing(sample, tmp_path):
+    items = sample.items(4)
+    sample.fill(tmp_path / "s", items)
+    with FeatureStore.open(tmp_path / "s").reader(sample.spec.modality, 9) as reader:
+        batch = reader.read([item.key for item in items])
+        batch.release()
+        batch.release()
+        for name in ("hidden", "lengths", "inputs"):
+            with pytest.raises(StoreError, match="released"):
+                getattr(batch, name)
 
 
 @settings(max_examples=30, deadline=None)
