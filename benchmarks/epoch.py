@@ -27,10 +27,10 @@ from sweep_sample import ENCODERS, Taken, headline, quartiles, shown, surroundin
 from talik.adapt.config.experiment import load_experiment
 from talik.adapt.plan.plan import plan
 from talik.adapt.sweep.sweep import sweep
-from talik.adapt.training.experiment_context import Workbench
+from talik.adapt.training.experiment_context import ExperimentContext
 from talik.adapt.training.lockstep_group import SharedBatches
 from talik.adapt.training.run_folder import RunFolder
-from talik.adapt.training.trainer import Training
+from talik.adapt.training.trainer import Trainer
 from talik.demo.make import make_demo
 from talik.extract.stage.extract import extract
 
@@ -54,25 +54,25 @@ def write_experiment(path: Path, *, epochs: int) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def epochs(bench: Workbench, name: str, folder: Path, *, rounds: int, batches: int) -> dict[str, list[Taken]]:
+def epochs(context: ExperimentContext, name: str, folder: Path, *, rounds: int, batches: int) -> dict[str, list[Taken]]:
     """What one variant's training on the same batches takes from the store and from memory, a step, round by round."""
-    variant = bench.experiment.variant(name)
+    variant = context.experiment.variant(name)
     run = RunFolder(folder / name)
     run.path.mkdir(parents=True)
-    training = Training(bench, variant, bench.experiment.train_settings(variant), 0, run)
-    shared = SharedBatches(bench, [training])
+    training = Trainer(context, variant, context.experiment.train_settings(variant), 0, run)
+    shared = SharedBatches(context, [training])
     order = list(training.order(0))[:batches]
     ready = list(shared.batches(order))
     training.begin_epoch()
 
     def from_memory() -> None:
         for questions, (states,) in ready:
-            with training.turn():
+            with training.own_random_stream():
                 training.step(questions, states)
 
     def from_store() -> None:
         for questions, (states,) in shared.batches(order):
-            with training.turn():
+            with training.own_random_stream():
                 training.step(questions, states)
 
     ways: dict[str, Callable[[], None]] = {"cached": from_store, "memory": from_memory}
@@ -153,15 +153,15 @@ def run(work: Path, *, rounds: int, batches: int, num_epochs: int, variants: tup
     experiment = work / "epoch.toml"
     write_experiment(experiment, epochs=num_epochs)
     found = planned_and_actual(experiment)
-    bench = Workbench(load_experiment(experiment))
+    context = ExperimentContext(load_experiment(experiment))
     with tempfile.TemporaryDirectory() as folder:
-        each = {n: epochs(bench, n, Path(folder), rounds=rounds, batches=batches) for n in variants}
+        each = {n: epochs(context, n, Path(folder), rounds=rounds, batches=batches) for n in variants}
     return {
         "environment": surroundings(),
         "rounds": rounds,
         "batches": batches,
         "num_epochs": num_epochs,
-        "clips": len(bench.manifest.clips),
+        "clips": len(context.manifest.clips),
         "epochs": {n: {w: [[t.wall, t.cpu] for t in ts] for w, ts in e.items()} for n, e in each.items()},
         "plan": found,
     }

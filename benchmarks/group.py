@@ -26,10 +26,10 @@ from sweep_sample import ENCODERS, Taken, headline, quartiles, shown, surroundin
 from torch import Tensor
 
 from talik.adapt.config.experiment import load_experiment
-from talik.adapt.training.experiment_context import Workbench
+from talik.adapt.training.experiment_context import ExperimentContext
 from talik.adapt.training.lockstep_group import train_together
 from talik.adapt.training.run_folder import RunFolder
-from talik.adapt.training.trainer import Training
+from talik.adapt.training.trainer import Trainer
 from talik.demo.make import make_demo
 from talik.extract.stage.extract import extract
 
@@ -57,44 +57,44 @@ class Runs:
     """Runs of an experiment's variants on a part of its questions.
 
     Args:
-        bench: of the experiment, its store filled.
+        context: of the experiment, its store filled.
         folder: for the runs' folders.
         questions: of the training split; of the others a quarter as many.
     """
 
-    def __init__(self, bench: Workbench, folder: Path, *, questions: int) -> None:
-        self.bench, self._folder = bench, folder
+    def __init__(self, context: ExperimentContext, folder: Path, *, questions: int) -> None:
+        self.context, self._folder = context, folder
         self._number = itertools.count()
         parts = {"train": questions, "val": max(1, questions // 4), "test": max(1, questions // 4)}
-        self.questions = {s: list(bench.manifest.split(s))[:n] for s, n in parts.items()}
+        self.questions = {s: list(context.manifest.split(s))[:n] for s, n in parts.items()}
 
-    def open(self, names: Sequence[str]) -> list[Training]:
+    def open(self, names: Sequence[str]) -> list[Trainer]:
         """New trainings of these variants, not begun."""
         return [self._training(name) for name in names]
 
-    def _training(self, name: str) -> Training:
-        variant = self.bench.experiment.variant(name)
+    def _training(self, name: str) -> Trainer:
+        variant = self.context.experiment.variant(name)
         folder = RunFolder(self._folder / str(next(self._number)))
         folder.path.mkdir(parents=True)
-        made = Training(self.bench, variant, self.bench.experiment.train_settings(variant), 0, folder)
+        made = Trainer(self.context, variant, self.context.experiment.train_settings(variant), 0, folder)
         made.questions = dict(self.questions)
         return made
 
 
-def solo(trainings: Sequence[Training]) -> None:
+def solo(trainings: Sequence[Trainer]) -> None:
     """Train one after the other."""
     for training in trainings:
         train_together([training], progress=False)
 
 
-def fused(trainings: Sequence[Training]) -> None:
+def fused(trainings: Sequence[Trainer]) -> None:
     """Train in lockstep."""
     train_together(trainings, progress=False)
 
 
 def times(runs: Runs, rounds: int) -> dict[str, list[Taken]]:
     """What all variants take alone and in lockstep, round by round."""
-    names = [v.name for v in runs.bench.experiment.variants]
+    names = [v.name for v in runs.context.experiment.variants]
     found: dict[str, list[Taken]] = {"solo": [], "fused": []}
     ways = {"solo": solo, "fused": fused}
     train_together(runs.open(names[:1]), progress=False)  # what is done once a process
@@ -107,7 +107,7 @@ def times(runs: Runs, rounds: int) -> dict[str, list[Taken]]:
 
 def member_bytes(runs: Runs) -> dict[str, int]:
     """Bytes of one variant: weights with gradients and AdamW's two moments; and what the graph of one step keeps."""
-    (training,) = runs.open([runs.bench.experiment.variants[0].name])
+    (training,) = runs.open([runs.context.experiment.variants[0].name])
     size = training.settings.batch_size
     kept: dict[int, int] = {}
 
@@ -119,7 +119,7 @@ def member_bytes(runs: Runs) -> dict[str, int]:
     training.questions["train"] = training.questions["train"][:size]
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         train_together([training], progress=False)
-    encoders = runs.bench.encoders.values()
+    encoders = runs.context.encoders.values()
     weights = [p for e in encoders for p in e.model.parameters()] + list(training.model.parameters())
     for weight in weights:
         kept.pop(weight.untyped_storage().data_ptr(), None)
@@ -137,10 +137,10 @@ def peak_bytes(experiment: Path, *, count: int, questions: int) -> int:
 def _child(experiment: Path, count: int, questions: int) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        bench = Workbench(load_experiment(experiment))
-        runs = Runs(bench, Path(name), questions=questions)
-        names = [v.name for v in bench.experiment.variants]
-        bench.channels  # noqa: B018 - opens the encoders
+        context = ExperimentContext(load_experiment(experiment))
+        runs = Runs(context, Path(name), questions=questions)
+        names = [v.name for v in context.experiment.variants]
+        context.channels  # noqa: B018 - opens the encoders
         Path("/proc/self/clear_refs").write_text("5")  # the peak so far is that of loading the encoders
         before = _resident("VmRSS")
         train_together(runs.open(names[:count]), progress=False)
@@ -158,7 +158,7 @@ def measure_case(experiment: Path, *, rounds: int, questions: int, memory: bool)
     extract(loaded.extraction, progress=False)
     members = len(loaded.variants)
     with tempfile.TemporaryDirectory() as name:
-        runs = Runs(Workbench(loaded), Path(name), questions=questions)
+        runs = Runs(ExperimentContext(loaded), Path(name), questions=questions)
         found = times(runs, rounds)
         result: dict[str, Any] = {way: [[t.wall, t.cpu] for t in each] for way, each in found.items()}
         result["a member"] = member_bytes(runs)

@@ -30,7 +30,7 @@ from sweep_ways import WAYS, Round, Ways
 
 from talik.adapt.config.experiment import load_experiment
 from talik.adapt.plan.plan import plan
-from talik.adapt.training.experiment_context import Workbench
+from talik.adapt.training.experiment_context import ExperimentContext
 from talik.demo.make import make_demo
 from talik.extract.stage.extract import extract
 
@@ -104,9 +104,9 @@ def run(
     loaded = load_experiment(experiment)
     shutil.rmtree(loaded.extraction.store_path, ignore_errors=True)
     once = taken(lambda: extract(loaded.extraction, progress=False))
-    bench = Workbench(loaded)
-    ways = Ways(bench, grid, work=work)
-    counts = {s: len(bench.manifest.split(s)) for s in ("train", "val", "test")}
+    context = ExperimentContext(loaded)
+    ways = Ways(context, grid, work=work)
+    counts = {s: len(context.manifest.split(s)) for s in ("train", "val", "test")}
     per_round: list[dict[str, Taken]] = []
     samples: list[dict[str, Any]] = []
     for index in range(rounds):
@@ -126,7 +126,7 @@ def run(
         "environment": surroundings(),
         "cuts": {m: list(k) for m, k in made.cuts.items()},
         "store_bytes": sum(f.stat().st_size for f in loaded.extraction.store_path.rglob("*") if f.is_file()),
-        "clips": len(bench.manifest.clips),
+        "clips": len(context.manifest.clips),
         "questions": counts,
         "variants": grid.num_variants,
         "depths": list(grid.depths),

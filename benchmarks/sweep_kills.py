@@ -30,10 +30,10 @@ import torch
 from store_extraction import tiny_encoders
 from store_sample import fork, killed, surroundings
 
-import talik.adapt.training.experiment_context as workbench
 from talik.adapt.config.experiment import load_experiment
 from talik.adapt.report.write import report
 from talik.adapt.sweep.sweep import sweep
+from talik.adapt.training import experiment_context
 from talik.demo.make import make_demo
 from talik.extract.stage.extract import extract
 
@@ -197,7 +197,7 @@ def _without_times(value: Any) -> Any:
 def sweeping(experiment: Path) -> Callable[[], object]:
     """Return what runs an experiment's sweep with encoders that are opened only once, here; its store is filled."""
     opened: dict[str, Any] = {}
-    real = workbench.open_encoder
+    real = experiment_context.open_encoder
 
     def open_encoder(settings: Any, *, modality: str, **more: Any) -> Any:
         if modality not in opened:
@@ -206,20 +206,20 @@ def sweeping(experiment: Path) -> Callable[[], object]:
 
     def work() -> None:
         torch.set_num_threads(1)
-        workbench.open_encoder = open_encoder
+        experiment_context.open_encoder = open_encoder
         try:
             if failures := sweep(experiment, progress=False).failures:
                 raise SystemExit(f"runs failed: {failures}")
         finally:
-            workbench.open_encoder = real
+            experiment_context.open_encoder = real
 
     torch.set_num_threads(1)  # a child that was forked must not wait for threads that it does not have
     extract(experiment, progress=False)
-    workbench.open_encoder = open_encoder
+    experiment_context.open_encoder = open_encoder
     try:
-        workbench.Workbench(load_experiment(experiment)).encoders.keys()
+        experiment_context.ExperimentContext(load_experiment(experiment)).encoders.keys()
     finally:
-        workbench.open_encoder = real
+        experiment_context.open_encoder = real
     return work
 
 

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from sweep_sample import NOTHING, Taken, taken
 
-from talik.adapt.training.experiment_context import Workbench
+from talik.adapt.training.experiment_context import ExperimentContext
 from talik.adapt.training.lockstep_group import SharedBatches
 from talik.adapt.training.run_folder import RunFolder
-from talik.adapt.training.trainer import Training
+from talik.adapt.training.trainer import Trainer
 from talik.extract.datasets.types import Question
 from talik.extract.media.decode import iter_media
 from talik.extract.stage.units import boundary_states
@@ -29,7 +29,7 @@ from talik.extract.trunk.state import State
 
 WAYS = ("naive", "npy", "solo", "fused", "bound")
 States = Mapping[str, State]
-Do = Callable[[Training, Sequence[Question], States], object]
+Do = Callable[[Trainer, Sequence[Question], States], object]
 
 
 class Variants(Protocol):
@@ -78,25 +78,25 @@ class Ways:
     """The grid's measured variants, opened from the store and from the media files.
 
     Args:
-        bench: of the experiment, its store filled.
+        context: of the experiment, its store filled.
         grid: what is measured.
         work: a folder for .npy files and checkpoints.
     """
 
-    def __init__(self, bench: Workbench, grid: Variants, *, work: Path) -> None:
-        self.bench, self.grid = bench, grid
+    def __init__(self, context: ExperimentContext, grid: Variants, *, work: Path) -> None:
+        self.context, self.grid = context, grid
         self._npy, self._runs = work / "npy", work / "runs"
         self.cached = {(s, k): self._training(s, k, live=False) for s in grid.batch_sizes for k in grid.depths}
         self.live = {(s, k): self._training(s, k, live=True) for s in grid.batch_sizes for k in grid.depths}
-        self._alone = {id(t): SharedBatches(bench, [t]) for t in [*self.cached.values(), *self.live.values()]}
-        self._together = {s: SharedBatches(bench, [self.cached[s, k] for k in grid.depths]) for s in grid.batch_sizes}
+        self._alone = {id(t): SharedBatches(context, [t]) for t in [*self.cached.values(), *self.live.values()]}
+        self._together = {s: SharedBatches(context, [self.cached[s, k] for k in grid.depths]) for s in grid.batch_sizes}
 
-    def _training(self, size: int, depth: int, *, live: bool) -> Training:
-        variant = self.bench.experiment.variant(self.grid.name(depth, size, 0))
-        settings = self.bench.experiment.train_settings(variant)
+    def _training(self, size: int, depth: int, *, live: bool) -> Trainer:
+        variant = self.context.experiment.variant(self.grid.name(depth, size, 0))
+        settings = self.context.experiment.train_settings(variant)
         folder = RunFolder(self._runs / f"{variant.name}-{live}")
         folder.path.mkdir(parents=True)
-        return Training(self.bench, variant, settings, 0, folder, live=live)
+        return Trainer(self.context, variant, settings, 0, folder, live=live)
 
     def round(self, index: int, answers: int) -> Round:
         """Train each way on the same batch of each size, and answer the same questions; the order rotates."""
@@ -149,7 +149,7 @@ class Ways:
         return shared
 
     def _given(
-        self, way: str, training: Training, questions: Sequence[Question], ready: States, by_clip: bool
+        self, way: str, training: Trainer, questions: Sequence[Question], ready: States, by_clip: bool
     ) -> Callable[[], States]:
         """How a way comes by the states of a batch."""
         if way == "bound":
@@ -159,12 +159,12 @@ class Ways:
         return lambda: self._states(training, questions, by_clip and way != "naive")
 
     @staticmethod
-    def _do(training: Training, questions: Sequence[Question], given: Callable[[], States], do: Do) -> None:
+    def _do(training: Trainer, questions: Sequence[Question], given: Callable[[], States], do: Do) -> None:
         states = given()
-        with training.turn():
+        with training.own_random_stream():
             do(training, questions, states)
 
-    def _states(self, training: Training, questions: Sequence[Question], by_clip: bool = False) -> States:
+    def _states(self, training: Trainer, questions: Sequence[Question], by_clip: bool = False) -> States:
         ((_, (own,)),) = self._alone[id(training)].batches([questions], by_clip=by_clip)
         return own
 
@@ -177,7 +177,7 @@ class Ways:
             for _, states in self._together[size].batches([questions], by_clip=by_clip):
                 for depth, one in zip(self.grid.depths, states, strict=True):
                     training = self.cached[size, depth]
-                    with training.turn():
+                    with training.own_random_stream():
                         own[depth] = taken(lambda t=training, s=one: do(t, questions, s))  # type: ignore[misc]
 
         every = taken(whole)
@@ -205,10 +205,10 @@ class Ways:
                     for name, value in state.context.inputs.items() if modality == "text" else ():
                         np.save(path / f"{name}.npy", value.numpy()[:, :length])
 
-    def _load(self, training: Training, questions: Sequence[Question]) -> dict[str, State]:
+    def _load(self, training: Trainer, questions: Sequence[Question]) -> dict[str, State]:
         states = {}
         for modality, k in training.model.starts().items():
-            encoder = self.bench.encoders[modality]
+            encoder = self.context.encoders[modality]
             paths = [self._path(modality, k, q) for q in questions]
             read = [{f.stem: np.load(f) for f in sorted(path.iterdir())} for path in paths]
             lengths = torch.tensor([r["hidden"].shape[1] for r in read]) if modality == "text" else None
@@ -222,25 +222,25 @@ class Ways:
     @torch.no_grad()
     def extraction_parts(self, count: int, index: int) -> ExtractionParts:
         """Decode and encode a few clips and texts up to each modality's highest boundary, and save what is cached."""
-        bench = self.bench
+        context = self.context
         starts = [t.model.starts() for t in self.cached.values()]
-        wanted = {m: sorted({s[m] for s in starts}) for m in bench.encoders}
-        clips = list(bench.manifest.clips.values())
-        texts = list(dict.fromkeys(q.text for q in bench.manifest.questions))
+        wanted = {m: sorted({s[m] for s in starts}) for m in context.encoders}
+        clips = list(context.manifest.clips.values())
+        texts = list(dict.fromkeys(q.text for q in context.manifest.questions))
         some = [clips[(index * count + i) % len(clips)] for i in range(count)]
         words = [texts[(index * 64 + i) % len(texts)] for i in range(min(64, len(texts)))]
         kept: dict[str, list[State]] = {}
 
         def media() -> None:
-            settings = bench.sampling.media_settings({m for m in wanted if m != "text"}, bench.encoders)
+            settings = context.sampling.media_settings({m for m in wanted if m != "text"}, context.encoders)
             decoded = [o.media for o in iter_media([c.path for c in some if c.path is not None], settings) if o.media]
             for modality in ("visual", "audio"):
-                encoder = bench.encoders[modality]
-                inputs = bench.sampling.inputs(encoder, decoded)
+                encoder = context.encoders[modality]
+                inputs = context.sampling.inputs(encoder, decoded)
                 kept[modality] = list(boundary_states(encoder, inputs, wanted[modality]))
 
         def question() -> None:
-            encoder = bench.encoders["text"]
+            encoder = context.encoders["text"]
             kept["text"] = list(boundary_states(encoder, encoder.preprocess(words), wanted["text"]))
 
         a_clip, a_text = taken(media).times(len(clips) / len(some)), taken(question).times(len(texts) / len(words))
@@ -269,11 +269,11 @@ def _stacked(values: Sequence[np.ndarray[Any, Any]]) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(values))
 
 
-def _step(training: Training, questions: Sequence[Question], states: States) -> object:
+def _step(training: Trainer, questions: Sequence[Question], states: States) -> object:
     if not training.model.training:
         training.begin_epoch()
     return training.step(questions, states)
 
 
-def _answer(training: Training, questions: Sequence[Question], states: States) -> object:
+def _answer(training: Trainer, questions: Sequence[Question], states: States) -> object:
     return training.answers(questions, states)

@@ -12,7 +12,7 @@ from typing import Any
 from ...errors import TalikError
 from ..adapters.registry import AdapterKind, adapter_kind, known_adapters
 from ..config.experiment import Experiment, VariantSettings
-from ..training.experiment_context import Workbench
+from ..training.experiment_context import ExperimentContext
 from ..training.optimizer import count_parameters
 
 _WIDTH = 118
@@ -20,15 +20,16 @@ _WIDTH = 118
 
 def listing(experiment: Experiment, *, device: str = "cpu") -> Iterator[str]:
     """Yield the lines: every adapter with its settings; then the experiment's variants with what they train."""
-    bench = Workbench(experiment, device=device)
-    yield f'adapters, with what each trains at insertion = "last 1" of this experiment\'s encoders ({_encoders(bench)})'
+    context = ExperimentContext(experiment, device=device)
+    encoders = ", ".join(f"{m} {e.num_units} units" for m, e in context.encoders.items())
+    yield f'adapters, with what each trains at insertion = "last 1" of this experiment\'s encoders ({encoders})'
     yield ""
     for name in known_adapters():
-        yield from _kind_lines(name, bench)
+        yield from _kind_lines(name, context)
     yield "variants of this experiment"
     for variant in experiment.variants:
         where = "" if variant.insertion is None else f", insertion = {variant.insertion!r}"
-        yield f"  {variant.name}: {variant.adapter['kind']}{where}, {_trained(bench, variant)}"
+        yield f"  {variant.name}: {variant.adapter['kind']}{where}, {_trained(context, variant)}"
 
 
 def settings_of(kind: AdapterKind) -> list[tuple[str, Any, str]]:
@@ -48,7 +49,7 @@ def settings_of(kind: AdapterKind) -> list[tuple[str, Any, str]]:
     return [(f.name, _default(f), meanings.get(f.name, "")) for f in dataclasses.fields(kind.settings) if f.init]
 
 
-def _kind_lines(name: str, bench: Workbench) -> Iterator[str]:
+def _kind_lines(name: str, context: ExperimentContext) -> Iterator[str]:
     try:
         kind = adapter_kind(name)
         rows = settings_of(kind)
@@ -59,7 +60,7 @@ def _kind_lines(name: str, bench: Workbench) -> Iterator[str]:
     adapter = {"kind": name}
     try:
         variant = VariantSettings(name="listed", adapter=adapter, insertion=None if kind.module is None else "last 1")
-        trained = _trained(bench, variant)
+        trained = _trained(context, variant)
     except TalikError as error:
         trained = f"cannot be built with its defaults: {' '.join(str(error).split())}"
     yield f"{name}: {trained}"
@@ -71,18 +72,14 @@ def _kind_lines(name: str, bench: Workbench) -> Iterator[str]:
     yield ""
 
 
-def _trained(bench: Workbench, variant: VariantSettings) -> str:
+def _trained(context: ExperimentContext, variant: VariantSettings) -> str:
     try:
-        model = bench.build(variant, seed=0)
+        model = context.build(variant, seed=0)
     except TalikError as error:
         return f"cannot be built here: {' '.join(str(error).split())}"
     trainable, every = count_parameters(model)
     head = sum(p.numel() for p in model.head.parameters() if p.requires_grad)
     return f"{trainable - head:,} trained in the adapter, {head:,} in the head, of {every:,} parameters"
-
-
-def _encoders(bench: Workbench) -> str:
-    return ", ".join(f"{m} {e.num_units} units" for m, e in bench.encoders.items())
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

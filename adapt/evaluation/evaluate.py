@@ -9,7 +9,7 @@ from pathlib import Path
 from ..config.run_config import experiment_of
 from ..data.batch import stored_questions
 from ..training.adapter_files import load_adapter
-from ..training.experiment_context import Workbench
+from ..training.experiment_context import ExperimentContext
 from ..training.run_folder import RunFolder
 from .gates import gate_records
 from .metrics import Scores, score
@@ -59,22 +59,22 @@ def evaluate(
     started = time.perf_counter()
     folder = RunFolder(Path(run))
     experiment, variant = experiment_of(folder)
-    bench = Workbench(experiment, device=device)
-    model = bench.build(variant, seed=int(folder.config()["seed"]))
+    context = ExperimentContext(experiment, device=device)
+    model = context.build(variant, seed=int(folder.config()["seed"]))
     load_adapter(folder, model)
     settings = experiment.train_settings(variant)
-    source = bench.live(model) if live else bench.cached(model)
-    questions = stored_questions(source, bench.questions(split), allow_missing=bench.allow_missing)
+    source = context.live(model) if live else context.cached(model)
+    questions = stored_questions(source, context.questions(split), allow_missing=context.allow_missing)
     if gates:
         size = settings.eval_batch_size
-        read = gate_records(model, source, questions, num_segments=bench.sampling.num_segments, batch_size=size)
+        read = gate_records(model, source, questions, num_segments=context.sampling.num_segments, batch_size=size)
         folder.write_lines(f"gates-{split}.jsonl", read)
     predictions = answer(
         model,
         source,
         questions,
-        answers=bench.manifest.answers,
-        num_segments=bench.sampling.num_segments,
+        answers=context.manifest.answers,
+        num_segments=context.sampling.num_segments,
         batch_size=settings.eval_batch_size,
         amp=settings.amp,
     )

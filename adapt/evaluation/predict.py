@@ -13,7 +13,7 @@ from ...errors import MissingMediaError, RunError, SettingsError
 from ...extract.datasets.types import Clip, Manifest, Question
 from ..config.run_config import experiment_of
 from ..training.adapter_files import load_adapter
-from ..training.experiment_context import Workbench
+from ..training.experiment_context import ExperimentContext
 from ..training.run_folder import RunFolder
 from .gates import gate_records
 from .predictions import forward
@@ -82,23 +82,23 @@ def predict(run: Path | str, *, video: Path | str, question: str = "", top: int 
     if not answers:
         raise RunError(f"{folder.path / 'adapter.json'}: answers are missing; expected what training wrote")
     asked = _question(question, answers, experiment.extraction.data.segments)
-    bench = Workbench(experiment, device=device)
-    bench.manifest = Manifest(  # in place of the data set's, which need not be here
+    context = ExperimentContext(experiment, device=device)
+    context.manifest = Manifest(  # in place of the data set's, which need not be here
         name="predict",
         root=video.parent,
         clips={"video": Clip(id="video", path=video)},
         questions=(asked,),
         answers=tuple(answers),
     )
-    reads_text = "text" in bench.used(variant)
+    reads_text = "text" in context.used(variant)
     if reads_text != bool(question):
         raise SettingsError(
             "question: missing, this run reads one" if reads_text else "question: this run reads none; leave it out"
         )
-    model = bench.build(variant, seed=int(folder.config()["seed"]))
+    model = context.build(variant, seed=int(folder.config()["seed"]))
     load_adapter(folder, model)
     model.eval()
-    source, segments = bench.live(model), bench.sampling.num_segments
+    source, segments = context.live(model), context.sampling.num_segments
     (batch,) = source.batches([[asked]])
     with torch.no_grad():
         logits = forward(model, batch.states, segments, amp=experiment.train_settings(variant).amp)

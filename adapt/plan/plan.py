@@ -26,7 +26,7 @@ from ...extract.datasets.types import Question
 from ...extract.encoders.load import Encoder
 from ...extract.stage.settings import plan_path
 from ..config.experiment import Experiment, VariantSettings, load_experiment
-from ..training.experiment_context import Workbench
+from ..training.experiment_context import ExperimentContext
 from .choose_cuts import Choice, cached_seconds, choose, groups_of, live_seconds
 from .cost_model import EncoderCosts, MachineCosts, VariantCosts
 from .measure import measure_encoder, measure_machine, sample_clips, timed
@@ -119,7 +119,7 @@ def plan(
     device: str = "cpu",
     fresh: bool = False,
     progress: bool = True,
-    workbench: Workbench | None = None,
+    context: ExperimentContext | None = None,
 ) -> Plan:
     """Measure, choose and write <experiment>.plan.json beside the experiment's file.
 
@@ -128,7 +128,7 @@ def plan(
         device: where encoders and training will run.
         fresh: measure again what was kept from an earlier plan on this machine.
         progress: show a tqdm bar.
-        workbench: the opened encoders of this experiment.
+        context: the opened encoders of this experiment.
 
     Raises:
         SettingsError, ManifestError: what the experiment names is not there or does not fit.
@@ -141,40 +141,42 @@ def plan(
     for modality, chosen in experiment.extraction.encoders.items():
         if chosen.is_imported:
             raise SettingsError(f"encoders.{modality}: {chosen.model} are imported; a plan is about what is computed")
-    bench = workbench or Workbench(experiment, device=device)
-    made = _Planning(bench, device=device, fresh=fresh, progress=progress).made()
+    context = context or ExperimentContext(experiment, device=device)
+    made = _Planning(context, device=device, fresh=fresh, progress=progress).made()
     write_file(plan_path(experiment.base, experiment.name), json.dumps(made.to_json(), indent=1).encode())
     return made
 
 
 class _Planning:
-    def __init__(self, bench: Workbench, *, device: str, fresh: bool, progress: bool) -> None:
-        self.bench, self.device, self.fresh, self.progress = bench, device, fresh, progress
-        self.experiment = bench.experiment
-        self.opening = timed(lambda: (bench.manifest, bench.sampling), device)  # the sampling opens all encoders
-        self.questions = {s: _split(bench, s) for s in ("train", "val", "test")}
+    def __init__(self, context: ExperimentContext, *, device: str, fresh: bool, progress: bool) -> None:
+        self.context, self.device, self.fresh, self.progress = context, device, fresh, progress
+        self.experiment = context.experiment
+        self.opening = timed(lambda: (context.manifest, context.sampling), device)  # the sampling opens all encoders
+        self.questions = {s: _split(context, s) for s in ("train", "val", "test")}
 
     def made(self) -> Plan:
-        experiment, bench = self.experiment, self.bench
+        experiment, context = self.experiment, self.context
         folder = experiment.extraction.store_path.parent
-        clips = sample_clips(bench.manifest)
-        machine, media = measure_machine(clips, bench.sampling, bench.encoders, folder, device=self.device)
+        clips = sample_clips(context.manifest)
+        machine, media = measure_machine(clips, context.sampling, context.encoders, folder, device=self.device)
         self.media = {c.id: m for c, m in zip(clips, media, strict=False)}
-        steps = tqdm([*bench.encoders, *experiment.variants], desc="measuring", unit="part", disable=not self.progress)
+        steps = tqdm(
+            [*context.encoders, *experiment.variants], desc="measuring", unit="part", disable=not self.progress
+        )
         encoders: dict[str, EncoderCosts] = {}
         variants: list[VariantCosts] = []
         for part in steps:
             if isinstance(part, VariantSettings):
                 variants.append(self._variant(part))
             else:
-                encoders[part] = self._encoder(bench.encoders[part])
+                encoders[part] = self._encoder(context.encoders[part])
         free = shutil.disk_usage(folder).free
         budget = experiment.extraction.store.disk_budget_bytes
         choice = choose(machine, encoders, variants, budget_bytes=free if budget is None else min(budget, free))
         return self._plan(machine, encoders, variants, choice, free)
 
     def _encoder(self, encoder: Encoder) -> EncoderCosts:
-        manifest, sampling = self.bench.manifest, self.bench.sampling
+        manifest, sampling = self.context.manifest, self.context.sampling
         texts = list(dict.fromkeys(q.text for q in manifest.questions if q.text))
         is_text = encoder.modality == "text"
         what = {"identity": encoder.identity(encoder.num_units), "items": len(self.media), "texts": texts[:_TEXTS]}
@@ -206,7 +208,7 @@ class _Planning:
             _clips_a_question(self.questions["train"], settings.batch_size) if settings.group_by_clip else 1.0,
             _clips_a_question(answered, settings.eval_batch_size),
         )
-        model = self.bench.build(variant, seed=0)
+        model = self.context.build(variant, seed=0)
         identities = {m: e.identity(e.num_units) for m, e in model.encoders.items()}
         what = {
             "encoders": identities,
@@ -214,14 +216,14 @@ class _Planning:
             "insertion": to_mapping(variant.insertion or "none"),
             "placement": variant.placement,
             "task": to_mapping(self.experiment.task),
-            "batch": [settings.batch_size, settings.amp, self.bench.sampling.num_segments],
+            "batch": [settings.batch_size, settings.amp, self.context.sampling.num_segments],
             "clips": clips,
             "texts": [q.text for q in batch],
         }
 
         def measure() -> list[float]:
-            states = SampleStates(self.bench.encoders, self.bench.sampling, self.media)
-            segments = self.bench.sampling.num_segments
+            states = SampleStates(self.context.encoders, self.context.sampling, self.media)
+            segments = self.context.sampling.num_segments
             return list(measure_step(model, settings, states, batch, segments, device=self.device, clips=clips))
 
         (train, answer, peak), slower = kept_times(what, measure, device=self.device, fresh=self.fresh)
@@ -243,7 +245,7 @@ class _Planning:
         )
 
     def _batch(self, size: int) -> list[Question]:
-        asked = [q for q in self.bench.manifest.questions if q.clip_id in self.media]
+        asked = [q for q in self.context.manifest.questions if q.clip_id in self.media]
         if not asked:
             raise SettingsError(f"{self.experiment.name}: no question about the clips measured on")
         step = max(1, len(asked) // size)
@@ -318,5 +320,5 @@ def _alone(
     )
 
 
-def _split(bench: Workbench, split: str) -> Sequence[Question]:
-    return bench.manifest.split(split) if split in bench.manifest.splits else ()
+def _split(context: ExperimentContext, split: str) -> Sequence[Question]:
+    return context.manifest.split(split) if split in context.manifest.splits else ()

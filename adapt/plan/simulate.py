@@ -28,7 +28,7 @@ from .counted import EncoderCounts, count_encoder, count_variant
 from .measurement_cache import kept, machine_name
 from .plan import STORED_BYTES, distinct_share
 from .schedule import Phase, Work, phase, stops_helping
-from .stand_in import StandInBench
+from .stand_in import PlaceholderContext
 from .workload import SampleStates
 
 _TEXTS = 16
@@ -111,29 +111,29 @@ def simulate(
         if chosen.cut == "auto":
             raise SettingsError(f'encoders.{modality}: cut = "auto" needs a plan; name the boundaries to simulate')
     with tempfile.TemporaryDirectory(prefix="talik-simulate-") as folder:
-        bench = StandInBench(experiment, Path(folder), device=device)
-        return _Simulating(bench, settings, device=device, fresh=fresh, progress=progress).made()
+        context = PlaceholderContext(experiment, Path(folder), device=device)
+        return _Simulating(context, settings, device=device, fresh=fresh, progress=progress).made()
 
 
 class _Simulating:
     def __init__(
-        self, bench: StandInBench, settings: SimulateSettings, *, device: str, fresh: bool, progress: bool
+        self, context: PlaceholderContext, settings: SimulateSettings, *, device: str, fresh: bool, progress: bool
     ) -> None:
-        self.bench, self.settings, self.device, self.fresh, self.progress = bench, settings, device, fresh, progress
-        self.experiment = bench.experiment
-        self.texts = list(dict.fromkeys(q.text for q in bench.manifest.questions if q.text))
+        self.context, self.settings, self.device, self.fresh, self.progress = context, settings, device, fresh, progress
+        self.experiment = context.experiment
+        self.texts = list(dict.fromkeys(q.text for q in context.manifest.questions if q.text))
         measured = settings.tflops is None and torch.device(device).type == "cuda"
         given = PEAK_TFLOPS * UTILISATION if settings.tflops is None else settings.tflops
         self.rate = None if measured else given * 1e12
         self.disk = settings.disk * 1e9
 
     def made(self) -> Simulation:
-        bench, experiment = self.bench, self.experiment
-        parts = tqdm([*bench.encoders, *experiment.variants], desc="counting", unit="part", disable=not self.progress)
+        context, experiment = self.context, self.experiment
+        parts = tqdm([*context.encoders, *experiment.variants], desc="counting", unit="part", disable=not self.progress)
         counts: dict[str, EncoderCounts] = {}
         variants: list[VariantCosts] = []
-        blank = bench.blank()
-        states = SampleStates(bench.encoders, bench.sampling, {q.clip_id: blank for q in self._batch()})
+        blank = context.blank()
+        states = SampleStates(context.encoders, context.sampling, {q.clip_id: blank for q in self._batch()})
         for part in parts:
             if isinstance(part, VariantSettings):
                 variants.append(self._variant(part, states, self.rate or _mean_rate(counts)))
@@ -141,7 +141,7 @@ class _Simulating:
                 counts[part] = self._counts(part)
         encoders = {m: self._costs(m, found) for m, found in counts.items()}
         self.cuts = {
-            m: tuple(bench.encoders[m].boundary(k) for k in chosen.cuts)
+            m: tuple(context.encoders[m].boundary(k) for k in chosen.cuts)
             for m, chosen in experiment.extraction.encoders.items()
         }
         self._check(variants)
@@ -159,9 +159,9 @@ class _Simulating:
         return Simulation(
             settings=self.settings,
             machine=machine_name(self.device),
-            notes=bench.manifest.notes,
+            notes=context.manifest.notes,
             rate=self.rate,
-            num_clips=len(bench.manifest.clips),
+            num_clips=len(context.manifest.clips),
             num_texts=len(self.texts),
             num_runs=sum(v.num_seeds for v in variants),
             counts=counts,
@@ -174,17 +174,17 @@ class _Simulating:
         )
 
     def _batch(self) -> list[Question]:
-        return list(self.bench.manifest.questions[:_BATCH])
+        return list(self.context.manifest.questions[:_BATCH])
 
     def _counts(self, modality: str) -> EncoderCounts:
-        encoder = self.bench.encoders[modality]
+        encoder = self.context.encoders[modality]
         what = {"count": encoder.identity(encoder.num_units), "texts": self.texts[:_TEXTS]}
         if modality != "text":
-            what["sampling"] = self.bench.sampling.identity(modality)
+            what["sampling"] = self.context.sampling.identity(modality)
 
         def count() -> dict[str, Any]:
             texts = self.texts[:_TEXTS] or ["a"]
-            return asdict(count_encoder(encoder, self.bench.sampling, self.bench.blank(), texts))
+            return asdict(count_encoder(encoder, self.context.sampling, self.context.blank(), texts))
 
         found = kept(what, count, device=self.device, fresh=self.fresh)
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in found.items()}
@@ -195,7 +195,7 @@ class _Simulating:
         number = STORED_BYTES[self.experiment.extraction.store.dtype]
         return EncoderCosts(
             modality=modality,
-            num_items=len(self.texts) if modality == "text" else len(self.bench.manifest.clips),
+            num_items=len(self.texts) if modality == "text" else len(self.context.manifest.clips),
             embed=found.embed / rate,
             forward=tuple(n / rate for n in found.forward),
             forward_backward=(),
@@ -204,24 +204,24 @@ class _Simulating:
         )
 
     def _variant(self, variant: VariantSettings, states: SampleStates, rate: float) -> VariantCosts:
-        bench, settings = self.bench, self.experiment.train_settings(variant)
-        model, batch = bench.build(variant, seed=0), self._batch()
+        context, settings = self.context, self.experiment.train_settings(variant)
+        model, batch = context.build(variant, seed=0), self._batch()
         what = {
             "count": {m: e.identity(e.num_units) for m, e in model.encoders.items()},
             "adapter": to_mapping(variant.adapter),
             "insertion": to_mapping(variant.insertion or "none"),
             "placement": variant.placement,
             "task": to_mapping(self.experiment.task),
-            "answers": len(bench.manifest.answers),
-            "segments": bench.sampling.num_segments,
+            "answers": len(context.manifest.answers),
+            "segments": context.sampling.num_segments,
             "texts": [q.text for q in batch],
         }
 
         def count() -> list[int]:
-            return list(count_variant(model, states, batch, bench.sampling.num_segments))
+            return list(count_variant(model, states, batch, context.sampling.num_segments))
 
         train, answer = kept(what, count, device=self.device, fresh=self.fresh)
-        manifest = bench.manifest
+        manifest = context.manifest
         asked = {s: manifest.split(s) if s in manifest.splits else () for s in ("train", "val", "test")}
         return VariantCosts(
             name=variant.name,
@@ -268,7 +268,7 @@ class _Simulating:
         one = Work(**clip, decode=self.settings.decode / self.settings.cores)
         by_time = int(TARGET_SHARD_SECONDS / max(one.seconds(self.disk), 1e-9))
         size = self.experiment.extraction.store.shard_items or max(1, min(by_time, TARGET_SHARD_BYTES // largest))
-        total = len(self.bench.manifest.clips)
+        total = len(self.context.manifest.clips)
         shards = [min(size, total - first) for first in range(0, total, size)]
         return [*(Work(gpu=n * one.gpu, decode=n * one.decode, num_bytes=n * one.num_bytes) for n in shards), *works]
 

@@ -1,4 +1,4 @@
-"""A workbench to count on where weights, clips and annotations may be absent: sizes are the published ones."""
+"""An experiment context to count on, where weights, clips and annotations may be absent: sizes are as published."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ...extract.media.decode import ClipMedia
 from ...extract.presets.datasets import DATA, DataPart
 from ...extract.stage.synthetic_clips import stand_in
 from ..config.experiment import Experiment
-from ..training.experiment_context import Workbench
+from ..training.experiment_context import ExperimentContext
 
 
-class StandInBench(Workbench):
+class PlaceholderContext(ExperimentContext):
     """The shared parts of an experiment whose weights, clips and annotations may all be absent.
 
     Args:

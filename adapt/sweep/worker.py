@@ -11,10 +11,10 @@ from typing import Any
 from ...errors import TalikError
 from ..config.experiment import Experiment
 from ..training.adapt import RunResult, open_training
-from ..training.experiment_context import Workbench
+from ..training.experiment_context import ExperimentContext
 from ..training.lockstep_group import data_order, train_together
 from ..training.run_folder import RunFolder
-from ..training.trainer import Training
+from ..training.trainer import Trainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +45,9 @@ class SweepWork:
         return {name: getattr(self, name) for name in ("experiment", "live", "device", "progress")}
 
     @cached_property
-    def bench(self) -> Workbench:
+    def context(self) -> ExperimentContext:
         """What the runs share."""
-        return Workbench(self.experiment, device=self.device)
+        return ExperimentContext(self.experiment, device=self.device)
 
     def run(self, runs: Runs) -> dict[str, Any]:
         """Train what is not done yet.
@@ -66,10 +66,10 @@ class SweepWork:
     def _trained(self, runs: Runs) -> dict[str, Any]:
         skipped: list[str] = []
         failures: dict[str, str] = {}
-        groups: dict[object, list[Training]] = {}
+        groups: dict[object, list[Trainer]] = {}
         for name in runs.names:
             try:
-                opened = open_training(self.bench, name, runs.seed, resume=True, live=self.live)
+                opened = open_training(self.context, name, runs.seed, resume=True, live=self.live)
             except TalikError as error:
                 failures[name] = str(error)
                 continue
@@ -81,7 +81,7 @@ class SweepWork:
             failures.update(self._train(group))
         return {"skipped": skipped, "failures": failures}
 
-    def _train(self, group: Sequence[Training]) -> dict[str, str]:
+    def _train(self, group: Sequence[Trainer]) -> dict[str, str]:
         try:
             found = train_together(group, progress=self.progress).failures
         except TalikError as error:  # of all: the store's, or of a group of one

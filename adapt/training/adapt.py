@@ -15,10 +15,10 @@ from ...extract.datasets.describe import describe
 from ..config.experiment import Experiment, load_experiment
 from ..config.run_config import claim, run_config
 from .distributed import Processes, joined
-from .experiment_context import Workbench
+from .experiment_context import ExperimentContext
 from .lockstep_group import train_together
 from .run_folder import RunFolder
-from .trainer import Training
+from .trainer import Trainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ def adapt(
     live: bool = False,
     device: str = "cpu",
     progress: bool = True,
-    workbench: Workbench | None = None,
+    context: ExperimentContext | None = None,
 ) -> RunResult:
     """Train one variant of an experiment on the cached states, and evaluate it.
 
@@ -63,7 +63,7 @@ def adapt(
         live: decode and encode the media files for every batch, without a store.
         device: where it runs.
         progress: show tqdm bars.
-        workbench: the opened encoders and store of this experiment, shared by several runs.
+        context: the opened encoders and store of this experiment, shared by several runs.
 
     Raises:
         SettingsError, ManifestError, StoreError: what the experiment names is not there or does not fit.
@@ -72,36 +72,36 @@ def adapt(
     if not isinstance(experiment, Experiment):
         experiment = load_experiment(experiment)
     with joined(device) as processes:
-        bench = workbench or Workbench(experiment, device=processes.device)
+        announce = progress and processes.leads and context is None
+        context = context or ExperimentContext(experiment, device=processes.device)
         with processes.in_turn():
-            opened = open_training(bench, variant, seed, resume=resume, live=live, processes=processes)
+            opened = open_training(context, variant, seed, resume=resume, live=live, processes=processes)
         if isinstance(opened, RunResult):
             return opened
         processes.agree(opened.model, opened.loss)
-        progress = progress and processes.leads
-        for line in describe(bench.manifest, brief=True) if progress and workbench is None else ():
+        for line in describe(context.manifest, brief=True) if announce else ():
             tqdm.write(line, file=sys.stderr)
-        train_together([opened], progress=progress)
+        train_together([opened], progress=progress and processes.leads)
         processes.wait()  # until the result is written
         return result_of(opened.folder)
 
 
 def open_training(
-    bench: Workbench,
+    context: ExperimentContext,
     variant: str,
     seed: int,
     *,
     resume: bool = False,
     live: bool = False,
     processes: Processes | None = None,
-) -> Training | RunResult:
+) -> Trainer | RunResult:
     """Claim a run's folder and open its training, brought to where it was interrupted; its result where it is done.
 
     The number of threads that the settings ask for is set here, so that whatever the training computes is computed
     with it.
 
     Args:
-        bench: of the experiment.
+        context: of the experiment.
         variant: the name of one of its variants.
         seed: of the weights, the order of the data and dropout.
         resume: go on with an unfinished run of the same settings.
@@ -112,16 +112,16 @@ def open_training(
         SettingsError, ManifestError, StoreError: what the experiment names is not there or does not fit.
         RunError: the run's folder is another run's, or an unfinished one and `resume` is not asked for.
     """
-    chosen = bench.experiment.variant(variant)
-    settings = bench.experiment.train_settings(chosen)
-    folder = RunFolder(bench.experiment.runs / chosen.name / f"seed{seed}")
+    chosen = context.experiment.variant(variant)
+    settings = context.experiment.train_settings(chosen)
+    folder = RunFolder(context.experiment.runs / chosen.name / f"seed{seed}")
     if processes is None or processes.leads:
-        claim(folder, run_config(bench.experiment, chosen, settings, seed), resume=resume)
+        claim(folder, run_config(context.experiment, chosen, settings, seed), resume=resume)
     if folder.done:
         return result_of(folder, skipped=True)
-    if settings.num_threads and torch.device(bench.device).type == "cpu":
+    if settings.num_threads and torch.device(context.device).type == "cpu":
         torch.set_num_threads(settings.num_threads)
-    return Training(bench, chosen, settings, seed, folder, live=live, processes=processes)
+    return Trainer(context, chosen, settings, seed, folder, live=live, processes=processes)
 
 
 def result_of(folder: RunFolder, *, skipped: bool = False) -> RunResult:

@@ -16,11 +16,16 @@ from .run_folder import RunFolder, writing
 
 if TYPE_CHECKING:
     from ..config.experiment import VariantSettings
-    from .experiment_context import Workbench
+    from .experiment_context import ExperimentContext
 
 
 def save_adapter(
-    folder: RunFolder, model: JointModel, bench: Workbench, variant: VariantSettings, *, cuts: Mapping[str, int]
+    folder: RunFolder,
+    model: JointModel,
+    context: ExperimentContext,
+    variant: VariantSettings,
+    *,
+    cuts: Mapping[str, int],
 ) -> None:
     """Write the trained weights, and what they fit: the encoders with their digests, the insertion, the answers."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
@@ -40,9 +45,9 @@ def save_adapter(
             "placement": model.placement,
             "encoders": {m: _encoder(e) for m, e in model.encoders.items()},
             "cached_boundaries": dict(cuts),
-            "task": to_mapping(bench.experiment.task),
-            "answers": list(bench.manifest.answers),
-            "num_segments": bench.sampling.num_segments,
+            "task": to_mapping(context.experiment.task),
+            "answers": list(context.manifest.answers),
+            "num_segments": context.sampling.num_segments,
         },
     )
 

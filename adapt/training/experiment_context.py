@@ -30,7 +30,7 @@ from ..model.joint_model import JointModel
 from ..model.targets import check_task, make_head
 
 
-class Workbench:
+class ExperimentContext:
     """The shared parts of an experiment, each opened when first needed.
 
     Args:

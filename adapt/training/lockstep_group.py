@@ -26,12 +26,12 @@ from ..data.batch_states import ClipRows, States, climb, clip_rows_of, states_ab
 from ..data.cached_source import CachedSource
 from ..evaluation.predictions import Prediction, clip_order, gathered, in_order
 from ..model.unit_requests import Known
-from .experiment_context import Workbench, derived_seed
+from .experiment_context import ExperimentContext, derived_seed
 from .stack_size import Member, Stacking
-from .trainer import Training
+from .trainer import Trainer
 
 
-def data_order(training: Training) -> tuple[Any, ...]:
+def data_order(training: Trainer) -> tuple[Any, ...]:
     """What is equal for trainings that can share their batches."""
     asked = tuple(tuple(q.id for q in training.questions[s]) for s in ("train", "val"))
     return (training.seed, isinstance(training.source, CachedSource), training.settings.data_order, *asked)
@@ -44,11 +44,11 @@ class Outcome:
     failures: dict[str, str] = field(default_factory=dict)
 
 
-def train_together(trainings: Sequence[Training], *, progress: bool = True) -> Outcome:
+def train_together(trainings: Sequence[Trainer], *, progress: bool = True) -> Outcome:
     """Train a group of one data order to the end; each leaves when it has ended, or fails, and the rest go on.
 
     Args:
-        trainings: of one workbench, equal in `data_order`; those that were interrupted go on from their checkpoints.
+        trainings: of one context, equal in `data_order`; those that were interrupted go on from their checkpoints.
         progress: show a tqdm bar with the group's batches.
     """
     return _Group(trainings, progress=progress).run()
@@ -58,13 +58,13 @@ class SharedBatches:
     """The states that several models start from, batch by batch.
 
     Args:
-        bench: of the experiment.
+        context: of the experiment.
         trainings: whose models are served, in order.
     """
 
-    def __init__(self, bench: Workbench, trainings: Sequence[Training]) -> None:
+    def __init__(self, context: ExperimentContext, trainings: Sequence[Trainer]) -> None:
         self._models = [t.model for t in trainings]
-        self._encoders = bench.encoders
+        self._encoders = context.encoders
         cached = [t.source.boundaries for t in trainings if isinstance(t.source, CachedSource)]
         starts = [m.starts() for m in self._models]
         modalities = list(dict.fromkeys(m for given in starts for m in given))
@@ -80,7 +80,7 @@ class SharedBatches:
             m: sorted({s[m] for s in starts if m in s}.union(*(model.reads().get(m, ()) for model in self._models)))
             for m in modalities
         }
-        self._source = bench.shared(lowest, {m: sorted(ks) for m, ks in reads.items()}, live=not cached)
+        self._source = context.shared(lowest, {m: sorted(ks) for m, ks in reads.items()}, live=not cached)
 
     def batches(
         self, questions: Iterable[Sequence[Question]], *, view_seed: int | None = None, by_clip: bool = False
@@ -104,13 +104,13 @@ class SharedBatches:
 
 
 class _Group:
-    def __init__(self, trainings: Sequence[Training], *, progress: bool) -> None:
+    def __init__(self, trainings: Sequence[Trainer], *, progress: bool) -> None:
         self.members = list(trainings)
         self.size = len(self.members)
         self.progress = progress
         self.outcome = Outcome()
-        self._shared: tuple[tuple[Training, ...], SharedBatches] | None = None
-        self._stacking = Stacking(self.members[0].bench, self.size)
+        self._shared: tuple[tuple[Trainer, ...], SharedBatches] | None = None
+        self._stacking = Stacking(self.members[0].context, self.size)
 
     def run(self) -> Outcome:
         """Epoch after epoch; after each, those that have ended are evaluated and leave."""
@@ -118,22 +118,22 @@ class _Group:
         label = lead.label if self.size == 1 else f"{self.size} variants, seed {lead.seed}"
         each = lead.questions_per_epoch
         total = each * max(t.settings.epochs for t in self.members)
-        first = each * min(t.at.epoch for t in self.members)
+        first = each * min(t.progress.epoch for t in self.members)
         with tqdm(total=total, initial=first, desc=label, unit=" questions", disable=not self.progress) as bar:
             bar.set_postfix_str(lead.last_validation, refresh=False)  # of a run that goes on
             self._finish([t for t in self.members if t.ended])
             while self.members:
-                epoch = min(t.at.epoch for t in self.members)  # after a kill, some may be an epoch behind
-                self._epoch([t for t in self.members if t.at.epoch == epoch], epoch, bar)
+                epoch = min(t.progress.epoch for t in self.members)  # after a kill, some may be an epoch behind
+                self._epoch([t for t in self.members if t.progress.epoch == epoch], epoch, bar)
                 self._finish([t for t in self.members if t.ended])
         return self.outcome
 
-    def _shared_by(self, active: Sequence[Training]) -> SharedBatches:
+    def _shared_by(self, active: Sequence[Trainer]) -> SharedBatches:
         if self._shared is None or self._shared[0] != tuple(active):
-            self._shared = (tuple(active), SharedBatches(active[0].bench, active))
+            self._shared = (tuple(active), SharedBatches(active[0].context, active))
         return self._shared[1]
 
-    def _epoch(self, active: list[Training], epoch: int, bar: Any) -> None:
+    def _epoch(self, active: list[Trainer], epoch: int, bar: Any) -> None:
         started, lead = time.perf_counter(), active[0]
         for training in active:
             training.begin_epoch()
@@ -162,10 +162,10 @@ class _Group:
                 self.members.remove(training)
 
     @torch.no_grad()
-    def _answers(self, trainings: Sequence[Training], split: str) -> list[list[Prediction]]:
+    def _answers(self, trainings: Sequence[Trainer], split: str) -> list[list[Prediction]]:
         found: list[list[list[Prediction]]] = [[] for _ in trainings]  # by batch
         processes = trainings[0].processes
-        batches, order = trainings[0].in_order(split), clip_order(trainings[0].asked(split))
+        batches, order = trainings[0].in_order(split), clip_order(trainings[0].split_questions(split))
         with ExitStack() as averaged:
             for training in trainings:
                 averaged.enter_context(training.averaged())
@@ -175,7 +175,7 @@ class _Group:
                         found[trainings.index(training)].append(answers)
         return [in_order(list(chain.from_iterable(gathered(processes, own))), order) for own in found]
 
-    def _finish(self, ended: list[Training]) -> None:
+    def _finish(self, ended: list[Trainer]) -> None:
         if not ended:
             return
         started = time.perf_counter()
@@ -188,7 +188,7 @@ class _Group:
             self.members.remove(training)
 
     @staticmethod
-    def _share(trainings: Sequence[Training], started: float) -> float:
+    def _share(trainings: Sequence[Trainer], started: float) -> float:
         """Each one's share of the time since `started` that was nobody's own."""
         own = sum(t.own_seconds for t in trainings)
         return max(0.0, time.perf_counter() - started - own) / len(trainings)

@@ -12,11 +12,11 @@ from ...errors import TalikError
 from ...extract.datasets.types import Question
 from ...extract.trunk.state import State
 from ..evaluation.predictions import Prediction, autocast, predictions_of
-from .experiment_context import Workbench
+from .experiment_context import ExperimentContext
 from .stacked_forward import Job, run_stacked
-from .trainer import Training
+from .trainer import Trainer
 
-Member = tuple[Training, Mapping[str, State]]
+Member = tuple[Trainer, Mapping[str, State]]
 _SHARE_OF_MEMORY = 0.8  # of what is free that stacked variants may fill
 
 
@@ -24,15 +24,15 @@ class Stacking:
     """How the members of a group share their units.
 
     Args:
-        bench: of the experiment.
+        context: of the experiment.
         num_members: of the group.
 
     Attributes:
         size: members stacked at most; 1 for one after the other.
     """
 
-    def __init__(self, bench: Workbench, num_members: int) -> None:
-        settings, self._device = bench.experiment.sweep, torch.device(bench.device)
+    def __init__(self, context: ExperimentContext, num_members: int) -> None:
+        settings, self._device = context.experiment.sweep, torch.device(context.device)
         self._wanted = min(settings.stack_size or num_members, num_members) if settings.stacks(self._device.type) else 1
         fits_unasked = settings.stack_size > 0 or self._device.type != "cuda"
         self.size = self._wanted if fits_unasked else 1
@@ -55,12 +55,12 @@ class Stacking:
         each = torch.cuda.max_memory_allocated(self._device) - before
         self._wanted = self.size = max(1, min(self._wanted, int(_SHARE_OF_MEMORY * free / max(1, each))))
 
-    def step(self, members: Sequence[Member], questions: Sequence[Question]) -> list[tuple[Training, TalikError]]:
+    def step(self, members: Sequence[Member], questions: Sequence[Question]) -> list[tuple[Trainer, TalikError]]:
         """Train each on one batch; return those that failed, with their errors."""
         if len(members) == 1:
             ((training, states),) = members
             try:
-                with training.turn():
+                with training.own_random_stream():
                     training.step(questions, states)
             except TalikError as error:
                 return [(training, error)]
@@ -70,45 +70,45 @@ class Stacking:
             try:
                 if isinstance(logits, TalikError):
                     raise logits
-                with training.turn():
+                with training.own_random_stream():
                     shares.append((training, training.share_of_step(logits, questions)))
             except TalikError as error:
                 failed.append((training, error))
         if shares:  # what they train is disjoint: the gradient of the sum gives each its own
             torch.stack([share for _, share in shares]).sum().backward()
         for training, _ in shares:
-            with training.turn():
+            with training.own_random_stream():
                 training.end_batch()
         return failed
 
     @torch.no_grad()
     def answers(
         self, members: Sequence[Member], questions: Sequence[Question]
-    ) -> list[tuple[Training, list[Prediction]]]:
+    ) -> list[tuple[Trainer, list[Prediction]]]:
         """Answer one batch with each."""
         if len(members) == 1:
             ((training, states),) = members
-            with training.turn():
+            with training.own_random_stream():
                 return [(training, training.answers(questions, states))]
         found = []
         for training, states in members:
-            with training.turn():
+            with training.own_random_stream():
                 training.count_flops(questions, states)
             training.model.eval()
         for training, logits in self._logits(members):
             if isinstance(logits, TalikError):
                 raise logits
             training.model.train()
-            with training.turn():
-                found.append((training, predictions_of(logits, questions, training.bench.manifest.answers)))
+            with training.own_random_stream():
+                found.append((training, predictions_of(logits, questions, training.context.manifest.answers)))
         return found
 
-    def _logits(self, members: Sequence[Member]) -> list[tuple[Training, Tensor | TalikError]]:
+    def _logits(self, members: Sequence[Member]) -> list[tuple[Trainer, Tensor | TalikError]]:
         device = self._device.type
         jobs = [
             Job(
-                steps=training.model.steps(states, training.bench.sampling.num_segments),
-                turn=training.turn,
+                steps=training.model.steps(states, training.context.sampling.num_segments),
+                turn=training.own_random_stream,
                 autocast=partial(autocast, training.settings.amp, device),
                 precision=training.settings.amp,
             )

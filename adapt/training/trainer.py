@@ -45,7 +45,7 @@ from .adapter_files import save_adapter
 from .checkpoint import load_checkpoint, save_checkpoint
 from .distributed import Processes
 from .ema import Averages
-from .experiment_context import Workbench, derived_seed
+from .experiment_context import ExperimentContext, derived_seed
 from .loggers import open_scalars
 from .module_hooks import after_step, begin_training, extra_loss
 from .optimizer import count_parameters, learning_rate_scale, make_optimizer
@@ -66,11 +66,11 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
-class Training:
+class Trainer:
     """A variant with a seed, being trained.
 
     Args:
-        bench: the experiment's shared parts.
+        context: the experiment's shared parts.
         variant, settings, seed: what is trained, and how.
         folder: the run's, already claimed.
         live: take states from the media files instead of the store.
@@ -79,7 +79,7 @@ class Training:
 
     def __init__(
         self,
-        bench: Workbench,
+        context: ExperimentContext,
         variant: VariantSettings,
         settings: TrainSettings,
         seed: int,
@@ -88,26 +88,26 @@ class Training:
         live: bool = False,
         processes: Processes | None = None,
     ) -> None:
-        self.bench, self.settings, self.seed, self.folder = bench, settings, seed, folder
-        self.processes = processes or Processes(device=bench.device)
+        self.context, self.settings, self.seed, self.folder = context, settings, seed, folder
+        self.processes = processes or Processes(device=context.device)
         self.label = f"{variant.name}/seed{seed}"
         self.variant = variant
-        self.model: JointModel = bench.build(variant, seed=seed)
+        self.model: JointModel = context.build(variant, seed=seed)
         self.model.recompute_units = settings.checkpoint_units
         if settings.compile:
-            self.model.encoders.update(bench.compiled(self.model.encoders))
-        self.source: CachedSource | LiveSource = bench.live(self.model) if live else bench.cached(self.model)
+            self.model.encoders.update(context.compiled(self.model.encoders))
+        self.source: CachedSource | LiveSource = context.live(self.model) if live else context.cached(self.model)
         num_units = {m: e.num_units for m, e in self.model.encoders.items()}
         notes = insertion_lines(self.model.insertions, num_units, variant.insertion)
         for note in notes if self.processes.leads else ():
             tqdm.write(f"{self.label}: {note}", file=sys.stderr)
-        self.loss = None if settings.loss is None else make_part(LOSSES, settings.loss, where="loss").to(bench.device)
-        self.questions = {s: self._stored(bench.questions(s)) for s in ("train", "val")}
-        self.labels = {a: i for i, a in enumerate(bench.manifest.answers)}
+        self.loss = None if settings.loss is None else make_part(LOSSES, settings.loss, where="loss").to(context.device)
+        self.questions = {s: self._stored(context.questions(s)) for s in ("train", "val")}
+        self.labels = {a: i for i, a in enumerate(context.manifest.answers)}
         self.optimizer = make_optimizer(self.model, settings)
         self.peak = [group["lr"] for group in self.optimizer.param_groups]
         self.averages = Averages(self.model, settings.ema) if settings.ema else None
-        self.at = Progress()
+        self.progress = Progress()
         self.best: dict[str, Tensor] = {}
         self.own_seconds = 0.0  # since the epoch began, or since the final evaluation did
         self._losses: list[float] = []  # of the epoch's steps
@@ -116,26 +116,26 @@ class Training:
         self._flops: dict[str, int] | None = None  # of the final evaluation's first batch
         self._counts_flops = False
         torch.manual_seed(derived_seed(seed, "dropout"))
-        self._random = random_state(bench.device)
+        self._random = random_state(context.device)
         self._resume()
-        config = run_config(bench.experiment, variant, settings, seed)
-        log = bench.experiment.log if self.processes.leads else LogSettings()
-        self._scalars = open_scalars(log, folder.path, name=self._name, config=config, history=self.at.history)
+        config = run_config(context.experiment, variant, settings, seed)
+        log = context.experiment.log if self.processes.leads else LogSettings()
+        self._scalars = open_scalars(log, folder.path, name=self._name, config=config, history=self.progress.history)
 
     @property
     def _name(self) -> str:
-        return f"{self.bench.experiment.name}/{self.label}"
+        return f"{self.context.experiment.name}/{self.label}"
 
     def _stored(self, questions: Sequence[Question]) -> list[Question]:
-        return stored_questions(self.source, questions, allow_missing=self.bench.allow_missing)
+        return stored_questions(self.source, questions, allow_missing=self.context.allow_missing)
 
     def _resume(self) -> None:
         if self.folder.checkpoint.exists() or self.folder.checkpoint.with_name("checkpoint.old").exists():
             self.best, saved = load_checkpoint(
                 self.folder.checkpoint, model=self.model, optimizer=self.optimizer, averages=self.averages
             )
-            self.at = Progress(**saved)
-            self._random = random_state(self.bench.device)
+            self.progress = Progress(**saved)
+            self._random = random_state(self.context.device)
         begin_training(self.model, self.settings.epochs * self.steps_per_epoch)
 
     @property
@@ -157,15 +157,15 @@ class Training:
     @property
     def ended(self) -> bool:
         """Whether no epoch is left: all are done, or validation has not improved for `patience` of them."""
-        out_of_patience = 0 < self.settings.patience <= self.at.epoch - self.at.best_epoch
-        return self.at.epoch >= self.settings.epochs or out_of_patience
+        out_of_patience = 0 < self.settings.patience <= self.progress.epoch - self.progress.best_epoch
+        return self.progress.epoch >= self.settings.epochs or out_of_patience
 
     @property
     def last_validation(self) -> str:
         """The last epoch's losses in a line, "" before the first."""
-        if not self.at.history:
+        if not self.progress.history:
             return ""
-        last = self.at.history[-1]
+        last = self.progress.history[-1]
         return f"loss {last['train_loss']:.3f}, val {100 * last['val_accuracy']:.1f} %"
 
     def order(self, epoch: int) -> Iterator[list[Question]]:
@@ -180,24 +180,24 @@ class Training:
         """Questions of an epoch's batch, from 0, those of all processes together."""
         return min(self.settings.batch_size, len(self.questions["train"]) - index * self.settings.batch_size)
 
-    def asked(self, split: str) -> list[Question]:
+    def split_questions(self, split: str) -> list[Question]:
         """The questions of a split whose states are at hand."""
-        return self.questions.get(split) or self._stored(self.bench.questions(split))
+        return self.questions.get(split) or self._stored(self.context.questions(split))
 
     def in_order(self, split: str) -> list[Sequence[Question]]:
         """The batches in which a split is answered, the questions of a clip together (see `clip_order`)."""
-        questions = self.asked(split)
+        questions = self.split_questions(split)
         return batches_of([questions[i] for i in clip_order(questions)], self.settings.eval_batch_size)
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
+    def own_random_stream(self) -> Iterator[None]:
         """While this is open, random numbers come from this training's own stream, and time counts as its own."""
         started = time.perf_counter()
-        set_random_state(self._random, self.bench.device)
+        set_random_state(self._random, self.context.device)
         try:
             yield
         finally:
-            self._random = random_state(self.bench.device)
+            self._random = random_state(self.context.device)
             self.own_seconds += time.perf_counter() - started
 
     def begin_epoch(self) -> None:
@@ -205,8 +205,8 @@ class Training:
         self.model.train()
         self._losses, self._batches, self._held, self.own_seconds = [], 0, [], 0.0
         if not self.processes.leads:  # a stream for each epoch, so that a checkpoint keeps the first one's alone
-            torch.manual_seed(derived_seed(self.seed, f"dropout/{self.at.epoch}/{self.processes.rank}"))
-            self._random = random_state(self.bench.device)
+            torch.manual_seed(derived_seed(self.seed, f"dropout/{self.progress.epoch}/{self.processes.rank}"))
+            self._random = random_state(self.context.device)
 
     def step(self, questions: Sequence[Question], states: Mapping[str, State]) -> None:
         """Train on one batch; every `accumulate` of them, and at the epoch's end, the optimiser takes a step.
@@ -214,7 +214,7 @@ class Training:
         Raises:
             RunError: the loss is not finite.
         """
-        logits = forward(self.model, states, self.bench.sampling.num_segments, amp=self.settings.amp)
+        logits = forward(self.model, states, self.context.sampling.num_segments, amp=self.settings.amp)
         self.share_of_step(logits, questions).backward()
         self.end_batch()
 
@@ -227,7 +227,7 @@ class Training:
         loss = extra_loss(self.model, self._loss(logits, questions))
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise RunError(f"{self.label}: the loss is {value} at step {self.at.step}; lower lr or set clip_norm")
+            raise RunError(f"{self.label}: the loss is {value} at step {self.progress.step}; lower lr or set clip_norm")
         if not self._held:
             self.optimizer.zero_grad(set_to_none=True)
         count = self.processes.count(self.batch_size(self._batches))
@@ -254,15 +254,15 @@ class Training:
         self._held = []
 
     def _update(self) -> None:
-        for group, rate in zip(self.optimizer.param_groups, self._rates(self.at.step), strict=True):
+        for group, rate in zip(self.optimizer.param_groups, self._rates(self.progress.step), strict=True):
             group["lr"] = rate
         if self.settings.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         self.optimizer.step()
-        after_step(self.model, self.at.step)
+        after_step(self.model, self.progress.step)
         if self.averages is not None:
             self.averages.update()
-        self.at.step += 1
+        self.progress.step += 1
 
     def _rates(self, step: int) -> list[float]:
         """The learning rate of each parameter group at a step."""
@@ -287,8 +287,8 @@ class Training:
             self.model,
             questions,
             states,
-            answers=self.bench.manifest.answers,
-            num_segments=self.bench.sampling.num_segments,
+            answers=self.context.manifest.answers,
+            num_segments=self.context.sampling.num_segments,
             amp=self.settings.amp,
         )
 
@@ -298,7 +298,7 @@ class Training:
             self._flops = forward_flops(
                 self.model,
                 by_question(states),
-                num_segments=self.bench.sampling.num_segments,
+                num_segments=self.context.sampling.num_segments,
                 num_questions=len(questions),
                 amp=self.settings.amp,
             )
@@ -310,21 +310,25 @@ class Training:
             predictions: of the validation split.
             shared_seconds: this training's share of what was done once for several.
         """
-        self.at.epoch += 1
+        self.progress.epoch += 1
         accuracy = sum(p.correct for p in predictions) / len(predictions)
         loss = sum(-p.log_likelihood for p in predictions) / len(predictions)
-        if (accuracy, -loss) > (self.at.best_accuracy, -self.at.best_loss):
-            self.at.best_accuracy, self.at.best_loss, self.at.best_epoch = accuracy, loss, self.at.epoch
+        if (accuracy, -loss) > (self.progress.best_accuracy, -self.progress.best_loss):
+            self.progress.best_accuracy, self.progress.best_loss, self.progress.best_epoch = (
+                accuracy,
+                loss,
+                self.progress.epoch,
+            )
             with self.averaged():
                 self.best = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
         seconds = self.own_seconds + shared_seconds
-        self.at.seconds += seconds
+        self.progress.seconds += seconds
         train_loss = sum(self._losses) / len(self._losses)
-        self.at.history.append(
+        self.progress.history.append(
             {
                 "event": "epoch",
-                "epoch": self.at.epoch,
-                "step": self.at.step,
+                "epoch": self.progress.epoch,
+                "step": self.progress.step,
                 "train_loss": train_loss,
                 "val_loss": loss,
                 "val_accuracy": accuracy,
@@ -335,18 +339,18 @@ class Training:
         line = self.last_validation
         if not self.processes.leads:
             return line
-        self.folder.write_lines("metrics.jsonl", self.at.history)
-        with self.turn():  # the checkpoint keeps the random stream as it stands
+        self.folder.write_lines("metrics.jsonl", self.progress.history)
+        with self.own_random_stream():  # the checkpoint keeps the random stream as it stands
             save_checkpoint(
                 self.folder.checkpoint,
                 model=self.model,
                 optimizer=self.optimizer,
                 best=self.best,
-                progress=dict(vars(self.at)),
+                progress=dict(vars(self.progress)),
                 averages=self.averages,
             )
         for scalars in self._scalars:
-            scalars.write(self.at.history[-1])
+            scalars.write(self.progress.history[-1])
         return line
 
     def use_best(self) -> None:
@@ -358,7 +362,7 @@ class Training:
     @property
     def final_split(self) -> str:
         """The split that a finished run is scored on."""
-        return "test" if "test" in self.bench.manifest.splits else "val"
+        return "test" if "test" in self.context.manifest.splits else "val"
 
     def finish(
         self, predictions: Sequence[Prediction], *, shared_seconds: float, together: int, stacked: bool = False
@@ -374,26 +378,26 @@ class Training:
         if not self.processes.leads:
             return
         records = prediction_records(predictions)
-        seconds = self.at.seconds + self.own_seconds + shared_seconds
+        seconds = self.progress.seconds + self.own_seconds + shared_seconds
         trainable, every = count_parameters(self.model)
         boundaries = self.source.boundaries if isinstance(self.source, CachedSource) else {}
-        save_adapter(self.folder, self.model, self.bench, self.variant, cuts=boundaries)
+        save_adapter(self.folder, self.model, self.context, self.variant, cuts=boundaries)
         self.folder.write_lines("predictions.jsonl", records)
-        last = {"event": "done", "best_epoch": self.at.best_epoch, "seconds": seconds}
+        last = {"event": "done", "best_epoch": self.progress.best_epoch, "seconds": seconds}
         counts = {"trainable_params": trainable, "all_params": every}
-        self.folder.write_lines("metrics.jsonl", [*self.at.history, {**last, **counts}])
+        self.folder.write_lines("metrics.jsonl", [*self.progress.history, {**last, **counts}])
         self.folder.write_json(
             "result.json",
             {
                 "split": self.final_split,
-                **score_records(records, kind=self.bench.experiment.task.kind),
+                **score_records(records, kind=self.context.experiment.task.kind),
                 "seconds": seconds,
                 "together": together,
                 "processes": self.processes.size,
                 **({"stacked": True} if stacked else {}),
-                "device": torch.device(self.bench.device).type,
+                "device": torch.device(self.context.device).type,
                 "live": isinstance(self.source, LiveSource),
-                "best_epoch": self.at.best_epoch,
+                "best_epoch": self.progress.best_epoch,
                 **counts,
                 **(self._flops or {}),
             },

@@ -102,7 +102,7 @@ class TunedUnits(nn.Module):
         units: for each modality that is touched, its units.
 
     Attributes:
-        tunes_units: tells the workbench how to build this adapter, and the joint model not to look for `at(i)`.
+        tunes_units: tells `ExperimentContext` how to build this adapter, the joint model not to look for `at(i)`.
         num_replaced: trained parameters that stand for one of the frozen encoder's own.
     """
 

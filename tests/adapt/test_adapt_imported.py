@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from talik.adapt.config.experiment import load_experiment
 from talik.adapt.evaluation.evaluate import evaluate
 from talik.adapt.training.adapt import adapt
-from talik.adapt.training.experiment_context import Workbench
+from talik.adapt.training.experiment_context import ExperimentContext
 from talik.cache.feature_store import FeatureStore
 from talik.errors import MissingItemError, MissingMediaError, RunError, SettingsError, StoreMismatchError
 from talik.extract.importers.import_features import import_any
@@ -94,10 +94,10 @@ def change(path: Path, old: str, new: str) -> None:
 def test_probe_and_trimodal_train_and_evaluate_on_imported_features(place: Path) -> None:
     report = extract(place, progress=False)
     assert [name.split("/")[0] for name in report.items] == ["text", "text"]
-    bench = Workbench(load_experiment(place))
+    context = ExperimentContext(load_experiment(place))
     starts = {}
     for variant in ("probe", "trimodal"):
-        run = adapt(load_experiment(place), variant=variant, progress=False, workbench=bench)
+        run = adapt(load_experiment(place), variant=variant, progress=False, context=context)
         described = json.loads((run.folder / "adapter.json").read_text())
         starts[variant] = described["cached_boundaries"]
         assert described["encoders"]["audio"]["model"] == "features:vggish"
@@ -106,7 +106,7 @@ def test_probe_and_trimodal_train_and_evaluate_on_imported_features(place: Path)
         evaluate(run.folder, split="test", live=True, save=False)
     assert starts["probe"] == {"visual": 0, "audio": 0, "text": 3}
     assert starts["trimodal"] == {"visual": 0, "audio": 0, "text": 2}
-    (last,) = bench.insertions(bench.experiment.variant("last")).insertions
+    (last,) = context.insertions(context.experiment.variant("last")).insertions
     assert dict(last.boundaries) == {"visual": 0, "audio": 0, "text": 2}
     weights = load_file(place.parent / "runs" / "exp" / "trimodal" / "seed0" / "adapter.safetensors")
     moved = [n for n, w in weights.items() if "visual" in n and n.startswith("adapter.") and w.abs().sum() > 0]
@@ -115,10 +115,10 @@ def test_probe_and_trimodal_train_and_evaluate_on_imported_features(place: Path)
 
 def test_what_the_head_reads_is_what_was_imported(place: Path) -> None:
     extract(place, progress=False)
-    bench = Workbench(load_experiment(place))
-    model = bench.build(bench.experiment.variant("probe"), seed=0)
-    questions = bench.questions("train")[:5]
-    (batch,) = bench.cached(model).batches([questions])
+    context = ExperimentContext(load_experiment(place))
+    model = context.build(context.experiment.variant("probe"), seed=0)
+    questions = context.questions("train")[:5]
+    (batch,) = context.cached(model).batches([questions])
     features = model.features(batch.states, 3)
     assert {m: tuple(f.shape) for m, f in features.items() if m != "text"} == {
         "visual": (5, 3, 4, 12),
@@ -143,7 +143,7 @@ def test_a_run_knows_which_features_it_was_trained_on(place: Path) -> None:
 def test_refusals(place: Path) -> None:
     def fails(error: type[Exception], message: str) -> None:
         with pytest.raises(error, match=message):
-            _ = Workbench(load_experiment(place)).encoders
+            _ = ExperimentContext(load_experiment(place)).encoders
 
     change(place, "segments = 3", "segments = 10")
     fails(StoreMismatchError, "'resnet' have 3 time steps, data.segments is 10")
@@ -158,7 +158,7 @@ def test_refusals(place: Path) -> None:
     fails(StoreMismatchError, "'resnet' are stored 2 times; name one: features:resnet#")
     key = FeatureStore.open(place.parent / "features.zarr").boundaries()[-1].key
     change(place, "features:resnet", f"features:resnet#{key}")
-    assert Workbench(load_experiment(place)).encoders["visual"].identity(0)["imported"]["name"] == "resnet"
+    assert ExperimentContext(load_experiment(place)).encoders["visual"].identity(0)["imported"]["name"] == "resnet"
     change(place, 'vggish"', 'vggish"\ncut = [-1]')
     fails(SettingsError, "whose only boundary is 0")
     change(place, "cut = [-1]", "image_size = 28")
@@ -173,7 +173,7 @@ def test_media_are_asked_for_where_an_encoder_would_decode_them(place: Path, tin
 
 def test_a_clip_without_features_is_named(place: Path) -> None:
     extract(place, progress=False)
-    gone = Workbench(load_experiment(place)).questions("train")[0].clip_id
+    gone = ExperimentContext(load_experiment(place)).questions("train")[0].clip_id
     shutil.rmtree(place.parent / "features.zarr" / "audio")
     (place.parent / "vggish" / f"{gone}.npy").unlink()
     import_any(

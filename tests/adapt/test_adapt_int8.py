@@ -9,7 +9,7 @@ import torch
 
 from talik.adapt.config.experiment import load_experiment
 from talik.adapt.training.adapt import adapt
-from talik.adapt.training.experiment_context import Workbench
+from talik.adapt.training.experiment_context import ExperimentContext
 from talik.cache.feature_store import FeatureStore
 from talik.extract.stage.extract import extract
 
@@ -25,17 +25,17 @@ def test_a_variant_trains_on_int8_states(write_experiment: Callable[..., Path]) 
             assert 0 < entry["int8"]["relative_rms"] < 0.02
     assert extract(path, progress=False).up_to_date
 
-    bench = Workbench(load_experiment(path))
-    model = bench.build(bench.experiment.variant("trimodal"), seed=0)
-    questions = bench.questions("train")[:6]
-    (cached,) = bench.cached(model).batches([questions])
-    (live,) = bench.live(model).batches([questions])
+    context = ExperimentContext(load_experiment(path))
+    model = context.build(context.experiment.variant("trimodal"), seed=0)
+    questions = context.questions("train")[:6]
+    (cached,) = context.cached(model).batches([questions])
+    (live,) = context.live(model).batches([questions])
     for modality in ("visual", "audio"):
-        encoder = bench.encoders[modality]
+        encoder = context.encoders[modality]
         state = cached.states[modality]
         near = encoder.run(state, state.boundary, 2).hidden
         exact = live.states[modality].hidden
         assert near.dtype == torch.float32
         assert 0 < (near - exact).norm() / exact.norm() < 0.05
-    run = adapt(load_experiment(path), variant="trimodal", progress=False, workbench=bench)
+    run = adapt(load_experiment(path), variant="trimodal", progress=False, context=context)
     assert (run.folder / "result.json").is_file()

@@ -11,7 +11,7 @@ import torch
 from talik.adapt.config.experiment import VariantSettings, load_experiment
 from talik.adapt.evaluation.predictions import forward
 from talik.adapt.model.joint_model import JointModel
-from talik.adapt.training.experiment_context import Workbench
+from talik.adapt.training.experiment_context import ExperimentContext
 
 SIZES = {"d_model": 8, "d_state": 4, "num_latents": 2, "num_heads": 2}
 KINDS: dict[str, dict[str, Any]] = {
@@ -35,9 +35,9 @@ def variant(kind: str = "ssm", insertion: str = "last", placement: str = "betwee
 
 
 @pytest.fixture(scope="module")
-def bench(extracted: Path) -> Workbench:
+def context(extracted: Path) -> ExperimentContext:
     """The tiny encoders and their filled store, shared: nothing here changes them."""
-    return Workbench(load_experiment(extracted))
+    return ExperimentContext(load_experiment(extracted))
 
 
 def shaken(model: JointModel) -> JointModel:
@@ -58,13 +58,13 @@ def gradients(model: JointModel, batch: object, segments: int) -> tuple[torch.Te
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("insertion", "placement"), [("last", "between"), ("apart", "parallel"), ("end", "between")])
-def test_cached_equals_live(bench: Workbench, kind: str, insertion: str, placement: str) -> None:
-    model = shaken(bench.build(variant(kind, insertion, placement), seed=0))
-    questions = list(bench.questions("train"))[:7]
-    cached = next(iter(bench.cached(model).batches([questions])))
-    live = next(iter(bench.live(model).batches([questions])))
-    from_store, store_grads = gradients(model, cached, bench.sampling.num_segments)
-    from_media, media_grads = gradients(model, live, bench.sampling.num_segments)
+def test_cached_equals_live(context: ExperimentContext, kind: str, insertion: str, placement: str) -> None:
+    model = shaken(context.build(variant(kind, insertion, placement), seed=0))
+    questions = list(context.questions("train"))[:7]
+    cached = next(iter(context.cached(model).batches([questions])))
+    live = next(iter(context.live(model).batches([questions])))
+    from_store, store_grads = gradients(model, cached, context.sampling.num_segments)
+    from_media, media_grads = gradients(model, live, context.sampling.num_segments)
     torch.testing.assert_close(from_store, from_media, rtol=1e-5, atol=1e-5 * float(from_media.abs().max()))
     assert store_grads.keys() == media_grads.keys() == {n for n, _ in model.named_parameters()}
     largest = max(float(grad.abs().max()) for grad in media_grads.values())
@@ -81,13 +81,13 @@ def test_cached_equals_live(bench: Workbench, kind: str, insertion: str, placeme
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("insertion", "placement"), [("last", "between"), ("two", "between"), ("apart", "parallel")])
 def test_untrained_adapter_is_the_frozen_model_to_the_bit(
-    bench: Workbench, kind: str, insertion: str, placement: str
+    context: ExperimentContext, kind: str, insertion: str, placement: str
 ) -> None:
-    with_adapter = bench.build(variant(kind, insertion, placement), seed=0).eval()
-    without = bench.build(PROBE, seed=0).eval()
-    batch = next(iter(bench.cached(with_adapter).batches([list(bench.questions("train"))[:5]])))
-    adapted = with_adapter.features(batch.states, bench.sampling.num_segments)
-    frozen = without.features(batch.states, bench.sampling.num_segments)
+    with_adapter = context.build(variant(kind, insertion, placement), seed=0).eval()
+    without = context.build(PROBE, seed=0).eval()
+    batch = next(iter(context.cached(with_adapter).batches([list(context.questions("train"))[:5]])))
+    adapted = with_adapter.features(batch.states, context.sampling.num_segments)
+    frozen = without.features(batch.states, context.sampling.num_segments)
     for modality in ("visual", "audio", "text"):
         assert torch.equal(adapted[modality], frozen[modality]), modality
     for name, weight in without.head.state_dict().items():
@@ -95,26 +95,26 @@ def test_untrained_adapter_is_the_frozen_model_to_the_bit(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_adapter_parameter_learns_by_the_second_step(bench: Workbench, kind: str) -> None:
-    model = bench.build(variant(kind), seed=0).train()
-    batch = next(iter(bench.cached(model).batches([list(bench.questions("train"))[:8]])))
-    frozen = {m: [p.clone() for p in e.model.parameters()] for m, e in bench.encoders.items()}
+def test_every_adapter_parameter_learns_by_the_second_step(context: ExperimentContext, kind: str) -> None:
+    model = context.build(variant(kind), seed=0).train()
+    batch = next(iter(context.cached(model).batches([list(context.questions("train"))[:8]])))
+    frozen = {m: [p.clone() for p in e.model.parameters()] for m, e in context.encoders.items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(2):
-        _, grads = gradients(model, batch, bench.sampling.num_segments)
+        _, grads = gradients(model, batch, context.sampling.num_segments)
         optimizer.step()
     unmoved = [n for n, p in model.named_parameters() if n not in grads or not grads[n].abs().any()]
     assert unmoved == []
     for modality, before in frozen.items():
-        after = list(bench.encoders[modality].model.parameters())
+        after = list(context.encoders[modality].model.parameters())
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), modality
 
 
-def test_a_question_alone_equals_the_question_in_a_padded_batch(bench: Workbench) -> None:
-    model = shaken(bench.build(variant(), seed=0))
-    questions = sorted(bench.questions("train"), key=lambda q: len(q.text))
+def test_a_question_alone_equals_the_question_in_a_padded_batch(context: ExperimentContext) -> None:
+    model = shaken(context.build(variant(), seed=0))
+    questions = sorted(context.questions("train"), key=lambda q: len(q.text))
     mixed = [questions[0], questions[-1], questions[len(questions) // 2]]
-    source = bench.cached(model)
+    source = context.cached(model)
     with torch.no_grad():
         together = forward(model, next(iter(source.batches([mixed]))).states, 3, amp="off")
         back = forward(model, next(iter(source.batches([mixed[::-1]]))).states, 3, amp="off")
@@ -127,10 +127,10 @@ def test_a_question_alone_equals_the_question_in_a_padded_batch(bench: Workbench
     assert lengths.unique().numel() > 1
 
 
-def test_what_stands_in_padding_does_not_matter(bench: Workbench) -> None:
-    model = shaken(bench.build(variant(), seed=0))
-    questions = sorted(bench.questions("train"), key=lambda q: len(q.text))
-    batch = next(iter(bench.cached(model).batches([[questions[0], questions[-1]]])))
+def test_what_stands_in_padding_does_not_matter(context: ExperimentContext) -> None:
+    model = shaken(context.build(variant(), seed=0))
+    questions = sorted(context.questions("train"), key=lambda q: len(q.text))
+    batch = next(iter(context.cached(model).batches([[questions[0], questions[-1]]])))
     text = batch.states["text"]
     assert text.lengths is not None
     spoiled = text.hidden.clone()
@@ -140,11 +140,13 @@ def test_what_stands_in_padding_does_not_matter(bench: Workbench) -> None:
         assert torch.equal(forward(model, batch.states, 3, amp="off"), forward(model, changed, 3, amp="off"))
 
 
-def test_nothing_below_the_first_insertion_builds_a_graph(bench: Workbench) -> None:
-    model = bench.build(variant(), seed=0)
-    states = next(iter(bench.live(bench.build(variant(), seed=0)).batches([list(bench.questions("train"))[:2]]))).states
+def test_nothing_below_the_first_insertion_builds_a_graph(context: ExperimentContext) -> None:
+    model = context.build(variant(), seed=0)
+    states = next(
+        iter(context.live(context.build(variant(), seed=0)).batches([list(context.questions("train"))[:2]]))
+    ).states
     assert not any(s.hidden.requires_grad for s in states.values())
-    features = model.features(states, bench.sampling.num_segments)
+    features = model.features(states, context.sampling.num_segments)
     assert all(f.requires_grad for f in features.values())
-    probe = bench.build(PROBE, seed=0)
-    assert not any(f.requires_grad for f in probe.features(states, bench.sampling.num_segments).values())
+    probe = context.build(PROBE, seed=0)
+    assert not any(f.requires_grad for f in probe.features(states, context.sampling.num_segments).values())

@@ -10,7 +10,7 @@ import torch
 
 from talik.adapt.config.experiment import load_experiment
 from talik.adapt.evaluation.predictions import forward
-from talik.adapt.training.experiment_context import Workbench
+from talik.adapt.training.experiment_context import ExperimentContext
 from talik.demo.experiment import EXPERIMENT
 from talik.extract.stage.extract import extract
 
@@ -29,26 +29,28 @@ pytestmark = pytest.mark.skipif(not installed(), reason="the weight packages of 
 
 
 @pytest.fixture(scope="module", params=list(ROUNDING))
-def bench(request: pytest.FixtureRequest, demo_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+def context(
+    request: pytest.FixtureRequest, demo_set: Path, tmp_path_factory: pytest.TempPathFactory
+) -> ExperimentContext:
     path = tmp_path_factory.mktemp("pretrained") / "demo.toml"
     text = EXPERIMENT.format(epochs=1, batch_size=4, amp="off", seeds=[0])
     text = text.replace('root = "set"', f'root = "{demo_set}"').replace('"float16"', f'"{request.param}"')
     path.write_text(text, encoding="utf-8")
     experiment = load_experiment(path)
     extract(experiment.extraction, progress=False)
-    return Workbench(experiment)
+    return ExperimentContext(experiment)
 
 
-def test_logits_and_gradients_from_the_store_equal_those_from_the_files(bench: Workbench) -> None:
-    dtype = bench.experiment.extraction.store.dtype
-    model = bench.build(bench.experiment.variant("trimodal"), seed=0).eval()
+def test_logits_and_gradients_from_the_store_equal_those_from_the_files(context: ExperimentContext) -> None:
+    dtype = context.experiment.extraction.store.dtype
+    model = context.build(context.experiment.variant("trimodal"), seed=0).eval()
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    questions = list(bench.questions("train"))[:6]
+    questions = list(context.questions("train"))[:6]
     found = []
-    for source in (bench.cached(model), bench.live(model)):
+    for source in (context.cached(model), context.live(model)):
         model.zero_grad()
         logits = forward(model, next(iter(source.batches([questions]))).states, 4, amp="off")
         logits.square().sum().backward()
@@ -62,11 +64,11 @@ def test_logits_and_gradients_from_the_store_equal_those_from_the_files(bench: W
         assert float((cached_grads[name] - grad).abs().max()) <= tolerance * scale, name
 
 
-def test_at_initialisation_the_features_are_the_frozen_encoders_to_the_bit(bench: Workbench) -> None:
-    questions = list(bench.questions("test"))[:3]
-    with_adapter = bench.build(bench.experiment.variant("trimodal"), seed=0).eval()
-    frozen = bench.build(bench.experiment.variant("probe"), seed=0).eval()
-    states = next(iter(bench.live(with_adapter).batches([questions]))).states
+def test_at_initialisation_the_features_are_the_frozen_encoders_to_the_bit(context: ExperimentContext) -> None:
+    questions = list(context.questions("test"))[:3]
+    with_adapter = context.build(context.experiment.variant("trimodal"), seed=0).eval()
+    frozen = context.build(context.experiment.variant("probe"), seed=0).eval()
+    states = next(iter(context.live(with_adapter).batches([questions]))).states
     with torch.no_grad():
         ours, theirs = with_adapter.features(states, 4), frozen.features(states, 4)
     assert all(torch.equal(ours[m], theirs[m]) for m in ("visual", "audio", "text"))

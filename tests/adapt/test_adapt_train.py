@@ -18,7 +18,7 @@ from talik.adapt.config.experiment import Experiment, load_experiment
 from talik.adapt.evaluation.evaluate import evaluate
 from talik.adapt.sweep.sweep import sweep
 from talik.adapt.training.adapt import adapt
-from talik.adapt.training.experiment_context import Workbench
+from talik.adapt.training.experiment_context import ExperimentContext
 from talik.adapt.training.optimizer import learning_rate_scale
 from talik.errors import MissingItemError, RunError, SettingsError, StoreMismatchError
 
@@ -37,13 +37,13 @@ def place(extracted: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def encoders(extracted: Path) -> dict[str, Any]:
     """The tiny encoders, opened once."""
-    return Workbench(load_experiment(extracted)).encoders
+    return ExperimentContext(load_experiment(extracted)).encoders
 
 
 @pytest.fixture
-def bench(place: Path, encoders: dict[str, Any]) -> Callable[[Experiment], Workbench]:
-    def make(experiment: Experiment) -> Workbench:
-        made = Workbench(experiment)
+def context(place: Path, encoders: dict[str, Any]) -> Callable[[Experiment], ExperimentContext]:
+    def make(experiment: Experiment) -> ExperimentContext:
+        made = ExperimentContext(experiment)
         made.__dict__["encoders"] = encoders
         return made
 
@@ -67,9 +67,9 @@ def without_seconds(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines(folder / "metrics.jsonl")]
 
 
-def test_a_run_leaves_its_folder_complete_and_is_not_run_twice(place: Path, bench: Any) -> None:
+def test_a_run_leaves_its_folder_complete_and_is_not_run_twice(place: Path, context: Any) -> None:
     experiment = load_experiment(place)
-    first = adapt(experiment, variant="trimodal", progress=False, workbench=bench(experiment))
+    first = adapt(experiment, variant="trimodal", progress=False, context=context(experiment))
     assert first.folder == place.parent / "runs" / "exp" / "trimodal" / "seed0"
     assert {p.name for p in first.folder.iterdir()} == {
         "config.toml",
@@ -85,7 +85,7 @@ def test_a_run_leaves_its_folder_complete_and_is_not_run_twice(place: Path, benc
     predictions = lines(first.folder / "predictions.jsonl")
     assert first.accuracy == sum(p["correct"] for p in predictions) / len(predictions)
     stamp = (first.folder / "adapter.safetensors").stat().st_mtime_ns
-    second = adapt(experiment, variant="trimodal", progress=False, workbench=bench(experiment))
+    second = adapt(experiment, variant="trimodal", progress=False, context=context(experiment))
     assert second.skipped
     assert second.accuracy == first.accuracy
     assert (first.folder / "adapter.safetensors").stat().st_mtime_ns == stamp
@@ -93,10 +93,10 @@ def test_a_run_leaves_its_folder_complete_and_is_not_run_twice(place: Path, benc
 
 @pytest.mark.parametrize("variant", ["trimodal", "probe"])
 def test_a_killed_and_resumed_run_equals_one_never_killed(
-    place: Path, bench: Any, variant: str, monkeypatch: pytest.MonkeyPatch
+    place: Path, context: Any, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment = changed(place, ("epochs = 2", "epochs = 4"))
-    whole = adapt(experiment, variant=variant, progress=False, workbench=bench(experiment))
+    whole = adapt(experiment, variant=variant, progress=False, context=context(experiment))
     kept = place.parent / "kept"
     shutil.move(whole.folder, kept)
 
@@ -110,11 +110,11 @@ def test_a_killed_and_resumed_run_equals_one_never_killed(
     with monkeypatch.context() as patch:
         patch.setattr(training, "save_checkpoint", dies)
         with pytest.raises(KeyboardInterrupt):
-            adapt(experiment, variant=variant, progress=False, workbench=bench(experiment))
+            adapt(experiment, variant=variant, progress=False, context=context(experiment))
     with pytest.raises(RunError, match="unfinished run; add --resume"):
-        adapt(experiment, variant=variant, progress=False, workbench=bench(experiment))
+        adapt(experiment, variant=variant, progress=False, context=context(experiment))
     torch.manual_seed(99)  # whatever another process drew in between
-    resumed = adapt(experiment, variant=variant, resume=True, progress=False, workbench=bench(experiment))
+    resumed = adapt(experiment, variant=variant, resume=True, progress=False, context=context(experiment))
     assert without_seconds(resumed.folder) == without_seconds(kept)
     assert lines(resumed.folder / "predictions.jsonl") == lines(kept / "predictions.jsonl")
     ours, theirs = load_file(resumed.folder / "adapter.safetensors"), load_file(kept / "adapter.safetensors")
@@ -122,23 +122,23 @@ def test_a_killed_and_resumed_run_equals_one_never_killed(
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_the_seed_decides(place: Path, bench: Any) -> None:
+def test_the_seed_decides(place: Path, context: Any) -> None:
     experiment = load_experiment(place)
-    runs = [adapt(experiment, variant="probe", seed=s, progress=False, workbench=bench(experiment)) for s in (0, 1)]
+    runs = [adapt(experiment, variant="probe", seed=s, progress=False, context=context(experiment)) for s in (0, 1)]
     weights = [load_file(r.folder / "adapter.safetensors") for r in runs]
     assert any(not torch.equal(weights[0][n], weights[1][n]) for n in weights[0])
 
 
-def test_training_learns_what_it_is_shown(place: Path, bench: Any) -> None:
+def test_training_learns_what_it_is_shown(place: Path, context: Any) -> None:
     experiment = changed(place, ("epochs = 2", "epochs = 30\nlr = 1e-2\nweight_decay = 0.0"))
-    run = adapt(experiment, variant="trimodal", progress=False, workbench=bench(experiment))
+    run = adapt(experiment, variant="trimodal", progress=False, context=context(experiment))
     losses = [line["train_loss"] for line in lines(run.folder / "metrics.jsonl") if line["event"] == "epoch"]
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_early_stop_keeps_the_best_epoch(place: Path, bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_early_stop_keeps_the_best_epoch(place: Path, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = changed(place, ("epochs = 2", "epochs = 9\npatience = 2"))
-    run = adapt(experiment, variant="probe", progress=False, workbench=bench(experiment))
+    run = adapt(experiment, variant="probe", progress=False, context=context(experiment))
     epochs = [line for line in lines(run.folder / "metrics.jsonl") if line["event"] == "epoch"]
     best = max(epochs, key=lambda e: (e["val_accuracy"], -e["val_loss"]))
     result = json.loads((run.folder / "result.json").read_text())
@@ -148,9 +148,9 @@ def test_early_stop_keeps_the_best_epoch(place: Path, bench: Any, monkeypatch: p
     assert again.scores.overall.accuracy == pytest.approx(best["val_accuracy"])
 
 
-def test_evaluate_gives_what_training_wrote_from_store_and_from_the_files(place: Path, bench: Any) -> None:
+def test_evaluate_gives_what_training_wrote_from_store_and_from_the_files(place: Path, context: Any) -> None:
     experiment = load_experiment(place)
-    run = adapt(experiment, variant="trimodal", progress=False, workbench=bench(experiment))
+    run = adapt(experiment, variant="trimodal", progress=False, context=context(experiment))
     wrote = {p["question_id"]: p for p in lines(run.folder / "predictions.jsonl")}
     for live in (False, True):
         evaluation = evaluate(run.folder, live=live)
@@ -162,9 +162,9 @@ def test_evaluate_gives_what_training_wrote_from_store_and_from_the_files(place:
         evaluate(run.folder, split="dev")
 
 
-def test_another_encoder_is_refused(place: Path, bench: Any) -> None:
+def test_another_encoder_is_refused(place: Path, context: Any) -> None:
     experiment = load_experiment(place)
-    run = adapt(experiment, variant="probe", progress=False, workbench=bench(experiment))
+    run = adapt(experiment, variant="probe", progress=False, context=context(experiment))
     described = json.loads((run.folder / "adapter.json").read_text())
     described["encoders"]["audio"]["digest"] = "0" * 64
     (run.folder / "adapter.json").write_text(json.dumps(described))
@@ -172,15 +172,15 @@ def test_another_encoder_is_refused(place: Path, bench: Any) -> None:
         evaluate(run.folder)
 
 
-def test_a_folder_of_other_settings_is_refused(place: Path, bench: Any) -> None:
+def test_a_folder_of_other_settings_is_refused(place: Path, context: Any) -> None:
     experiment = load_experiment(place)
-    adapt(experiment, variant="probe", progress=False, workbench=bench(experiment))
+    adapt(experiment, variant="probe", progress=False, context=context(experiment))
     other = changed(place, ("batch_size = 8\neval", "batch_size = 4\neval"))
     with pytest.raises(RunError, match=r"train.batch_size: 8 there, 4 asked for"):
-        adapt(other, variant="probe", progress=False, workbench=bench(other))
+        adapt(other, variant="probe", progress=False, context=context(other))
 
 
-def test_a_sweep_goes_on_past_a_failure(place: Path, bench: Any) -> None:
+def test_a_sweep_goes_on_past_a_failure(place: Path, context: Any) -> None:
     bad = '[[variants]]\nname = "bad"\ninsertion = "last 1"\nadapter = { kind = "probe" }\n'
     experiment = changed(place, ('[[variants]]\nname = "trimodal"', bad + '\n[[variants]]\nname = "trimodal"'))
     result = sweep(experiment, progress=False)
@@ -201,27 +201,27 @@ def test_a_sweep_goes_on_past_a_failure(place: Path, bench: Any) -> None:
         ('name = "trimodal"', 'name = "probe"', "the name 'probe' stands twice"),
     ],
 )
-def test_a_mistake_in_a_variant_is_named(place: Path, bench: Any, old: str, new: str, message: str) -> None:
+def test_a_mistake_in_a_variant_is_named(place: Path, context: Any, old: str, new: str, message: str) -> None:
     def build() -> None:
         experiment = changed(place, (old, new))
-        bench(experiment).build(experiment.variants[-1], seed=0)
+        context(experiment).build(experiment.variants[-1], seed=0)
 
     with pytest.raises(SettingsError, match=message.replace("[", r"\[")) as caught:
         build()
     assert "\n" not in str(caught.value)
 
 
-def test_states_that_are_not_stored_are_named(place: Path, bench: Any) -> None:
+def test_states_that_are_not_stored_are_named(place: Path, context: Any) -> None:
     experiment = changed(place, ("segments = 3", "segments = 2"))
     with pytest.raises(StoreMismatchError, match=r"num_segments: asked 2, stored 3"):
-        adapt(experiment, variant="probe", progress=False, workbench=bench(experiment))
+        adapt(experiment, variant="probe", progress=False, context=context(experiment))
     half = changed(place, ("segments = 2", "segments = 3"), ('dtype = "float32"', 'dtype = "float16"'))
     with pytest.raises(MissingItemError, match="as float16; add a cut there"):
-        adapt(half, variant="trimodal", progress=False, workbench=bench(half))
+        adapt(half, variant="trimodal", progress=False, context=context(half))
 
 
 def test_a_full_disk_ends_a_run_in_one_line_and_it_goes_on(
-    place: Path, bench: Any, monkeypatch: pytest.MonkeyPatch
+    place: Path, context: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment = load_experiment(place)
 
@@ -231,9 +231,9 @@ def test_a_full_disk_ends_a_run_in_one_line_and_it_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr("talik.adapt.training.adapter_files.save_file", full)
         with pytest.raises(RunError, match=r"adapter.safetensors: cannot be written \(No space left") as caught:
-            adapt(experiment, variant="probe", progress=False, workbench=bench(experiment))
+            adapt(experiment, variant="probe", progress=False, context=context(experiment))
     assert "\n" not in str(caught.value)
-    run = adapt(experiment, variant="probe", resume=True, progress=False, workbench=bench(experiment))
+    run = adapt(experiment, variant="probe", resume=True, progress=False, context=context(experiment))
     assert (run.folder / "result.json").is_file()
 
 

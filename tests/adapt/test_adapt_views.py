@@ -17,7 +17,7 @@ from talik.adapt.config.experiment import load_experiment
 from talik.adapt.data.augmented_views import mixed_views, view_readers
 from talik.adapt.evaluation.evaluate import evaluate
 from talik.adapt.training.adapt import adapt
-from talik.adapt.training.experiment_context import Workbench
+from talik.adapt.training.experiment_context import ExperimentContext
 from talik.cache.feature_store import FeatureStore
 from talik.errors import MissingItemError
 from talik.extract.media.augment_settings import drawn_view
@@ -82,8 +82,8 @@ def test_training_draws_views_by_seed_and_evaluation_sees_the_plain_one(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment = load_experiment(place)
-    bench = Workbench(experiment)
-    run = adapt(experiment, variant="probe", progress=False, workbench=bench)
+    context = ExperimentContext(experiment)
+    run = adapt(experiment, variant="probe", progress=False, context=context)
     kept = place.parent / "kept"
     shutil.move(run.folder, kept)
     without = adapt(plain(place), variant="probe", progress=False)
@@ -98,8 +98,8 @@ def test_training_draws_views_by_seed_and_evaluation_sees_the_plain_one(
     with monkeypatch.context() as patch:
         patch.setattr(training, "save_checkpoint", dies)
         with pytest.raises(KeyboardInterrupt):
-            adapt(experiment, variant="probe", progress=False, workbench=bench)
-    resumed = adapt(experiment, variant="probe", resume=True, progress=False, workbench=bench)
+            adapt(experiment, variant="probe", progress=False, context=context)
+    resumed = adapt(experiment, variant="probe", resume=True, progress=False, context=context)
     assert same(weights(kept), weights(resumed.folder))
     from_store, live = (evaluate(resumed.folder, live=live, save=False) for live in (False, True))
     assert from_store.scores == live.scores
@@ -107,9 +107,9 @@ def test_training_draws_views_by_seed_and_evaluation_sees_the_plain_one(
 
 
 def test_epochs_and_seeds_draw_differently(place: Path) -> None:
-    bench = Workbench(load_experiment(place))
-    model = bench.build(bench.experiment.variant("probe"), seed=0)
-    source, questions = bench.cached(model), bench.questions("train")
+    context = ExperimentContext(load_experiment(place))
+    model = context.build(context.experiment.variant("probe"), seed=0)
+    source, questions = context.cached(model), context.questions("train")
 
     def states(view_seed: int | None) -> torch.Tensor:
         (batch,) = source.batches([questions], view_seed=view_seed)

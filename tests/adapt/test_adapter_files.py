@@ -25,7 +25,7 @@ from talik.adapt.report.write import report
 from talik.adapt.training.adapt import adapt
 from talik.adapt.training.adapter_files import load_adapter, save_adapter
 from talik.adapt.training.checkpoint import save_checkpoint
-from talik.adapt.training.experiment_context import Workbench
+from talik.adapt.training.experiment_context import ExperimentContext
 from talik.adapt.training.run_folder import RunFolder
 from talik.cli import app
 from talik.errors import RunError, SettingsError
@@ -43,23 +43,23 @@ def variant(kind: str, name: str = "v") -> VariantSettings:
 
 
 @pytest.fixture(scope="module")
-def bench(extracted: Path) -> Workbench:
+def context(extracted: Path) -> ExperimentContext:
     """The tiny encoders and their filled store."""
-    return Workbench(load_experiment(extracted))
+    return ExperimentContext(load_experiment(extracted))
 
 
 @pytest.fixture(scope="module")
-def states(bench: Workbench) -> dict[str, Any]:
+def states(context: ExperimentContext) -> dict[str, Any]:
     """A batch's states at boundary 2 of each encoder, computed from the media files."""
-    source = bench.live(bench.build(variant("trimodal"), seed=0))
-    return dict(next(iter(source.batches([list(bench.questions("train"))[:4]]))).states)
+    source = context.live(context.build(variant("trimodal"), seed=0))
+    return dict(next(iter(source.batches([list(context.questions("train"))[:4]]))).states)
 
 
 @pytest.fixture(scope="module")
-def live(extracted: Path) -> Workbench:
+def live(extracted: Path) -> ExperimentContext:
     """The same experiment's encoders, opened anew; its store is nowhere."""
     experiment = load_experiment(extracted)
-    found = Workbench(experiment)
+    found = ExperimentContext(experiment)
     found.__dict__["store"] = None
     return found
 
@@ -72,41 +72,43 @@ def shaken(model: JointModel) -> JointModel:
     return model.eval()
 
 
-def saved(bench: Workbench, chosen: VariantSettings, folder: Path) -> tuple[RunFolder, JointModel]:
-    experiment = bench.experiment
+def saved(context: ExperimentContext, chosen: VariantSettings, folder: Path) -> tuple[RunFolder, JointModel]:
+    experiment = context.experiment
     run = RunFolder(folder / "runs" / experiment.name / chosen.name / "seed0")
     run.begin(run_config(experiment, chosen, experiment.train_settings(chosen), 0), resume=False)
-    model = shaken(bench.build(chosen, seed=0))
-    save_adapter(run, model, bench, chosen, cuts={})
+    model = shaken(context.build(chosen, seed=0))
+    save_adapter(run, model, context, chosen, cuts={})
     return run, model
 
 
 @pytest.mark.parametrize("kind", known_adapters())
 def test_saved_and_loaded_without_a_store_gives_the_same_logits(
-    kind: str, bench: Workbench, live: Workbench, states: dict[str, Any], tmp_path: Path
+    kind: str, context: ExperimentContext, live: ExperimentContext, states: dict[str, Any], tmp_path: Path
 ) -> None:
-    run, model = saved(bench, variant(kind), tmp_path)
+    run, model = saved(context, variant(kind), tmp_path)
     with torch.no_grad():
-        expected = model(states, bench.sampling.num_segments)
+        expected = model(states, context.sampling.num_segments)
     _, again = experiment_of(run)
     torch.manual_seed(5)
     loaded = live.build(again, seed=3)  # whatever was drawn is replaced
     described = load_adapter(run, loaded.eval())
     assert described["adapter"]["kind"] == kind
     with torch.no_grad():
-        assert torch.equal(loaded(states, bench.sampling.num_segments), expected)
+        assert torch.equal(loaded(states, context.sampling.num_segments), expected)
     names = {p.name for p in run.path.iterdir()}
     assert names == {"config.toml", "adapter.safetensors", "adapter.json"} | ({"peft"} if "peft:" in kind else set())
 
 
 @pytest.mark.parametrize("kind", ["trimodal", "finetune", "peft:lora"])
-def test_another_base_encoder_is_refused(kind: str, bench: Workbench, live: Workbench, tmp_path: Path) -> None:
-    run, _ = saved(bench, variant(kind), tmp_path)
+def test_another_base_encoder_is_refused(
+    kind: str, context: ExperimentContext, live: ExperimentContext, tmp_path: Path
+) -> None:
+    run, _ = saved(context, variant(kind), tmp_path)
     described = run.read_json("adapter.json")
     assert described["insertion"]["resolved"] == "visual at 2 of 3 units; audio at 2 of 3 units; text at 2 of 3 units"
     weight = next(iter(live.encoders["text"].model.parameters()))
     kept = weight.detach().clone()
-    fresh = Workbench(live.experiment)
+    fresh = ExperimentContext(live.experiment)
     with torch.no_grad():
         weight.add_(1e-3)
     try:
@@ -138,9 +140,9 @@ def with_variants(path: Path, *tables: str) -> Experiment:
     return load_experiment(path)
 
 
-def shared(experiment: Experiment, bench: Workbench) -> Workbench:
-    made = Workbench(experiment)
-    made.__dict__["encoders"] = bench.encoders
+def shared(experiment: Experiment, context: ExperimentContext) -> ExperimentContext:
+    made = ExperimentContext(experiment)
+    made.__dict__["encoders"] = context.encoders
     return made
 
 
@@ -150,10 +152,10 @@ adapter = { kind = "peft:adalora", init_r = 4, target_r = 1, tinit = 2, tfinal =
 
 
 def test_adalora_killed_and_resumed_equals_one_never_killed(
-    place: Path, bench: Workbench, monkeypatch: pytest.MonkeyPatch
+    place: Path, context: ExperimentContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment = with_variants(place, ADALORA)
-    whole = adapt(experiment, variant="adalora", progress=False, workbench=shared(experiment, bench))
+    whole = adapt(experiment, variant="adalora", progress=False, context=shared(experiment, context))
     kept = place.parent / "kept"
     shutil.move(whole.folder, kept)
     config = json.loads((kept / "peft" / "text" / "adapter_config.json").read_text())
@@ -166,13 +168,13 @@ def test_adalora_killed_and_resumed_equals_one_never_killed(
     with monkeypatch.context() as patch:
         patch.setattr("talik.adapt.training.trainer.save_checkpoint", dies)
         with pytest.raises(KeyboardInterrupt):
-            adapt(experiment, variant="adalora", progress=False, workbench=shared(experiment, bench))
-    again = adapt(experiment, variant="adalora", resume=True, progress=False, workbench=shared(experiment, bench))
+            adapt(experiment, variant="adalora", progress=False, context=shared(experiment, context))
+    again = adapt(experiment, variant="adalora", resume=True, progress=False, context=shared(experiment, context))
     assert (again.folder / "adapter.safetensors").read_bytes() == (kept / "adapter.safetensors").read_bytes()
     assert (again.folder / "predictions.jsonl").read_text() == (kept / "predictions.jsonl").read_text()
 
 
-def test_gates_are_written_and_shown(place: Path, bench: Workbench) -> None:
+def test_gates_are_written_and_shown(place: Path, context: ExperimentContext) -> None:
     table = '{ kind = "trimodal", d_model = 8, d_state = 4, num_latents = 2, num_heads = 2 }'
     experiment = with_variants(
         place,
@@ -180,7 +182,7 @@ def test_gates_are_written_and_shown(place: Path, bench: Workbench) -> None:
         'name = "probe"\nadapter = { kind = "probe" }',
     )
     runs = [
-        adapt(experiment, variant=v, progress=False, workbench=shared(experiment, bench)).folder
+        adapt(experiment, variant=v, progress=False, context=shared(experiment, context)).folder
         for v in ("trimodal", "probe")
     ]
     evaluate(runs[0], gates=True)
@@ -214,13 +216,13 @@ _ANY = ("how", "is", "what", "where", "which", "are", "there", "who", "does", "d
 
 
 def test_what_an_alignment_resolved_to_is_printed_and_recorded(
-    place: Path, bench: Workbench, capsys: pytest.CaptureFixture[str]
+    place: Path, context: ExperimentContext, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = '{ kind = "trimodal", d_model = 8, d_state = 4, num_latents = 2, num_heads = 2 }'
     experiment = with_variants(
         place, f'name = "deep"\ninsertion = {{ visual = [2], audio = "aligned", text = [0.7] }}\nadapter = {table}'
     )
-    run = adapt(experiment, variant="deep", progress=False, workbench=shared(experiment, bench))
+    run = adapt(experiment, variant="deep", progress=False, context=shared(experiment, context))
     where = "visual at 2 of 3 units; audio at 2 of 3 units; text at 2 of 3 units"
     printed = capsys.readouterr()
     assert where in printed.out + printed.err
@@ -238,8 +240,8 @@ def test_the_listing_shows_every_adapter_with_settings_and_counts(place: Path) -
     assert any(line.startswith("    window = 1   radius in segments") for line in lines)
     assert any(line.startswith("    lora_alpha = 8") for line in lines)
     line = next(line for line in lines if line.startswith("finetune: "))
-    bench = Workbench(load_experiment(place))
-    own = sum(p.numel() for e in bench.encoders.values() for p in e.units[2].parameters())
+    context = ExperimentContext(load_experiment(place))
+    own = sum(p.numel() for e in context.encoders.values() for p in e.units[2].parameters())
     assert line.startswith(f"finetune: {own:,} trained in the adapter, ")
     assert any("trimodal: trimodal, insertion = 'last 1', " in line for line in lines)
     missing = CliRunner().invoke(app, ["adapt", str(place)])

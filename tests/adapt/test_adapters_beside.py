@@ -14,7 +14,7 @@ from talik.adapt.config.experiment import VariantSettings, load_experiment
 from talik.adapt.evaluation.predictions import forward
 from talik.adapt.model.after_attention import place_after_attention, run_with_second
 from talik.adapt.model.joint_model import JointModel
-from talik.adapt.training.experiment_context import Workbench
+from talik.adapt.training.experiment_context import ExperimentContext
 from talik.cli import app
 from talik.errors import SettingsError
 from talik.extract.encoders.load import load_encoder
@@ -33,8 +33,8 @@ LINES = {
 
 
 @pytest.fixture(scope="module")
-def bench(extracted: Path) -> Workbench:
-    return Workbench(load_experiment(extracted))
+def context(extracted: Path) -> ExperimentContext:
+    return ExperimentContext(load_experiment(extracted))
 
 
 def variant(adapter: dict[str, Any], *boundaries: int, placement: Any = "between") -> VariantSettings:
@@ -53,11 +53,11 @@ def shaken(model: JointModel) -> JointModel:
 class Units:
     """Counts the units that run, and those that run backward."""
 
-    def __init__(self, bench: Workbench) -> None:
+    def __init__(self, context: ExperimentContext) -> None:
         self.forward: list[tuple[str, int]] = []
         self.backward: list[tuple[str, int]] = []
         self.handles = []
-        for modality, encoder in bench.encoders.items():
+        for modality, encoder in context.encoders.items():
             for k, unit in enumerate(encoder.units):
                 place = (modality, k)
                 # A part of the unit: the unit itself is also called, and skipped, where only its neighbours are wanted.
@@ -79,64 +79,64 @@ class Units:
     ("rungs", "residual", "expected"), [((1, 3), True, []), ((1, 3), False, []), ((1, 2), True, [1]), ((1,), True, [])]
 )
 def test_cached_states_spare_every_unit(
-    bench: Workbench, rungs: tuple[int, ...], residual: bool, expected: list[int]
+    context: ExperimentContext, rungs: tuple[int, ...], residual: bool, expected: list[int]
 ) -> None:
-    model = shaken(bench.build(variant({**SIDE, "residual": residual}, *rungs), seed=0))
-    questions = list(bench.questions("train"))[:5]
-    cached = next(iter(bench.cached(model).batches([questions])))  # boundaries 1 and 3 are in the store
-    live = next(iter(bench.live(model).batches([questions])))
-    with Units(bench) as units:
-        logits = forward(model, cached.states, bench.sampling.num_segments, amp="off")
+    model = shaken(context.build(variant({**SIDE, "residual": residual}, *rungs), seed=0))
+    questions = list(context.questions("train"))[:5]
+    cached = next(iter(context.cached(model).batches([questions])))  # boundaries 1 and 3 are in the store
+    live = next(iter(context.live(model).batches([questions])))
+    with Units(context) as units:
+        logits = forward(model, cached.states, context.sampling.num_segments, amp="off")
         logits.sum().backward()
     assert units.forward == [(m, k) for m in ("visual", "audio", "text") for k in expected]
     assert units.backward == []
     assert all(p.grad is not None for p in model.parameters())
-    again = forward(model, live.states, bench.sampling.num_segments, amp="off").detach()
+    again = forward(model, live.states, context.sampling.num_segments, amp="off").detach()
     torch.testing.assert_close(logits.detach(), again, rtol=1e-4, atol=1e-5 * float(again.abs().max()))
 
 
-def test_without_the_ends_the_head_reads_the_ladder_alone(bench: Workbench) -> None:
-    model = shaken(bench.build(variant({**SIDE, "residual": False, "text": False}, 1, 2), seed=0))
-    states = dict(next(iter(bench.cached(model).batches([list(bench.questions("train"))[:3]]))).states)
-    features = model.features(states, bench.sampling.num_segments)
-    assert features["visual"].shape == (3, bench.sampling.num_segments, 5, 24)
+def test_without_the_ends_the_head_reads_the_ladder_alone(context: ExperimentContext) -> None:
+    model = shaken(context.build(variant({**SIDE, "residual": False, "text": False}, 1, 2), seed=0))
+    states = dict(next(iter(context.cached(model).batches([list(context.questions("train"))[:3]]))).states)
+    features = model.features(states, context.sampling.num_segments)
+    assert features["visual"].shape == (3, context.sampling.num_segments, 5, 24)
     assert features["visual"].requires_grad
     assert not features["text"].requires_grad
     assert model.reads() == {"visual": (1, 2), "audio": (1, 2), "text": (3,)}
 
 
-def test_a_ladder_that_heads_do_not_divide_is_refused(bench: Workbench) -> None:
+def test_a_ladder_that_heads_do_not_divide_is_refused(context: ExperimentContext) -> None:
     with pytest.raises(SettingsError, match="leave a ladder of 6, expected a multiple of num_heads = 4"):
-        bench.build(variant({**SIDE, "num_heads": 4}, 1, 2), seed=0)
+        context.build(variant({**SIDE, "num_heads": 4}, 1, 2), seed=0)
 
 
 AFTER = {"kind": "lavish", "reduction": 4, "groups": 2, "after_attention": True}
 
 
-def test_after_attention_untrained_changes_no_bit_and_learns(bench: Workbench) -> None:
-    model = bench.build(variant(AFTER, 1, 2, placement="parallel"), seed=0)
-    batch = next(iter(bench.cached(model).batches([list(bench.questions("train"))[:4]])))
-    probe = bench.build(VariantSettings(name="p", adapter={"kind": "probe"}), seed=0).eval()
+def test_after_attention_untrained_changes_no_bit_and_learns(context: ExperimentContext) -> None:
+    model = context.build(variant(AFTER, 1, 2, placement="parallel"), seed=0)
+    batch = next(iter(context.cached(model).batches([list(context.questions("train"))[:4]])))
+    probe = context.build(VariantSettings(name="p", adapter={"kind": "probe"}), seed=0).eval()
     with torch.no_grad():
-        adapted, frozen = (m.eval().features(batch.states, bench.sampling.num_segments) for m in (model, probe))
+        adapted, frozen = (m.eval().features(batch.states, context.sampling.num_segments) for m in (model, probe))
     assert all(torch.equal(adapted[m], frozen[m]) for m in frozen)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(2):
         optimizer.zero_grad()
-        logits = forward(model, batch.states, bench.sampling.num_segments, amp="off")
+        logits = forward(model, batch.states, context.sampling.num_segments, amp="off")
         (logits * torch.linspace(-1, 1, logits.numel()).view_as(logits)).sum().backward()
         optimizer.step()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().any()] == []
 
 
-def test_after_attention_needs_a_unit_to_stand_in(bench: Workbench) -> None:
-    model = bench.build(variant(AFTER, 1), seed=0)
-    states = next(iter(bench.cached(model).batches([list(bench.questions("train"))[:2]]))).states
+def test_after_attention_needs_a_unit_to_stand_in(context: ExperimentContext) -> None:
+    model = context.build(variant(AFTER, 1), seed=0)
+    states = next(iter(context.cached(model).batches([list(context.questions("train"))[:2]]))).states
     with pytest.raises(SettingsError, match='after_attention: found placement = "between", expected "parallel"'):
-        model(states, bench.sampling.num_segments)
+        model(states, context.sampling.num_segments)
 
 
-def test_the_place_after_the_attention_is_where_the_sum_is(bench: Workbench) -> None:
+def test_the_place_after_the_attention_is_where_the_sum_is(context: ExperimentContext) -> None:
     """Each encoder's own modules, put together by hand: norms ahead, scaled branches, norms behind."""
     torch.manual_seed(4)
     vit = load_encoder("timm:test_vit", modality="visual", weights="random")
@@ -148,7 +148,7 @@ def test_the_place_after_the_attention_is_where_the_sum_is(bench: Workbench) -> 
         summed = state.hidden + block.drop_path1(block.ls1(block.attn(block.norm1(state.hidden)))) + delta
         torch.testing.assert_close(middle.hidden, summed)
         torch.testing.assert_close(after.hidden, summed + block.ls2(block.mlp(block.norm2(summed))))
-    bert = bench.encoders["text"]
+    bert = context.encoders["text"]
     state = bert.run(bert.embed(bert.preprocess(["is the violin in the video ?"])), 0, 1)
     delta = torch.randn(state.tokens().shape)
     middle, after = run_with_second(bert, state, place_after_attention(bert, state), delta)
@@ -159,7 +159,7 @@ def test_the_place_after_the_attention_is_where_the_sum_is(bench: Workbench) -> 
         torch.testing.assert_close(middle.hidden, plain + delta)
         torch.testing.assert_close(after.hidden, layer.output(layer.intermediate(normed), normed))
     for modality in ("visual", "audio"):  # DINOv2 scales its branches, Whisper does not
-        encoder = bench.encoders[modality]
+        encoder = context.encoders[modality]
         state = encoder.run(encoder.embed(encoder.probe()), 0, 1)
         middle, after = run_with_second(encoder, state, place_after_attention(encoder, state), None)
         assert torch.equal(after.hidden, encoder.run(state, 1, 2).hidden)
@@ -174,10 +174,10 @@ def test_a_unit_without_such_a_place_is_refused() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_nothing_stands_beside_a_unit_that_changes_its_tokens(bench: Workbench, extracted: Path) -> None:
-    made = Workbench(load_experiment(extracted))
+def test_nothing_stands_beside_a_unit_that_changes_its_tokens(context: ExperimentContext, extracted: Path) -> None:
+    made = ExperimentContext(load_experiment(extracted))
     visual = load_encoder("timm:test_convnext", modality="visual", weights="random", image_size=96)
-    made.__dict__["encoders"] = {**bench.encoders, "visual": visual}
+    made.__dict__["encoders"] = {**context.encoders, "visual": visual}
     shapes = visual.trunk.hidden_shapes
     unit = next(k for k in range(visual.num_units) if shapes[k] != shapes[k + 1])
     insertion = {"visual": (unit,), "audio": (1,), "text": (1,)}

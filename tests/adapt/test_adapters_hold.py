@@ -17,7 +17,7 @@ from talik.adapt.config.experiment import VariantSettings, load_experiment
 from talik.adapt.data.live_source import LiveSource
 from talik.adapt.evaluation.predictions import forward
 from talik.adapt.model.joint_model import JointModel
-from talik.adapt.training.experiment_context import Workbench
+from talik.adapt.training.experiment_context import ExperimentContext
 from talik.errors import SettingsError
 from talik.extract.encoders.load import load_encoder
 from talik.extract.trunk.state import State
@@ -52,28 +52,28 @@ PLACES = [of(n, layout) for n in ADAPTERS for layout in LAYOUTS if layout == "NL
 
 
 class Room:
-    """A workbench on one visual trunk, and one batch of states at boundary 0."""
+    """A context on one visual trunk, and one batch of states at boundary 0."""
 
     def __init__(self, experiment: Path, layout: str) -> None:
-        self.bench = Workbench(load_experiment(experiment))
-        self.segments = self.bench.sampling.num_segments
+        self.context = ExperimentContext(load_experiment(experiment))
+        self.segments = self.context.sampling.num_segments
         name = LAYOUTS[layout]
         if name is not None:
             with torch.random.fork_rng():
                 torch.manual_seed(3)
                 visual = load_encoder(name, modality="visual", weights="random", image_size=96)
-            made = Workbench(load_experiment(experiment))
-            made.__dict__["encoders"] = {**self.bench.encoders, "visual": visual}
-            self.bench = made
-        trunk = self.bench.encoders["visual"].trunk
+            made = ExperimentContext(load_experiment(experiment))
+            made.__dict__["encoders"] = {**self.context.encoders, "visual": visual}
+            self.context = made
+        trunk = self.context.encoders["visual"].trunk
         shapes = trunk.hidden_shapes
         # A unit that keeps the shape, so that an adapter may stand beside it, and that is not the last.
         self.unit = max(k for k in range(trunk.num_units - 1) if shapes[k] == shapes[k + 1])
-        assert self.bench.encoders["visual"]._layouts[self.unit][0] == layout
+        assert self.context.encoders["visual"]._layouts[self.unit][0] == layout
         source = LiveSource(
-            self.bench.manifest, self.bench.encoders, dict.fromkeys(self.bench.encoders, 0), self.bench.sampling
+            self.context.manifest, self.context.encoders, dict.fromkeys(self.context.encoders, 0), self.context.sampling
         )
-        questions = sorted(self.bench.questions("train"), key=lambda q: len(q.text))
+        questions = sorted(self.context.questions("train"), key=lambda q: len(q.text))
         self.states = next(iter(source.batches([[questions[0], questions[-1], questions[len(questions) // 2]]]))).states
 
     def build(self, adapter: dict[str, Any], placement: str = "between") -> JointModel:
@@ -81,9 +81,9 @@ class Room:
         lists = {"visual": self.unit, "audio": 1, "text": 1}
         insertion = {m: tuple(range(k, k + count)) for m, k in lists.items()}
         if adapter["kind"] == "probe":
-            return self.bench.build(VariantSettings(name="v", adapter=adapter), seed=0)
+            return self.context.build(VariantSettings(name="v", adapter=adapter), seed=0)
         made = VariantSettings(name="v", adapter=adapter, insertion=insertion, placement=placement)  # type: ignore[arg-type]
-        return self.bench.build(made, seed=0)
+        return self.context.build(made, seed=0)
 
     def logits(self, model: JointModel, states: Any = None) -> torch.Tensor:
         return forward(model, self.states if states is None else states, self.segments, amp="off")
@@ -137,7 +137,7 @@ def test_untrained_it_changes_no_bit(rooms: Any, name: str, layout: str, placeme
 @pytest.mark.parametrize(("name", "layout"), [p for p in PLACES if p.values[0] not in PEFT])
 def test_all_of_it_learns_by_the_second_step_and_the_frozen_stays(rooms: Any, name: str, layout: str) -> None:
     room = rooms(layout)
-    frozen = {m: [p.clone() for p in e.model.parameters()] for m, e in room.bench.encoders.items()}
+    frozen = {m: [p.clone() for p in e.model.parameters()] for m, e in room.context.encoders.items()}
     model = room.build(ADAPTERS[name]).train()
     torch.manual_seed(7)
     aim = None
@@ -151,7 +151,7 @@ def test_all_of_it_learns_by_the_second_step_and_the_frozen_stays(rooms: Any, na
     still = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.abs().any())]
     assert still == []
     for modality, before in frozen.items():
-        after = list(room.bench.encoders[modality].model.parameters())
+        after = list(room.context.encoders[modality].model.parameters())
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), modality
         assert all(p.grad is None for p in after), modality
 

@@ -17,9 +17,9 @@ from talik.adapt.data.batch_states import ClipRows, by_question, clip_rows_of
 from talik.adapt.evaluation.predictions import answer, clip_order, in_order
 from talik.adapt.model.joint_model import JointModel
 from talik.adapt.training.adapt import adapt
-from talik.adapt.training.experiment_context import Workbench
+from talik.adapt.training.experiment_context import ExperimentContext
 from talik.adapt.training.run_folder import RunFolder
-from talik.adapt.training.trainer import Training
+from talik.adapt.training.trainer import Trainer
 from talik.extract.encoders.encoder import Encoder
 from talik.extract.trunk.state import State
 
@@ -41,18 +41,18 @@ KINDS: dict[str, tuple[dict[str, Any], str, bool]] = {
 
 
 @pytest.fixture(scope="module")
-def bench(extracted: Path) -> Iterator[Workbench]:
+def context(extracted: Path) -> Iterator[ExperimentContext]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield Workbench(load_experiment(extracted))
+    yield ExperimentContext(load_experiment(extracted))
     torch.set_num_threads(threads)
 
 
-def built(bench: Workbench, name: str) -> JointModel:
+def built(context: ExperimentContext, name: str) -> JointModel:
     adapter, placement, _ = KINDS[name]
     insertion = None if name == "probe" else {"visual": (1, 2), "audio": (1, 2), "text": (1, 2)}
     variant = VariantSettings(name=name, adapter=adapter, insertion=insertion, placement=placement)  # type: ignore[arg-type]
-    model = bench.build(variant, seed=0)
+    model = context.build(variant, seed=0)
     torch.manual_seed(11)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -60,44 +60,44 @@ def built(bench: Workbench, name: str) -> JointModel:
     return model.eval()
 
 
-def batch_of(bench: Workbench, model: JointModel) -> JointBatch:
+def batch_of(context: ExperimentContext, model: JointModel) -> JointBatch:
     """Seven questions about three clips, in no order."""
-    asked = bench.questions("train")
+    asked = context.questions("train")
     clips = list(dict.fromkeys(q.clip_id for q in asked))[:3]
     of = {c: [q for q in asked if q.clip_id == c] for c in clips}
     chosen = [of[clips[i]][j] for i, j in ((1, 0), (0, 0), (1, 1), (2, 0), (0, 1), (1, 2), (0, 2))]
-    return next(iter(bench.cached(model).batches([chosen], by_clip=True)))
+    return next(iter(context.cached(model).batches([chosen], by_clip=True)))
 
 
-def test_a_clips_rows_are_spread_to_its_questions(bench: Workbench) -> None:
-    batch = batch_of(bench, built(bench, "trimodal"))
+def test_a_clips_rows_are_spread_to_its_questions(context: ExperimentContext) -> None:
+    batch = batch_of(context, built(context, "trimodal"))
     clips = clip_rows_of(batch.states)
     assert clips is not None
     assert clips.num == 3
     assert clips.of.tolist() == [0, 1, 0, 2, 1, 0, 1]
-    apart = next(iter(bench.cached(built(bench, "trimodal")).batches([list(batch.questions)])))
+    apart = next(iter(context.cached(built(context, "trimodal")).batches([list(batch.questions)])))
     assert clip_rows_of(apart.states) is None
     for modality, state in by_question(batch.states).items():
         assert torch.equal(state.hidden, apart.states[modality].hidden), modality
     assert by_question(apart.states) is apart.states
-    alone = next(iter(bench.cached(built(bench, "trimodal")).batches([batch.questions[:2]], by_clip=True)))
+    alone = next(iter(context.cached(built(context, "trimodal")).batches([batch.questions[:2]], by_clip=True)))
     assert clip_rows_of(alone.states) is None
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
 @pytest.mark.parametrize("name", KINDS)
 def test_answers_and_gradients_are_those_of_questions_apart(
-    bench: Workbench, name: str, monkeypatch: pytest.MonkeyPatch
+    context: ExperimentContext, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = built(bench, name)
-    batch = batch_of(bench, model)
+    model = built(context, name)
+    batch = batch_of(context, model)
     rows = count_rows(monkeypatch)
     found: list[tuple[torch.Tensor, list[torch.Tensor]]] = []
     costs = []
     for states in (batch.states, by_question(batch.states)):
         rows.clear()
         model.zero_grad()
-        logits = model(states, bench.sampling.num_segments)
+        logits = model(states, context.sampling.num_segments)
         logits.square().mean().backward()
         found.append((logits.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
         costs.append(sum(rows))
@@ -137,10 +137,10 @@ def grouped(extracted: Path, folder: Path, **train: Any) -> Experiment:
     return load_experiment(folder / "exp.toml")
 
 
-def test_batches_hold_clip_after_clip(extracted: Path, bench: Workbench, tmp_path: Path) -> None:
-    variant = bench.experiment.variant("probe")
+def test_batches_hold_clip_after_clip(extracted: Path, context: ExperimentContext, tmp_path: Path) -> None:
+    variant = context.experiment.variant("probe")
     settings = TrainSettings(batch_size=8, group_by_clip=True)
-    training = Training(bench, variant, settings, 0, RunFolder(tmp_path))
+    training = Trainer(context, variant, settings, 0, RunFolder(tmp_path))
     orders = [[q for batch in training.order(epoch) for q in batch] for epoch in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
     for order in orders:
@@ -163,32 +163,34 @@ def test_grouped_training_runs_fewer_rows_and_answers_in_order(
         costs[grouping] = sum(rows)
         lines = (run.folder / "predictions.jsonl").read_text().splitlines()
         made = [json.loads(line)["question_id"] for line in lines]
-        bench = Workbench(experiment)
-        assert made == [q.id for q in bench.questions("test")]
+        context = ExperimentContext(experiment)
+        assert made == [q.id for q in context.questions("test")]
     assert costs[True] < costs[False]
 
 
-def test_answering_by_clip_is_answering_apart(bench: Workbench) -> None:
-    model = built(bench, "trimodal")
-    questions = list(bench.questions("train"))[:12][::-1]
-    how: dict[str, Any] = {"answers": bench.manifest.answers, "num_segments": bench.sampling.num_segments}
-    together = answer(model, bench.cached(model), questions, batch_size=12, **how)
-    apart = [p for q in questions for p in answer(model, bench.cached(model), [q], batch_size=1, **how)]
+def test_answering_by_clip_is_answering_apart(context: ExperimentContext) -> None:
+    model = built(context, "trimodal")
+    questions = list(context.questions("train"))[:12][::-1]
+    how: dict[str, Any] = {"answers": context.manifest.answers, "num_segments": context.sampling.num_segments}
+    together = answer(model, context.cached(model), questions, batch_size=12, **how)
+    apart = [p for q in questions for p in answer(model, context.cached(model), [q], batch_size=1, **how)]
     assert [p.record["question_id"] for p in together] == [q.id for q in questions]
     for one, other in zip(together, apart, strict=True):
         assert one.record == other.record
         assert one.log_likelihood == pytest.approx(other.log_likelihood, abs=1e-5)
 
 
-def test_order_of_several_predictions_a_question(bench: Workbench) -> None:
-    questions = bench.questions("train")[:9]
+def test_order_of_several_predictions_a_question(context: ExperimentContext) -> None:
+    questions = context.questions("train")[:9]
     order = clip_order(questions[::2] + questions[1::2])
     several: Any = [(i, part) for i in order for part in "ab"]
     assert in_order(several, order) == [(i, part) for i in range(len(order)) for part in "ab"]
     assert in_order([], []) == []
 
 
-def test_rows_of_a_clip_that_enters_whole_are_one_each(bench: Workbench) -> None:
-    state = next(iter(bench.cached(built(bench, "probe")).batches([bench.questions("train")[:1]]))).states["visual"]
+def test_rows_of_a_clip_that_enters_whole_are_one_each(context: ExperimentContext) -> None:
+    state = next(iter(context.cached(built(context, "probe")).batches([context.questions("train")[:1]]))).states[
+        "visual"
+    ]
     clips = ClipRows(torch.tensor([1, 0, 1]), 3)  # as many rows as clips: as of an encoder of whole clips
     assert torch.equal(clips.spread(state).hidden, state.hidden[[1, 0, 1]])

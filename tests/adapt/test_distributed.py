@@ -30,14 +30,14 @@ DRIVER = """
 import os, signal, sys
 import torch.distributed as dist
 import talik
-from talik.adapt.training.trainer import Training
+from talik.adapt.training.trainer import Trainer
 
-begin = Training.begin_epoch
+begin = Trainer.begin_epoch
 def dying(self):
-    if len(sys.argv) > 3 and self.at.epoch == int(sys.argv[3]) and dist.get_rank() == 1:
+    if len(sys.argv) > 3 and self.progress.epoch == int(sys.argv[3]) and dist.get_rank() == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     begin(self)
-Training.begin_epoch = dying
+Trainer.begin_epoch = dying
 
 dist.init_process_group("gloo")
 for name in sys.argv[2].split(","):

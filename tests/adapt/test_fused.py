@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from talik.adapt.sweep.sweep import sweep
 from talik.adapt.training import lockstep_group as fused
 from talik.adapt.training.adapt import adapt
-from talik.adapt.training.trainer import Training
+from talik.adapt.training.trainer import Trainer
 from talik.errors import RunError
 from talik.extract.encoders.encoder import Encoder
 from talik.extract.trunk.state import State
@@ -175,10 +175,10 @@ def test_an_interrupted_group_ends_as_an_uninterrupted_one(
     names = ["probe", "trimodal", "early"]
     sweep(whole, variants=names, progress=False)
     count = 0
-    step, end_epoch = Training.step, Training.end_epoch
+    step, end_epoch = Trainer.step, Trainer.end_epoch
 
     def dies(real: Callable[..., object]) -> Callable[..., object]:
-        def wrapped(self: Training, *args: object, **options: object) -> object:
+        def wrapped(self: Trainer, *args: object, **options: object) -> object:
             nonlocal count
             count += 1
             if count == killed_at:
@@ -188,8 +188,8 @@ def test_an_interrupted_group_ends_as_an_uninterrupted_one(
         return wrapped
 
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "step", dies(step))
-        patch.setattr(Training, "end_epoch", dies(end_epoch))  # so that some have their checkpoint and others not
+        patch.setattr(Trainer, "step", dies(step))
+        patch.setattr(Trainer, "end_epoch", dies(end_epoch))  # so that some have their checkpoint and others not
         with pytest.raises(KeyboardInterrupt):
             sweep(broken, variants=names, progress=False)
     sweep(broken, variants=names, progress=False)
@@ -211,13 +211,13 @@ def test_live_trains_as_the_store_does(experiment: Callable[[str], Path], tmp_pa
 
 def test_variants_of_other_batches_are_another_group(experiment: Callable[[str], Path]) -> None:
     from talik.adapt.config.experiment import load_experiment
-    from talik.adapt.training.experiment_context import Workbench
+    from talik.adapt.training.experiment_context import ExperimentContext
     from talik.adapt.training.run_folder import RunFolder
 
     loaded = load_experiment(experiment("groups"))
-    bench = Workbench(loaded)
+    context = ExperimentContext(loaded)
     made = {
-        n: Training(bench, v, loaded.train_settings(v), 0, RunFolder(loaded.runs / n))
+        n: Trainer(context, v, loaded.train_settings(v), 0, RunFolder(loaded.runs / n))
         for n in ("probe", "trimodal", "wide")
         for v in [loaded.variant(n)]
     }

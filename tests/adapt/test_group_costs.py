@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from talik.adapt.config.experiment import load_experiment
-from talik.adapt.training.experiment_context import Workbench
+from talik.adapt.training.experiment_context import ExperimentContext
 from talik.adapt.training.lockstep_group import train_together
 from talik.adapt.training.run_folder import RunFolder
-from talik.adapt.training.trainer import Training
+from talik.adapt.training.trainer import Trainer
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -35,23 +35,23 @@ train = {{ lr = {i + 1}e-3, epochs = 1 }}
 
 
 @pytest.fixture
-def opened(extracted: Path, tmp_path: Path) -> Callable[[int], list[Training]]:
+def opened(extracted: Path, tmp_path: Path) -> Callable[[int], list[Trainer]]:
     """Open so many variants that start one unit above the stored boundary 1, new ones at every call."""
     text = extracted.read_text(encoding="utf-8")
     store = extracted.parent / "features.zarr"
     text = text.replace('dtype = "float32"', f'dtype = "float32"\npath = "{store}"') + GROUP
     (tmp_path / "group.toml").write_text(text, encoding="utf-8")
     experiment = load_experiment(tmp_path / "group.toml")
-    bench, runs = Workbench(experiment), iter(range(1000))
+    context, runs = ExperimentContext(experiment), iter(range(1000))
 
-    def made(count: int) -> list[Training]:
+    def made(count: int) -> list[Trainer]:
         out = []
         for i in range(count):
             variant = experiment.variant(f"b{i}")
             folder = RunFolder(tmp_path / "runs" / str(next(runs)))
             folder.path.mkdir(parents=True)
-            training = Training(bench, variant, experiment.train_settings(variant), 0, folder)
-            training.questions = {s: bench.manifest.split(s)[:n] for s, n in (("train", 8), ("val", 4), ("test", 4))}
+            training = Trainer(context, variant, experiment.train_settings(variant), 0, folder)
+            training.questions = {s: context.manifest.split(s)[:n] for s, n in (("train", 8), ("val", 4), ("test", 4))}
             out.append(training)
         return out
 
@@ -59,11 +59,11 @@ def opened(extracted: Path, tmp_path: Path) -> Callable[[int], list[Training]]:
 
 
 @contextmanager
-def counted_rows(bench: Workbench) -> Iterator[dict[tuple[str, int], int]]:
+def counted_rows(context: ExperimentContext) -> Iterator[dict[tuple[str, int], int]]:
     """Count the rows that every unit computes while this is open, whoever calls it."""
     rows: dict[tuple[str, int], int] = {}
     hooks = []
-    for modality, encoder in bench.encoders.items():
+    for modality, encoder in context.encoders.items():
         for k, unit in enumerate(encoder.units):
             rows[modality, k] = 0
 
@@ -80,10 +80,10 @@ def counted_rows(bench: Workbench) -> Iterator[dict[tuple[str, int], int]]:
             hook.remove()
 
 
-def test_units_below_the_insertion_run_once_for_eight(opened: Callable[[int], list[Training]]) -> None:
+def test_units_below_the_insertion_run_once_for_eight(opened: Callable[[int], list[Trainer]]) -> None:
     costs = []
     for trainings in (opened(1), opened(MEMBERS)):
-        with counted_rows(trainings[0].bench) as rows:
+        with counted_rows(trainings[0].context) as rows:
             train_together(trainings, progress=False)
         costs.append(rows)
     alone, together = costs
@@ -93,10 +93,10 @@ def test_units_below_the_insertion_run_once_for_eight(opened: Callable[[int], li
         assert together[modality, 2] == MEMBERS * alone[modality, 2] > 0  # above: each variant's own
 
 
-def kept_by_a_step(training: Training) -> int:
+def kept_by_a_step(training: Trainer) -> int:
     """Bytes that the graph of a variant's largest step keeps, weights left out."""
     weights = {p.untyped_storage().data_ptr() for p in training.model.parameters()}
-    for encoder in training.bench.encoders.values():
+    for encoder in training.context.encoders.values():
         weights |= {p.untyped_storage().data_ptr() for p in encoder.model.parameters()}
     steps: list[dict[int, int]] = [{}]
     step = training.step
@@ -118,7 +118,7 @@ def kept_by_a_step(training: Training) -> int:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # the profiler's own
-def test_memory_of_eight_is_that_of_one_and_what_is_each_variants_own(opened: Callable[[int], list[Training]]) -> None:
+def test_memory_of_eight_is_that_of_one_and_what_is_each_variants_own(opened: Callable[[int], list[Trainer]]) -> None:
     assert peak_bytes(lambda: [torch.zeros(1 << 20) for _ in range(3)]) >= 3 * 4 << 20  # the meter counts
     first = opened(1)
     trained = sum(p.numel() * p.element_size() for p in first[0].model.parameters())

@@ -18,7 +18,7 @@ from talik.adapt.plan.plan import _clips_a_question, plan
 from talik.adapt.plan.text import plan_lines
 from talik.adapt.plan.workload import SampleStates
 from talik.adapt.sweep.sweep import sweep
-from talik.adapt.training.experiment_context import Workbench
+from talik.adapt.training.experiment_context import ExperimentContext
 from talik.cli import app
 from talik.errors import SettingsError
 from talik.extract.media.decode import iter_media
@@ -76,16 +76,16 @@ def test_what_was_kept_follows_the_machine(
 
 
 def test_a_batch_about_one_clip_is_that_batch_with_its_rows_once(write_experiment: Callable[..., Path]) -> None:
-    bench = Workbench(load_experiment(write_experiment()))
-    clip = sample_clips(bench.manifest, 1)[0]
-    media = next(iter_media([clip.path], bench.sampling.media_settings({"visual", "audio"}, bench.encoders))).media
-    states = SampleStates(bench.encoders, bench.sampling, {clip.id: media})
-    questions = [q for q in bench.manifest.questions if q.clip_id == clip.id][:3]
-    model = bench.build(bench.experiment.variant("trimodal"), seed=0).eval()
+    context = ExperimentContext(load_experiment(write_experiment()))
+    clip = sample_clips(context.manifest, 1)[0]
+    media = next(iter_media([clip.path], context.sampling.media_settings({"visual", "audio"}, context.encoders))).media
+    states = SampleStates(context.encoders, context.sampling, {clip.id: media})
+    questions = [q for q in context.manifest.questions if q.clip_id == clip.id][:3]
+    model = context.build(context.experiment.variant("trimodal"), seed=0).eval()
     plain, once = (states.batch(model.starts(), questions, one_clip=one) for one in (False, True))
     assert plain["visual"].batch_size == len(questions) * once["visual"].batch_size
     with torch.no_grad():
-        found, expected = (model(s, bench.sampling.num_segments) for s in (once, plain))
+        found, expected = (model(s, context.sampling.num_segments) for s in (once, plain))
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 

@@ -20,7 +20,7 @@ from talik.adapt.config.experiment import SweepSettings, load_experiment
 from talik.adapt.model.registry import _PARTS, HEADS
 from talik.adapt.sweep.sweep import sweep
 from talik.adapt.training import stacked_forward as stacked
-from talik.adapt.training.experiment_context import Workbench
+from talik.adapt.training.experiment_context import ExperimentContext
 from talik.adapt.training.stack_size import Stacking
 from talik.errors import SettingsError
 from talik.extract.encoders.load import load_encoder
@@ -121,7 +121,7 @@ def test_stacked_equals_alone(
     )
     alone, together = experiment("alone", "stack = false"), experiment("together", "stack = true")
     for path in (alone, together):
-        steps = -(-len(Workbench(load_experiment(path)).questions("train")) // 8)
+        steps = -(-len(ExperimentContext(load_experiment(path)).questions("train")) // 8)
         path.write_text(path.read_text().replace("epochs = 2\nbatch", f"epochs = {-(-STEPS // steps)}\nbatch"))
     sweep(alone, variants=NAMES, fuse=False, progress=False)
     assert not joined
@@ -157,8 +157,8 @@ def test_on_cuda_the_first_batch_shows_how_many_fit(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
 
     def sizes(settings: SweepSettings, batches: int) -> list[list[int]]:
-        bench: Any = SimpleNamespace(experiment=SimpleNamespace(sweep=settings), device="cuda")
-        stacking, members = Stacking(bench, 8), [("training", {})] * 8
+        context: Any = SimpleNamespace(experiment=SimpleNamespace(sweep=settings), device="cuda")
+        stacking, members = Stacking(context, 8), [("training", {})] * 8
         return [[len(part) for part in stacking.measured_parts(members)] for _ in range(batches)]  # type: ignore[arg-type]
 
     one_by_one = [1] * 8  # of 250 bytes each; 1000 are free, of which 800 may be filled
@@ -171,8 +171,10 @@ def in_double(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make encoders and all that is trained of float64, and let them start from the float32 states of the store."""
     monkeypatch.setattr("talik.extract.stage.units.load_encoder", partial(load_encoder, dtype=torch.float64))
     monkeypatch.setattr("talik.adapt.data.cached_source.differences", lambda asked, stored: [])
-    build = Workbench.build
-    monkeypatch.setattr(Workbench, "build", lambda self, variant, *, seed: build(self, variant, seed=seed).double())
+    build = ExperimentContext.build
+    monkeypatch.setattr(
+        ExperimentContext, "build", lambda self, variant, *, seed: build(self, variant, seed=seed).double()
+    )
 
 
 @pytest.mark.parametrize(

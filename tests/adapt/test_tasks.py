@@ -19,7 +19,7 @@ from talik.adapt.evaluation.metrics import mean_class_accuracy
 from talik.adapt.model.targets import labels_of, loss_of, restricted
 from talik.adapt.report.write import report
 from talik.adapt.training.adapt import adapt
-from talik.adapt.training.experiment_context import Workbench
+from talik.adapt.training.experiment_context import ExperimentContext
 from talik.errors import ManifestError, MissingItemError, SettingsError
 from talik.extract.datasets.types import Question
 from talik.extract.stage.extract import extract
@@ -205,10 +205,10 @@ def test_classes_need_no_text(ave_set: Path, tiny_encoders: dict[str, Path]) -> 
     with_text = write_tables(ave_set.parent / "two.toml", tiny_encoders, data, kind="classes")
     experiment = load_experiment(with_text)
     with pytest.raises(SettingsError, match=r"6 of 6 records ask no question; remove \[encoders\.text\]"):
-        Workbench(experiment).build(experiment.variant("probe"), seed=0)
+        ExperimentContext(experiment).build(experiment.variant("probe"), seed=0)
     events = load_experiment(write_tables(path, tiny_encoders, data, kind="events", text=False))
     with pytest.raises(ManifestError, match="6 of 6 records have no labels"):
-        Workbench(events).build(events.variant("probe"), seed=0)
+        ExperimentContext(events).build(events.variant("probe"), seed=0)
 
 
 def test_choices_are_what_is_answered_with(tmp_path: Path, tiny_encoders: dict[str, Path]) -> None:

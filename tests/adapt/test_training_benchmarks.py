@@ -18,7 +18,7 @@ from sweep_sample import NOTHING, Taken, quartiles
 from sweep_ways import WAYS, Round, Ways
 
 from talik.adapt.config.experiment import load_experiment
-from talik.adapt.training.experiment_context import Workbench
+from talik.adapt.training.experiment_context import ExperimentContext
 from talik.extract.stage.extract import extract
 
 GRID = sweep.Grid(depths=(1, 2), batch_sizes=(4,), rates=(1e-3,), epochs=2)
@@ -62,7 +62,7 @@ def test_every_way_takes_the_same_batch(write_experiment: Callable[..., Path], t
     path = write_experiment(('dtype = "float32"', 'dtype = "float16"'), ("cut = [1, 3]", "cut = [1, 2]"))
     path.write_text(path.read_text(encoding="utf-8") + TABLES, encoding="utf-8")
     extract(path, progress=False)
-    ways = Ways(Workbench(load_experiment(path)), GRID, work=tmp_path / "work")
+    ways = Ways(ExperimentContext(load_experiment(path)), GRID, work=tmp_path / "work")
     training = ways.cached[4, 2]
     questions = next(iter(training.order(0)))
     ways._save(questions, 4)
@@ -80,7 +80,7 @@ def test_every_way_takes_the_same_batch(write_experiment: Callable[..., Path], t
                 assert torch.allclose(found[:n], expected[:n], rtol=tolerance, atol=tolerance)
     with torch.no_grad():
         logits = [
-            training.model.eval()(s, training.bench.sampling.num_segments)
+            training.model.eval()(s, training.context.sampling.num_segments)
             for s in (stored, ways._load(training, questions), ways._states(training, questions, by_clip=True))
         ]
     assert torch.equal(logits[0], logits[1])

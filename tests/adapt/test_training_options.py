@@ -20,9 +20,9 @@ from talik.adapt.config.experiment import Experiment, TrainSettings, VariantSett
 from talik.adapt.sweep.sweep import sweep
 from talik.adapt.training.adapt import adapt, open_training
 from talik.adapt.training.ema import Averages
-from talik.adapt.training.experiment_context import Workbench
+from talik.adapt.training.experiment_context import ExperimentContext
 from talik.adapt.training.lockstep_group import SharedBatches
-from talik.adapt.training.trainer import Training
+from talik.adapt.training.trainer import Trainer
 from talik.errors import RunError, SettingsError
 from talik.extract.encoders.encoder import Encoder
 from talik.extract.encoders.unit_replacement import compiled_encoder
@@ -30,10 +30,10 @@ from talik.extract.trunk.state import State
 
 
 @pytest.fixture(scope="module")
-def bench(extracted: Path) -> Iterator[Workbench]:
+def context(extracted: Path) -> Iterator[ExperimentContext]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield Workbench(load_experiment(extracted))
+    yield ExperimentContext(load_experiment(extracted))
     torch.set_num_threads(threads)
 
 
@@ -53,10 +53,10 @@ def write(extracted: Path, tmp_path: Path) -> Callable[..., Experiment]:
     return written
 
 
-def trained(experiment: Experiment, bench: Workbench, variant: str = "trimodal", **how: Any) -> Path:
-    own = Workbench(experiment)
-    own.__dict__["encoders"] = bench.encoders
-    return adapt(experiment, variant=variant, progress=False, workbench=own, **how).folder
+def trained(experiment: Experiment, context: ExperimentContext, variant: str = "trimodal", **how: Any) -> Path:
+    own = ExperimentContext(experiment)
+    own.__dict__["encoders"] = context.encoders
+    return adapt(experiment, variant=variant, progress=False, context=own, **how).folder
 
 
 def epochs_of(folder: Path) -> list[dict[str, Any]]:
@@ -69,11 +69,11 @@ def same_weights(one: Path, other: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
 
 
-def test_accumulated_steps_are_those_of_one_large_batch(write: Any, bench: Workbench) -> None:
-    count = len(bench.questions("train"))
+def test_accumulated_steps_are_those_of_one_large_batch(write: Any, context: ExperimentContext) -> None:
+    count = len(context.questions("train"))
     size = next(s for s in range(3, 9) if count % (2 * s) > s)  # the last step takes a whole and a smaller batch
-    large = trained(write("large", task="dropout = 0.0", batch_size=2 * size), bench)
-    parts = trained(write("parts", task="dropout = 0.0", batch_size=size, accumulate=2), bench)
+    large = trained(write("large", task="dropout = 0.0", batch_size=2 * size), context)
+    parts = trained(write("parts", task="dropout = 0.0", batch_size=size, accumulate=2), context)
     for one, other in zip(epochs_of(parts), epochs_of(large), strict=True):
         assert one.get("step") == other.get("step")
         if one["event"] == "epoch":
@@ -84,33 +84,33 @@ def test_accumulated_steps_are_those_of_one_large_batch(write: Any, bench: Workb
     assert gap < 1e-3 * sum(float(t.square().sum()) for t in theirs.values()) ** 0.5
 
 
-def test_the_gradient_of_accumulated_batches_is_that_of_their_questions(write: Any, bench: Workbench) -> None:
-    count = len(bench.questions("train"))
+def test_the_gradient_of_accumulated_batches_is_that_of_their_questions(write: Any, context: ExperimentContext) -> None:
+    count = len(context.questions("train"))
     size = next(s for s in range(16, 24) if count % s)
     made: list[dict[str, torch.Tensor]] = []
     for batch_size, accumulate in ((size, count), (count, 1)):  # the epoch is one step, its last batch a smaller one
         experiment = write(
             f"by-{batch_size}", task="dropout = 0.0", batch_size=batch_size, accumulate=accumulate, clip_norm=0.0
         )
-        own = Workbench(experiment)
-        own.__dict__["encoders"] = bench.encoders
+        own = ExperimentContext(experiment)
+        own.__dict__["encoders"] = context.encoders
         opened = open_training(own, "trimodal", 0)
-        assert isinstance(opened, Training)
+        assert isinstance(opened, Trainer)
         opened.begin_epoch()
-        with opened.turn():
+        with opened.own_random_stream():
             for batch in opened.source.batches(opened.order(0)):
                 opened.step(batch.questions, batch.states)
-        assert opened.at.step == opened.steps_per_epoch == 1
+        assert opened.progress.step == opened.steps_per_epoch == 1
         made.append({n: p.grad for n, p in opened.model.named_parameters() if p.grad is not None})
     assert made[0].keys() == made[1].keys()
     for name, expected in made[1].items():
         torch.testing.assert_close(made[0][name], expected, rtol=1e-4, atol=1e-6 * float(1 + expected.abs().max()))
 
 
-def test_members_of_a_group_accumulate_each_its_own(write: Any, bench: Workbench) -> None:
+def test_members_of_a_group_accumulate_each_its_own(write: Any, context: ExperimentContext) -> None:
     more = '\n[[variants]]\nname = "slow"\nadapter = { kind = "probe" }\ntrain = { accumulate = 3 }\n'
     alone, together = write("alone", tables=more), write("together", tables=more)
-    solo = trained(alone, bench, "slow")
+    solo = trained(alone, context, "slow")
     runs = sweep(together, variants=["probe", "slow"], progress=False).runs
     assert json.loads((runs[1].folder / "result.json").read_text())["together"] == 2
     assert same_weights(runs[1].folder, solo)
@@ -118,9 +118,11 @@ def test_members_of_a_group_accumulate_each_its_own(write: Any, bench: Workbench
     assert epochs_of(solo)[0]["step"] < epochs_of(runs[0].folder)[0]["step"]
 
 
-def test_a_run_with_every_option_resumes_exactly(write: Any, bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_with_every_option_resumes_exactly(
+    write: Any, context: ExperimentContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = {"epochs": 3, "accumulate": 3, "group_by_clip": True, "checkpoint_units": True, "ema": 0.8}
-    whole, broken = trained(write("whole", **options), bench), write("broken", **options)
+    whole, broken = trained(write("whole", **options), context), write("broken", **options)
     real, calls = training_module.save_checkpoint, iter(range(9))
 
     def dies(*args: Any, **kwargs: Any) -> None:
@@ -131,12 +133,12 @@ def test_a_run_with_every_option_resumes_exactly(write: Any, bench: Workbench, m
     with monkeypatch.context() as patch:
         patch.setattr(training_module, "save_checkpoint", dies)
         with pytest.raises(KeyboardInterrupt):
-            trained(broken, bench)
+            trained(broken, context)
     torch.manual_seed(99)
-    resumed = trained(broken, bench, resume=True)
+    resumed = trained(broken, context, resume=True)
     assert epochs_of(resumed) == epochs_of(whole)
     assert same_weights(resumed, whole)
-    plain = trained(write("plain"), bench)
+    plain = trained(write("plain"), context)
     assert epochs_of(plain)[0]["train_loss"] != epochs_of(whole)[0]["train_loss"]
 
 
@@ -163,7 +165,7 @@ def test_averages_are_those_of_torch() -> None:
         assert torch.equal(model.weight, theirs.module.weight)
 
 
-def test_what_is_evaluated_and_saved_is_the_average(write: Any, bench: Workbench) -> None:
+def test_what_is_evaluated_and_saved_is_the_average(write: Any, context: ExperimentContext) -> None:
     experiment = write("ema", ema=0.5)
     kept: list[dict[str, torch.Tensor]] = []
     real = Averages.update
@@ -174,27 +176,27 @@ def test_what_is_evaluated_and_saved_is_the_average(write: Any, bench: Workbench
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Averages, "update", update)
-        folder = trained(experiment, bench, "probe")
+        folder = trained(experiment, context, "probe")
     result = json.loads((folder / "result.json").read_text())
     steps = epochs_of(folder)[result["best_epoch"] - 1]["step"]
     saved = load_file(folder / "adapter.safetensors")
     assert all(torch.equal(saved[name], mean) for name, mean in kept[steps - 1].items())
-    plain = load_file(trained(write("plain"), bench, "probe") / "adapter.safetensors")
+    plain = load_file(trained(write("plain"), context, "probe") / "adapter.safetensors")
     assert any(not torch.equal(saved[name], plain[name]) for name in saved)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
 @pytest.mark.parametrize("kind", ["bottleneck", "peft:lora"])
-def test_recomputed_units_give_the_same_gradients_from_fewer_bytes(bench: Workbench, kind: str) -> None:
+def test_recomputed_units_give_the_same_gradients_from_fewer_bytes(context: ExperimentContext, kind: str) -> None:
     own = {"d_bottleneck": 4} if kind == "bottleneck" else {"r": 2, "lora_dropout": 0.3}
     insertion = {"visual": (0,), "audio": (0,), "text": (0,)}
     variant = VariantSettings(name="v", adapter={"kind": kind, **own}, insertion=insertion)
-    model = bench.build(variant, seed=0).train()
+    model = context.build(variant, seed=0).train()
     torch.manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    batch = next(iter(bench.live(model).batches([bench.questions("train")[:4]])))
+    batch = next(iter(context.live(model).batches([context.questions("train")[:4]])))
     gradients, sizes = [], []
     for recompute in (False, True):
         model.recompute_units = recompute
@@ -208,7 +210,7 @@ def test_recomputed_units_give_the_same_gradients_from_fewer_bytes(bench: Workbe
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            loss = model(batch.states, bench.sampling.num_segments).square().mean()
+            loss = model(batch.states, context.sampling.num_segments).square().mean()
         loss.backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
         sizes.append(sum(kept.values()))
@@ -217,8 +219,8 @@ def test_recomputed_units_give_the_same_gradients_from_fewer_bytes(bench: Workbe
     assert sizes[1] < 0.7 * sizes[0]
 
 
-def test_compiled_units_give_the_same_states_and_are_shared(bench: Workbench) -> None:
-    encoder = bench.encoders["text"]
+def test_compiled_units_give_the_same_states_and_are_shared(context: ExperimentContext) -> None:
+    encoder = context.encoders["text"]
     made: Any = {}
     compiled = compiled_encoder(encoder, made, backend="eager")
     assert len(made) == encoder.num_units
@@ -230,9 +232,9 @@ def test_compiled_units_give_the_same_states_and_are_shared(bench: Workbench) ->
     torch.compiler.reset()
 
 
-def test_compile_off_cuda_says_what_to_do(write: Any, bench: Workbench) -> None:
+def test_compile_off_cuda_says_what_to_do(write: Any, context: ExperimentContext) -> None:
     with pytest.raises(SettingsError, match="compile: is for CUDA, found device cpu; remove it, or add --device cuda"):
-        trained(write("compiled", compile=True), bench, "probe")
+        trained(write("compiled", compile=True), context, "probe")
 
 
 @pytest.mark.gpu
@@ -245,8 +247,8 @@ def test_a_compiled_run_on_a_gpu(write: Any) -> None:
     assert ours[0]["train_loss"] == pytest.approx(theirs[0]["train_loss"], rel=1e-3)
 
 
-def test_a_run_of_before_these_settings_still_counts_as_done(write: Any, bench: Workbench) -> None:
-    folder = trained(write("old"), bench, "probe")
+def test_a_run_of_before_these_settings_still_counts_as_done(write: Any, context: ExperimentContext) -> None:
+    folder = trained(write("old"), context, "probe")
     config = folder / "config.toml"
     new = ("accumulate", "group_by_clip", "checkpoint_units", "ema", "compile", "read_path")
     lines = config.read_text().splitlines()
@@ -256,7 +258,7 @@ def test_a_run_of_before_these_settings_still_counts_as_done(write: Any, bench: 
     experiment = load_experiment(folder.parents[3] / "exp.toml")
     assert adapt(experiment, variant="probe", progress=False).skipped
     shutil.rmtree(folder)
-    trained(experiment, bench, "probe")
+    trained(experiment, context, "probe")
     config.write_text(older)
     path = folder.parents[3] / "exp.toml"
     path.write_text(path.read_text().replace("[train]\n", "[train]\naccumulate = 2\n"))
@@ -274,7 +276,7 @@ def test_options_out_of_range_are_refused(key: str, value: Any, message: str) ->
 
 
 def test_units_that_nothing_trained_has_entered_run_once_for_a_group(
-    write: Any, bench: Workbench, monkeypatch: pytest.MonkeyPatch
+    write: Any, context: ExperimentContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: list[int] = []
     run = Encoder.run
@@ -290,7 +292,7 @@ def test_units_that_nothing_trained_has_entered_run_once_for_a_group(
         f'adapter = {{ kind = "lavish", reduction = 2, groups = 1, num_latents = 2 }}\ntrain = {{ lr = {i + 1}e-3 }}\n'
         for i in range(3)
     )
-    solo = trained(write("alone", tables=more), bench, "beside1")
+    solo = trained(write("alone", tables=more), context, "beside1")
     alone = sum(rows)
     rows.clear()
     runs = sweep(write("together", tables=more), variants=["beside0", "beside1", "beside2"], progress=False).runs
@@ -299,15 +301,15 @@ def test_units_that_nothing_trained_has_entered_run_once_for_a_group(
     assert not same_weights(runs[1].folder, runs[0].folder)
 
 
-def test_variants_of_equal_boundaries_share_one_source(write: Any, bench: Workbench) -> None:
+def test_variants_of_equal_boundaries_share_one_source(write: Any, context: ExperimentContext) -> None:
     more = '\n[[variants]]\nname = "gentle"\nadapter = { kind = "probe" }\ntrain = { lr = 1e-4 }\n'
-    own = Workbench(write("shared", tables=more))
-    own.__dict__["encoders"] = bench.encoders
+    own = ExperimentContext(write("shared", tables=more))
+    own.__dict__["encoders"] = context.encoders
     opened = [open_training(own, name, 0) for name in ("probe", "gentle")]
-    trainings = [t for t in opened if isinstance(t, Training)]
+    trainings = [t for t in opened if isinstance(t, Trainer)]
     assert trainings[0].source is trainings[1].source
     for together in (trainings[:1], trainings):
         assert SharedBatches(own, together)._source is trainings[0].source
     other = open_training(own, "trimodal", 0)
-    assert isinstance(other, Training)
+    assert isinstance(other, Trainer)
     assert other.source is not trainings[0].source

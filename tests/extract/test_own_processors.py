@@ -62,17 +62,17 @@ def test_pictures_of_any_aspect_with_their_masks(naflex):
 
 def test_their_masks_are_stored_and_read(naflex, write_experiment, tiny_encoders):
     from talik.adapt.config.experiment import load_experiment
-    from talik.adapt.training.experiment_context import Workbench
+    from talik.adapt.training.experiment_context import ExperimentContext
 
     path = write_experiment(
         (f'model = "hf:{tiny_encoders["visual"]}"\nimage_size = 28\nfit = "stretch"\n', f'model = "hf:{naflex}"\n')
     )
     extract(path, progress=False)
-    bench = Workbench(load_experiment(path))
-    variant = next(v for v in bench.experiment.variants if v.name == "trimodal")
-    model = bench.build(variant, seed=0).eval()
-    asked = [bench.questions("train")[:3]]
-    (cached,), (live,) = (list(source.batches(asked)) for source in (bench.cached(model), bench.live(model)))
+    context = ExperimentContext(load_experiment(path))
+    variant = next(v for v in context.experiment.variants if v.name == "trimodal")
+    model = context.build(variant, seed=0).eval()
+    asked = [context.questions("train")[:3]]
+    (cached,), (live,) = (list(source.batches(asked)) for source in (context.cached(model), context.live(model)))
     assert cached.states["visual"].context.inputs["spatial_shapes"].shape == (9, 2)
     with torch.no_grad():
         torch.testing.assert_close(model(cached.states, 3), model(live.states, 3), rtol=1e-4, atol=1e-5)

@@ -157,17 +157,17 @@ def _experiment(write_experiment, tiny_encoders, folder, segments=3):
 def test_clips_are_stored_whole_and_trained_on(folders, write_experiment, tiny_encoders):
     from talik.adapt.config.experiment import load_experiment
     from talik.adapt.training.adapt import adapt
-    from talik.adapt.training.experiment_context import Workbench
+    from talik.adapt.training.experiment_context import ExperimentContext
 
     path = _experiment(write_experiment, tiny_encoders, folders / "videomae")
     assert extract(path, progress=False).items["visual/" + _stored(path, 1)[0].name] == 8
     assert [spec.shape for spec in _stored(path, 1) + _stored(path, 3)] == [(1, 12, 24), (1, 12, 24)]
     assert extract(path, progress=False).up_to_date
-    bench = Workbench(load_experiment(path))
-    variant = next(v for v in bench.experiment.variants if v.name == "trimodal")
-    model = bench.build(variant, seed=0).eval()
-    asked = [bench.questions("train")[:5]]
-    (cached,), (live,) = (list(source.batches(asked)) for source in (bench.cached(model), bench.live(model)))
+    context = ExperimentContext(load_experiment(path))
+    variant = next(v for v in context.experiment.variants if v.name == "trimodal")
+    model = context.build(variant, seed=0).eval()
+    asked = [context.questions("train")[:5]]
+    (cached,), (live,) = (list(source.batches(asked)) for source in (context.cached(model), context.live(model)))
     assert cached.states["visual"].tokens().shape == (15, 4, 24)
     hidden = [batch.states["visual"].hidden for batch in (cached, live)]
     torch.testing.assert_close(*hidden, rtol=1e-4, atol=1e-5)
