@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config.run_config import experiment_of
 from ..data.batch import stored_questions
 from ..training.adapter_files import load_adapter
 from ..training.experiment_context import ExperimentContext
@@ -58,7 +57,8 @@ def evaluate(
     """
     started = time.perf_counter()
     folder = RunFolder(Path(run))
-    experiment, variant = experiment_of(folder)
+    experiment, variant = folder.experiment()
+    folder.check_done()
     context = ExperimentContext(experiment, device=device)
     model = context.build(variant, seed=int(folder.config()["seed"]))
     load_adapter(folder, model)

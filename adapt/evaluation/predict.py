@@ -11,7 +11,6 @@ import torch
 
 from ...errors import MissingMediaError, RunError, SettingsError
 from ...extract.datasets.types import Clip, Manifest, Question
-from ..config.run_config import experiment_of
 from ..training.adapter_files import load_adapter
 from ..training.experiment_context import ExperimentContext
 from ..training.run_folder import RunFolder
@@ -76,7 +75,8 @@ def predict(run: Path | str, *, video: Path | str, question: str = "", top: int 
         raise MissingMediaError(f"{video}: no such file; expected a video")
     if top < 1:
         raise SettingsError(f"top: found {top}, expected at least 1")
-    experiment, variant = experiment_of(folder)
+    experiment, variant = folder.experiment()
+    folder.check_done()
     described = folder.read_json("adapter.json")
     answers = described.get("answers")
     if not answers:

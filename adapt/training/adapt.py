@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ...errors import RunError
 from ...extract.datasets.describe import describe
 from ..config.experiment import Experiment, load_experiment
-from ..config.run_config import claim, run_config
+from ..config.run_config import run_config
 from .distributed import Processes, joined
 from .experiment_context import ExperimentContext
 from .lockstep_group import train_together
@@ -116,7 +116,7 @@ def open_training(
     settings = context.experiment.train_settings(chosen)
     folder = RunFolder(context.experiment.runs / chosen.name / f"seed{seed}")
     if processes is None or processes.leads:
-        claim(folder, run_config(context.experiment, chosen, settings, seed), resume=resume)
+        folder.prepare(run_config(context.experiment, chosen, settings, seed), resume=resume)
     if folder.done:
         return result_of(folder, skipped=True)
     if settings.num_threads and torch.device(context.device).type == "cpu":

@@ -1,4 +1,4 @@
-"""One run's folder: its resolved settings, metrics, predictions, trained weights and checkpoint, each written whole.
+"""One run's folder: its files, each written whole, and the rule for what a folder that already exists means.
 
 runs/<experiment>/<variant>/seed<k>/
     config.toml         every setting, resolved; written first
@@ -16,40 +16,115 @@ import json
 import os
 import shutil
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tomli_w
 from safetensors import SafetensorError
 
+from ...cache.format.spec import FieldDifference, differences
 from ...cache.write.locks import take
-from ...errors import RunError, RunLockedError
+from ...errors import RunError, RunLockedError, SettingsError
+from ..config.experiment import Experiment, VariantSettings
+from ..config.run_config import completed, experiment_from_config
+
+RunStatus = Literal["new", "unfinished", "done"]
 
 
 class RunFolder:
     """The files of one run.
 
     Args:
-        path: runs/<experiment>/<variant>/seed<k>.
+        path: runs/<experiment>/<variant>/seed<k>; it need not exist.
+
+    >>> RunFolder("runs/exp/trimodal/seed0").status
+    'new'
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
 
     @property
+    def status(self) -> RunStatus:
+        """How far the run is: "done" with a result, "unfinished" with a checkpoint to resume from, else "new"."""
+        if self.done:
+            return "done"
+        old = self.checkpoint.with_name("checkpoint.old")  # left by a kill between two renames
+        return "unfinished" if self.checkpoint.exists() or old.exists() else "new"
+
+    @property
     def done(self) -> bool:
-        """Whether the run has ended and its result is there."""
+        """Whether the run has ended and written its result."""
         return (self.path / "result.json").is_file()
 
     @property
     def checkpoint(self) -> Path:
-        """The folder of the last checkpoint; absent when there is none."""
+        """The folder of the last checkpoint; it exists only while the run is unfinished."""
         return self.path / "checkpoint"
 
+    def prepare(self, config: Mapping[str, Any], *, resume: bool) -> RunStatus:
+        """Take the folder for a run with this configuration: the one rule for runs that exist already.
+
+        A new run is begun, whatever configuration its folder holds, since nothing was trained with that. An
+        unfinished run goes on if its configuration is the same and `resume` is set. A finished run with the same
+        configuration is left alone. A configuration that an earlier version wrote is compared with the settings that
+        have come since at their defaults.
+
+        Args:
+            config: every setting of the run, as plain values (see `run_config`).
+            resume: go on with an unfinished run.
+
+        Returns:
+            The run's status; the caller trains it unless it is "done".
+
+        Raises:
+            RunError: the folder holds an unfinished or finished run with other settings, or an unfinished one without
+                `resume`.
+        """
+        status = self.status
+        if status != "new":
+            differing = self._differences(config)
+            if differing:
+                found = "; ".join(map(str, differing[:3]))
+                raise RunError(
+                    f"{self.path}: holds a run with other settings ({found}); rename the variant, or remove that folder"
+                )
+        if status == "unfinished" and not resume:
+            raise RunError(f"{self.path}: holds an unfinished run; add --resume to go on, or remove that folder")
+        if status != "done":
+            with writing(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+            self._write("config.toml", tomli_w.dumps(dict(config)))
+        return status
+
+    def check_done(self) -> None:
+        """Raise a RunError unless the run has ended."""
+        if self.status != "done":
+            found, how = ("an unfinished run", " --resume") if self.status == "unfinished" else ("no trained run", "")
+            raise RunError(f"{self.path}: found {found}, expected a finished one; train it with talik adapt{how}")
+
+    def _differences(self, config: Mapping[str, Any]) -> list[FieldDifference]:
+        stored = self.config()
+        found = differences(dict(config), stored)
+        if found:
+            with suppress(KeyError, SettingsError):  # then it is compared as it is
+                found = differences(dict(config), completed(stored, base=self.base))
+        return found
+
+    @property
+    def base(self) -> Path:
+        """The folder that holds runs/<experiment>/<variant>/seed<k>; relative paths of the settings count from it."""
+        parents = self.path.resolve().parents
+        return parents[min(3, len(parents) - 1)]
+
     def config(self) -> dict[str, Any]:
-        """The settings that the run was made with."""
+        """Return the settings that the run was made with.
+
+        Raises:
+            RunError: config.toml is missing or not valid TOML.
+        """
         try:
             return tomllib.loads((self.path / "config.toml").read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -57,36 +132,17 @@ class RunFolder:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise RunError(f"{self.path / 'config.toml'}: not valid TOML: {error}") from None
 
-    def begin(
-        self,
-        config: Mapping[str, Any],
-        *,
-        resume: bool,
-        older: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda config: config,
-    ) -> None:
-        """Claim the folder for a run with this configuration.
-
-        Args:
-            config: every setting, as plain values.
-            resume: go on with an unfinished run.
-            older: completes a configuration that an earlier version wrote.
+    def experiment(self) -> tuple[Experiment, VariantSettings]:
+        """Return the experiment that made the run, as far as the run needs it, and its variant.
 
         Raises:
-            RunError: the folder holds a run with other settings, or an unfinished one and `resume` is not asked for.
+            RunError: no run's folder, or a configuration with a part missing.
+            SettingsError: a setting that is no longer known.
         """
-        if (self.path / "config.toml").exists():
-            there = self.config()
-            differs = _differences(there, dict(config)) and _differences(dict(older(there)), dict(config))
-            if differs:
-                raise RunError(
-                    f"{self.path}: holds a run with other settings ({'; '.join(differs[:3])}); rename the variant, "
-                    "or remove that folder"
-                )
-            if not self.done and self.checkpoint.exists() and not resume:
-                raise RunError(f"{self.path}: holds an unfinished run; add --resume to go on, or remove that folder")
-        with writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-        self._write("config.toml", tomli_w.dumps(dict(config)))
+        try:
+            return experiment_from_config(self.config(), base=self.base)
+        except KeyError as error:
+            raise RunError(f"{self.path / 'config.toml'}: {error} is missing; expected a run's configuration") from None
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -159,10 +215,3 @@ def writing(path: Path) -> Iterator[None]:
         raise RunError(
             f"{path}: cannot be written ({reason}); what was finished is kept: free the disk and resume"
         ) from error
-
-
-def _differences(old: Any, new: Any, where: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = dict.fromkeys([*old, *new])
-        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{where}.{k}" if where else str(k))]
-    return [] if old == new else [f"{where}: {old!r} there, {new!r} asked for"]

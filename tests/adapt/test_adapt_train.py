@@ -176,7 +176,7 @@ def test_a_folder_of_other_settings_is_refused(place: Path, context: Any) -> Non
     experiment = load_experiment(place)
     adapt(experiment, variant="probe", progress=False, context=context(experiment))
     other = changed(place, ("batch_size = 8\neval", "batch_size = 4\neval"))
-    with pytest.raises(RunError, match=r"train.batch_size: 8 there, 4 asked for"):
+    with pytest.raises(RunError, match=r"train\.batch_size: \w+ 4, \w+ 8"):
         adapt(other, variant="probe", progress=False, context=context(other))
 
 

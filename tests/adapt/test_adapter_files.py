@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from talik.adapt.adapters.registry import known_adapters
 from talik.adapt.config.experiment import Experiment, VariantSettings, load_experiment
-from talik.adapt.config.run_config import experiment_of, run_config
+from talik.adapt.config.run_config import run_config
 from talik.adapt.evaluation.describe_variants import settings_of
 from talik.adapt.evaluation.evaluate import evaluate
 from talik.adapt.model.joint_model import JointModel
@@ -75,7 +75,7 @@ def shaken(model: JointModel) -> JointModel:
 def saved(context: ExperimentContext, chosen: VariantSettings, folder: Path) -> tuple[RunFolder, JointModel]:
     experiment = context.experiment
     run = RunFolder(folder / "runs" / experiment.name / chosen.name / "seed0")
-    run.begin(run_config(experiment, chosen, experiment.train_settings(chosen), 0), resume=False)
+    run.prepare(run_config(experiment, chosen, experiment.train_settings(chosen), 0), resume=False)
     model = shaken(context.build(chosen, seed=0))
     save_adapter(run, model, context, chosen, cuts={})
     return run, model
@@ -88,7 +88,7 @@ def test_saved_and_loaded_without_a_store_gives_the_same_logits(
     run, model = saved(context, variant(kind), tmp_path)
     with torch.no_grad():
         expected = model(states, context.sampling.num_segments)
-    _, again = experiment_of(run)
+    _, again = run.experiment()
     torch.manual_seed(5)
     loaded = live.build(again, seed=3)  # whatever was drawn is replaced
     described = load_adapter(run, loaded.eval())
