@@ -355,8 +355,9 @@ def store_import(
 def store_verify(store: StorePath) -> None:
     """Check every stored byte against its checksum."""
     from .cache.maintenance.verify import verify
+    from .cache.open import open_store
 
-    findings = verify(store)
+    findings = verify(open_store(store, check=False))
     for finding in findings:
         typer.echo(str(finding), err=True)
     if findings:

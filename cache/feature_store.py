@@ -1,24 +1,26 @@
-"""A feature store: opens or creates it, lists its boundaries, and gives their writers and readers."""
+"""The interface of a feature store: lists its boundaries, and gives their writers and readers.
+
+One subclass for each kind of storage: `folder_store.FolderStore`, `object_storage.object_store.ObjectStore` and
+`zarr_store.ZarrStore`; `open.open_store` chooses by the path or URL. What differs between them is a method here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from ..errors import SettingsError, StoreFormatError, StoreMismatchError, unknown_name
-from .atomic_io import is_temporary, make_folder
-from .format import catalog as catalog_
-from .format.spec import FORMAT_VERSION, STORE_KIND, ArraySpec, BoundarySpec, Item, differences
-from .format.zarr_metadata import METADATA_NAME, group_document, read_document, write_document
-from .object_storage.address import SCHEMES, ObjectAddress, is_object_url, is_url
+from ..errors import SettingsError, StoreMismatchError, unknown_name
+from .format.catalog import Catalog
+from .format.spec import ArraySpec, BoundarySpec, Item, differences
 from .read.batch import Allocate, Batch
 from .read.boundary_reader import BoundaryReader, Verify
 from .read.local_rows import ReadPath
 from .write.boundary_writer import BoundaryRequest, BoundaryWriter
-from .write.disk_space import refuse_if_full
-from .write.locks import LOCK_NAME
 from .write.shard_writer import Shard
 
 __all__ = [
@@ -33,79 +35,86 @@ __all__ = [
     "Shard",
 ]
 
+Mode = Literal["r", "a"]
 
-class FeatureStore:
-    """A folder of cached states in Zarr v3; behind a URL, an `object_store.ObjectStore` or a `remote.RemoteStore`.
+
+@dataclass(frozen=True, kw_only=True)
+class LocalFiles:
+    """The files of a store in a folder of this machine, for `verify`.
+
+    Args:
+        folder: holds the store's metadata and small arrays.
+        shard: while its context is open, the data files of one shard are in the folder too.
+    """
+
+    folder: Path
+    shard: Callable[[Catalog, int], AbstractContextManager[None]]
+
+
+class FeatureStore(ABC):
+    """Cached states of frozen encoders, by boundary and item; made by `open_store`.
 
     Attributes:
-        path: of the folder.
-        where: the same, or the URL, for messages.
+        path: a folder of this machine: the store itself, or where its small files are kept; records of what extraction
+            left out and cost stand beside it.
+        where: the path or URL, for messages.
         mode: `r` reads; `a` reads and writes.
     """
 
-    def __init__(self, path: Path, mode: Literal["r", "a"]) -> None:
-        """Use `FeatureStore.open`."""
+    def __init__(self, path: Path, where: str, mode: Mode) -> None:
+        """Use `open_store`.
+
+        Raises:
+            SettingsError: another mode.
+        """
+        if mode not in ("r", "a"):
+            raise SettingsError(unknown_name("mode", mode, ("r", "a")))
         self.path = path
-        self.where = str(path)
+        self.where = where
         self.mode = mode
 
-    @classmethod
+    @staticmethod
     def open(
-        cls,
         path: str | Path,
-        mode: Literal["r", "a"] = "r",
+        mode: Mode = "r",
         *,
         storage_options: Mapping[str, Any] | None = None,
         cache_dir: str | None = None,
         cache_gb: float | None = None,
     ) -> FeatureStore:
-        """Open a store; with mode `a`, create it where there is none.
+        """Open a store; shorthand for `talik.open_store`, with its arguments and errors.
 
-        Args:
-            path: of the folder; or a URL of object storage (`s3://…`, `az://…`); or another URL (`https://…`, `file://…`
-                for a copy with other codecs), which zarr-python reads.
-            mode: `r` reads; `a` reads and writes, a folder or object storage.
-            storage_options: of object storage (`endpoint_url`, `region`, …, `retry_seconds`); for another URL, what
-                fsspec wants.
-            cache_dir: of object storage: where shards are brought to when they are read.
-            cache_gb: what they may take there.
-
-        Raises:
-            StoreFormatError: no store there, another folder or file there, or another format version.
-            SettingsError: another mode.
+        The one place here that reaches up to the module above, when it is called: this class knows no backend.
         """
-        if mode not in ("r", "a"):
-            raise SettingsError(unknown_name("mode", mode, ("r", "a")))
-        if is_object_url(path):
-            from .object_storage.object_store import ObjectStore  # imports obstore, which a folder does without
+        open_store = importlib.import_module(".open", __package__).open_store
+        options = {"storage_options": storage_options, "cache_dir": cache_dir, "cache_gb": cache_gb}
+        return cast(FeatureStore, open_store(path, mode, **options))
 
-            options = dict(storage_options or {})
-            address = ObjectAddress(url=str(path), options=options, cache_dir=cache_dir, cache_gb=cache_gb)
-            return ObjectStore(address, mode)
-        if is_url(path):
-            if mode == "a":
-                raise SettingsError(
-                    f"{path}: is only read; a store is written into a folder or object storage ({', '.join(SCHEMES)})"
-                )
-            from .zarr_store import RemoteStore  # imports zarr, which a local store does without
-
-            return RemoteStore(path, dict(storage_options) if storage_options else None)
-        path = Path(path)
-        if mode == "a" and _is_vacant(path):
-            make_folder(path)
-            write_document(path, group_document({"format": FORMAT_VERSION, "kind": STORE_KIND}))
-        check_is_store(path)
-        return cls(path, mode)
-
+    @abstractmethod
     def boundaries(self) -> tuple[BoundarySpec, ...]:
         """Return what the store holds, in order of modality and boundary, finished or not.
 
         Raises:
             StoreFormatError: damaged metadata.
         """
-        folders = sorted(p.parent for p in self.path.glob(f"*/b*-*/{METADATA_NAME}"))
-        specs = [BoundarySpec.from_json(catalog_.read_attributes(folder)) for folder in folders]
-        return tuple(sorted(specs, key=lambda s: (s.modality, s.boundary, s.key)))
+
+    @abstractmethod
+    def catalog(self, spec: BoundarySpec) -> Catalog | None:
+        """Return the small arrays of a boundary (items, rows, receipts), or None if the store does not have it.
+
+        Raises:
+            StoreFormatError, CorruptItemError: damage.
+        """
+
+    @abstractmethod
+    def open_reader(
+        self, spec: BoundarySpec, *, verify: Verify, path: ReadPath, allocate: Allocate | None
+    ) -> BoundaryReader:
+        """Return the reader of a boundary that the store holds; see `reader`."""
+
+    def open_writer(self, request: BoundaryRequest, *, commit: bool) -> BoundaryWriter:
+        """Return the writer of a boundary of a store that is open in mode `a`; see `writer`."""
+        raise self._read_only()
 
     def sources(self, spec: BoundarySpec) -> list[Item]:
         """Return every source that a boundary of this store names, each with its newest item, with data or without.
@@ -113,7 +122,7 @@ class FeatureStore:
         Raises:
             StoreFormatError, CorruptItemError: damage.
         """
-        catalog = catalog_.load(self.path, spec)
+        catalog = self.catalog(spec)
         return catalog.records.newest_items() if catalog else []
 
     def writer(
@@ -126,7 +135,7 @@ class FeatureStore:
         max_seconds_per_item: float | None = None,
         commit: bool = True,
     ) -> BoundaryWriter:
-        """Return the writer of a boundary, which holds the store's lock until it is closed.
+        """Return the writer of a boundary, to be closed when its shards are written.
 
         Args:
             spec: what is written.
@@ -139,22 +148,22 @@ class FeatureStore:
             commit: write the rows down at once; otherwise they are only planned until `BoundaryWriter.commit`.
 
         Raises:
-            StoreLockedError: another process writes this store, or this one this boundary.
+            StoreLockedError: another process writes this store's folder, or this one this boundary.
+            ObjectChangedError: another process changed this boundary in object storage meanwhile.
             StoreFullError: what is missing does not fit on the disk; nothing was written.
             StoreMismatchError: other lengths than those stored, or an item longer than a shard.
             SettingsError: a store opened for reading; lengths missing, or given for a dense boundary.
         """
         if self.mode != "a":
-            raise SettingsError(f"{self.path}: opened for reading; open it with mode 'a' to write")
-        return BoundaryWriter(
-            self.path,
-            spec,
-            items,
+            raise self._read_only()
+        request = BoundaryRequest(
+            spec=spec,
+            items=items,
             lengths=lengths,
             provenance=provenance,
             max_seconds_per_item=max_seconds_per_item,
-            commit=commit,
         )
+        return self.open_writer(request, commit=commit)
 
     @contextmanager
     def writers(self, requests: Sequence[BoundaryRequest]) -> Iterator[list[BoundaryWriter]]:
@@ -162,7 +171,7 @@ class FeatureStore:
 
         Raises:
             StoreFullError: it does not fit; nothing was written.
-            StoreLockedError, StoreMismatchError, SettingsError: see `writer`.
+            StoreLockedError, ObjectChangedError, StoreMismatchError, SettingsError: see `writer`.
         """
         with ExitStack() as stack:
             opened = [stack.enter_context(self.writer(**vars(request), commit=False)) for request in requests]
@@ -171,17 +180,6 @@ class FeatureStore:
             for writer in opened:
                 writer.commit()
             yield opened
-
-    def refuse_if_full(self, num_bytes: int, *, what: str, num_boundaries: int = 1) -> None:
-        """Refuse what the disk has no room for; see `estimate.refuse_if_full`.
-
-        Raises:
-            StoreFullError: it does not fit; nothing was written.
-        """
-        refuse_if_full(self.path, num_bytes, where=self.where, what=what, num_boundaries=num_boundaries)
-
-    def put_records(self) -> None:
-        """Put the files that stand beside the store to where it lies; beside a folder they are there already."""
 
     def reader(
         self,
@@ -202,20 +200,70 @@ class FeatureStore:
             identity: what its values must depend on; any difference is an error.
             verify: when an item's CRC32C is checked: on its first read, on every one, or never.
             path: `mmap` copies from memory maps, `preadv` reads from the disk past the page cache by several threads,
-                `auto` does each where it is the faster (rows.py). Network file systems are never mapped.
+                `auto` does each where it is the faster. Network file systems are never mapped.
             allocate: gives memory for batches (pinned, for a GPU): size in bytes -> (at least that,) uint8.
 
         Raises:
             StoreMismatchError: no such boundary, another identity, or several and none named.
             StoreFormatError, CorruptItemError: damage.
         """
+        if path not in ("auto", "mmap", "preadv"):
+            raise SettingsError(unknown_name("path of reading", path, ("auto", "mmap", "preadv")))
         spec = self._find(modality, boundary, key, identity)
-        return self._reader(spec, verify=verify, path=path, allocate=allocate)
+        return self.open_reader(spec, verify=verify, path=path, allocate=allocate)
 
-    def _reader(
-        self, spec: BoundarySpec, *, verify: Verify, path: ReadPath, allocate: Allocate | None
-    ) -> BoundaryReader:
-        return BoundaryReader.open(self.path, spec, verify=verify, path=path, allocate=allocate)
+    def refuse_if_full(self, num_bytes: int, *, what: str, num_boundaries: int = 1) -> None:  # noqa: B027 - a backend may know no bound
+        """Refuse to begin writing `num_bytes` for which the storage is known to have no room.
+
+        Args:
+            num_bytes: of data to be written.
+            what: names the work, for the message.
+            num_boundaries: that each take some space of their own.
+
+        Raises:
+            StoreFullError: they do not fit; nothing was written.
+        """
+
+    def put_records(self) -> None:  # noqa: B027 - a folder has nothing to copy
+        """Copy the records beside `path` to beside the store, if it lies elsewhere."""
+
+    def local_files(self) -> AbstractContextManager[LocalFiles]:
+        """Give the files of the store on this machine, as they are now, for `verify`.
+
+        Raises:
+            SettingsError: a backend whose files cannot be checked one by one.
+        """
+        raise SettingsError(f"{self.where}: verify reads a store in a folder or in object storage, not {self._kind}")
+
+    def editing(self, purpose: str) -> AbstractContextManager[Path]:
+        """Give the folder with the store's small files, to be changed by this process alone; published at the end.
+
+        Args:
+            purpose: one word, for messages.
+
+        Raises:
+            StoreLockedError: another process writes it.
+            SettingsError: a store opened for reading, or a backend that is only read.
+        """
+        raise self._read_only()
+
+    def garbage_folder(self) -> Path:
+        """Return the folder in which garbage collection removes files.
+
+        Raises:
+            SettingsError: a store that is not in a folder.
+        """
+        raise SettingsError(
+            f"{self.where}: gc works on a store in a folder; of one behind a URL remove whole boundaries by the "
+            "storage's own means while nobody writes it"
+        )
+
+    @property
+    def _kind(self) -> str:
+        return type(self).__name__
+
+    def _read_only(self) -> SettingsError:
+        return SettingsError(f"{self.where}: opened for reading; open it with mode 'a' to write")
 
     def _find(self, modality: str, boundary: int, key: str | None, identity: dict[str, Any] | None) -> BoundarySpec:
         specs = self.boundaries()
@@ -242,35 +290,3 @@ class FeatureStore:
                 "name one by its key"
             )
         return found[0]
-
-
-def _is_vacant(path: Path) -> bool:
-    """Return whether nothing is at `path`, or an empty folder, or one whose creation was killed."""
-    if not path.exists():
-        return True
-    if not path.is_dir():
-        return False
-    return all(p.name == LOCK_NAME or is_temporary(p.name) for p in path.iterdir())
-
-
-def check_is_store(path: Path) -> None:
-    """Refuse what is no store of this format.
-
-    Raises:
-        StoreFormatError: so it is.
-    """
-    if not path.exists():
-        raise StoreFormatError(f"{path}: there is no store; run `talik extract` to make one")
-    if not path.is_dir():
-        raise StoreFormatError(f"{path}: is a file, expected a talik store (a folder); choose another [store] path")
-    if not (path / METADATA_NAME).is_file():
-        raise StoreFormatError(
-            f"{path}: a folder that is not a talik store (no {METADATA_NAME}), nothing was written; choose another "
-            "[store] path, or empty the folder"
-        )
-    ours = read_document(path)["attributes"]["talik"]
-    if ours.get("kind") != STORE_KIND or ours.get("format") != FORMAT_VERSION:
-        raise StoreFormatError(
-            f"{path}: {ours.get('kind') or 'no talik store'} of format {ours.get('format')}, expected a {STORE_KIND} "
-            f"of format {FORMAT_VERSION}; use the talik that wrote it, or choose another [store] path"
-        )

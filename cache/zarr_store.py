@@ -21,14 +21,15 @@ from .format.bfloat16 import register
 from .format.catalog import Catalog
 from .format.layout import RECEIPT_FIELDS, Grid, Layout
 from .format.records import Records
-from .format.spec import FORMAT_VERSION, STORE_KIND, BoundarySpec, Item
+from .format.spec import FORMAT_VERSION, STORE_KIND, BoundarySpec
+from .format.store_root import sorted_boundaries
 from .format.zarr_metadata import group_document
 from .read.batch import Allocate, AllocateArray
 from .read.boundary_reader import BoundaryReader, Verify
 from .read.local_rows import ReadPath, corrupt
 
 
-class RemoteStore(FeatureStore):
+class ZarrStore(FeatureStore):
     """A store that zarr-python reads; the same readers, slower.
 
     Metadata is held to the digest in its attributes, wherever it lies.
@@ -46,9 +47,8 @@ class RemoteStore(FeatureStore):
             StoreFormatError: no store there, another format, or damaged metadata.
             SettingsError: a URL whose package is not installed.
         """
-        super().__init__(Path(str(where)), "r")
+        super().__init__(Path(str(where)), str(where), "r")
         register()
-        self.where = str(where)
         try:
             self._root = zarr.open_group(where, mode="r", zarr_format=3, storage_options=storage_options)
         except (GroupNotFoundError, NodeTypeValidationError, FileNotFoundError):
@@ -67,31 +67,26 @@ class RemoteStore(FeatureStore):
         for _, modality in sorted(self._root.groups()):
             for name, group in sorted(modality.groups()):
                 found.append(BoundarySpec.from_json(_attributes(group, f"{self.where}/{modality.basename}/{name}")))
-        return tuple(sorted(found, key=lambda s: (s.modality, s.boundary, s.key)))
+        return sorted_boundaries(found)
 
-    def sources(self, spec: BoundarySpec) -> list[Item]:
-        """Return every source that a boundary names; see `FeatureStore.sources`."""
-        return self._catalog(spec).records.newest_items()
-
-    def _reader(
+    def open_reader(
         self, spec: BoundarySpec, *, verify: Verify, path: ReadPath, allocate: Allocate | None
     ) -> BoundaryReader:
+        """Return the reader of a boundary; `path` can be `auto` alone."""
         if path != "auto":
             raise SettingsError(
                 f"{self.where}: is read through zarr-python alone; found path {path!r}, expected 'auto'"
             )
-        catalog = self._catalog(spec)
-        return BoundaryReader(catalog, ZarrRows(catalog, self._group(spec)), verify=verify, allocate=allocate)
-
-    def _group(self, spec: BoundarySpec) -> zarr.Group:
-        found = self._root.get(spec.path)
-        if not isinstance(found, zarr.Group):
+        catalog, group = self.catalog(spec), self._root.get(spec.path)
+        if catalog is None or not isinstance(group, zarr.Group):
             raise StoreMismatchError(f"{self.where}: has no {spec.path}")
-        return found
+        return BoundaryReader(catalog, ZarrRows(catalog, group), verify=verify, allocate=allocate)
 
-    def _catalog(self, spec: BoundarySpec) -> Catalog:
-        """Return the boundary's small arrays, as catalog.load does of files."""
-        group = self._group(spec)
+    def catalog(self, spec: BoundarySpec) -> Catalog | None:
+        """Return the small arrays of a boundary; see `FeatureStore.catalog`."""
+        group = self._root.get(spec.path)
+        if not isinstance(group, zarr.Group):
+            return None
         ours = _attributes(group, f"{self.where}/{spec.path}")
         if BoundarySpec.from_json(ours) != spec:
             raise StoreMismatchError(f"{self.where}: {spec.path} holds another identity under the same key")

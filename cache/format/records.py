@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ..read.key_index import KeyIndex
+from .key_index import KeyIndex
 from .small_arrays import SmallArray
 from .spec import Item
 

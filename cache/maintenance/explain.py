@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..feature_store import FeatureStore
-from ..format import catalog as catalog_
 from ..format.spec import BoundarySpec, FieldDifference, Item, differences
 
 
@@ -76,7 +75,7 @@ def why(store: FeatureStore, spec: BoundarySpec, items: Sequence[Item]) -> Why:
         return Why(asked=spec, stored=None, fields=(), new=new, num_missing=len(distinct))
     stored = min(near, key=lambda s: len(differences(asked, _fields(s))))
     fields = tuple(differences(asked, _fields(stored)))
-    catalog = catalog_.load(store.path, stored)
+    catalog = store.catalog(stored)
     assert catalog is not None
     row_by_source = catalog.table.row_by_source()
     row_by_key = dict(zip(distinct, catalog.table.index.find(list(distinct)).tolist(), strict=True))

@@ -28,8 +28,6 @@ from ..format.catalog import Catalog
 from ..format.layout import RECEIPT_FIELDS
 from ..format.spec import BoundarySpec
 from ..format.zarr_metadata import METADATA_NAME
-from ..write import locks as lock
-from ..write.disk_space import refuse_if_full
 from ..write.locks import nobody_working
 from .compact import compaction
 
@@ -77,19 +75,21 @@ def find_garbage(store: FeatureStore, needed: Needed) -> tuple[Garbage, ...]:
 
     Raises:
         StoreFormatError, CorruptItemError: damage; repair comes first.
+        SettingsError: a store that is not in a folder.
     """
+    root = store.garbage_folder()
     found: list[Garbage] = []
     leaving = []
     for spec in store.boundaries():
         catalog = _load(store, spec)
-        folder = store.path / spec.path
+        folder = root / spec.path
         if spec.path not in needed:
             leaving.append(folder)
             size, count = _size(folder), int((catalog.table.record_of_row >= 0).sum())
             found.append(Garbage(kind="boundary", boundary=spec.path, size_bytes=size, count=count))
             continue
         found += [*_superseded(catalog), *_unneeded_items(catalog, needed[spec.path])]
-    found += _temporaries(store.path, leaving)
+    found += _temporaries(root, leaving)
     return tuple(found)
 
 
@@ -105,33 +105,30 @@ def collect_garbage(store: FeatureStore, needed: Needed, listed: Iterable[Garbag
         The bytes that became free.
 
     Raises:
+        SettingsError: a store that is not in a folder, or is open for reading.
         StoreMismatchError: what would go is not what was listed; nothing was deleted.
         StoreLockedError: somebody is writing the store.
         StoreFullError: no room for the shards that are to be written anew; nothing was deleted.
         CorruptItemError: an item that is to be kept fails its checksum.
     """
-    name = "gc"
-    lock.acquire(store.path, name)
-    try:
+    with store.editing("gc") as root:
         found = find_garbage(store, needed)
         if found != tuple(listed):
-            raise StoreMismatchError(f"{store.path}: has changed since its garbage was listed; list it again")
+            raise StoreMismatchError(f"{store.where}: has changed since its garbage was listed; list it again")
         rewritten = sum(garbage.bytes_rewritten for garbage in found)
-        refuse_if_full(store.path, rewritten, where=str(store.path), what="the shards that gc is to keep items of")
+        store.refuse_if_full(rewritten, what="the shards that gc is to keep items of")
         for garbage in found:
             if garbage.kind == "temporary":
-                _remove_temporaries(store.path, garbage)
+                _remove_temporaries(root, garbage)
         for spec in store.boundaries():
             kinds = {g.kind for g in found if g.boundary == spec.path}
             if kinds - {"temporary"}:
-                with nobody_working(store.path / spec.path):
+                with nobody_working(root / spec.path):
                     if "boundary" in kinds:
-                        _remove_folder(store.path / spec.path)
+                        _remove_folder(root / spec.path)
                     else:
                         _compact(store, spec, needed[spec.path])
         return sum(garbage.size_bytes for garbage in found)
-    finally:
-        lock.release(store.path, name)
 
 
 def _compact(store: FeatureStore, spec: BoundarySpec, keys: AbstractSet[str] | None) -> None:
@@ -249,6 +246,6 @@ def _size(path: Path) -> int:
 
 
 def _load(store: FeatureStore, spec: BoundarySpec) -> Catalog:
-    catalog = catalog_.load(store.path, spec)
+    catalog = store.catalog(spec)
     assert catalog is not None
     return catalog

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...errors import StoreError
+from ..feature_store import FeatureStore, LocalFiles
 from ..format import catalog as catalog_
 from ..format.catalog import Catalog
 from ..format.layout import RECEIPT_FIELDS, DataArray
 from ..format.spec import BoundarySpec
 from ..format.zarr_metadata import METADATA_NAME, read_document
-from ..object_storage.address import ObjectAddress, is_object_url
 from ..read.mmap_shards import MappedShard
 
 Array = np.ndarray[Any, Any]
-There = Callable[[Catalog, int], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,48 +49,45 @@ class Finding:
         return f"{', '.join(places)}: {self.what}"
 
 
-def verify(store: str | Path) -> list[Finding]:
+def verify(store: FeatureStore) -> list[Finding]:
     """Check every metadata file, small array, shard, item and padding byte of a store.
 
     Shards that were never finished are no finding: extraction continues with them.
 
+    Args:
+        store: open in any mode; a damaged one is opened by `open_store(where, check=False)`.
+
     Returns:
         What is wrong, in order of boundary and shard; [] for a sound store.
+
+    Raises:
+        SettingsError: a store that zarr-python reads; each item of it is checked when it is read.
     """
-    if is_object_url(store):
-        from ..object_storage.object_store import (  # imports obstore, which a folder does without
-            ObjectStore,
-            fresh_copy,
-        )
-
-        opened = ObjectStore(ObjectAddress(url=str(store)))
-        with fresh_copy(opened) as mirror:
-            found = _verify(mirror.folder, partial(opened.shard_in, mirror))
-            return [replace(f, what=f.what.replace(str(mirror.folder), opened.where)) for f in found]
-    return _verify(Path(store), lambda catalog, shard: nullcontext())
+    with store.local_files() as files:
+        found = list(_findings(files))
+        if str(files.folder) == store.where:
+            return found
+        return [replace(f, what=f.what.replace(str(files.folder), store.where)) for f in found]
 
 
-def _verify(store: Path, there: There) -> list[Finding]:
-    """Check a folder; `there` has a shard's files in it while they are looked at."""
-    findings = []
+def _findings(files: LocalFiles) -> Iterator[Finding]:
     try:
-        read_document(store)
+        read_document(files.folder)
     except StoreError as error:
-        findings.append(Finding(boundary="", what=str(error)))
-    for folder in sorted(p for p in store.glob("*/b*-*") if p.is_dir()):
-        findings += _boundary(store, folder, there)
-    return findings
+        yield Finding(boundary="", what=str(error))
+    for folder in sorted(p for p in files.folder.glob("*/b*-*") if p.is_dir()):
+        yield from _boundary(files, folder)
 
 
-def _boundary(store: Path, folder: Path, there: There) -> Iterator[Finding]:
-    name = "/".join(folder.relative_to(store).parts)
+def _boundary(files: LocalFiles, folder: Path) -> Iterator[Finding]:
+    name = "/".join(folder.relative_to(files.folder).parts)
     if not (folder / METADATA_NAME).is_file():
         if any(folder.glob("receipts/c.*")):
             yield Finding(boundary=name, what=f"{folder / METADATA_NAME} is missing")
         return  # else its creation was killed, and the next one begins again
     try:
         spec = BoundarySpec.from_json(catalog_.read_attributes(folder))
-        catalog = catalog_.load(store, spec)
+        catalog = catalog_.load(files.folder, spec)
         assert catalog is not None
         if folder.name != spec.name:
             yield Finding(boundary=name, what=f"the folder's name is not {spec.name}, which its identity gives")
@@ -103,7 +97,7 @@ def _boundary(store: Path, folder: Path, there: There) -> Iterator[Finding]:
         return
     yield from _arrays(catalog)
     for shard in range(catalog.num_shards):
-        with there(catalog, shard):
+        with files.shard(catalog, shard):
             yield from _shard(catalog, shard)
 
 

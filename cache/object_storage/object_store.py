@@ -3,7 +3,7 @@
 <cache_dir>/<bucket-…-name>-<digest>/
   NAME            the owner's: metadata, and shards on their way (object_writer.py)
   NAME.*.jsonl    what stands beside a store: what was left out, what it cost
-  read/NAME       the readers': metadata as of the last opening, and shards, within `cache_gb` (read_through.py)
+  read/NAME       the readers': metadata as of the last opening, and shards, within `cache_gb` (cached_rows.py)
   workers/…       of processes that write shards for an owner
 """
 
@@ -12,22 +12,24 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
-from ...errors import SettingsError, StoreError
-from ..feature_store import FeatureStore, check_is_store
+from ...errors import StoreError
+from ..feature_store import FeatureStore, LocalFiles, Mode
 from ..format import catalog as catalog_
 from ..format.catalog import Catalog
 from ..format.digests import canonical_json
-from ..format.spec import FORMAT_VERSION, STORE_KIND, BoundarySpec, Item
-from ..format.zarr_metadata import METADATA_NAME, group_document
+from ..format.spec import BoundarySpec
+from ..format.store_root import check_root, list_boundaries, root_document
+from ..format.zarr_metadata import METADATA_NAME
 from ..read.batch import Allocate
 from ..read.boundary_reader import BoundaryReader, Verify
 from ..read.local_rows import ReadPath
+from ..write.boundary_writer import BoundaryRequest
 from . import lease as object_lock
 from .address import ObjectAddress
 from .cached_rows import ReadThroughRows
@@ -42,7 +44,7 @@ RECORDS = (".left-out.jsonl", ".extraction.jsonl", ".units.jsonl")
 class ObjectStore(FeatureStore):
     """Such a store; `path` is the folder of this machine that stands for it."""
 
-    def __init__(self, address: ObjectAddress, mode: Literal["r", "a"] = "r") -> None:
+    def __init__(self, address: ObjectAddress, mode: Mode = "r", *, check: bool = True) -> None:
         """Bring the store's metadata; with mode `a`, make the store where there is none.
 
         Raises:
@@ -51,66 +53,51 @@ class ObjectStore(FeatureStore):
             StoreError: no answer for `retry_seconds`, or no permission.
             BackendError: the package for object storage is not installed.
         """
-        super().__init__(address.write_folder if mode == "a" else address.read_folder, mode)
-        self.where = address.url
+        super().__init__(address.write_folder if mode == "a" else address.read_folder, address.url, mode)
         self.address = address
         self._objects = Objects(address)
         self._mirror = Mirror(self._objects, self.path)
         self._listing: Mapping[str, Stored] = {}
         if mode == "a":
-            with self.owned("open"):
+            with self.editing("open"):
                 pass
         else:
             self._listing = self._mirror.pull()
         self._get_records()
         with named(self.where, self.path):
-            check_is_store(self.path)
+            if check:
+                check_root(self.path)
+
+    def boundaries(self) -> tuple[BoundarySpec, ...]:
+        """Return what the store holds; see `FeatureStore.boundaries`."""
+        return list_boundaries(self.path)
+
+    def catalog(self, spec: BoundarySpec) -> Catalog | None:
+        """Return the small arrays of a boundary; see `FeatureStore.catalog`."""
+        return catalog_.load(self.path, spec)
 
     @contextmanager
-    def owned(self, name: str) -> Iterator[Mirror]:
-        """Own the store: its small files are here as they are there, and nobody else writes them.
+    def editing(self, purpose: str) -> Iterator[Path]:
+        """Give a folder with the store's small files as they are there, and put at the end what changed in it."""
+        if self.mode != "a":
+            raise self._read_only()
+        self._own(purpose)
+        try:
+            yield self.path
+            self._mirror.push_changes()
+        finally:
+            object_lock.release(self.where, purpose)
 
-        Raises:
-            StoreLockedError: another process does.
-        """
+    def open_writer(self, request: BoundaryRequest, *, commit: bool) -> ObjectWriter:
+        """Return the writer of a boundary, which owns the store until it is closed; see `FeatureStore.writer`."""
+        name = request.spec.path
         self._own(name)
         try:
-            yield self._mirror
-        finally:
-            object_lock.release(self.where, name)
-
-    def writer(
-        self,
-        spec: BoundarySpec,
-        items: Sequence[Item],
-        *,
-        lengths: Sequence[int] | None = None,
-        provenance: dict[str, Any] | None = None,
-        max_seconds_per_item: float | None = None,
-        commit: bool = True,
-    ) -> ObjectWriter:
-        """Return the writer of a boundary, which owns the store until it is closed; see `FeatureStore.writer`."""
-        if self.mode != "a":
-            raise SettingsError(f"{self.where}: opened for reading; open it with mode 'a' to write")
-        self._own(spec.path)
-        try:
-            return ObjectWriter(
-                self._mirror,
-                self.address,
-                spec,
-                items,
-                lengths=lengths,
-                provenance=provenance,
-                max_seconds_per_item=max_seconds_per_item,
-                commit=commit,
-                closed=lambda: object_lock.release(self.where, spec.path),
-            )
+            closed = partial(object_lock.release, self.where, name)
+            return ObjectWriter(self._mirror, self.address, request, commit=commit, closed=closed)
         except BaseException:
-            object_lock.release(self.where, spec.path)
+            object_lock.release(self.where, name)
             raise
-
-    def refuse_if_full(self, num_bytes: int, *, what: str, num_boundaries: int = 1) -> None:
-        """Object storage does not say what fits; what a shard on its way takes here, its writer looks at."""
 
     def put_records(self) -> None:
         """Put the files that stand beside the store."""
@@ -119,31 +106,21 @@ class ObjectStore(FeatureStore):
             if path.is_file():
                 self._objects.put(suffix, path.read_bytes())
 
-    def verify_copy(self, folder: Path) -> Mirror:
-        """Bring the metadata into an empty folder and return its mirror; shards come one by one, by `shard_in`."""
-        mirror = Mirror(self._objects, folder)
-        self._listing = mirror.pull()
-        return mirror
-
     @contextmanager
-    def shard_in(self, mirror: Mirror, catalog: Catalog, shard: int) -> Iterator[None]:
-        """Have one shard's files in a mirror's folder, as they are there now."""
-        paths = [array.shard_path(shard) for array in catalog.layout.data]
-        try:
-            for path in paths:
-                stored = self._listing.get(mirror.key(path))
-                if stored is not None:
-                    get_shard(mirror, path, stored)
-            yield
-        finally:
-            for path in paths:
-                path.unlink(missing_ok=True)
+    def local_files(self) -> Iterator[LocalFiles]:
+        """Give a new copy of the small files in a folder that is removed afterwards; shards are brought one by one."""
+        self.address.cache_root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".verify-", dir=self.address.cache_root) as folder:
+            mirror = Mirror(self._objects, Path(folder) / self.address.name)
+            listing = mirror.pull()
+            yield LocalFiles(folder=mirror.folder, shard=partial(_shard_here, mirror, listing))
 
-    def _reader(
+    def open_reader(
         self, spec: BoundarySpec, *, verify: Verify, path: ReadPath, allocate: Allocate | None
     ) -> BoundaryReader:
+        """Return the reader of a boundary; see `FeatureStore.reader`."""
         if self.mode == "a":  # what this process wrote is read as others read it
-            return ObjectStore(self.address)._reader(spec, verify=verify, path=path, allocate=allocate)
+            return ObjectStore(self.address).open_reader(spec, verify=verify, path=path, allocate=allocate)
         with named(self.where, self.path):
             catalog = catalog_.load(self.path, spec)
             assert catalog is not None
@@ -169,8 +146,7 @@ class ObjectStore(FeatureStore):
     def _brought_for_owner(self) -> None:
         mirror = self._mirror
         if self._objects.head(METADATA_NAME) is None and not self._objects.list():
-            root = group_document({"format": FORMAT_VERSION, "kind": STORE_KIND})
-            self._objects.put(METADATA_NAME, canonical_json(root), expect="")
+            self._objects.put(METADATA_NAME, canonical_json(root_document()), expect="")
         unput = find_unput(mirror, self._held_here())
         mirror.pull(keep={mirror.key(path) for one in unput for path in one.data_files()})
         put_unput(mirror, unput)
@@ -194,11 +170,18 @@ class ObjectStore(FeatureStore):
 
 
 @contextmanager
-def fresh_copy(store: ObjectStore) -> Iterator[Mirror]:
-    """Give a mirror of the store in a folder that is removed afterwards."""
-    store.address.cache_root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".verify-", dir=store.address.cache_root) as folder:
-        yield store.verify_copy(Path(folder) / store.address.name)
+def _shard_here(mirror: Mirror, listing: Mapping[str, Stored], catalog: Catalog, shard: int) -> Iterator[None]:
+    """Have the data files of one shard in a mirror's folder, as they were listed."""
+    paths = [array.shard_path(shard) for array in catalog.layout.data]
+    try:
+        for path in paths:
+            stored = listing.get(mirror.key(path))
+            if stored is not None:
+                get_shard(mirror, path, stored)
+        yield
+    finally:
+        for path in paths:
+            path.unlink(missing_ok=True)
 
 
 def _beside(folder: Path, suffix: str) -> Path:

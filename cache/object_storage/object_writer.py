@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,9 +22,9 @@ from ..format import catalog as catalog_
 from ..format.catalog import Catalog
 from ..format.int8 import MEASURED, Int8Error
 from ..format.layout import RECEIPT_FIELDS, Layout
-from ..format.spec import BoundarySpec, Item
+from ..format.spec import BoundarySpec
 from ..format.zarr_metadata import METADATA_NAME
-from ..write.boundary_writer import BoundaryWriter
+from ..write.boundary_writer import BoundaryRequest, BoundaryWriter
 from ..write.disk_space import refuse_if_full, shard_bytes
 from ..write.row_allocation import missing_shards
 from ..write.shard_writer import Shard, ShardWriter
@@ -104,12 +104,8 @@ class ObjectWriter(BoundaryWriter):
         self,
         mirror: Mirror,
         address: ObjectAddress,
-        spec: BoundarySpec,
-        items: Sequence[Item],
+        request: BoundaryRequest,
         *,
-        lengths: Sequence[int] | None,
-        provenance: dict[str, Any] | None,
-        max_seconds_per_item: float | None,
         commit: bool,
         closed: Callable[[], None],
     ) -> None:
@@ -118,20 +114,12 @@ class ObjectWriter(BoundaryWriter):
         Args:
             mirror: the folder.
             address: of the store.
-            spec, items, lengths, provenance, max_seconds_per_item, commit: as there.
+            request, commit: as there.
             closed: called when the writer is.
         """
         self._mirror, self._address, self._closed = mirror, address, closed
         with named(address.url, mirror.folder):
-            super().__init__(
-                mirror.folder,
-                spec,
-                items,
-                lengths=lengths,
-                provenance=provenance,
-                max_seconds_per_item=max_seconds_per_item,
-                commit=False,
-            )
+            super().__init__(mirror.folder, **vars(request), commit=False)
         try:
             if commit:
                 self.commit()

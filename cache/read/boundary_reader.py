@@ -1,6 +1,6 @@
 """Reads batches of one boundary by item key, into buffers that the caller owns.
 
-How the bytes are reached is a `RowSource`'s: rows.py on this machine, zarr_rows.py for remote and compressed stores.
+How the bytes are reached is a `RowSource`'s: `local_rows.LocalRows` on this machine, `zarr_store.ZarrRows` elsewhere.
 """
 
 from __future__ import annotations
@@ -8,19 +8,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from ...errors import MissingItemError, SettingsError, StoreFormatError, unknown_name
-from ..format import catalog as catalog_
+from ...errors import MissingItemError, SettingsError, unknown_name
 from ..format.catalog import Catalog
 from ..format.int8 import SCALE, restored
 from ..format.layout import RECEIPT_FIELDS
-from ..format.spec import BoundarySpec, Item
+from ..format.spec import Item
 from .batch import Allocate, Batch, BatchMemory, BufferPool
-from .local_rows import LocalRows, ReadPath, RowSource
+from .local_rows import RowSource
 from .prefetch import prefetched
 
 Array = np.ndarray[Any, Any]
@@ -55,36 +53,6 @@ class BoundaryReader:
         self._checked = np.zeros(catalog.num_rows, bool)
         self._there = catalog.receipts[:, 0] != 0
         self._guard = threading.Lock()
-
-    @classmethod
-    def open(
-        cls,
-        store: Path,
-        spec: BoundarySpec,
-        *,
-        verify: Verify = "first",
-        path: ReadPath = "auto",
-        allocate: Allocate | None = None,
-    ) -> BoundaryReader:
-        """Read the small arrays of a store on this machine and compare the data files' sizes with their receipts.
-
-        Args:
-            store: the store's path.
-            spec: of the boundary.
-            verify, allocate: as above.
-            path: how bytes are reached; see rows.py.
-
-        Raises:
-            StoreFormatError: damaged metadata, or nothing there.
-            CorruptItemError: a damaged small array, a data file missing or of another size.
-        """
-        if path not in ("auto", "mmap", "preadv"):
-            raise SettingsError(unknown_name("path of reading", path, ("auto", "mmap", "preadv")))
-        catalog = catalog_.load(store, spec)
-        if catalog is None:
-            raise StoreFormatError(f"{store}: has no {spec.path}; run `talik extract` first")
-        catalog_.check_sizes(catalog)
-        return cls(catalog, LocalRows(catalog, path), verify=verify, allocate=allocate)
 
     @cached_property
     def items(self) -> tuple[Item, ...]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from ...errors import CorruptItemError
 from ..format.layout import DataArray
-from ..write.shard_file import shard_where
+from ..format.sharding import shard_where
 from .shard_index import ShardPlaces
 from .shard_reader import BLOCK_BYTES, StoredShard, copy_block
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...errors import CorruptItemError
 from ..format.layout import DataArray
-from ..write.shard_file import shard_where
+from ..format.sharding import shard_where
 from .shard_index import ShardPlaces, read_places
 from .shard_reader import StoredShard, copy_block
 

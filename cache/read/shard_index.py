@@ -13,7 +13,7 @@ import numpy as np
 
 from ...errors import CorruptItemError
 from ..format.layout import DataArray
-from ..write.shard_file import parse_index, shard_where
+from ..format.sharding import parse_index, shard_where
 
 Array = np.ndarray[Any, Any]
 

@@ -10,9 +10,9 @@ from .. import atomic_io as durable
 from ..format import catalog as catalog_
 from ..format.catalog import Catalog
 from ..format.layout import Grid
+from ..format.sharding import file_bytes
 from ..format.spec import BoundarySpec, Item
 from .row_allocation import missing_shards, plan
-from .shard_file import file_bytes
 
 _SPARE_BYTES = 1_000_000  # for the small arrays and metadata of a boundary
 

@@ -1,9 +1,4 @@
-"""One file of Zarr's `sharding_indexed` codec: inner chunks one after the other, then the index, then its CRC32C.
-
-The index has two little-endian uint64 an inner chunk, offset and number of bytes, both 2^64 - 1 for a chunk that is
-not there (Zarr v3, https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/). Ours has the chunks in
-order; `parse_index` takes them in any.
-"""
+"""Streams one sharded file of a boundary to the disk: inner chunks one after the other, then the index."""
 
 from __future__ import annotations
 
@@ -15,11 +10,10 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from ...errors import CorruptItemError
 from ..atomic_io import disk_errors, start_writeback, temporary_beside
 from ..format.layout import DataArray
+from ..format.sharding import encode_index
 
-ABSENT = np.uint64(2**64 - 1)
 # Written whole and aligned, a piece lies in one large page of the page cache, which is faster to write and to map; for
 # larger pieces the kernel, where memory is in use, first moves other pages about, which takes longer.
 _PIECE_BYTES = 1 << 17
@@ -27,50 +21,10 @@ _WRITEBACK_BYTES = 64 * _PIECE_BYTES
 Array = np.ndarray[Any, Any]
 
 
-def file_bytes(array: DataArray, num_units: int) -> int:
-    """Return the size of a shard's file that holds `num_units` items, or tokens from its first to its last."""
-    return -(-num_units // array.units_per_chunk) * array.stored_chunk_bytes + array.index_bytes
-
-
-def encode_index(array: DataArray, slots: Array) -> bytes:
-    """Return the index, with its checksum, of a file whose chunks are `slots` (ascending), one after the other."""
-    index = np.full((array.chunks_per_shard, 2), ABSENT, "<u8")
-    index[slots, 0] = np.arange(len(slots), dtype=np.uint64) * np.uint64(array.stored_chunk_bytes)
-    index[slots, 1] = array.stored_chunk_bytes
-    return index.tobytes() + google_crc32c.value(index).to_bytes(4, "little")
-
-
-def parse_index(array: DataArray, tail: bytes, size_bytes: int, where: str) -> Array:
-    """Return where each inner chunk of a shard begins (chunks_per_shard,) int64, -1 where it is not there.
-
-    Args:
-        array: which the shard is of.
-        tail: the file's last `array.index_bytes` bytes, or all of a shorter file.
-        size_bytes: of the file.
-        where: names store, boundary and shard, for messages.
-
-    Raises:
-        CorruptItemError: a file too short for its index, an index that fails its checksum or points outside.
-    """
-    data_end = size_bytes - array.index_bytes
-    if data_end < 0 or len(tail) != array.index_bytes:
-        raise CorruptItemError(f"{where}: {size_bytes} bytes, too short for its index; run `talik store repair`")
-    if google_crc32c.value(tail[:-4]) != int.from_bytes(tail[-4:], "little"):
-        raise CorruptItemError(f"{where}: its index fails its CRC32C; run `talik store repair`")
-    index = np.frombuffer(tail, "<u8", 2 * array.chunks_per_shard).reshape(-1, 2)
-    there = index[:, 0] != ABSENT
-    begin, size = index[there, 0], index[there, 1]
-    if (size != array.stored_chunk_bytes).any() or (begin > data_end).any() or (begin + size > data_end).any():
-        raise CorruptItemError(f"{where}: its index points outside the data; run `talik store repair`")
-    offsets = np.full(array.chunks_per_shard, -1, np.int64)
-    offsets[there] = begin.astype(np.int64)
-    return offsets
-
-
 class ShardFile:
     """Streams one shard's file to a temporary name; `close` makes it durable, `publish` puts it in its place.
 
-    Whoever makes one holds the shard's claim (claim.py): the temporary name is the same for all.
+    Whoever makes one holds the shard's claim (locks.py): the temporary name is the same for all.
     """
 
     def __init__(self, array: DataArray, shard: int) -> None:
@@ -138,8 +92,3 @@ class ShardFile:
                     self._file.flush()
                 if self.size_bytes % _WRITEBACK_BYTES == 0:
                     start_writeback(self._raw.fileno(), self.size_bytes - _WRITEBACK_BYTES, _WRITEBACK_BYTES)
-
-
-def shard_where(where: str, array: DataArray, shard: int) -> str:
-    """Return how messages name a shard's file: store, boundary, array, shard."""
-    return f"{where}: shard {shard} of {array.name}"

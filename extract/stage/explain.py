@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...cache.feature_store import FeatureStore
 from ...cache.maintenance.explain import Why, why
+from ...cache.open import open_store
 from .requested import asked_of, imported_boundaries
 from .settings import extract_settings, read_toml
 
@@ -45,7 +45,7 @@ def why_store(
         StoreError: no store there, or a damaged one.
         SettingsError, ManifestError, MissingMediaError, EncoderError: as `extract` does.
     """
-    opened, path = FeatureStore.open(store), Path(experiment)
+    opened, path = open_store(store), Path(experiment)
     settings = extract_settings(read_toml(path), path=path)
     asked = asked_of(settings, opened, deep=deep, device=device, progress=progress)
     answers = tuple(why(opened, one.spec, one.items) for one in asked)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...cache.feature_store import FeatureStore
 from ...cache.maintenance.gc import Garbage, Needed, collect_garbage, find_garbage
-from ...cache.object_storage.address import is_url
+from ...cache.open import open_store
 from ...errors import SettingsError
 from .requested import asked_of, imported_boundaries
 from .settings import extract_settings, read_toml
@@ -19,12 +19,12 @@ class GarbageReport:
     """What would go from a store, and `collect` to make it go.
 
     Args:
-        store: its folder.
+        store: open for reading.
         needed: what the experiments need, by boundary.
         garbage: all else.
     """
 
-    store: Path
+    store: FeatureStore
     needed: Needed
     garbage: tuple[Garbage, ...]
 
@@ -46,7 +46,7 @@ class GarbageReport:
             StoreMismatchError: the store has changed since; nothing was deleted.
             StoreError: a writer is at work, no room to write shards anew, or damage.
         """
-        return collect_garbage(FeatureStore.open(self.store, "a"), self.needed, self.garbage)
+        return collect_garbage(open_store(self.store.path, "a"), self.needed, self.garbage)
 
 
 def find_store_garbage(
@@ -67,12 +67,8 @@ def find_store_garbage(
     """
     if not experiments:
         raise SettingsError("gc: no experiment given; name every one whose states are to stay")
-    if is_url(store):
-        raise SettingsError(
-            f"{store}: gc works on a store in a folder; of one behind a URL remove whole boundaries by the storage's "
-            "own means while nobody writes it"
-        )
-    opened = FeatureStore.open(store)
+    opened = open_store(store)
+    opened.garbage_folder()  # refuses a store that is not in a folder before anything is computed
     needed: dict[str, set[str] | None] = {}
     for experiment in experiments:
         path = Path(experiment)
@@ -82,4 +78,4 @@ def find_store_garbage(
             if keys is not None:
                 keys.update(item.key for item in asked.items)
         needed.update(dict.fromkeys(imported_boundaries(settings, opened)))
-    return GarbageReport(store=Path(store), needed=needed, garbage=find_garbage(opened, needed))
+    return GarbageReport(store=opened, needed=needed, garbage=find_garbage(opened, needed))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ...cache.maintenance.repair import repair
 from ...cache.maintenance.verify import verify
+from ...cache.open import open_store
 from ...errors import StoreError
 from .extract import ExtractReport, extract
 
@@ -43,8 +44,8 @@ def repair_store(
     Raises:
         StoreError: damage that only a new store mends; a shard computed again that is still bad.
     """
-    findings = verify(store)
-    forgotten, beyond = repair(store, findings) if findings else ([], [])
+    findings = verify(open_store(store, check=False))
+    forgotten, beyond = repair(open_store(store, "a", check=False), findings) if findings else ([], [])
     if beyond:
         more = f" and {len(beyond) - 1} more" if len(beyond) > 1 else ""
         raise StoreError(f"{store}: {beyond[0]}{more}: cannot be derived again; remove that boundary's folder, extract")
@@ -52,7 +53,7 @@ def repair_store(
     if experiment is None or not findings:
         return RepairReport(findings=said, forgotten=tuple(forgotten))
     extraction = extract(Path(experiment), device=device, progress=progress)
-    left = verify(store)
+    left = verify(open_store(store))
     if left:
         raise StoreError(
             f"{store}: still bad after computing it again: {left[0]}; does the experiment fill this store?"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from talik.cache.read.key_index import KeyIndex
+from talik.cache.format.key_index import KeyIndex
 
 
 def spread(count: int) -> np.ndarray:

@@ -23,6 +23,7 @@ from talik.cache.object_storage import lease as object_lock
 from talik.cache.object_storage import object_writer
 from talik.cache.object_storage.address import ObjectAddress
 from talik.cache.object_storage.client import Objects
+from talik.cache.open import open_store
 from talik.errors import BackendError, SettingsError, StoreError, StoreFormatError, StoreLockedError
 
 MemoryStore = pytest.importorskip("obstore.store", reason="the extra object-storage is not installed").MemoryStore
@@ -69,7 +70,7 @@ def test_its_objects_are_the_files_of_a_store_in_a_folder(name, make_sample, s3,
     sample.fill(tmp_path / "s.zarr", items[:5])
     sample.fill(tmp_path / "s.zarr", items)
     assert objects_of(url) == tree(tmp_path / "s.zarr")
-    assert verify(url) == []
+    assert verify(open_store(url)) == []
 
 
 def test_the_server_dies_while_shards_are_written(make_sample, s3, tmp_path, tree):
@@ -253,7 +254,7 @@ def test_what_is_finished_here_is_dropped_if_the_store_went_on(make_sample, s3, 
     fill(sample, url, fewer, cache_dir=str(tmp_path / "elsewhere"))
     fill(sample, url, fewer)
     check(sample, url, fewer)
-    assert verify(url) == []
+    assert verify(open_store(url)) == []
 
 
 def test_damage_is_found_and_repaired(make_sample, s3, tmp_path):
@@ -265,14 +266,14 @@ def test_damage_is_found_and_repaired(make_sample, s3, tmp_path):
     content = bytearray(objects.get(key)[0])
     content[5] ^= 1
     objects.put(key, bytes(content))
-    findings = verify(url)
+    findings = verify(open_store(url))
     assert [(f.shard, f.item) for f in findings] == [(1, "clips/3.mp4")]
     with pytest.raises(StoreError, match=rf"{url}: .*clips/3.mp4.*fails its CRC32C"):
         check(sample, url, items, cache_dir=str(tmp_path / "elsewhere"))
-    assert repair(url, findings) == ([(sample.spec.path, 1)], [])
+    assert repair(open_store(url, "a"), findings) == ([(sample.spec.path, 1)], [])
     assert fill(sample, url, items) == 1
     check(sample, url, items, cache_dir=str(tmp_path / "elsewhere"))
-    assert verify(url) == []
+    assert verify(open_store(url)) == []
 
 
 def test_large_objects_go_in_parts(s3, tmp_path):

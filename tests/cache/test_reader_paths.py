@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from talik.cache.feature_store import FeatureStore
+from talik.cache.format.sharding import ABSENT
 from talik.cache.read import direct_shards as direct
 from talik.cache.read import local_rows as rows
 from talik.cache.read.batch import BatchMemory, BufferPool
 from talik.cache.read.mmap_shards import FileMap
 from talik.cache.read.shard_index import read_places
-from talik.cache.write.shard_file import ABSENT
 from talik.errors import CorruptItemError, SettingsError
 
 

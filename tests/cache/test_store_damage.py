@@ -14,6 +14,7 @@ import pytest
 from talik.cache.feature_store import FeatureStore
 from talik.cache.maintenance.repair import repair
 from talik.cache.maintenance.verify import verify
+from talik.cache.open import open_store
 from talik.errors import CorruptItemError, StoreError, StoreFormatError, TalikError
 
 
@@ -52,13 +53,13 @@ def test_a_flipped_bit_in_an_item(sample, tmp_path):
     assert "\n" not in str(caught.value)
     good = [i for i in items if i != bad]
     sample.check(path, good)
-    (finding,) = verify(path)
+    (finding,) = verify(open_store(path, check=False))
     assert (finding.boundary, finding.shard, finding.item) == (sample.spec.path, shard, bad.source)
-    forgotten, beyond = repair(path, [finding])
+    forgotten, beyond = repair(open_store(path, "a", check=False), [finding])
     assert (forgotten, beyond) == ([(sample.spec.path, shard)], [])
     assert sample.fill(path, items) == 1
     sample.check(path, items)
-    assert verify(path) == []
+    assert verify(open_store(path, check=False)) == []
 
 
 def test_first_touch_always_and_never(make_sample, tmp_path):
@@ -87,11 +88,11 @@ def test_a_truncated_shard_is_found_at_open(left, make_sample, tmp_path):
     os.truncate(data, left)
     with pytest.raises(CorruptItemError, match=rf"shard 1 .*clips/3\.mp4.*has {left} bytes, expected {3 * 52 + 52}"):
         FeatureStore.open(path).reader("visual", 9)
-    assert [f.shard for f in verify(path)] == [1]
+    assert [f.shard for f in verify(open_store(path, check=False))] == [1]
     data.unlink()
     with pytest.raises(CorruptItemError, match="is missing"):
         FeatureStore.open(path).reader("visual", 9)
-    repair(path, verify(path))
+    repair(open_store(path, "a", check=False), verify(open_store(path, check=False)))
     assert FeatureStore.open(path).reader("visual", 9).items == tuple(items[:3])
     sample.fill(path, items)
     sample.check(path, items)
@@ -121,13 +122,13 @@ def test_single_bit_flips_anywhere(name, make_sample, tmp_path):
     for file in files * 3:
         offset, bit = places.randrange(file.stat().st_size), places.randrange(8)
         flip(file, offset, bit)
-        findings = verify(path)
+        findings = verify(open_store(path, check=False))
         assert findings, (file, offset, bit)
         padding += all(not f.data for f in findings)
         with suppress(StoreError):
             sample.check(path, items)
         flip(file, offset, bit)
-    assert verify(path) == []
+    assert verify(open_store(path, check=False)) == []
     assert padding == 0 or sample.spec.ragged
 
 
@@ -141,13 +142,13 @@ def test_derived_metadata_is_rewritten(name, make_sample, tmp_path, tree):
     for file in path.rglob("zarr.json"):
         if file != boundary:
             flip(file, 20)
-    assert len(verify(path)) == sum(p.endswith("zarr.json") for p in before) - 1
-    forgotten, beyond = repair(path, verify(path))
+    assert len(verify(open_store(path, check=False))) == sum(p.endswith("zarr.json") for p in before) - 1
+    forgotten, beyond = repair(open_store(path, "a", check=False), verify(open_store(path, check=False)))
     assert (forgotten, beyond) == ([], [])
     assert tree(path) == before
     flip(boundary, 20)
-    findings = verify(path)
-    assert repair(path, findings) == ([], findings)
+    findings = verify(open_store(path, check=False))
+    assert repair(open_store(path, "a", check=False), findings) == ([], findings)
     with pytest.raises(StoreFormatError, match=r"zarr\.json"):
         FeatureStore.open(path).boundaries()
 
@@ -173,7 +174,7 @@ def test_padding_is_not_data(make_sample, tmp_path):
     reader = FeatureStore.open(path).reader("text", 9)
     tokens = int(reader._catalog.offsets[-1])
     flip(shard_file(sample, path, 0), tokens * sample.spec.hidden_bytes + 9)
-    (finding,) = verify(path)
+    (finding,) = verify(open_store(path, check=False))
     assert "padding" in str(finding)
     assert not finding.data
     sample.check(path, items)
@@ -184,7 +185,7 @@ def test_shards_without_the_document_that_names_them(make_sample, tmp_path):
     path, items = tmp_path / "s", sample.items(3)
     sample.fill(path, items)
     (path / sample.spec.path / "zarr.json").unlink()
-    assert ["is missing" in f.what for f in verify(path)] == [True]
+    assert ["is missing" in f.what for f in verify(open_store(path, check=False))] == [True]
     with pytest.raises(StoreFormatError, match=r"has shards and no zarr\.json"):
         sample.fill(path, sample.items(3, first=9))
 

@@ -15,6 +15,7 @@ from talik.cache.feature_store import FeatureStore
 from talik.cache.format import bfloat16
 from talik.cache.maintenance.gc import Needed, collect_garbage, find_garbage
 from talik.cache.maintenance.verify import verify
+from talik.cache.open import open_store
 from talik.errors import StoreFullError, StoreLockedError, StoreMismatchError
 
 
@@ -47,14 +48,14 @@ def test_items_that_are_not_needed_go_and_the_others_stay(sample, tmp_path):
     assert collect_garbage(store, keeping(sample, kept), [found]) == found.size_bytes
     after = size_of(path / sample.spec.path / "hidden") + size_of(path / sample.spec.path / "inputs")
     assert abs(data - after - found.size_bytes) < 500  # the arrays' own documents
-    assert verify(path) == []
+    assert verify(open_store(path)) == []
     sample.check(path, kept)
     assert names(path, sample) == {item.source for item in kept}
     assert find_garbage(store, keeping(sample, kept)) == ()
     assert sample.fill(path, kept) == 0
     sample.fill(path, items)  # what was taken away is computed anew
     sample.check(path, items)
-    assert verify(path) == []
+    assert verify(open_store(path)) == []
     assert not list(path.rglob(".*"))
 
 
@@ -154,7 +155,7 @@ def test_killed_before_every_step(name, make_sample, tmp_path, killed_at_step):
         shutil.rmtree(path, ignore_errors=True)
         shutil.copytree(tmp_path / "whole", path)
         killed = killed_at_step(step, work)
-        assert verify(path) == []
+        assert verify(open_store(path)) == []
         sample.check(path, kept)
         assert names(path, sample) in ({i.source for i in items}, {i.source for i in kept})
         work()
@@ -170,7 +171,7 @@ def test_killed_before_every_step(name, make_sample, tmp_path, killed_at_step):
             killed_at_step(step, work)
             sample.fill(path, [*kept, *sample.items(3, first=20)])
             sample.check(path, [*kept, *sample.items(3, first=20)])
-            assert verify(path) == []
+            assert verify(open_store(path)) == []
         step += 7
     assert step > 40
 

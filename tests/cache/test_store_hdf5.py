@@ -11,6 +11,7 @@ import pytest
 from talik.cache.feature_store import FeatureStore
 from talik.cache.maintenance.hdf5 import export_hdf5, import_hdf5
 from talik.cache.maintenance.verify import verify
+from talik.cache.open import open_store
 from talik.errors import StoreError, StoreFormatError, StoreFullError
 
 
@@ -36,7 +37,7 @@ def test_there_and_back(sample, tmp_path):
     assert import_hdf5(tmp_path / "all.h5", again) == 0
     assert again.boundaries() == (sample.spec,)
     sample.check(tmp_path / "t", items)
-    assert verify(tmp_path / "t") == []
+    assert verify(open_store(tmp_path / "t")) == []
 
 
 def test_an_import_completes_a_store(make_sample, tmp_path):

@@ -25,6 +25,7 @@ from talik.cache.maintenance.explain import why
 from talik.cache.maintenance.hdf5 import export_hdf5, import_hdf5
 from talik.cache.maintenance.repair import repair
 from talik.cache.maintenance.verify import verify
+from talik.cache.open import open_store
 from talik.errors import CorruptItemError, NumericsError, SettingsError, StoreMismatchError
 
 #: Largest relative root mean square of what reading gives against what was written, standard normal tokens of 64.
@@ -79,7 +80,7 @@ def test_there_and_back_through_store_hdf5_and_zarr(sample: Any, fill: Any, tmp_
     items = sample.items(8)
     fill(tmp_path / "s", items)
     check(tmp_path / "s", sample, items[::-1])
-    assert verify(tmp_path / "s") == []
+    assert verify(open_store(tmp_path / "s")) == []
     export_hdf5(FeatureStore.open(tmp_path / "s"), tmp_path / "all.h5")
     with h5py.File(tmp_path / "all.h5") as file:
         group = file[sample.spec.path]
@@ -114,7 +115,7 @@ def test_the_error_stands_in_the_provenance_and_grows_with_the_store(sample: Any
     assert 0 < found["relative_rms"] < 0.02
     fill(tmp_path / "s", sample.items(11), provenance={"device": "cuda"})
     assert [entry["num_items"] for entry in measured()] == [9, 2]
-    assert verify(tmp_path / "s") == []
+    assert verify(open_store(tmp_path / "s")) == []
 
 
 def test_damage_is_found_and_repaired(sample: Any, fill: Any, tmp_path: Path) -> None:
@@ -126,15 +127,15 @@ def test_damage_is_found_and_repaired(sample: Any, fill: Any, tmp_path: Path) ->
         content = bytearray(file.read_bytes())
         content[1] ^= 16
         file.write_bytes(content)
-        findings = verify(tmp_path / "s")
+        findings = verify(open_store(tmp_path / "s"))
         assert [finding.shard for finding in findings] == [0]
         with pytest.raises(CorruptItemError):
             read(tmp_path / "s", sample.spec, items)
-        repair(tmp_path / "s", findings)
+        repair(open_store(tmp_path / "s", "a"), findings)
         fill(tmp_path / "s", items)
         check(tmp_path / "s", sample, items)
         assert file.read_bytes() == (tmp_path / "whole" / file.relative_to(tmp_path / "s")).read_bytes()
-        assert verify(tmp_path / "s") == []
+        assert verify(open_store(tmp_path / "s")) == []
 
 
 def test_another_dtype_is_another_boundary_and_why_says_so(sample: Any, fill: Any, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from talik.cache import atomic_io as durable
 from talik.cache.feature_store import FeatureStore
 from talik.cache.maintenance.verify import verify
+from talik.cache.open import open_store
 from talik.cache.write import locks as claim
 from talik.errors import StoreError, StoreLockedError, StoreMismatchError
 
@@ -38,7 +39,7 @@ def test_killed_before_every_step(name, make_sample, tmp_path, tree, killed_at_s
             break
         left = tree(path) if path.exists() else {}
         if "zarr.json" in left:
-            assert verify(path) == []
+            assert verify(open_store(path)) == []
             try:
                 reader = FeatureStore.open(path).reader(sample.spec.modality, 9)
             except StoreError:
@@ -70,7 +71,7 @@ def test_killed_at_random_instants_again_and_again(make_sample, tmp_path, tree, 
         _, status = os.waitpid(child, 0)
         kills += os.WIFSIGNALED(status)
         if (path / sample.spec.path / "zarr.json").is_file():
-            assert verify(path) == []
+            assert verify(open_store(path)) == []
             done = FeatureStore.open(path).reader("visual", 9).items
             sample.check(path, done)
     assert kills > 0
@@ -244,7 +245,7 @@ def test_a_worker_with_an_old_plan_is_refused(sample, tmp_path):
         worker.write(others[0], sample.states(others[0]))  # this one is as it was
         for one in second.missing():
             second.write(one, sample.states(one))
-    assert verify(path) == []
+    assert verify(open_store(path)) == []
     sample.check(path, kept)
 
 

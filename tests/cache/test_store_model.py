@@ -19,6 +19,7 @@ from talik.cache.format.digests import digest_text
 from talik.cache.maintenance.gc import collect_garbage, find_garbage
 from talik.cache.maintenance.repair import repair
 from talik.cache.maintenance.verify import verify
+from talik.cache.open import open_store
 from talik.errors import MissingItemError
 
 
@@ -140,7 +141,7 @@ class StoreModel(RuleBasedStateMachine):
             collect_garbage(store, needed, find_garbage(store, needed))
 
         if instant is not None and killed_at_step(instant, work):
-            assert verify(self.path) == []
+            assert verify(open_store(self.path, check=False)) == []
             left: set[str] = set()
             if FeatureStore.open(self.path).boundaries():
                 with FeatureStore.open(self.path).reader(self.spec.modality, 0) as reader:
@@ -162,9 +163,9 @@ class StoreModel(RuleBasedStateMachine):
         content = bytearray(file.read_bytes())
         content[data.draw(st.integers(0, len(content) - 1))] ^= 4
         file.write_bytes(content)
-        findings = verify(self.path)
+        findings = verify(open_store(self.path, check=False))
         assert {f.shard for f in findings} == {shard}
-        repair(self.path, findings)
+        repair(open_store(self.path, "a", check=False), findings)
         self.done -= {n for n, row in rows.items() if row // reader._catalog.layout.grid.rows_per_shard == shard}
 
     def row_of(self, reader) -> dict[int, int]:
@@ -172,7 +173,7 @@ class StoreModel(RuleBasedStateMachine):
 
     @invariant()
     def holds_what_it_should(self) -> None:
-        assert verify(self.path) == []
+        assert verify(open_store(self.path, check=False)) == []
         store = FeatureStore.open(self.path)
         if not store.boundaries():
             assert not self.done

@@ -16,6 +16,7 @@ from talik.cache.format import dtypes as numerics
 from talik.cache.format.digests import canonical_json, digest_file, digest_json, digest_text
 from talik.cache.format.spec import differences
 from talik.cache.maintenance.verify import verify
+from talik.cache.open import open_store
 from talik.errors import NumericsError, SettingsError, StoreError, StoreFormatError, StoreFullError
 from talik.errors import StoreMismatchError as Mismatch
 
@@ -74,7 +75,7 @@ def test_a_real_small_disk(make_sample, tmp_path, monkeypatch):
         done = FeatureStore.open(path).reader("visual", 9).items
         assert 0 < len(done) < 12
         sample.check(path, done)
-        assert verify(path) == []
+        assert verify(open_store(path)) == []
         (disk / "ballast").unlink()
         sample.fill(path, items)
         sample.check(path, items)
@@ -106,7 +107,7 @@ def test_a_folder_that_is_no_store_is_left_alone(tmp_path, tree):
 
 
 def test_another_format_version(tmp_path, monkeypatch):
-    monkeypatch.setattr("talik.cache.feature_store.FORMAT_VERSION", 99)
+    monkeypatch.setattr("talik.cache.format.store_root.FORMAT_VERSION", 99)
     FeatureStore.open(tmp_path / "s", "a")
     monkeypatch.undo()
     with pytest.raises(StoreFormatError, match="of format 99, expected a feature store of format 1"):

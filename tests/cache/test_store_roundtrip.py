@@ -15,6 +15,7 @@ from talik.cache.feature_store import ArraySpec, BoundaryRequest, BoundarySpec, 
 from talik.cache.format.digests import digest_text
 from talik.cache.format.layout import TARGET_SHARD_BYTES, Grid
 from talik.cache.maintenance.verify import verify
+from talik.cache.open import open_store
 from talik.errors import MissingItemError, SettingsError, StoreError, StoreFullError, StoreMismatchError
 
 
@@ -23,7 +24,7 @@ def test_every_kind_comes_back(sample, tmp_path):
     assert sample.fill(tmp_path / "s", items) == 4
     sample.check(tmp_path / "s", items)
     sample.check(tmp_path / "s", items[::-1] + items[2:4], verify="always")
-    assert verify(tmp_path / "s") == []
+    assert verify(open_store(tmp_path / "s")) == []
 
 
 def test_a_second_run_has_nothing_to_do(sample, tmp_path, tree):
@@ -45,7 +46,7 @@ def test_extension_keeps_rows_and_files(sample, tmp_path, tree):
     np.testing.assert_array_equal(reader.rows_of([i.key for i in sample.items(7)]), rows)
     assert sorted(i.source for i in reader.items) == sorted(i.source for i in sample.items(12))
     sample.check(tmp_path / "s", sample.items(12))
-    assert verify(tmp_path / "s") == []
+    assert verify(open_store(tmp_path / "s")) == []
 
 
 def test_rows_follow_the_order_given(make_sample, tmp_path):
@@ -94,7 +95,7 @@ def test_an_item_given_up_before_it_was_computed(sample, tmp_path):
         sample.check(tmp_path / "s", items)
     assert sample.fill(tmp_path / "s", items) == 1
     sample.check(tmp_path / "s", items)
-    assert verify(tmp_path / "s") == []
+    assert verify(open_store(tmp_path / "s")) == []
 
 
 def test_what_is_not_computed_yet_is_said_to_be_so(sample, tmp_path):
@@ -210,7 +211,7 @@ def test_ragged_round_trip(lengths, cut, shard_items, width, order):
             assert not batch.hidden[i, len(hidden) :].any()
             for name, expected in inputs.items():
                 np.testing.assert_array_equal(batch.inputs[name][i, : len(hidden)], expected)
-        assert verify(store.path) == []
+        assert verify(open_store(store.path)) == []
 
 
 def test_shards_are_bounded_by_bytes_and_by_time():

@@ -15,6 +15,7 @@ import talik.extract.stage.clip_worker as clip_work
 import talik.extract.stage.clips as run_clips
 from talik.cache.feature_store import FeatureStore
 from talik.cache.maintenance.verify import verify
+from talik.cache.open import open_store
 from talik.errors import (
     ManifestError,
     MediaError,
@@ -64,7 +65,7 @@ def test_second_run_does_nothing_and_says_so(write_experiment: WriteExperiment) 
     assert second.up_to_date
     assert second.bytes_written == 0
     assert second.lines() == ["nothing to do: every state is in the store"]
-    assert verify(path.parent / "features.zarr") == []
+    assert verify(open_store(path.parent / "features.zarr")) == []
 
 
 def test_a_text_is_stored_once_however_many_questions_use_it(write_experiment: WriteExperiment, demo_set: Path) -> None:
@@ -154,7 +155,7 @@ def test_a_bad_video_is_named_and_the_others_are_kept(
     report = extract(path, progress=False)
     assert report.items[next(n for n in report.items if n.startswith("visual/b01"))] == 1
     assert read_left_out(store) == ()
-    assert verify(store) == []
+    assert verify(open_store(store)) == []
 
 
 def test_a_store_with_bad_clips_equals_one_in_which_they_were_never_named(

@@ -14,6 +14,7 @@ import pytest
 from talik.cache.feature_store import BoundarySpec, FeatureStore
 from talik.cache.maintenance.hdf5 import export_hdf5
 from talik.cache.maintenance.verify import verify
+from talik.cache.open import open_store
 from talik.errors import ManifestError, NumericsError, SettingsError, StoreFormatError, StoreMismatchError
 from talik.extract.importers.column_mapping import FeatureMapping, read_mapping
 from talik.extract.importers.import_features import as_segments, import_any, import_features
@@ -59,7 +60,7 @@ def test_ave_rows_are_named_by_the_annotations(tmp_path: Path, header: bool) -> 
     np.testing.assert_array_equal(hidden, values[[0, 1, 2, 4]].reshape(4, 10, 49, 6))
     assert list(spec.identity) == ["imported"]
     assert spec.identity["imported"]["axes"] == "THWD"
-    assert verify(tmp_path / "s") == []
+    assert verify(open_store(tmp_path / "s")) == []
 
 
 def test_ave_order_files_choose_the_rows(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from talik.cache.feature_store import FeatureStore
 from talik.cache.maintenance.verify import verify
+from talik.cache.open import open_store
 from talik.cli import app
 from talik.errors import CorruptItemError, SettingsError, StoreFullError
 from talik.extract.stage.explain import why_store
@@ -184,7 +185,7 @@ def test_gc_lists_asks_and_keeps_what_is_needed(experiment: Path, clips: Path) -
     after = values(store)
     assert len(after) == 3
     assert after.items() <= before.items()
-    assert verify(store) == []
+    assert verify(open_store(store)) == []
     assert extract(experiment, progress=False).up_to_date
     assert CliRunner().invoke(app, command).output.startswith("nothing to delete")
 
@@ -243,4 +244,4 @@ def test_gc_stops_at_a_corrupt_item_before_it_deletes(experiment: Path, clips: P
     file.write_bytes(content)
     with pytest.raises(CorruptItemError, match="run `talik store repair` first"):
         report.collect()
-    assert [f.shard for f in verify(store)] == [0]
+    assert [f.shard for f in verify(open_store(store))] == [0]

@@ -14,6 +14,7 @@ import torch
 
 from talik.cache.feature_store import BoundarySpec, FeatureStore
 from talik.cache.maintenance.verify import verify
+from talik.cache.open import open_store
 from talik.errors import SettingsError
 from talik.extract.media.augment_settings import AugmentSettings, drawn_view, view_number
 from talik.extract.media.decode import ClipMedia
@@ -101,7 +102,7 @@ def test_a_damaged_view_is_computed_again_to_the_same_bytes(with_views: Any, tmp
     shard.write_bytes(before[:40] + bytes([before[40] ^ 4]) + before[41:])
     assert repair_store(store, path, progress=False).forgotten == ((spec.path, 0),)
     assert shard.read_bytes() == before
-    assert verify(store) == []
+    assert verify(open_store(store)) == []
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ def test_public_names_are_these() -> None:
         "evaluate",
         "extract",
         "load_encoder",
+        "open_store",
         "plan",
         "predict",
         "register_adapter",
