@@ -23,7 +23,7 @@ from talik.adapt.plan.measurement_cache import machine_name
 from talik.cache.format.digests import digest_file
 from talik.demo.make import make_demo
 from talik.extract.datasets.load import load_manifest
-from talik.extract.encoders.load import Encoder
+from talik.extract.encoders.encoder import Encoder
 from talik.extract.media.decode import ClipMedia, iter_media
 from talik.extract.stage.extract import extract
 from talik.extract.stage.sampling import sampling_of

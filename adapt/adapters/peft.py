@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...errors import SettingsError
-from ...extract.encoders.load import Encoder
+from ...extract.encoders.encoder import Encoder
 from ...extract.encoders.unit_replacement import TunedUnits, UnitCopies, is_norm
 from .peft_settings import TUNERS, PeftSettings, import_peft
 from .registry import register_adapter

@@ -12,6 +12,7 @@ from torch import nn
 
 from ...config import from_mapping
 from ...errors import SettingsError, unknown_name
+from ...registry import load_entry_points
 from .peft_settings import TUNERS
 
 BUILT_IN = {  # kind → module of this package
@@ -84,21 +85,3 @@ def adapter_settings(table: Mapping[str, Any]) -> Any:
     values = {k: v for k, v in table.items() if k != "kind"}
     parse = getattr(kind.settings, "from_table", None)
     return from_mapping(kind.settings, values, where="adapter") if parse is None else parse(kind.name, values)
-
-
-def load_entry_points(group: str, name: str) -> None:
-    """Import what installed packages offer under `name` in a group of entry points; importing it registers it.
-
-    Raises:
-        SettingsError: its import fails.
-    """
-    for point in entry_points(group=group):
-        if point.name == name:
-            try:
-                point.load()
-            except Exception as error:  # another package's code
-                reason = " ".join(str(error).split())
-                raise SettingsError(
-                    f"{name!r}: the entry point {point.value!r} of group {group!r} cannot be loaded: "
-                    f"{type(error).__name__}: {reason}"
-                ) from None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...extract.encoders.load import Encoder
+from ...extract.encoders.encoder import Encoder
 from ...extract.trunk.state import State
 from ..model.unit_requests import Known
 

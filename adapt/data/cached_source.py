@@ -20,8 +20,8 @@ from ...cache.read.boundary_reader import BoundaryReader, Verify
 from ...cache.read.local_rows import ReadPath
 from ...errors import MissingItemError
 from ...extract.datasets.types import Manifest, Question
-from ...extract.encoders.imported_features import FeatureEncoder, imported_key
-from ...extract.encoders.load import Encoder
+from ...extract.encoders.encoder import Encoder
+from ...extract.encoders.imported_features import imported_key
 from ...extract.media.frame_folder import FrameFolder, digest_media, stat_media
 from ...extract.stage.clip_items import source_of
 from ...extract.stage.failures import read_left_out
@@ -177,7 +177,7 @@ class CachedSource:
         if modality == "text":
             key = digest_text(question.text)
             return key if key in self._known[modality] else None
-        if isinstance(self._encoders[modality], FeatureEncoder):
+        if self._encoders[modality].stored is not None:
             return imported_key(self._stored[modality], question.clip_id)
         clip = self._manifest.clips[question.clip_id]
         source = source_of(self._manifest, clip)
@@ -219,7 +219,7 @@ def _reader(
     store: FeatureStore, encoder: Encoder, start: int, sampling: Sampling, *, dtype: str, how: ReadSettings
 ) -> BoundaryReader:
     modality = encoder.modality
-    if isinstance(encoder, FeatureEncoder):
+    if encoder.stored is not None:
         return store.reader(modality, 0, key=encoder.stored.key, **how)
     below = [s for s in store.boundaries() if s.modality == modality and s.boundary <= start and s.dtype == dtype]
     for spec in sorted(below, key=lambda s: s.boundary, reverse=True):

@@ -8,7 +8,7 @@ import torch
 
 from ...errors import MissingMediaError
 from ...extract.datasets.types import Manifest, Question
-from ...extract.encoders.load import Encoder
+from ...extract.encoders.encoder import Encoder
 from ...extract.media.decode import ClipMedia, iter_media
 from ...extract.stage.sampling import Sampling
 from ...extract.trunk.state import State

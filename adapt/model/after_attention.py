@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import SettingsError
-from ...extract.encoders.load import Encoder
+from ...extract.encoders.encoder import Encoder
 from ...extract.trunk.state import State
 
 Change = Callable[[Tensor], Tensor]

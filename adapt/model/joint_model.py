@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import SettingsError
-from ...extract.encoders.load import Encoder
+from ...extract.encoders.encoder import Encoder
 from ...extract.trunk.state import State
 from ..adapters.modality_tokens import Deltas, Triple
 from ..data.batch_states import by_question, climb, clip_rows_of, known_of, states_above

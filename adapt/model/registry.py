@@ -11,7 +11,7 @@ from torch import nn
 
 from ...config import from_mapping
 from ...errors import SettingsError, unknown_name
-from ..adapters.registry import load_entry_points
+from ...registry import load_entry_points
 
 HEADS, LOSSES = "talik.heads", "talik.losses"  # groups of entry points; the name is the kind
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...extract.encoders.load import Encoder
+from ...extract.encoders.encoder import Encoder
 from ...extract.trunk.state import State
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ...extract.datasets.types import Question
-from ...extract.encoders.load import Encoder
+from ...extract.encoders.encoder import Encoder
 from ...extract.media.decode import ClipMedia
 from ...extract.stage.sampling import Sampling
 from ...extract.stage.units import boundary_states

@@ -21,7 +21,7 @@ from ...cache.feature_store import BoundarySpec, FeatureStore, Item
 from ...cache.format.digests import digest_text
 from ...errors import MissingMediaError
 from ...extract.datasets.types import Clip, Manifest
-from ...extract.encoders.load import Encoder
+from ...extract.encoders.encoder import Encoder
 from ...extract.media.decode import ClipMedia, iter_media
 from ...extract.stage.sampling import Sampling
 from ...extract.stage.units import boundary_states

@@ -20,7 +20,7 @@ import torch
 from ...cache.atomic_io import write_file
 from ...cache.format.digests import digest_json
 from ...errors import StoreError
-from ...extract.encoders.packaged_weights import cache_folder
+from ...extract.encoders.verification_cache import cache_folder
 from .measure import lasting
 
 _VERSION = 2

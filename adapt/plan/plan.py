@@ -23,7 +23,7 @@ from ...cache.format.spec import STORAGE_DTYPES
 from ...config import to_mapping
 from ...errors import SettingsError
 from ...extract.datasets.types import Question
-from ...extract.encoders.load import Encoder
+from ...extract.encoders.encoder import Encoder
 from ...extract.stage.settings import plan_path
 from ..config.experiment import Experiment, VariantSettings, load_experiment
 from ..training.experiment_context import ExperimentContext

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...extract.datasets.types import Question
-from ...extract.encoders.load import Encoder
+from ...extract.encoders.encoder import Encoder
 from ...extract.media.decode import ClipMedia
 from ...extract.stage.sampling import Sampling
 from ...extract.trunk.state import State

@@ -14,13 +14,13 @@ from ...cache.feature_store import FeatureStore
 from ...errors import ManifestError, SettingsError
 from ...extract.datasets.load import load_manifest
 from ...extract.datasets.types import Manifest, Question
-from ...extract.encoders.devices import usable_device
-from ...extract.encoders.imported_features import FeatureEncoder, open_features_encoder
-from ...extract.encoders.load import Encoder
-from ...extract.encoders.unit_replacement import CompiledUnits, compiled_encoder
+from ...extract.encoders.encoder import Encoder
+from ...extract.encoders.imported_features import open_features_encoder
+from ...extract.encoders.load import usable_device
+from ...extract.encoders.unit_replacement import CompiledUnits
 from ...extract.stage.sampling import Sampling, sampling_of
 from ...extract.stage.settings import EncoderSettings
-from ...extract.stage.units import boundary_states, open_encoder
+from ...extract.stage.units import open_encoder
 from ..adapters.registry import adapter_kind, adapter_settings
 from ..config.experiment import Experiment, VariantSettings
 from ..data.cached_source import CachedSource
@@ -83,19 +83,9 @@ class ExperimentContext:
         return self.experiment.extraction.open_store()
 
     @cached_property
-    def channels(self) -> dict[str, list[int]]:
+    def channels(self) -> dict[str, Sequence[int]]:
         """Channels of the tokens at every boundary of every encoder, and last those of its features."""
-        return {m: self._channels(e) for m, e in self.encoders.items()}
-
-    @torch.no_grad()
-    def _channels(self, encoder: Encoder) -> list[int]:
-        if isinstance(encoder, FeatureEncoder):
-            return [encoder.channels, encoder.channels]
-        raw = ["a"] if encoder.modality == "text" else self.sampling.blank(encoder)
-        inputs = {k: v.to(self.device) for k, v in encoder.preprocess(raw).items()}
-        states = list(boundary_states(encoder, inputs, range(encoder.num_units + 1)))
-        features = encoder.features(encoder.finish(states[-1]))
-        return [s.tokens().shape[-1] for s in states] + [features.shape[-1]]
+        return {m: e.channels for m, e in self.encoders.items()}
 
     def used(self, variant: VariantSettings) -> dict[str, Encoder]:
         """The encoders that a variant reads: all, unless its adapter names the modalities."""
@@ -161,7 +151,7 @@ class ExperimentContext:
         """
         if torch.device(self.device).type != "cuda":
             raise SettingsError(f"compile: is for CUDA, found device {self.device}; remove it, or add --device cuda")
-        return {m: compiled_encoder(e, self._units) for m, e in encoders.items()}
+        return {m: e.compiled(self._units) for m, e in encoders.items()}
 
     def cached(self, model: JointModel) -> CachedSource:
         """Batches for this model out of the store."""
@@ -194,7 +184,7 @@ class ExperimentContext:
 
     def _live(self, encoders: Mapping[str, Encoder], starts: Mapping[str, int]) -> LiveSource:
         for encoder in encoders.values():
-            if isinstance(encoder, FeatureEncoder):
+            if encoder.stored is not None:
                 raise SettingsError(f"{encoder.spec}: imported features cannot be computed live; leave out --live")
         return LiveSource(self.manifest, encoders, starts, self.sampling, device=self.device)
 

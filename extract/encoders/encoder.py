@@ -1,134 +1,98 @@
-"""An encoder as a frozen model cut into units: states in, states out, restored from storage, and their identity.
+"""The interface of a frozen encoder: what extraction and training use of one, whether computed or imported.
 
 Letters: B clips, T segments (the encoder's batch is B*T, t fastest), N tokens, L tokens of a text, D channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib.metadata import version
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ...cache.format.digests import digest_json
-from ...errors import SettingsError, TrunkError
+from ...cache.format.spec import BoundarySpec
 from ..trunk.clip_axis import ClipAxis
 from ..trunk.state import State
-from ..trunk.tensor_layout import find_layouts
-from ..trunk.verification import find_trunk
-from .fingerprint import PrefixWeights
-from .opened import Opened
-from .probe import check_tokens, clip_axis_of, probe_inputs, same_in_all, try_forward
-from .verification_cache import proven_trunk
+from .preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from .unit_replacement import CompiledUnits, UnitCopies
+
+Identity = dict[str, Any]
+"""A JSON object that names everything that stored states depend on."""
 
 
-class Encoder:
-    """A frozen encoder cut into units; made by `load_encoder`.
+class Encoder(ABC):
+    """A frozen encoder as a sequence of units, with a boundary before, between and after them.
 
     Attributes:
         spec: the name that it was opened by.
         modality: "visual", "audio" or "text".
+        dtype: of weights and hidden tensors.
+        device: where it runs, or where its states go.
         model: the modules, frozen and in eval mode.
         units: the modules between boundaries; units[k] runs from boundary k to k + 1.
-        num_units: how many there are.
+        num_units: how many units there are.
         preprocess: raw items to a dict of inputs, each with the batch first: frames (B*T, H, W, 3) uint8, waveforms
             (B*T, S) float32 at `sample_rate_hz`, or a list of str.
         sample_rate_hz, window_seconds: of audio encoders, else None.
-        image_size: (height, width) in pixels of visual encoders, else None.
+        image_size: (height, width) in pixels of encoders that take pictures, else None.
         num_frames: F, frames of a clip that enter together; None where frames enter one by one. `preprocess` then takes
             frames (B*F, H, W, 3), and the batch of its inputs and of `State.hidden` is B.
         clips: the time axis, where whole clips enter; else None.
-        trunk: the mechanism under this class: links, context, passes.
-        proof: what was proven when the encoder was first loaded.
+        channels: D of the tokens at boundaries 0 … num_units, and last that of `features`.
     """
 
-    def __init__(
-        self,
-        spec: str,
-        opened: Opened,
-        *,
-        modality: str,
-        dtype: torch.dtype,
-        device: torch.device | str,
-        num_segments: int | None = None,
-    ) -> None:
-        self.spec = spec
-        self.modality = modality
-        self.dtype = dtype
-        self.device = torch.device(device)
-        self.model: nn.Module = opened.model.to(device=self.device, dtype=dtype).eval().requires_grad_(False)
-        self.preprocess = opened.preprocess
-        self.sample_rate_hz = opened.sample_rate_hz
-        self.window_seconds = opened.window_seconds
-        self.image_size = opened.image_size
-        self.num_frames = opened.num_frames
-        self._config = opened.config
-        self._notes = opened.notes
-        self._forward = opened.forward
-        self._batch = lambda seed: self._place(probe_inputs(opened, modality, seed))  # 0 the probe, 1 to 3 the proof's
-        probe = self._batch(0)
-        try_forward(spec, self._forward, opened.wrapper, probe, modality=modality)
-        backbone = opened.backbone(probe)
-        if opened.is_random:
-            found = find_trunk(self.model, self._forward, self._batch, opened.excluded, backbone)
-        else:
-            found = proven_trunk(self.model, self._forward, self._batch, opened.excluded, backbone, opened.config)
-        self.trunk, self.proof = found
-        self.units = self.trunk.units()
-        self.num_units = self.trunk.num_units
-        self._layouts = find_layouts(self.trunk, probe)
-        for k, shape in enumerate(self.trunk.hidden_shapes if modality == "text" else ()):
-            check_tokens(spec, k, shape, probe)
-        whole = self.num_frames is not None
-        self.clips = clip_axis_of(spec, self.trunk, probe, num_segments) if whole else None
-        self._constants: dict[str, Tensor] = {}  # of equal windows of sound the masks are equal
-        if modality == "audio" and self.trunk.context_names:
-            self._constants = same_in_all(self.trunk.context_names, [probe, self._batch(1)])
-        self._weights = PrefixWeights(self.trunk, lambda: self._forward(probe))
+    spec: str
+    modality: str
+    dtype: torch.dtype
+    device: torch.device
+    model: nn.Module
+    units: Sequence[nn.Module]
+    num_units: int
+    preprocess: Preprocess
+    sample_rate_hz: int | None = None
+    window_seconds: float | None = None
+    image_size: tuple[int, int] | None = None
+    num_frames: int | None = None
+    clips: ClipAxis | None = None
+
+    @property
+    @abstractmethod
+    def channels(self) -> Sequence[int]:
+        """D of the tokens at boundaries 0 … num_units, and last that of `features`."""
+
+    @property
+    def stored(self) -> BoundarySpec | None:
+        """The stored boundary that all states come from; None where they can be computed from media or texts."""
+        return None
 
     def rows_per_clip(self, num_segments: int) -> int:
         """Return how many rows of a batch a clip of `num_segments` segments makes: as many, or one whole clip."""
         return num_segments if self.num_frames is None else 1
 
-    def probe(self) -> dict[str, Tensor]:
-        """Return inputs of a small batch of noise, such as the trunk was found with."""
-        return self._batch(0)
+    @abstractmethod
+    def boundary(self, k: int) -> int:
+        """Return boundary `k` as 0 … num_units; negative numbers count from num_units.
 
-    def _place(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        placed = {}
-        for name, tensor in inputs.items():
-            dtype = self.dtype if tensor.is_floating_point() else None
-            placed[name] = tensor.to(device=self.device, dtype=dtype, non_blocking=True)
-        return placed
+        Raises:
+            SettingsError: out of range.
+        """
 
     # running
 
+    @abstractmethod
+    def probe(self) -> dict[str, Tensor]:
+        """Return inputs of a small batch of noise, such as the trunk was found with."""
+
+    @abstractmethod
     def embed(self, inputs: Mapping[str, Tensor]) -> State:
         """Return the state at boundary 0 of a batch that `preprocess` made."""
-        placed = self._place(inputs)
-        hidden, context = self.trunk.embed(placed)
-        if self.modality == "text":
-            check_tokens(self.spec, 0, hidden.shape, placed)
-        return self._state(hidden, 0, context, self._lengths(placed))
 
-    def _lengths(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
-        mask = inputs.get("attention_mask") if self.modality == "text" else None
-        return None if mask is None else mask.sum(dim=1)
-
-    def _state(self, hidden: Tensor, boundary: int, context: Any, lengths: Tensor | None) -> State:
-        layout, num_prefix_tokens = self._layouts[boundary]
-        return State(
-            hidden=hidden,
-            layout=layout,
-            boundary=boundary,
-            context=context,
-            lengths=lengths,
-            num_prefix_tokens=num_prefix_tokens,
-            clips=self.clips,
-        )
-
+    @abstractmethod
     def run(self, state: State, start: int, stop: int) -> State:
         """Run units `start` to `stop` (exclusive) on a state at boundary `start`; its hidden tensor is left as it is.
 
@@ -136,34 +100,20 @@ class Encoder:
             TrunkError: the state is at another boundary, or units were dropped.
             SettingsError: boundaries out of range.
         """
-        start, stop = self.boundary(start), self.boundary(stop)
-        if state.boundary != start:
-            raise TrunkError(f"run({start}, {stop}): found a state at boundary {state.boundary}, expected {start}")
-        if stop < start:
-            raise SettingsError(f"run({start}, {stop}): expected the second boundary not below the first")
-        if stop > self.trunk.dropped_from:
-            raise TrunkError(
-                f"run({start}, {stop}): units from {self.trunk.dropped_from} up were dropped; load it again"
-            )
-        hidden = self.trunk.run(state.hidden, state.context, start, stop)
-        return self._state(hidden, stop, state.context, state.lengths)
 
+    @abstractmethod
     def finish(self, state: State) -> Any:
         """Run what follows the last unit on a state at boundary `num_units`; return the model's own output.
 
         Raises:
             TrunkError: the state is at another boundary, or units were dropped.
         """
-        if self.trunk.dropped_from < self.num_units:
-            raise TrunkError(f"finish: units from {self.trunk.dropped_from} up were dropped; load the encoder again")
-        if state.boundary != self.num_units:
-            raise TrunkError(f"finish: found a state at boundary {state.boundary}, expected {self.num_units}")
-        return self.trunk.finish(state.hidden, state.context)
 
+    @abstractmethod
     def __call__(self, inputs: Mapping[str, Tensor]) -> Any:
         """Run the model's own forward on inputs that `preprocess` made."""
-        return self._forward(self._place(inputs))
 
+    @abstractmethod
     def features(self, output: Any) -> Tensor:
         """Return the tokens of an output of `finish`, (B*T, N, D): the last hidden state, or a pooled vector as N = 1.
 
@@ -172,48 +122,20 @@ class Encoder:
         Raises:
             TrunkError: an output without either.
         """
-        tensor = output if isinstance(output, Tensor) else None
-        for name in ("last_hidden_state", "pooler_output", "image_embeds", "text_embeds", "logits"):
-            found = getattr(output, name, None)
-            tensor = found if tensor is None and isinstance(found, Tensor) else tensor
-        if tensor is None and isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
-            tensor = output[0]
-        if tensor is None:
-            raise TrunkError(f"{self.spec}: found an output of type {type(output).__name__}, expected a hidden state")
-        if self.clips is not None:
-            return self._clip_features(self.clips, tensor)
-        if tensor.ndim == 2:
-            return tensor[:, None]
-        if tensor.ndim == 4:
-            layout = self._layouts[self.num_units][0]
-            return tensor.flatten(1, 2) if layout == "NHWC" else tensor.flatten(2).transpose(1, 2)
-        return tensor
-
-    def _clip_features(self, axis: ClipAxis, tensor: Tensor) -> Tensor:
-        if tensor.ndim == 2:
-            return axis.each_segment(tensor[:, None])
-        if tensor.ndim != 3 or tensor.shape[1] != self.trunk.hidden_shapes[-1][1]:
-            raise TrunkError(
-                f"{self.spec}: found an output of shape {tuple(tensor.shape)}, expected the tokens of the last unit"
-            )
-        return axis.tokens(tensor)
 
     # storing and restoring
 
+    @abstractmethod
     def context_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the small inputs from which the context is rebuilt (token ids, masks); {} when none is needed.
 
         Those that are the same for every window of sound are known here and left out.
 
         Raises:
-            TrunkError: one of them is another in this batch.
+            TrunkError: one of them differs in this batch.
         """
-        for name, row in self._constants.items():
-            if not torch.equal(inputs[name].to(row.device), row.expand_as(inputs[name])):
-                raise TrunkError(f"{self.spec}: found an input {name!r} unlike that of whole windows, which is known")
-        names = [name for name in self.trunk.context_names if name not in self._constants]
-        return {name: inputs[name] for name in names if name in inputs}
 
+    @abstractmethod
     def restore(
         self, hidden: Tensor, boundary: int, inputs: Mapping[str, Tensor], lengths: Tensor | None = None
     ) -> State:
@@ -223,82 +145,48 @@ class Encoder:
             hidden: (B*T, …) as `State.hidden` was, zero-padded along the tokens; any float dtype.
             boundary: where it was stored.
             inputs: what `context_inputs` gave, padded with zeros likewise.
-            lengths: (B*T,) tokens of each item, for texts.
+            lengths: (B*T,) int64, tokens of each item, for texts.
 
         Raises:
-            TrunkError: a shape that this encoder does not have there, or inputs missing.
+            TrunkError: a shape that this encoder does not have at that boundary, or inputs missing.
         """
-        boundary = self.boundary(boundary)
-        hidden = hidden.to(device=self.device, dtype=self.dtype)
-        expected = self.trunk.hidden_shapes[boundary]
-        if len(hidden.shape) != len(expected) or (not inputs and tuple(hidden.shape[1:]) != expected[1:]):
-            raise TrunkError(
-                f"boundary {boundary}: found hidden {tuple(hidden.shape)}, expected (B, {str(expected[1:])[1:]}"
-            )
-        small = {name: row.expand(hidden.shape[0], *row.shape[1:]) for name, row in self._constants.items()}
-        small |= {name: tensor.to(self.device) for name, tensor in inputs.items()}
-        signature = tuple(
-            (name, tuple(small[name].shape[1:]) if name in small else shape, dtype)
-            for name, shape, dtype in self.trunk.probe_signature
-        )
-        context = self.trunk.context(small, hidden.shape[0], signature, self.device)
-        if lengths is None:
-            lengths = self._lengths(small)
-        return self._state(hidden, boundary, context, None if lengths is None else lengths.to(self.device))
 
-    def boundary(self, k: int) -> int:
-        """Return boundary `k` as 0 … num_units; negative numbers count from num_units.
-
-        Raises:
-            SettingsError: out of range.
-        """
-        found = k + self.num_units if k < 0 else k
-        if not 0 <= found <= self.num_units:
-            raise SettingsError(f"{self.spec}: found boundary {k}, expected {-self.num_units} … {self.num_units}")
-        return found
-
+    @abstractmethod
     def drop_above(self, boundary: int) -> None:
         """Free the weights of the units from `boundary` up; `run` beyond it and `finish` are refused from now on."""
-        self.trunk.drop_above(self.boundary(boundary))
+
+    # other modules in the units' places
+
+    @abstractmethod
+    def copy_units(self, units: Sequence[int]) -> UnitCopies:
+        """Return copies of some units, to be trained in the places of the frozen ones.
+
+        Args:
+            units: indices, ascending.
+
+        Raises:
+            SettingsError: units that cannot be trained apart from the others, or no units at all.
+        """
+
+    @abstractmethod
+    def compiled(self, made: CompiledUnits, **options: Any) -> Encoder:
+        """Return an encoder that runs its units through torch.compile and shares everything else with this one.
+
+        Args:
+            made: compiled units, by the module's id; used where there is one, filled where not.
+            options: of torch.compile.
+        """
 
     # identity
 
+    @abstractmethod
+    def identity(self, boundary: int) -> Identity:
+        """Return, as JSON, all that the hidden tensor at `boundary` depends on, but for the raw item itself."""
+
+    @abstractmethod
+    def provenance(self) -> Identity:
+        """Return what moves only the last bits, or only tells: names, versions, device, attention implementation."""
+
     def fingerprint(self, boundary: int) -> str:
         """Return the SHA-256 of what makes up the prefix: class, configuration, weights up to the boundary."""
-        return digest_json(self._prefix(self.boundary(boundary)))
-
-    def _prefix(self, boundary: int) -> dict[str, Any]:
-        weights = self._weights.digest(boundary)
-        return {"model": type(self.model).__name__, "config": self._prefix_config(boundary), "weights": weights}
-
-    def _prefix_config(self, boundary: int) -> dict[str, Any]:
-        """Return the configuration with lists of one entry a unit (layer kinds) cut at the boundary."""
-
-        def cut(value: Any) -> Any:
-            return value[:boundary] if isinstance(value, list) and len(value) == self.num_units else value
-
-        return {name: cut(value) for name, value in self._config.items()}
-
-    def identity(self, boundary: int) -> dict[str, Any]:
-        """Return, as JSON, all that the hidden tensor at `boundary` depends on, but for the raw item itself."""
-        boundary = self.boundary(boundary)
-        return {
-            **self._prefix(boundary),
-            "boundary": boundary,
-            "preprocess": self.preprocess.describe(),
-            "compute_dtype": str(self.dtype).removeprefix("torch."),
-        }
-
-    def provenance(self) -> dict[str, Any]:
-        """Return what moves only the last bits, or only tells: names, versions, device, attention implementation."""
-        attention = getattr(getattr(self.model, "config", None), "_attn_implementation", None)
-        return {
-            "spec": self.spec,
-            "torch": torch.__version__,
-            "transformers": version("transformers"),
-            "timm": version("timm"),
-            "device": str(self.device),
-            "attention": attention,
-            "threads": torch.get_num_threads(),
-            "notes": list(self._notes),
-        }
+        return digest_json(self.identity(boundary))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from ...errors import EncoderError, SettingsError
 from .audio_windows import fit_window
 from .checkpoint_file import load_weights
 from .hf_video import native_size, open_frames
-from .opened import Opened, Request, quiet_transformers
+from .model_sources import OpenedModel
+from .options import EncoderOptions
 from .peft_weights import is_adapter_folder, load_adapter, unwrapped
 from .preprocess import AudioPreprocess, BytePreprocess, Preprocess, TextPreprocess
 from .spectrogram import SpectrogramPreprocess
@@ -32,37 +34,37 @@ _SILENT = {
 }  # fmt: skip
 
 
-def open_hf(request: Request, *, model_class: str | None = None) -> Opened:
+def open_hf(options: EncoderOptions, *, model_class: str | None = None) -> OpenedModel:
     """Open `hf:NAME-or-folder[#part]`.
 
     Args:
-        request: what was asked for; `request.spec` without its scheme.
+        options: which model, with which weights and preprocessing.
         model_class: the transformers class to load instead of the automatic one.
 
     Raises:
         EncoderError: no such folder or model, weights that do not fit the model exactly, or remote code not allowed.
     """
-    name, _, part = request.spec.partition("#")
+    name, _, part = options.name.partition("#")
     with quiet_transformers():
-        model, wrapper = unwrapped(_load(name, request, model_class) if request.model is None else request.model)
+        model, wrapper = unwrapped(_load(name, options, model_class) if options.model is None else options.model)
         model, wrapper = (_part(model, part, name), None) if part else (model, wrapper)
-        preprocess, opened = _preprocess(model, name, request)
+        preprocess, opened = _preprocess(model, name, options)
     forward = caller(model, opened["image_size"])
-    return Opened(
+    return OpenedModel(
         model=model,
         forward=forward,
         wrapper=None if wrapper is None else caller(model, opened["image_size"], run=wrapper),
         preprocess=preprocess,
         config=relevant_config(model.config),
-        is_random=request.weights == "random",
+        is_random=options.is_random,
         **opened,
     )
 
 
-def _load(name: str, request: Request, model_class: str | None) -> Any:
+def _load(name: str, options: EncoderOptions, model_class: str | None) -> Any:
     import transformers
 
-    options: dict[str, Any] = {"trust_remote_code": request.trust_remote_code}
+    remote: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
     kind = getattr(transformers, model_class, None) if model_class else transformers.AutoModel
     if kind is None:
         from transformers.models.whisper import modeling_whisper
@@ -70,16 +72,16 @@ def _load(name: str, request: Request, model_class: str | None) -> Any:
         kind = getattr(modeling_whisper, str(model_class))
     try:
         if not model_class:
-            kind = _named_class(transformers, name, options) or kind
-        if request.weights == "random":
-            return _from_config(transformers, kind, name, options)
-        if request.weights is not None and Path(request.weights).suffix:
-            model = _from_config(transformers, kind, name, options)
-            load_weights(model, request.weights)
+            kind = _named_class(transformers, name, remote) or kind
+        if options.is_random:
+            return _from_config(transformers, kind, name, remote)
+        if options.weights is not None and Path(options.weights).suffix:
+            model = _from_config(transformers, kind, name, remote)
+            load_weights(model, options.weights)
             return model
-        adapted = is_adapter_folder(request.weights)
-        source = name if request.weights is None or adapted else str(request.weights)
-        extra = options if kind is transformers.AutoModel else {}
+        adapted = is_adapter_folder(options.weights)
+        source = name if options.weights is None or adapted else str(options.weights)
+        extra = remote if kind is transformers.AutoModel else {}
         model, info = kind.from_pretrained(source, output_loading_info=True, dtype=torch.float32, **extra)
     except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
         line = " ".join(str(error).split())
@@ -89,25 +91,25 @@ def _load(name: str, request: Request, model_class: str | None) -> Any:
         raise EncoderError(
             f"hf:{name}: {len(absent)} weights are not in the file, the first {absent[0]!r}; expected all"
         )
-    return load_adapter(model, str(request.weights)) if adapted else model
+    return load_adapter(model, str(options.weights)) if adapted else model
 
 
-def _named_class(transformers: Any, name: str, options: dict[str, Any]) -> Any:
+def _named_class(transformers: Any, name: str, remote: dict[str, Any]) -> Any:
     """Return the class that a configuration names, where the automatic one does not know it (a part saved alone)."""
-    config = transformers.AutoConfig.from_pretrained(name, **options)
+    config = transformers.AutoConfig.from_pretrained(name, **remote)
     if type(config) in transformers.AutoModel._model_mapping or hasattr(config, "auto_map"):
         return None
     return next((getattr(transformers, n) for n in config.architectures or () if hasattr(transformers, n)), None)
 
 
-def _from_config(transformers: Any, kind: Any, name: str, options: dict[str, Any]) -> Any:
+def _from_config(transformers: Any, kind: Any, name: str, remote: dict[str, Any]) -> Any:
     """Make the model from its configuration alone, with random weights (drawn without touching the global state)."""
-    config = transformers.AutoConfig.from_pretrained(name, **options)
+    config = transformers.AutoConfig.from_pretrained(name, **remote)
     config.architectures = config.architectures or []  # which transformers iterates over
     named = kind is not transformers.AutoModel
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return kind(config) if named else kind.from_config(config, **options)
+        return kind(config) if named else kind.from_config(config, **remote)
 
 
 def _part(model: Any, part: str, name: str) -> Any:
@@ -154,52 +156,68 @@ def caller(model: Any, image_size: tuple[int, int] | None, *, run: Callable[...,
     return forward
 
 
-def _preprocess(model: Any, name: str, request: Request) -> tuple[Preprocess, dict[str, Any]]:
+def _preprocess(model: Any, name: str, options: EncoderOptions) -> tuple[Preprocess, dict[str, Any]]:
     """Return the preprocessing and what of it the encoder declares."""
     declared: dict[str, Any] = {"sample_rate_hz": None, "window_seconds": None, "image_size": None, "notes": []}
-    if request.modality == "visual":
-        frames = open_frames(model, name, request, lambda size: caller(model, size))
+    if options.modality == "visual":
+        frames = open_frames(model, name, options, lambda size: caller(model, size))
         declared.update(image_size=frames.image_size, num_frames=frames.num_frames)
         return frames.preprocess, declared
-    if request.modality == "audio" and getattr(model, "main_input_name", "") == "pixel_values":
+    if options.modality == "audio" and getattr(model, "main_input_name", "") == "pixel_values":
         size, channels = native_size(model.config), int(getattr(model.config, "num_channels", 3))
-        picture = SpectrogramPreprocess.of(request, size=size, num_channels=channels)
+        picture = SpectrogramPreprocess.of(options, size=size, num_channels=channels)
         declared.update(sample_rate_hz=picture.sample_rate_hz, window_seconds=picture.window_seconds)
         declared["image_size"] = (picture.height, picture.width)
         return picture, declared
-    if request.picture is not None:
+    if options.picture is not None:
         raise SettingsError("picture: found settings, expected none: the model takes sound, or frames, as they are")
-    if request.modality == "audio":
-        audio, notes = _audio(model, name, request)
+    if options.modality == "audio":
+        audio, notes = _audio(model, name, options)
         declared.update(sample_rate_hz=audio.sample_rate_hz, window_seconds=audio.window_seconds, notes=notes)
         return audio, declared
-    return _texts(model, name, request), declared
+    return _texts(model, name, options), declared
 
 
-def _audio(model: Any, name: str, request: Request) -> tuple[AudioPreprocess, list[str]]:
+def _audio(model: Any, name: str, options: EncoderOptions) -> tuple[AudioPreprocess, list[str]]:
     from transformers import AutoFeatureExtractor
 
     try:
         extractor = AutoFeatureExtractor.from_pretrained(name)
     except (OSError, ValueError):
         raise EncoderError(f"hf:{name}: has no feature extractor for sound (preprocessor_config.json)") from None
-    return fit_window(model, extractor, request.window_seconds)
+    return fit_window(model, extractor, options.window_seconds)
 
 
-def _texts(model: Any, name: str, request: Request) -> Preprocess:
+def _texts(model: Any, name: str, options: EncoderOptions) -> Preprocess:
     from transformers import AutoTokenizer
 
     longest = int(getattr(model.config, "max_position_embeddings", 512) or 512)
     folder = Path(name)
     has_tokenizer = not folder.is_dir() or any(folder.glob("*token*")) or any(folder.glob("vocab*"))
     if not has_tokenizer:
-        if request.weights != "random":
+        if not options.is_random:
             raise EncoderError(f"hf:{name}: has no tokenizer files; expected tokenizer.json beside config.json")
         if not isinstance(getattr(model.config, "vocab_size", None), int):
             raise EncoderError(f"hf:{name}: takes no texts; expected a text encoder, or its part: hf:NAME#text")
         return BytePreprocess(vocab_size=model.config.vocab_size, max_length=longest)
-    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=request.trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=options.trust_remote_code)
     limit = min(longest, int(tokenizer.model_max_length))
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
     return TextPreprocess(tokenizer, max_length=limit, digest=digest_json([type(tokenizer).__name__, content]))
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' progress bars and reports while a model loads."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ...errors import EncoderError, SettingsError
 from .hf_processor import ClipPreprocess, ProcessorPreprocess
-from .opened import Request
-from .preprocess import Fit, ImagePreprocess, Preprocess
+from .options import EncoderOptions, Fit
+from .preprocess import ImagePreprocess, Preprocess
 
 _INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 _FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
@@ -42,13 +42,15 @@ class Frames:
     num_frames: int | None
 
 
-def open_frames(model: Any, name: str, request: Request, call: Callable[[tuple[int, int] | None], Call]) -> Frames:
+def open_frames(
+    model: Any, name: str, options: EncoderOptions, call: Callable[[tuple[int, int] | None], Call]
+) -> Frames:
     """Find how frames become inputs of `model`.
 
     Args:
         model: the model.
         name: its folder, or its name on the hub.
-        request: what was asked for.
+        options: image size, fit and number of frames, as far as they are chosen.
         call: from an image size to how the model is run at that size.
 
     Raises:
@@ -60,17 +62,17 @@ def open_frames(model: Any, name: str, request: Request, call: Callable[[tuple[i
     accepted = inspect.signature(model.forward).parameters
     main = getattr(model, "main_input_name", "pixel_values")
     main = main if main in accepted else next(iter(accepted))
-    size = _pair(request.image_size) or (ours.height, ours.width)
+    size = options.size or (ours.height, ours.width)
     needs = [p for p, v in accepted.items() if v.default is v.empty and v.kind == v.POSITIONAL_OR_KEYWORD and p != main]
-    num_frames = None if needs else _num_frames(model, main, request, size, call(size))
+    num_frames = None if needs else _num_frames(model, main, options, size, call(size))
     if own is None:
         if needs:
             raise EncoderError(f"hf:{name}: its forward takes {', '.join(needs)} too; expected its image processor")
         like_own = True
     else:
-        like_own = not needs and _alike(ours, own, num_frames, whole_frame=request.fit == "stretch")
+        like_own = not needs and _alike(ours, own, num_frames, whole_frame=options.fit == "stretch")
     if not like_own:
-        if request.image_size is not None or request.fit is not None:
+        if options.image_size is not None or options.fit is not None:
             raise SettingsError(
                 f"image_size, fit: {type(own).__name__} prepares frames in its own way; expected neither, or fit = "
                 '"stretch" where it only resizes and normalises'
@@ -78,7 +80,7 @@ def open_frames(model: Any, name: str, request: Request, call: Callable[[tuple[i
         prepared = ProcessorPreprocess(own, names=tuple(accepted), num_frames=num_frames)
         return Frames(preprocess=prepared, image_size=None, num_frames=num_frames)
     edge = min(size) / min(ours.height, ours.width)
-    ours = replace(ours, height=size[0], width=size[1], resize=round(ours.resize * edge), fit=request.fit or ours.fit)
+    ours = replace(ours, height=size[0], width=size[1], resize=round(ours.resize * edge), fit=options.fit or ours.fit)
     if num_frames is not None:
         clips = ClipPreprocess(ours, num_frames=num_frames, name=main)
         return Frames(preprocess=clips, image_size=size, num_frames=num_frames)
@@ -135,7 +137,7 @@ def _alike(ours: ImagePreprocess, own: Any, num_frames: int | None, *, whole_fra
     return True
 
 
-def _num_frames(model: Any, main: str, request: Request, size: tuple[int, int], call: Call) -> int | None:
+def _num_frames(model: Any, main: str, options: EncoderOptions, size: tuple[int, int], call: Call) -> int | None:
     """Return how many frames of a clip enter together; None where frames enter one by one."""
     declared = next((n for a in ("num_frames", "frames_per_clip") if (n := getattr(model.config, a, None))), None)
 
@@ -148,7 +150,7 @@ def _num_frames(model: Any, main: str, request: Request, size: tuple[int, int], 
             return False
         return True
 
-    wanted = request.num_frames
+    wanted = options.num_frames
     if not isinstance(declared, int) or not takes(declared):
         if wanted is not None:
             raise SettingsError(f"num_frames: found {wanted}, expected none: the model takes frames one by one")
@@ -170,10 +172,6 @@ def native_size(config: Any) -> tuple[int, int]:
     """Return the height and width that a model's configuration names, 224 without one."""
     size = getattr(config, "image_size", None) or getattr(config, "crop_size", None) or 224
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-
-
-def _pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    return (size, size) if isinstance(size, int) else size
 
 
 def _processor(name: str) -> tuple[dict[str, Any], Any]:

@@ -1,12 +1,11 @@
-"""Imported features in an encoder's place: no units and no weights, so its only boundary, 0, is both cut and end.
+"""Imported features in an encoder's place: no units and no weights, so the only boundary, 0, is both cut and end.
 
 Letters: B clips, T segments (the batch is B*T, t fastest), N tokens, D channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NoReturn
 
@@ -14,17 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from ...cache.feature_store import FeatureStore
-from ...cache.format.digests import digest_json
 from ...cache.format.spec import BoundarySpec
 from ...errors import MissingItemError, SettingsError, StoreMismatchError, TrunkError, unknown_name
 from ..trunk.state import Context, State
-from .encoder import Encoder
+from .encoder import Encoder, Identity
+from .unit_replacement import CompiledUnits, UnitCopies
 
 
 class FeatureEncoder(Encoder):
-    """What an experiment's `model = "features:NAME"` gives: states out of the store, and nothing that could make them.
+    """States read from imported features; an experiment's `model = "features:NAME"`.
 
-    It has an `Encoder`'s attributes and methods; those that need the model itself raise a SettingsError.
+    Methods that need the model itself raise a SettingsError.
 
     Args:
         spec: "features:NAME".
@@ -34,29 +33,29 @@ class FeatureEncoder(Encoder):
 
     def __init__(self, spec: str, stored: BoundarySpec, *, device: torch.device | str = "cpu") -> None:
         self.spec = spec
-        self.stored = stored
         self.modality = stored.modality
         self.dtype = torch.float32
         self.device = torch.device(device)
         self.model = nn.Module()
-        self.units: list[nn.Module] = []
+        self.units = ()
         self.num_units = 0
-        self.preprocess = _NoPreprocess(self._refuse)
-        self.sample_rate_hz = None
-        self.window_seconds = None
-        self.image_size = None
-        self.num_frames = None
-        self.clips = None
+        self.preprocess = _NoPreprocess(self)
+        self._stored = stored
+
+    @property
+    def stored(self) -> BoundarySpec:
+        """The stored boundary that all states come from."""
+        return self._stored
 
     @property
     def num_segments(self) -> int:
         """T: the time steps that each clip was imported with."""
-        return self.stored.shape[0]
+        return self._stored.shape[0]
 
     @property
-    def channels(self) -> int:
-        """D."""
-        return self.stored.shape[-1]
+    def channels(self) -> Sequence[int]:
+        """D of the features, at boundary 0 and at the end."""
+        return (self._stored.shape[-1],) * 2
 
     def restore(
         self, hidden: Tensor, boundary: int, inputs: Mapping[str, Tensor], lengths: Tensor | None = None
@@ -64,8 +63,8 @@ class FeatureEncoder(Encoder):
         """Return the state of stored features (B*T, N, D), any float dtype."""
         self.boundary(boundary)
         hidden = hidden.to(device=self.device, dtype=self.dtype)
-        if hidden.ndim != 3 or tuple(hidden.shape[1:]) != self.stored.shape[1:]:
-            raise TrunkError(f"{self.spec}: found {tuple(hidden.shape)}, expected (B*T, *{self.stored.shape[1:]})")
+        if hidden.ndim != 3 or tuple(hidden.shape[1:]) != self._stored.shape[1:]:
+            raise TrunkError(f"{self.spec}: found {tuple(hidden.shape)}, expected (B*T, *{self._stored.shape[1:]})")
         return State(hidden=hidden, layout="NLC", boundary=0, context=_context({}, len(hidden), (), self.device))
 
     def run(self, state: State, start: int, stop: int) -> State:
@@ -88,39 +87,44 @@ class FeatureEncoder(Encoder):
             raise SettingsError(f"{self.spec}: found boundary {k}, expected 0: imported features have no units")
         return 0
 
-    def identity(self, boundary: int) -> dict[str, Any]:
+    def identity(self, boundary: int) -> Identity:
         """Return what the import recorded: name, digest and mapping."""
         self.boundary(boundary)
-        return self.stored.identity
+        return self._stored.identity
 
-    def fingerprint(self, boundary: int) -> str:
-        """Return the digest of the identity."""
-        return digest_json(self.identity(boundary))
-
-    def provenance(self) -> dict[str, Any]:
-        """Return the name; where the features came from stands in the store."""
+    def provenance(self) -> Identity:
+        """Return the name; the origin of the features is recorded in the store."""
         return {"spec": self.spec}
 
     def drop_above(self, boundary: int) -> None:
-        """Do nothing: there are no weights."""
+        """Do nothing: no weights are held."""
 
     def context_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return {}: nothing needs a context."""
+        """Return {}: features need no context."""
         return {}
 
+    def compiled(self, made: CompiledUnits, **options: Any) -> FeatureEncoder:
+        """Return this encoder: it has no unit to compile."""
+        return self
+
+    def copy_units(self, units: Sequence[int]) -> UnitCopies:
+        """Refuse: imported features have no units."""
+        self.refuse()
+
     def probe(self) -> dict[str, Tensor]:
-        """Refuse."""
-        self._refuse()
+        """Refuse: imported features have no inputs."""
+        self.refuse()
 
     def embed(self, inputs: Mapping[str, Tensor]) -> State:
-        """Refuse."""
-        self._refuse()
+        """Refuse: imported features cannot be computed."""
+        self.refuse()
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Any:
-        """Refuse."""
-        self._refuse()
+        """Refuse: imported features cannot be computed."""
+        self.refuse()
 
-    def _refuse(self) -> NoReturn:
+    def refuse(self) -> NoReturn:
+        """Raise the SettingsError of methods that need the model itself."""
         raise SettingsError(
             f"encoders.{self.modality}: {self.spec} are imported features, which cannot be computed from media; name "
             "an encoder to run live"
@@ -161,14 +165,14 @@ def imported_key(key_by_id: Mapping[str, str], clip_id: str) -> str | None:
     return key_by_id.get(clip_id) or key_by_id.get(PurePosixPath(clip_id).stem)
 
 
-@dataclass(frozen=True)
 class _NoPreprocess:
-    """In the place of an encoder's preprocessing."""
+    """The preprocessing of imported features, which refuses raw items."""
 
-    refuse: Callable[[], NoReturn]
+    def __init__(self, encoder: FeatureEncoder) -> None:
+        self._encoder = encoder
 
     def __call__(self, raw: Any) -> dict[str, Tensor]:
-        self.refuse()
+        self._encoder.refuse()
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "imported"}

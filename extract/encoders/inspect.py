@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from .load import Encoder, load_encoder
+from .load import load_encoder
+from .pretrained_encoder import PretrainedEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +88,13 @@ class EncoderReport:
         return "\n".join(lines)
 
 
-def inspect(spec: str | Encoder, **options: Any) -> EncoderReport:
+def inspect(spec: str | PretrainedEncoder, **options: Any) -> EncoderReport:
     """Report on an encoder, loaded with `options` of `load_encoder` unless it is one already.
 
     Raises:
         EncoderError, TrunkError, SettingsError: as `load_encoder` does; a refusal is the report then.
     """
-    encoder = spec if isinstance(spec, Encoder) else load_encoder(spec, **options)
+    encoder = spec if isinstance(spec, PretrainedEncoder) else load_encoder(spec, **options)
     trunk = encoder.trunk
     rows = []
     probe = encoder.probe()

@@ -1,4 +1,4 @@
-"""Opening a pretrained encoder by name: timm, transformers, or weights inside an installed Python package."""
+"""Opening a pretrained encoder by name: timm, transformers, or another registered model source."""
 
 from __future__ import annotations
 
@@ -9,14 +9,9 @@ import torch
 from torch import nn
 
 from ...errors import SettingsError
-from .devices import usable_device
-from .encoder import Encoder
-from .hf import open_hf
-from .opened import MODALITIES, Opened, Request
-from .packaged_weights import packaged_folder
-from .preprocess import Fit
-from .spectrogram_settings import PictureSettings
-from .timm import open_timm
+from .model_sources import MODEL_SOURCES
+from .options import EncoderOptions, Fit, PictureSettings
+from .pretrained_encoder import PretrainedEncoder
 
 
 def load_encoder(
@@ -34,12 +29,13 @@ def load_encoder(
     device: torch.device | str = "cpu",
     model: nn.Module | None = None,
     trust_remote_code: bool = False,
-) -> Encoder:
+) -> PretrainedEncoder:
     """Open a pretrained encoder, find its units and prove that it can be cut between them.
 
     Args:
         spec: "timm:NAME[.tag]"; "hf:NAME-or-folder[#part]"; or "pip:dinov2-small", "pip:whisper-tiny.en",
-            "pip:minilm-l6", whose weights came inside an installed Python package.
+            "pip:minilm-l6", whose weights came inside an installed Python package; or "PREFIX:NAME" of a registered
+            model source.
         modality: "visual", "audio" or "text".
         weights: None for the model's own, a path, "random" from the configuration alone, or a folder that the PEFT
             library saved an adapter in, which is put on the model's own weights.
@@ -56,42 +52,69 @@ def load_encoder(
             still names its preprocessing. It is frozen in place.
         trust_remote_code: let transformers run code that comes with the model.
 
+    Returns:
+        The encoder, frozen, in eval mode.
+
     Raises:
-        SettingsError: a value that cannot be.
+        SettingsError: a value outside its range, or an unknown prefix or device.
+        EncoderError: a model that cannot be opened.
+        TrunkError: a model that cannot be cut exactly.
+
+    Example:
+        >>> encoder = load_encoder("timm:test_vit", modality="visual", weights="random", image_size=32)
+        >>> encoder.num_units, encoder.channels[-1]
+        (6, 64)
+    """
+    return open_encoder(
+        EncoderOptions(
+            spec=spec,
+            modality=modality,
+            weights=weights,
+            image_size=image_size,
+            fit=fit,
+            num_frames=num_frames,
+            num_segments=num_segments,
+            window_seconds=window_seconds,
+            picture=picture,
+            dtype=dtype,
+            device=device,
+            model=model,
+            trust_remote_code=trust_remote_code,
+        )
+    )
+
+
+def open_encoder(options: EncoderOptions) -> PretrainedEncoder:
+    """Open the encoder that `options` choose; as `load_encoder`, which has the same choices as keywords.
+
+    Raises:
+        SettingsError: an unknown prefix or device, or a value that the model does not take.
         EncoderError: a model that cannot be opened.
         TrunkError: a model that cannot be cut exactly.
     """
-    device = usable_device(device)
-    scheme, _, name = spec.partition(":")
-    if modality not in MODALITIES:
-        raise SettingsError(f"modality: found {modality!r}, expected one of {', '.join(MODALITIES)}")
-    request = Request(
-        spec=name,
-        modality=modality,
-        weights=weights,
-        image_size=image_size,
-        fit=fit,
-        num_frames=num_frames,
-        window_seconds=window_seconds,
-        picture=picture,
-        model=model,
-        trust_remote_code=trust_remote_code,
-    )
-    if model is not None and (weights is not None or scheme == "pip"):
-        raise SettingsError(f"model: found weights or {scheme!r} beside it, expected a model with its own weights")
-    if scheme == "timm" and name:
-        opened = open_timm(request)
-    elif scheme == "hf" and name:
-        opened = open_hf(request)
-    elif scheme == "pip" and name:
-        opened = _open_packaged(request)
-    else:
-        raise SettingsError(f"encoder {spec!r}: expected timm:NAME, hf:NAME-or-folder[#part] or pip:NAME")
-    return Encoder(spec, opened, modality=modality, dtype=dtype, device=device, num_segments=num_segments)
+    device = usable_device(options.device)
+    if not options.name or options.prefix not in MODEL_SOURCES.names():
+        more = ", ".join(f"{p}:NAME" for p in MODEL_SOURCES.names() if p not in ("timm", "hf", "pip"))
+        known = "timm:NAME, hf:NAME-or-folder[#part] or pip:NAME" + (f"; registered: {more}" if more else "")
+        raise SettingsError(f"encoder {options.spec!r}: expected {known}")
+    opened = MODEL_SOURCES.get(options.prefix)(options)
+    return PretrainedEncoder(replace(options, device=device), opened)
 
 
-def _open_packaged(request: Request) -> Opened:
-    folder, entry = packaged_folder(request.spec)
-    if request.modality != entry.modality:
-        raise SettingsError(f"pip:{request.spec}: found modality {request.modality!r}, expected {entry.modality!r}")
-    return open_hf(replace(request, spec=str(folder)), model_class=entry.model_class)
+def usable_device(name: torch.device | str) -> torch.device:
+    """Return the torch device of that name.
+
+    Raises:
+        SettingsError: torch knows no such device, or cannot use it on this machine.
+
+    Example:
+        >>> usable_device("cpu")
+        device(type='cpu')
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        why = str(error).split(". ")[0].splitlines()[0]
+        raise SettingsError(f"device: found {str(name)!r}, expected cpu, or cuda on a GPU ({why})") from None
+    return device

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import SettingsError
-
-Fit = Literal["crop", "stretch"]
+from .options import Fit
 
 
 class Preprocess(Protocol):

@@ -17,13 +17,12 @@ from ..trunk.clip_axis import ClipAxis, find_clip_axis
 from ..trunk.tracing import tensors
 from ..trunk.trunk import Trunk
 from ..trunk.verification import draws
-from .opened import Opened
+from .model_sources import Inputs, OpenedModel
 
-Inputs = dict[str, Tensor]
 _WORDS = ("which", "sound", "comes", "first", "from", "the", "left", "of", "stage")
 
 
-def raw_probe(opened: Opened, modality: str, seed: int) -> Any:
+def raw_probe(opened: OpenedModel, modality: str, seed: int) -> Any:
     """Return a batch of two raw items (three for seed 2): noise for frames and sound, texts of unequal lengths.
 
     Frames (N, H, W, 3) uint8 (N·F of whole clips), waveforms (N, S) float32, or a list of N str.
@@ -39,7 +38,7 @@ def raw_probe(opened: Opened, modality: str, seed: int) -> Any:
     return [" ".join(random.permutation(_WORDS)[: 3 + seed + 2 * item]) for item in range(num)]
 
 
-def probe_inputs(opened: Opened, modality: str, seed: int) -> Inputs:
+def probe_inputs(opened: OpenedModel, modality: str, seed: int) -> Inputs:
     """Return the inputs made from such raw items.
 
     Where the processor decides the size, the frames have unlike shapes, so that padding is tried too.

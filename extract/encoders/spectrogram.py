@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import SettingsError
-from .opened import Request
-from .spectrogram_settings import PictureSettings
+from .options import EncoderOptions, PictureSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +40,14 @@ class SpectrogramPreprocess:
             )
 
     @classmethod
-    def of(cls, request: Request, *, size: tuple[int, int], num_channels: int) -> SpectrogramPreprocess:
-        """Return what a request asks for; `size` is the model's own. A window is 1 s long unless it says otherwise."""
-        height, width = (request.image_size,) * 2 if isinstance(request.image_size, int) else request.image_size or size
+    def of(cls, options: EncoderOptions, *, size: tuple[int, int], num_channels: int) -> SpectrogramPreprocess:
+        """Return the preprocessing that `options` choose; `size` is the model's own. A window is 1 s by default."""
+        height, width = options.size or size
         return cls(
             height=height,
             width=width,
-            window_seconds=1.0 if request.window_seconds is None else request.window_seconds,
-            settings=request.picture or PictureSettings(),
+            window_seconds=1.0 if options.window_seconds is None else options.window_seconds,
+            settings=options.picture or PictureSettings(),
             num_channels=num_channels,
         )
 

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from ...errors import EncoderError, SettingsError
 from .checkpoint_file import load_weights
 from .fingerprint import used_parameters
-from .opened import Opened, Request
+from .model_sources import OpenedModel
+from .options import EncoderOptions
 from .peft_weights import is_adapter_folder, load_adapter, unwrapped
 from .preprocess import ImagePreprocess, Preprocess
 from .spectrogram import SpectrogramPreprocess
 
 
-def open_timm(request: Request) -> Opened:
-    """Open `timm:NAME[.tag]`; `request.spec` without its scheme.
+def open_timm(options: EncoderOptions) -> OpenedModel:
+    """Open `timm:NAME[.tag]`; without its classifier.
 
     Weights: None for the published ones (network needed), "random", or the path of a safetensors or .pt file.
 
@@ -28,50 +29,50 @@ def open_timm(request: Request) -> Opened:
     """
     import timm
 
-    if request.modality == "text":
-        raise SettingsError(f"timm:{request.spec}: found modality 'text', expected 'visual' or 'audio'")
-    adapted = is_adapter_folder(request.weights)
-    options: dict[str, Any] = {"pretrained": request.weights is None or adapted, "num_classes": 0}
-    size = request.image_size
+    if options.modality == "text":
+        raise SettingsError(f"{options.spec}: found modality 'text', expected 'visual' or 'audio'")
+    adapted = is_adapter_folder(options.weights)
+    made_with: dict[str, Any] = {"pretrained": options.weights is None or adapted, "num_classes": 0}
+    size = options.image_size
     model: Any
     try:
-        made = _create(timm, request.spec, options, size) if request.model is None else request.model
+        made = _create(timm, options.name, made_with, size) if options.model is None else options.model
     except (RuntimeError, ValueError, OSError, TypeError) as error:
         line = " ".join(str(error).split())
-        raise EncoderError(f"timm:{request.spec}: cannot be opened: {line[:300]}") from None
-    model, wrapper = unwrapped(load_adapter(made, str(request.weights)) if adapted else made)
-    if request.weights not in (None, "random") and not adapted:
+        raise EncoderError(f"{options.spec}: cannot be opened: {line[:300]}") from None
+    model, wrapper = unwrapped(load_adapter(made, str(options.weights)) if adapted else made)
+    if options.weights not in (None, "random") and not adapted:
         head = model.default_cfg.get("classifier") or ()
         names = (head,) if isinstance(head, str) else tuple(head)
-        load_weights(model, request.weights, ignored=tuple(f"{name}." for name in names))
+        load_weights(model, options.weights, ignored=tuple(f"{name}." for name in names))
     data = timm.data.resolve_model_data_config(model)
-    height, width = (size, size) if isinstance(size, int) else size or tuple(data["input_size"][1:])
+    height, width = options.size or tuple(data["input_size"][1:])
     if not isinstance(data["interpolation"], str) or data["interpolation"] not in ("bicubic", "bilinear", "nearest"):
         data["interpolation"] = "bicubic"
     preprocess: Preprocess
-    if request.modality == "audio":
-        preprocess = SpectrogramPreprocess.of(request, size=(height, width), num_channels=data["input_size"][0])
-    elif request.picture is not None or request.num_frames is not None:
-        raise SettingsError(f"timm:{request.spec}: picture is for modality 'audio', and num_frames for video models")
+    if options.modality == "audio":
+        preprocess = SpectrogramPreprocess.of(options, size=(height, width), num_channels=data["input_size"][0])
+    elif options.picture is not None or options.num_frames is not None:
+        raise SettingsError(f"{options.spec}: picture is for modality 'audio', and num_frames for video models")
     else:
         preprocess = ImagePreprocess(
             height=height,
             width=width,
             resize=int(min(height, width) / data["crop_pct"]),
-            fit=request.fit or ("stretch" if data.get("crop_mode") == "squash" else "crop"),
+            fit=options.fit or ("stretch" if data.get("crop_mode") == "squash" else "crop"),
             interpolation=data["interpolation"],
             mean=tuple(data["mean"]),
             std=tuple(data["std"]),
         )
-    name = request.spec.split(".", 1)[0].removeprefix("hf-hub:")
-    return Opened(
+    name = options.name.split(".", 1)[0].removeprefix("hf-hub:")
+    return OpenedModel(
         model=model,
         forward=lambda inputs: model(inputs["pixel_values"]),
         wrapper=None if wrapper is None else lambda inputs: wrapper(inputs["pixel_values"]),
         preprocess=preprocess,
         config={"architecture": name, "image_size": [height, width]},
         excluded=classifier_of(model),
-        is_random=request.weights == "random",
+        is_random=options.is_random,
         backbone=lambda inputs: backbone_of(model, inputs["pixel_values"]),
         image_size=(height, width),
         sample_rate_hz=getattr(preprocess, "sample_rate_hz", None),
@@ -93,17 +94,17 @@ def backbone_of(model: Any, pixels: Tensor) -> list[nn.Parameter] | None:
     return used_parameters(model, lambda: model.forward_features(pixels))
 
 
-def _create(timm: Any, name: str, options: dict[str, Any], size: int | tuple[int, int] | None) -> Any:
+def _create(timm: Any, name: str, made_with: dict[str, Any], size: int | tuple[int, int] | None) -> Any:
     """Make the model; another image size is handed to models whose construction depends on it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if size is None:
-            return timm.create_model(name, **options)
+            return timm.create_model(name, **made_with)
         entry = timm.models.model_entrypoint(name.split(".", 1)[0]) if not name.startswith("hf-hub:") else None
         takes_size = entry is None or "img_size" in inspect.getsource(inspect.getmodule(entry))  # type: ignore[arg-type]
         if takes_size:
             try:
-                return timm.create_model(name, img_size=size, **options)
+                return timm.create_model(name, img_size=size, **made_with)
             except TypeError:
                 pass
-        return timm.create_model(name, **options)
+        return timm.create_model(name, **made_with)

@@ -11,15 +11,19 @@ follows the model's mode. The encoder's embedding and what follows its last unit
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from ...errors import SettingsError
-from .load import Encoder
+from .encoder import Encoder
+
+if TYPE_CHECKING:
+    from .pretrained_encoder import PretrainedEncoder
+
+CompiledUnits = dict[int, tuple[nn.Module, Any]]
+"""By a module's id: the module, kept alive so that its id stays its own, and its compiled form."""
 
 
 class UnitCopies:
@@ -37,7 +41,7 @@ class UnitCopies:
             to later units (those are rebuilt from the frozen encoder).
     """
 
-    def __init__(self, encoder: Encoder, units: Sequence[int]) -> None:
+    def __init__(self, encoder: PretrainedEncoder, units: Sequence[int]) -> None:
         self.encoder = encoder
         self.units = tuple(units)
         trunk = encoder.trunk
@@ -76,19 +80,7 @@ class UnitCopies:
         """An encoder that runs the copies where the originals were, and shares everything else with the original."""
         trunk = self.encoder.trunk
         copies = {i: self.tree.get_submodule(trunk.links[i].name) for i in self._links}
-        return with_modules(self.encoder, copies)
-
-
-def with_modules(encoder: Encoder, modules: Mapping[int, nn.Module]) -> Encoder:
-    """An encoder with other modules at some links of its trunk, which shares everything else with the original."""
-    trunk = copy.copy(encoder.trunk)
-    trunk.links = list(trunk.links)
-    for index, module in modules.items():
-        trunk.links[index] = dataclasses.replace(trunk.links[index], module=module)
-    changed = copy.copy(encoder)
-    changed.trunk = trunk
-    changed.units = trunk.units()
-    return changed
+        return self.encoder.with_modules(copies)
 
 
 class TunedUnits(nn.Module):
@@ -111,7 +103,7 @@ class TunedUnits(nn.Module):
     def __init__(self, settings: Any, encoders: Mapping[str, Encoder], units: Mapping[str, Sequence[int]]) -> None:
         super().__init__()
         self.settings = settings
-        copies = {m: UnitCopies(encoders[m], units[m]) for m in units}
+        copies = {m: encoders[m].copy_units(units[m]) for m in units}
         self.num_replaced = 0
         tuned = dict(encoders)
         for modality, own in copies.items():
@@ -165,21 +157,3 @@ def _branch(tree: nn.Module, path: str) -> nn.Module:
             tree.add_module(part, nn.Module())
         tree = tree.get_submodule(part)
     return tree
-
-
-CompiledUnits = dict[int, tuple[nn.Module, Any]]  # by the id of the module: it, so that its id stays its own; compiled
-
-
-def compiled_encoder(encoder: Encoder, made: CompiledUnits, **options: Any) -> Encoder:
-    """An encoder that runs its units compiled; embedding, context and finish stay as they are.
-
-    Args:
-        encoder: left as it is.
-        made: what was compiled before, and is compiled here: a module in it is not compiled again.
-        options: of torch.compile.
-    """
-    modules: Mapping[int, nn.Module] = {i: link.module for i, link in enumerate(encoder.trunk.links)}
-    for module in modules.values():
-        if id(module) not in made:
-            made[id(module)] = (module, torch.compile(module, **options))
-    return with_modules(encoder, {i: made[id(m)][1] for i, m in modules.items()})

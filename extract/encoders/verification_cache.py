@@ -24,10 +24,15 @@ from ..trunk.unit_chain import find_chains
 from ..trunk.unit_links import Chain
 from ..trunk.verification import Proof, find_trunk
 from .fingerprint import weight_digests
-from .packaged_weights import cache_folder
 from .peft_weights import tuner_settings
 
 _VERSION = 3
+
+
+def cache_folder() -> Path:
+    """Return the user's cache folder: $TALIK_CACHE, or ~/.cache/talik."""
+    named = os.environ.get("TALIK_CACHE")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "talik"
 
 
 def proven_trunk(

@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as pictures
 
 from ...errors import SettingsError
-from ..encoders.load import Encoder
+from ..encoders.encoder import Encoder
 from ..media.augment_settings import AugmentSettings, draw_seed
 from ..media.decode import ClipMedia
 from .sampling import Sampling

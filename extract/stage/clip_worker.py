@@ -17,7 +17,7 @@ import torch
 
 from ...cache.feature_store import BoundarySpec, Item, Shard
 from ...errors import MediaError
-from ..encoders.load import Encoder
+from ..encoders.encoder import Encoder
 from ..media.augment_settings import view_number
 from ..media.decode import ClipMedia, iter_media
 from ..media.frame_folder import FrameFolder, stat_media

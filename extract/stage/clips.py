@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ...cache.feature_store import ArraySpec, BoundarySpec, BoundaryWriter, FeatureStore, Item
 from ...cache.format.layout import TARGET_SHARD_BYTES, TARGET_SHARD_SECONDS
 from ..datasets.types import Manifest
-from ..encoders.load import Encoder
+from ..encoders.encoder import Encoder
 from ..executors.base import Executor
 from ..executors.tasks import Task
 from ..media.decode import iter_media

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..encoders.load import Encoder
+from ..encoders.encoder import Encoder
 from ..media.decode import ClipMedia, SegmentSettings
 from .settings import ExtractSettings
 

@@ -16,7 +16,7 @@ from ...cache.object_storage.address import ObjectAddress, is_object_url
 from ...config import from_mapping
 from ...errors import SettingsError, unknown_name
 from ..datasets.settings import DataSettings
-from ..encoders.spectrogram_settings import PictureSettings
+from ..encoders.options import PictureSettings
 from ..executors.settings import EngineSettings
 from ..media.augment_settings import AugmentSettings, check_modality, check_views
 

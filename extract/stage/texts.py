@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ...cache.feature_store import ArraySpec, BoundarySpec, BoundaryWriter, FeatureStore, Item
 from ...cache.format.digests import digest_text
 from ..datasets.types import Manifest
-from ..encoders.load import Encoder
+from ..encoders.encoder import Encoder
 from ..executors.base import Executor
 from ..executors.tasks import Task
 from ..trunk.state import State

@@ -15,7 +15,8 @@ from ...cache.format.int8 import Int8Error
 from ...cache.format.layout import RECEIPT_FIELDS
 from ...cache.write.shard_writer import ShardWriter
 from ...errors import StoreMismatchError
-from ..encoders.load import Encoder, load_encoder
+from ..encoders.encoder import Encoder
+from ..encoders.load import load_encoder
 from ..executors.settings import EngineSettings
 from ..trunk.state import State
 from .sampling import Sampling

@@ -25,7 +25,6 @@ from talik.adapt.training.lockstep_group import SharedBatches
 from talik.adapt.training.trainer import Trainer
 from talik.errors import RunError, SettingsError
 from talik.extract.encoders.encoder import Encoder
-from talik.extract.encoders.unit_replacement import compiled_encoder
 from talik.extract.trunk.state import State
 
 
@@ -222,9 +221,9 @@ def test_recomputed_units_give_the_same_gradients_from_fewer_bytes(context: Expe
 def test_compiled_units_give_the_same_states_and_are_shared(context: ExperimentContext) -> None:
     encoder = context.encoders["text"]
     made: Any = {}
-    compiled = compiled_encoder(encoder, made, backend="eager")
+    compiled = encoder.compiled(made, backend="eager")
     assert len(made) == encoder.num_units
-    again = compiled_encoder(encoder, made, backend="eager")
+    again = encoder.compiled(made, backend="eager")
     assert [id(u) for u in again.units] == [id(u) for u in compiled.units] != [id(u) for u in encoder.units]
     state = encoder.embed(encoder.preprocess(["how many violin ?", "first"]))
     for ours, theirs in ((compiled, encoder), (again, encoder)):

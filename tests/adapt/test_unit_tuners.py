@@ -16,7 +16,8 @@ from torch import Tensor
 from talik.adapt.adapters.peft_settings import TUNERS, PeftSettings
 from talik.adapt.adapters.registry import adapter_kind, adapter_settings
 from talik.errors import SettingsError
-from talik.extract.encoders.load import Encoder, load_encoder
+from talik.extract.encoders.encoder import Encoder
+from talik.extract.encoders.load import load_encoder
 from talik.extract.encoders.unit_replacement import TunedUnits
 
 sys.path.insert(0, str(Path(__file__).parent))

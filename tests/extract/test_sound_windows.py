@@ -10,8 +10,8 @@ import transformers as hf
 from talik.cache.feature_store import FeatureStore
 from talik.errors import SettingsError, TrunkError
 from talik.extract.encoders.load import load_encoder
+from talik.extract.encoders.options import PictureSettings
 from talik.extract.encoders.spectrogram import SpectrogramPreprocess
-from talik.extract.encoders.spectrogram_settings import PictureSettings
 from talik.extract.stage.extract import extract
 
 _SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}

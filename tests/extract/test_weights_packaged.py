@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from talik.demo import packaged_weights as weights
+from talik.demo.packaged_convert import read_ctranslate2
 from talik.errors import EncoderError
-from talik.extract.encoders import packaged_weights as weights
 from talik.extract.encoders.inspect import inspect
 from talik.extract.encoders.load import load_encoder
-from talik.extract.encoders.packaged_convert import read_ctranslate2
 
 
 def _installed(package):

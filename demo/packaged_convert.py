@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from safetensors.numpy import save_file
 
-from ...errors import EncoderError
+from ..errors import EncoderError
 
 _DINOV2_CONFIG: dict[str, Any] = {
     "architectures": ["Dinov2Model"],

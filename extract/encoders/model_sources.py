@@ -1,24 +1,23 @@
-"""Opening a named model: its modules with their weights, its preprocessing, and how it is called."""
+"""Sources of models by the prefix of their name (`timm:`, `hf:`, `pip:`), and what each of them gives."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from .preprocess import Fit, Preprocess
-from .spectrogram_settings import PictureSettings
+from ...registry import Registry
+from .options import EncoderOptions
+from .preprocess import Preprocess
 
-MODALITIES = ("visual", "audio", "text")
+Inputs = dict[str, Tensor]
 
 
 @dataclass(kw_only=True)
-class Opened:
-    """A model ready to be cut.
+class OpenedModel:
+    """A model with its weights and preprocessing, ready to be cut into units.
 
     Attributes:
         model: the modules, with weights.
@@ -50,33 +49,28 @@ class Opened:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What the caller of `load_encoder` asked for."""
+ModelSource = Callable[[EncoderOptions], OpenedModel]
 
-    spec: str
-    modality: str
-    weights: str | Path | None = None
-    image_size: int | tuple[int, int] | None = None
-    fit: Fit | None = None
-    num_frames: int | None = None
-    window_seconds: float | None = None
-    picture: PictureSettings | None = None
-    model: nn.Module | None = None
-    trust_remote_code: bool = False
+MODEL_SOURCES: Registry[ModelSource] = Registry(
+    "model source",
+    "talik.model_sources",
+    {"timm": f"{__package__}.timm:open_timm", "hf": f"{__package__}.hf:open_hf"},
+)
 
 
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' progress bars and reports while a model loads."""
-    from transformers.utils import logging
+def register_model_source(prefix: str, source: ModelSource) -> None:
+    """Make models known under `prefix`, so that `load_encoder("prefix:NAME", …)` opens them by `source`.
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+    Installed packages offer theirs by an entry point of the group `talik.model_sources`.
+
+    Args:
+        prefix: what stands before the colon.
+        source: called with the options; returns the model with its weights, its preprocessing and its forward.
+
+    Example:
+        >>> from talik.extract.encoders.timm import open_timm
+        >>> register_model_source("vit", open_timm)
+        >>> MODEL_SOURCES.get("vit") is open_timm
+        True
+    """
+    MODEL_SOURCES.register(prefix, source)

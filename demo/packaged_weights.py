@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import filelock
 
-from ...cache.format.digests import digest_file
-from ...errors import EncoderError, unknown_name
+from ..cache.format.digests import digest_file
+from ..errors import EncoderError, SettingsError, unknown_name
+from ..extract.encoders.hf import open_hf
+from ..extract.encoders.model_sources import OpenedModel
+from ..extract.encoders.options import EncoderOptions
+from ..extract.encoders.verification_cache import cache_folder
 from .packaged_convert import convert_dinov2_onnx, convert_whisper_ctranslate2, copy_sentence_bert
 
 _RECORD = "talik.json"
@@ -62,10 +65,19 @@ PACKAGED: dict[str, PackagedWeights] = {
 }
 
 
-def cache_folder() -> Path:
-    """Return the user's cache folder: $TALIK_CACHE, or ~/.cache/talik."""
-    named = os.environ.get("TALIK_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "talik"
+def open_packaged(options: EncoderOptions) -> OpenedModel:
+    """Open `pip:NAME`: a model whose weights came inside an installed package, as a Hugging Face folder.
+
+    Raises:
+        EncoderError: an unknown name, a package that is not installed, a file whose content changed.
+        SettingsError: another modality than the model's, or modules of the caller's own.
+    """
+    if options.model is not None:
+        raise SettingsError("model: found 'pip' beside it, expected a model with its own weights")
+    folder, entry = packaged_folder(options.name)
+    if options.modality != entry.modality:
+        raise SettingsError(f"{options.spec}: found modality {options.modality!r}, expected {entry.modality!r}")
+    return open_hf(replace(options, spec=f"hf:{folder}"), model_class=entry.model_class)
 
 
 def packaged_folder(name: str) -> tuple[Path, PackagedWeights]:

@@ -1,0 +1,126 @@
+"""What is chosen when an encoder is loaded: one frozen object that every opener takes. No torch at import."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ...errors import SettingsError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Fit = Literal["crop", "stretch"]
+MODALITIES = ("visual", "audio", "text")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderOptions:
+    """Which encoder to open, with which weights and preprocessing, and where it runs; see `load_encoder`.
+
+    Attributes:
+        spec: "PREFIX:NAME", the prefix naming the model source.
+        modality: "visual", "audio" or "text".
+        weights: None for the model's own, a path, or "random".
+        image_size: side, or (height, width), in pixels; None for the model's own.
+        fit: how frames of another aspect are fitted; None for the model's own way.
+        num_frames: F, frames of a clip that enter together; None for the model's own.
+        num_segments: T, by which a whole-clip encoder's tokens are regrouped; None for every time step.
+        window_seconds: length of a window of sound; None for the model's own.
+        picture: the log-mel front end of an image model that hears; None for the usual one.
+        dtype: of weights and hidden tensors; None for float32.
+        device: where the encoder runs.
+        model: modules made by the caller, in place of those that `spec` names.
+        trust_remote_code: let transformers run code that comes with the model.
+
+    Raises:
+        SettingsError: an unknown modality, or a model given with weights beside it.
+
+    Example:
+        >>> options = EncoderOptions(spec="timm:test_vit", modality="visual", image_size=32)
+        >>> options.prefix, options.name, options.size
+        ('timm', 'test_vit', (32, 32))
+    """
+
+    spec: str
+    modality: str
+    weights: str | Path | None = None
+    image_size: int | tuple[int, int] | None = None
+    fit: Fit | None = None
+    num_frames: int | None = None
+    num_segments: int | None = None
+    window_seconds: float | None = None
+    picture: PictureSettings | None = None
+    dtype: torch.dtype | None = None
+    device: torch.device | str = "cpu"
+    model: nn.Module | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.modality not in MODALITIES:
+            raise SettingsError(f"modality: found {self.modality!r}, expected one of {', '.join(MODALITIES)}")
+        if self.model is not None and self.weights is not None:
+            raise SettingsError("model: found weights beside it, expected a model with its own weights")
+
+    @property
+    def prefix(self) -> str:
+        """The model source's name: what stands before the colon."""
+        return self.spec.partition(":")[0]
+
+    @property
+    def name(self) -> str:
+        """The model's name in its source: what stands behind the colon."""
+        return self.spec.partition(":")[2]
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) in pixels, or None for the model's own."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+    @property
+    def is_random(self) -> bool:
+        """Whether weights are drawn instead of read."""
+        return self.weights == "random"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureSettings:
+    """The front end of an image model that hears: how a window of sound becomes a picture.
+
+    LAVISH's pictures (16 kHz, 192 mel bands by 192 frames) are `{ num_mel_bins = 192, num_frames = 192 }` with
+    `image_size = 192` and `window_seconds = 1.95`.
+
+    Args:
+        sample_rate_hz: of the sound.
+        num_mel_bins: mel bands, the picture's height before it is resized.
+        num_frames: its width before it is resized: more frames are cut off, fewer filled with silence; None for those
+            of the whole window.
+        frame_seconds, hop_seconds: length of a frame, and from one frame's beginning to the next's.
+        min_hz, max_hz: the lowest and the highest band's outer edges; None for half the sample rate.
+        mean, std: what the natural logarithm of the power is shifted by and divided by; AudioSet's, as in the Audio
+            Spectrogram Transformer (Gong et al., Interspeech 2021), by default.
+    """
+
+    sample_rate_hz: int = 16000
+    num_mel_bins: int = 128
+    num_frames: int | None = None
+    frame_seconds: float = 0.025
+    hop_seconds: float = 0.01
+    min_hz: float = 0.0
+    max_hz: float | None = None
+    mean: float = -4.2677393
+    std: float = 2 * 4.5689974
+
+    def __post_init__(self) -> None:
+        for name in ("sample_rate_hz", "num_mel_bins", "frame_seconds", "hop_seconds", "std"):
+            if getattr(self, name) <= 0:
+                raise SettingsError(f"picture.{name}: found {getattr(self, name)}, expected more than 0")
+        if self.num_frames is not None and self.num_frames < 1:
+            raise SettingsError(f"picture.num_frames: found {self.num_frames}, expected at least 1")
+        half = self.sample_rate_hz / 2
+        if not 0 <= self.min_hz < (half if self.max_hz is None else self.max_hz) <= half:
+            raise SettingsError(
+                f"picture.min_hz, max_hz: found {self.min_hz:g}, {self.max_hz}, expected 0 ≤ min_hz < max_hz ≤ {half:g}"
+            )

@@ -1,0 +1,289 @@
+"""A frozen pretrained network cut into units: states in, states out, restored from storage, and their identity.
+
+Letters: B clips, T segments (the encoder's batch is B*T, t fastest), N tokens, L tokens of a text, D channels.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...cache.format.digests import digest_json
+from ...errors import SettingsError, TrunkError
+from ..trunk.clip_axis import ClipAxis
+from ..trunk.state import Context, State
+from ..trunk.tensor_layout import find_layouts
+from ..trunk.verification import find_trunk
+from .encoder import Encoder, Identity
+from .fingerprint import PrefixWeights
+from .model_sources import OpenedModel
+from .options import EncoderOptions
+from .probe import check_tokens, clip_axis_of, probe_inputs, same_in_all, try_forward
+from .unit_replacement import CompiledUnits, UnitCopies
+from .verification_cache import proven_trunk
+
+
+class PretrainedEncoder(Encoder):
+    """A frozen pretrained network cut into units along its trunk; made by `load_encoder`.
+
+    Args:
+        options: what it was opened by.
+        opened: the model, its preprocessing and its forward.
+
+    Attributes:
+        trunk: the mechanism under this class: links, context, passes.
+        proof: what was proven when the encoder was first loaded.
+    """
+
+    def __init__(self, options: EncoderOptions, opened: OpenedModel) -> None:
+        spec, modality = options.spec, options.modality
+        self.spec = spec
+        self.modality = modality
+        self.dtype = options.dtype or torch.float32
+        self.device = torch.device(options.device)
+        self.model = opened.model.to(device=self.device, dtype=self.dtype).eval().requires_grad_(False)
+        self.preprocess = opened.preprocess
+        self.sample_rate_hz = opened.sample_rate_hz
+        self.window_seconds = opened.window_seconds
+        self.image_size = opened.image_size
+        self.num_frames = opened.num_frames
+        self._config = opened.config
+        self._notes = opened.notes
+        self._forward = opened.forward
+        self._batch = lambda seed: self._place(probe_inputs(opened, modality, seed))  # 0 the probe, 1 to 3 the proof's
+        probe = self._batch(0)
+        try_forward(spec, self._forward, opened.wrapper, probe, modality=modality)
+        backbone = opened.backbone(probe)
+        if opened.is_random:
+            found = find_trunk(self.model, self._forward, self._batch, opened.excluded, backbone)
+        else:
+            found = proven_trunk(self.model, self._forward, self._batch, opened.excluded, backbone, opened.config)
+        self.trunk, self.proof = found
+        self.units = self.trunk.units()
+        self.num_units = self.trunk.num_units
+        self._layouts = find_layouts(self.trunk, probe)
+        for k, shape in enumerate(self.trunk.hidden_shapes if modality == "text" else ()):
+            check_tokens(spec, k, shape, probe)
+        whole = self.num_frames is not None
+        self.clips = clip_axis_of(spec, self.trunk, probe, options.num_segments) if whole else None
+        self._constants: dict[str, Tensor] = {}  # of equal windows of sound the masks are equal
+        if modality == "audio" and self.trunk.context_names:
+            self._constants = same_in_all(self.trunk.context_names, [probe, self._batch(1)])
+        self._weights = PrefixWeights(self.trunk, lambda: self._forward(probe))
+
+    @cached_property
+    def channels(self) -> Sequence[int]:
+        """D of the tokens at boundaries 0 … num_units, and last that of `features`."""
+        axes = {"NLC": -1, "NHWC": -1, "NCHW": 1}
+        shapes = zip(self.trunk.hidden_shapes, self._layouts, strict=True)
+        at_boundaries = [shape[axes[layout]] for shape, (layout, _) in shapes]
+        with torch.no_grad():
+            return (*at_boundaries, self.features(self(self.probe())).shape[-1])
+
+    def probe(self) -> dict[str, Tensor]:
+        """Return inputs of a small batch of noise, such as the trunk was found with."""
+        return self._batch(0)
+
+    def _place(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        placed = {}
+        for name, tensor in inputs.items():
+            dtype = self.dtype if tensor.is_floating_point() else None
+            placed[name] = tensor.to(device=self.device, dtype=dtype, non_blocking=True)
+        return placed
+
+    # running
+
+    def embed(self, inputs: Mapping[str, Tensor]) -> State:
+        """Return the state at boundary 0 of a batch that `preprocess` made."""
+        placed = self._place(inputs)
+        hidden, context = self.trunk.embed(placed)
+        if self.modality == "text":
+            check_tokens(self.spec, 0, hidden.shape, placed)
+        return self._state(hidden, 0, context, self._lengths(placed))
+
+    def _lengths(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        mask = inputs.get("attention_mask") if self.modality == "text" else None
+        return None if mask is None else mask.sum(dim=1)
+
+    def _state(self, hidden: Tensor, boundary: int, context: Context, lengths: Tensor | None) -> State:
+        layout, num_prefix_tokens = self._layouts[boundary]
+        return State(
+            hidden=hidden,
+            layout=layout,
+            boundary=boundary,
+            context=context,
+            lengths=lengths,
+            num_prefix_tokens=num_prefix_tokens,
+            clips=self.clips,
+        )
+
+    def run(self, state: State, start: int, stop: int) -> State:
+        """Run units `start` to `stop` (exclusive) on a state at boundary `start`; see `Encoder.run`."""
+        start, stop = self.boundary(start), self.boundary(stop)
+        if state.boundary != start:
+            raise TrunkError(f"run({start}, {stop}): found a state at boundary {state.boundary}, expected {start}")
+        if stop < start:
+            raise SettingsError(f"run({start}, {stop}): expected the second boundary not below the first")
+        if stop > self.trunk.dropped_from:
+            raise TrunkError(
+                f"run({start}, {stop}): units from {self.trunk.dropped_from} up were dropped; load it again"
+            )
+        hidden = self.trunk.run(state.hidden, state.context, start, stop)
+        return self._state(hidden, stop, state.context, state.lengths)
+
+    def finish(self, state: State) -> Any:
+        """Run what follows the last unit; return the model's own output; see `Encoder.finish`."""
+        if self.trunk.dropped_from < self.num_units:
+            raise TrunkError(f"finish: units from {self.trunk.dropped_from} up were dropped; load the encoder again")
+        if state.boundary != self.num_units:
+            raise TrunkError(f"finish: found a state at boundary {state.boundary}, expected {self.num_units}")
+        return self.trunk.finish(state.hidden, state.context)
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Any:
+        """Run the model's own forward on inputs that `preprocess` made."""
+        return self._forward(self._place(inputs))
+
+    def features(self, output: Any) -> Tensor:
+        """Return the tokens of an output of `finish`, (B*T, N, D); see `Encoder.features`."""
+        tensor = output if isinstance(output, Tensor) else None
+        for name in ("last_hidden_state", "pooler_output", "image_embeds", "text_embeds", "logits"):
+            found = getattr(output, name, None)
+            tensor = found if tensor is None and isinstance(found, Tensor) else tensor
+        if tensor is None and isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
+            tensor = output[0]
+        if tensor is None:
+            raise TrunkError(f"{self.spec}: found an output of type {type(output).__name__}, expected a hidden state")
+        if self.clips is not None:
+            return self._clip_features(self.clips, tensor)
+        if tensor.ndim == 2:
+            return tensor[:, None]
+        if tensor.ndim == 4:
+            layout = self._layouts[self.num_units][0]
+            return tensor.flatten(1, 2) if layout == "NHWC" else tensor.flatten(2).transpose(1, 2)
+        return tensor
+
+    def _clip_features(self, axis: ClipAxis, tensor: Tensor) -> Tensor:
+        if tensor.ndim == 2:
+            return axis.each_segment(tensor[:, None])
+        if tensor.ndim != 3 or tensor.shape[1] != self.trunk.hidden_shapes[-1][1]:
+            raise TrunkError(
+                f"{self.spec}: found an output of shape {tuple(tensor.shape)}, expected the tokens of the last unit"
+            )
+        return axis.tokens(tensor)
+
+    # storing and restoring
+
+    def context_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the small inputs from which the context is rebuilt; see `Encoder.context_inputs`."""
+        for name, row in self._constants.items():
+            if not torch.equal(inputs[name].to(row.device), row.expand_as(inputs[name])):
+                raise TrunkError(f"{self.spec}: found an input {name!r} unlike that of whole windows, which is known")
+        names = [name for name in self.trunk.context_names if name not in self._constants]
+        return {name: inputs[name] for name in names if name in inputs}
+
+    def restore(
+        self, hidden: Tensor, boundary: int, inputs: Mapping[str, Tensor], lengths: Tensor | None = None
+    ) -> State:
+        """Return the state of a stored hidden tensor; see `Encoder.restore`."""
+        boundary = self.boundary(boundary)
+        hidden = hidden.to(device=self.device, dtype=self.dtype)
+        expected = self.trunk.hidden_shapes[boundary]
+        if len(hidden.shape) != len(expected) or (not inputs and tuple(hidden.shape[1:]) != expected[1:]):
+            raise TrunkError(
+                f"boundary {boundary}: found hidden {tuple(hidden.shape)}, expected (B, {str(expected[1:])[1:]}"
+            )
+        small = {name: row.expand(hidden.shape[0], *row.shape[1:]) for name, row in self._constants.items()}
+        small |= {name: tensor.to(self.device) for name, tensor in inputs.items()}
+        signature = tuple(
+            (name, tuple(small[name].shape[1:]) if name in small else shape, dtype)
+            for name, shape, dtype in self.trunk.probe_signature
+        )
+        context = self.trunk.context(small, hidden.shape[0], signature, self.device)
+        if lengths is None:
+            lengths = self._lengths(small)
+        return self._state(hidden, boundary, context, None if lengths is None else lengths.to(self.device))
+
+    def boundary(self, k: int) -> int:
+        """Return boundary `k` as 0 … num_units; see `Encoder.boundary`."""
+        found = k + self.num_units if k < 0 else k
+        if not 0 <= found <= self.num_units:
+            raise SettingsError(f"{self.spec}: found boundary {k}, expected {-self.num_units} … {self.num_units}")
+        return found
+
+    def drop_above(self, boundary: int) -> None:
+        """Free the weights of the units from `boundary` up; `run` beyond it and `finish` are refused from now on."""
+        self.trunk.drop_above(self.boundary(boundary))
+
+    # other modules in the units' places
+
+    def copy_units(self, units: Sequence[int]) -> UnitCopies:
+        """Return copies of some units, to be trained in the places of the frozen ones; see `Encoder.copy_units`."""
+        return UnitCopies(self, units)
+
+    def compiled(self, made: CompiledUnits, **options: Any) -> PretrainedEncoder:
+        """Return an encoder that runs its units through torch.compile; see `Encoder.compiled`."""
+        modules = {index: link.module for index, link in enumerate(self.trunk.links)}
+        for module in modules.values():
+            if id(module) not in made:
+                made[id(module)] = (module, torch.compile(module, **options))
+        return self.with_modules({index: made[id(module)][1] for index, module in modules.items()})
+
+    def with_modules(self, modules: Mapping[int, nn.Module]) -> PretrainedEncoder:
+        """Return an encoder with other modules at some links of its trunk, which shares everything else with this."""
+        changed = copy.copy(self)
+        changed.trunk = copy.copy(self.trunk)
+        changed.trunk.links = [
+            dataclasses.replace(link, module=modules.get(index, link.module))
+            for index, link in enumerate(self.trunk.links)
+        ]
+        changed.units = changed.trunk.units()
+        return changed
+
+    # identity
+
+    def fingerprint(self, boundary: int) -> str:
+        """Return the SHA-256 of what makes up the prefix: class, configuration, weights up to the boundary."""
+        return digest_json(self._prefix(self.boundary(boundary)))
+
+    def _prefix(self, boundary: int) -> dict[str, Any]:
+        weights = self._weights.digest(boundary)
+        return {"model": type(self.model).__name__, "config": self._prefix_config(boundary), "weights": weights}
+
+    def _prefix_config(self, boundary: int) -> dict[str, Any]:
+        """Return the configuration with lists of one entry a unit (layer kinds) cut at the boundary."""
+
+        def cut(value: Any) -> Any:
+            return value[:boundary] if isinstance(value, list) and len(value) == self.num_units else value
+
+        return {name: cut(value) for name, value in self._config.items()}
+
+    def identity(self, boundary: int) -> Identity:
+        """Return, as JSON, all that the hidden tensor at `boundary` depends on, but for the raw item itself."""
+        boundary = self.boundary(boundary)
+        return {
+            **self._prefix(boundary),
+            "boundary": boundary,
+            "preprocess": self.preprocess.describe(),
+            "compute_dtype": str(self.dtype).removeprefix("torch."),
+        }
+
+    def provenance(self) -> Identity:
+        """Return what moves only the last bits, or only tells: names, versions, device, attention implementation."""
+        attention = getattr(getattr(self.model, "config", None), "_attn_implementation", None)
+        return {
+            "spec": self.spec,
+            "torch": torch.__version__,
+            "transformers": version("transformers"),
+            "timm": version("timm"),
+            "device": str(self.device),
+            "attention": attention,
+            "threads": torch.get_num_threads(),
+            "notes": list(self._notes),
+        }
