@@ -5,6 +5,7 @@ Letters: N items (B*T), H W pixels, S samples, L tokens.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
@@ -123,6 +124,9 @@ class AudioPreprocess:
         return {"kind": "audio", "window_seconds": self.window_seconds, "call": self.call, **settings}
 
 
+_TOKENIZING = threading.Lock()  # a fast tokenizer keeps padding and truncation in itself while it runs
+
+
 class TextPreprocess:
     """Run a transformers tokenizer; right padding to the longest text of the batch."""
 
@@ -133,16 +137,17 @@ class TextPreprocess:
 
     def __call__(self, raw: Sequence[str]) -> dict[str, Tensor]:
         """Return {"input_ids", "attention_mask"}, each (N, L) int64; longer texts are cut at `max_length` tokens."""
-        found = self.tokenizer(
-            _texts(raw),
-            padding=True,
-            truncation=True,
-            max_length=self.max_length,
-            padding_side="right",
-            return_token_type_ids=False,
-            return_attention_mask=True,
-            return_tensors="pt",
-        )
+        with _TOKENIZING:
+            found = self.tokenizer(
+                _texts(raw),
+                padding=True,
+                truncation=True,
+                max_length=self.max_length,
+                padding_side="right",
+                return_token_type_ids=False,
+                return_attention_mask=True,
+                return_tensors="pt",
+            )
         return {"input_ids": found["input_ids"], "attention_mask": found["attention_mask"]}
 
     def describe(self) -> dict[str, Any]:

@@ -10,13 +10,13 @@ follows the model's mode. The encoder's embedding and what follows its last unit
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from ...errors import SettingsError
+from ..trunk.forward_patching import copy_module
 from .encoder import Encoder
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class UnitCopies:
         self.tree = nn.Module()
         for index in self._links:
             link = trunk.links[index]
-            _put(self.tree, link.name, copy.deepcopy(link.module, memo))
+            _put(self.tree, link.name, copy_module(link.module, memo))
         self.tree.requires_grad_(False).eval()
         self._own = {id(m): m for m in self.tree.modules()}
 

@@ -1,15 +1,18 @@
-"""Passes of an encoder's own forward in which the calls of its units are answered by someone else.
+"""Passes of an encoder's own forward in which the calls of its units are answered instead of run.
 
-A pass replaces the `forward` of each unit's modules for its duration, so that hooks, decorators and everything around
-the units stay the model's own. Nothing else about the model is touched.
+A pass patches the `forward` of each unit's modules for its duration, so that hooks, decorators and everything around
+the units stay the model's own. Only the thread that runs the pass sees the patch: for every other thread the patched
+`forward` is the module's own, so that one thread may run units while another embeds or finishes.
 """
 
 from __future__ import annotations
 
+import copy
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -51,6 +54,97 @@ class Ahead:
         return map_tensors(self.output, blank)
 
 
+class _Counted:
+    """Answers the calls of one module in one pass: those whose number is in `table`; the others run."""
+
+    def __init__(self, module: nn.Module, table: Mapping[int, Any], answer: Callable[[Any, Taken], Any]) -> None:
+        self.module = module
+        self.table = table
+        self.answer = answer
+        self.count = 0
+
+    def __call__(self, taken: Taken) -> Any:
+        entry = self.table.get(self.count)
+        self.count += 1
+        if entry is None:
+            return _patches[id(self.module)].original(*taken[0], **taken[1])
+        return self.answer(entry, taken)
+
+
+class _ThisThread(threading.local):
+    """The handlers of the passes that are open in a thread, by the module's id."""
+
+    handlers: Mapping[int, _Counted] = MappingProxyType({})
+
+
+class _Patch:
+    """A module's `forward`, replaced by one that asks the calling thread's handlers while any pass is open.
+
+    Attributes:
+        original: the module's own forward.
+        num_open: passes, of all threads, that need the patch.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.original = module.forward
+        self.own = module.__dict__.get("forward")  # an instance's own, else None
+        self.num_open = 0
+        module.__dict__["forward"] = self.forward
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Answer the call by this thread's handler, or run the module's own forward."""
+        handler = _this_thread.handlers.get(id(self.module))
+        return self.original(*args, **kwargs) if handler is None else handler((args, kwargs))
+
+    def undo(self) -> None:
+        """Give the module its own forward back."""
+        _set_own_forward(self.module, self.own)
+
+
+def _set_own_forward(module: nn.Module, own: Callable[..., Any] | None) -> None:
+    module.__dict__.pop("forward", None)
+    if own is not None:
+        module.__dict__["forward"] = own
+
+
+_this_thread = _ThisThread()
+_lock = threading.Lock()
+_patches: dict[int, _Patch] = {}  # by the module's id; of all models, since two encoders may share modules
+
+
+def _patch(modules: Sequence[nn.Module]) -> None:
+    with _lock:
+        for module in modules:
+            if id(module) not in _patches:
+                _patches[id(module)] = _Patch(module)
+            _patches[id(module)].num_open += 1
+
+
+def _unpatch(modules: Sequence[nn.Module]) -> None:
+    with _lock:
+        for module in modules:
+            _patches[id(module)].num_open -= 1
+            if not _patches[id(module)].num_open:
+                _patches.pop(id(module)).undo()
+
+
+def copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Return a deep copy of `module` without the patches of passes that other threads have open.
+
+    Args:
+        module: left as it is.
+        memo: of `copy.deepcopy`; what several modules share is shared by their copies.
+    """
+    with _lock:
+        patches = [_patches[id(m)] for m in module.modules() if id(m) in _patches]
+        memo.update((id(p.module.forward), p.module.forward) for p in patches)  # replaced below
+        made: nn.Module = copy.deepcopy(module, memo)
+        for patch in patches:
+            _set_own_forward(memo[id(patch.module)], copy.deepcopy(patch.own, memo))
+    return made
+
+
 class Passes:
     """The passes of one model over one chain of links.
 
@@ -65,8 +159,6 @@ class Passes:
         self.forward = forward
         self.links = list(links)
         self.rebuilt = rebuilt
-        self._lock = threading.RLock()
-        self._originals: dict[int, Callable[..., Any]] = {}
         self._indices: dict[int, dict[int, int]] = {}
         for index, link in enumerate(self.links):
             self._indices.setdefault(id(link.module), {})[link.ordinal] = index
@@ -79,53 +171,28 @@ class Passes:
     def answered(self, answer: Answer, *, ahead: int = 0) -> Iterator[None]:
         """Let `answer(link index, (args, kwargs))` return what each call of a link returns, while this is open.
 
-        With `ahead`, a batch size, the modules before the units return blanks for such a batch.
+        This thread alone is answered. With `ahead`, a batch size, the modules before the units return blanks for such a
+        batch.
         """
-        modules = {id(link.module): link.module for link in self.links}
-        skipped = {id(a.module): a.module for a in self.ahead} if ahead else {}
-        with self._lock:
-            try:
-                for module in modules.values():
-                    self._replace(module, answer)
-                for module in skipped.values():
-                    self._skip(module, ahead)
-                yield
-            finally:
-                for module in [*skipped.values(), *modules.values()]:
-                    original = self._originals.pop(id(module))
-                    del module.__dict__["forward"]
-                    if getattr(original, "__func__", None) is not type(module).forward:  # an instance's own forward
-                        module.__dict__["forward"] = original
-
-    def _replace(self, module: nn.Module, answer: Answer) -> None:
-        original = self._originals[id(module)] = module.forward
-        indices = self._indices[id(module)]
-        count = 0
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            nonlocal count
-            index = indices.get(count)
-            count += 1
-            return original(*args, **kwargs) if index is None else answer(index, (args, kwargs))
-
-        module.__dict__["forward"] = forward
-
-    def _skip(self, module: nn.Module, batch_size: int) -> None:
-        original = self._originals[id(module)] = module.forward
-        blanks = {a.ordinal: a for a in self.ahead if a.module is module}
-        count = 0
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            nonlocal count
-            blank = blanks.get(count)
-            count += 1
-            return original(*args, **kwargs) if blank is None else blank.returned(batch_size)
-
-        module.__dict__["forward"] = forward
+        handlers: dict[int, _Counted] = {}
+        for module in {id(link.module): link.module for link in self.links}.values():
+            handlers[id(module)] = _Counted(module, self._indices[id(module)], answer)
+        for module in {id(a.module): a.module for a in self.ahead}.values() if ahead else ():
+            blanks = {a.ordinal: a for a in self.ahead if a.module is module}
+            handlers[id(module)] = _Counted(module, blanks, lambda blank, _: blank.returned(ahead))
+        modules = [handler.module for handler in handlers.values()]
+        outer = _this_thread.handlers
+        _patch(modules)
+        _this_thread.handlers = {**outer, **handlers}
+        try:
+            yield
+        finally:
+            _this_thread.handlers = outer
+            _unpatch(modules)
 
     def real(self, index: int, taken: Taken) -> Any:
         """Run a link's own forward; inside `answered`."""
-        return self._originals[id(self.links[index].module)](*taken[0], **taken[1])
+        return _patches[id(self.links[index].module)].original(*taken[0], **taken[1])
 
     def learn(self, signature: Any, calls: Sequence[tuple[Taken, Any]]) -> None:
         """Keep what every link returned in one real pass, for inputs of that signature."""

@@ -1,11 +1,12 @@
 """A trunk: an encoder seen as embedding, units and finish, run piecewise with the results of its own forward.
 
 Nothing here knows a model family. `embed`, `finish` and the units' context come from the encoder's own forward with
-the units skipped (passes.py); `run` calls the units themselves with the context that was collected.
+the units skipped (forward_patching.py); `run` calls the units themselves with the context that was collected.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -69,6 +70,7 @@ class Trunk:
         self._kept = {earlier for link in self.links for earlier in link.earlier.values()}
         self._exit_mutated = chain.writes_exit()
         self._contexts: OrderedDict[Any, Context] = OrderedDict()
+        self._lock = threading.Lock()
 
     def units(self) -> list[nn.Module]:
         """Return the units; one made of several modules is a `Unit` of them."""
@@ -120,16 +122,18 @@ class Trunk:
             TrunkError: a small input is missing.
         """
         key = (signature, batch_size, str(device)) if blank is None and not self.context_names else None
-        if key in self._contexts:
-            self._contexts.move_to_end(key)
-            return self._contexts[key]
+        with self._lock:
+            if key in self._contexts:
+                self._contexts.move_to_end(key)
+                return self._contexts[key]
         inputs = self.complete(small, batch_size, signature, device, blank=blank)
         ahead = self._ahead(batch_size, signature, blank)
         context = self._context(inputs, self.passes.collect(inputs, blank=blank, ahead=ahead)[1], {})
         if key is not None:
-            self._contexts[key] = context
-            while len(self._contexts) > _MAX_CONTEXTS:
-                self._contexts.popitem(last=False)
+            with self._lock:
+                self._contexts[key] = context
+                while len(self._contexts) > _MAX_CONTEXTS:
+                    self._contexts.popitem(last=False)
         return context
 
     def complete(

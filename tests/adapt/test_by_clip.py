@@ -20,7 +20,7 @@ from talik.adapt.training.adapt import adapt
 from talik.adapt.training.experiment_context import ExperimentContext
 from talik.adapt.training.run_folder import RunFolder
 from talik.adapt.training.trainer import Trainer
-from talik.extract.encoders.encoder import Encoder
+from talik.extract.encoders.pretrained_encoder import PretrainedEncoder
 from talik.extract.trunk.state import State
 
 SMALL = {"d_model": 8, "d_state": 4, "num_latents": 2, "num_heads": 2}
@@ -117,14 +117,14 @@ def test_answers_and_gradients_are_those_of_questions_apart(
 def count_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows that pass units of the visual and the audio encoder, each time as often as there are units."""
     rows: list[int] = []
-    run = Encoder.run
+    run = PretrainedEncoder.run
 
-    def counted(self: Encoder, state: State, start: int, stop: int) -> State:
+    def counted(self: PretrainedEncoder, state: State, start: int, stop: int) -> State:
         if self.modality != "text":
             rows.append(state.hidden.shape[0] * (stop - start))
         return run(self, state, start, stop)
 
-    monkeypatch.setattr(Encoder, "run", counted)
+    monkeypatch.setattr(PretrainedEncoder, "run", counted)
     return rows
 
 

@@ -24,7 +24,7 @@ from talik.adapt.training.experiment_context import ExperimentContext
 from talik.adapt.training.lockstep_group import SharedBatches
 from talik.adapt.training.trainer import Trainer
 from talik.errors import RunError, SettingsError
-from talik.extract.encoders.encoder import Encoder
+from talik.extract.encoders.pretrained_encoder import PretrainedEncoder
 from talik.extract.trunk.state import State
 
 
@@ -278,13 +278,13 @@ def test_units_that_nothing_trained_has_entered_run_once_for_a_group(
     write: Any, context: ExperimentContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: list[int] = []
-    run = Encoder.run
+    run = PretrainedEncoder.run
 
-    def counted(self: Encoder, state: State, start: int, stop: int) -> State:
+    def counted(self: PretrainedEncoder, state: State, start: int, stop: int) -> State:
         rows.append(state.hidden.shape[0] * (stop - start))
         return run(self, state, start, stop)
 
-    monkeypatch.setattr(Encoder, "run", counted)
+    monkeypatch.setattr(PretrainedEncoder, "run", counted)
     monkeypatch.setattr(training_module, "forward_flops", lambda *_, **__: {})  # counts each variant by itself
     more = "".join(
         f'\n[[variants]]\nname = "beside{i}"\ninsertion = "last 1"\nplacement = "parallel"\n'

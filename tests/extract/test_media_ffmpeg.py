@@ -1,25 +1,21 @@
-"""Decoded frames and sound against FFmpeg's own programs, where they are installed: codecs, and awkward files.
+"""Decoded frames and sound against FFmpeg's own program (the one that imageio-ffmpeg carries): codecs, awkward files.
 
 Every frame carries its number as dark and light stripes; the sound is noise, whose delay is found by correlation.
-Frames may differ by one, sound by one millisecond. Without `ffmpeg` and `ffprobe` on the path these tests are skipped.
+Frames may differ by one, sound by one millisecond.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 
 from talik.extract.media.decode import ClipMedia, decode_clip
-
-pytestmark = pytest.mark.skipif(
-    shutil.which("ffmpeg") is None or shutil.which("ffprobe") is None, reason="ffmpeg and ffprobe are not installed"
-)
 
 FPS, SECONDS, RATE = 25, 3.0, 16_000
 WIDTH, HEIGHT = 96, 64
@@ -34,6 +30,7 @@ class Kind:
     video: tuple[str, ...] = ("-c:v", "libx264", "-bf", "2", "-g", "12", "-pix_fmt", "yuv420p")
     audio: tuple[str, ...] = ("-c:a", "pcm_s16le")
     before: tuple[str, ...] = ()  # between the picture's input and the sound's
+    first: tuple[str, ...] = ()  # before the picture's input
     size: tuple[int, int] = (WIDTH, HEIGHT)
     fps: int = FPS
     seconds: float = SECONDS
@@ -51,6 +48,11 @@ def sound(name: str, *options: str) -> tuple[str, ...]:
     return ("-c:a", name, *options)
 
 
+def turned(degrees: int) -> tuple[str, ...]:
+    """Options of the picture's input that say how it is to be turned, anticlockwise, when it is shown."""
+    return ("-noautorotate", "-display_rotation:v:0", str(degrees))
+
+
 X264 = codec("libx264", "-preset", "ultrafast", "-g", "12")
 CODECS = {
     "h264": Kind(end="mkv"),
@@ -66,12 +68,12 @@ CODECS = {
     "pcm": Kind(end="mov", video=X264, audio=sound("pcm_s24le")),
 }
 AWKWARD = {
-    "frames dropped at will": Kind(end="mkv", video=(*X264, "-vf", "select=mod(n\\,7)*mod(n\\,5)", "-vsync", "vfr")),
+    "frames dropped at will": Kind(end="mkv", video=(*X264, "-vf", "select=mod(n\\,7)*mod(n\\,5)", "-fps_mode", "vfr")),
     "frame rate doubles midway": Kind(end="mp4", video=(*X264, "-vf", "setpts=if(lt(N\\,40)\\,N\\,40+(N-40)/2)/25/TB",
-                                      "-vsync", "vfr", "-video_track_timescale", "90000"), audio=sound("aac")),
-    "turned right": Kind(end="mp4", video=(*X264, "-metadata:s:v:0", "rotate=90"), audio=sound("aac")),
-    "upside down": Kind(end="mov", video=(*X264, "-metadata:s:v:0", "rotate=180")),
-    "turned left": Kind(end="mp4", video=(*X264, "-metadata:s:v:0", "rotate=270"), audio=sound("aac")),
+                                      "-fps_mode", "vfr", "-video_track_timescale", "90000"), audio=sound("aac")),
+    "turned right": Kind(end="mp4", video=X264, first=turned(-90), audio=sound("aac")),
+    "upside down": Kind(end="mov", video=X264, first=turned(180)),
+    "turned left": Kind(end="mp4", video=X264, first=turned(90), audio=sound("aac")),
     "odd size": Kind(end="mkv", video=("-c:v", "libx264", "-pix_fmt", "yuv444p"), size=(97, 65)),
     "tiny": Kind(end="mkv", video=("-c:v", "ffv1"), size=(21, 9)),
     "ten bits": Kind(end="mkv", video=("-c:v", "libx264", "-pix_fmt", "yuv420p10le")),
@@ -100,10 +102,12 @@ AWKWARD = {
 }  # fmt: skip
 
 
-def run(*command: str, data: bytes | None = None) -> bytes:
+def ffmpeg(*options: str, data: bytes | None = None, level: str = "error") -> tuple[bytes, str]:
+    """Run ffmpeg; return what it wrote to its standard output, and what it said."""
+    command = (imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostats", "-v", level, "-y", *options)
     done = subprocess.run(command, input=data, capture_output=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr.decode()[-800:]
-    return done.stdout
+    return done.stdout, done.stderr.decode()
 
 
 def pictures(kind: Kind) -> np.ndarray:
@@ -130,47 +134,34 @@ def make(path: Path, kind: Kind) -> Path:
     wave = path.with_name("noise.f32")
     wave.write_bytes(noise(kind).tobytes())
     width, height = kind.size
-    command = ["ffmpeg", "-v", "error", "-y"]
+    options: list[str] = []
     if kind.video:
-        command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(kind.fps), "-i", "-"]
+        options += [*kind.first, "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"]
+        options += ["-r", str(kind.fps), "-i", "-"]
     if kind.audio:
-        command += [*kind.before, "-f", "f32le", "-ar", str(kind.rate), "-ac", str(kind.channels), "-i", str(wave)]
-    run(*command, *kind.video, *kind.audio, str(path), data=pictures(kind).tobytes() if kind.video else None)
+        options += [*kind.before, "-f", "f32le", "-ar", str(kind.rate), "-ac", str(kind.channels), "-i", str(wave)]
+    ffmpeg(*options, *kind.video, *kind.audio, str(path), data=pictures(kind).tobytes() if kind.video else None)
     return path
 
 
 def times_of(path: Path, stream: str) -> np.ndarray:
     """When FFmpeg says that each frame of a stream comes, on the file's own clock, in seconds."""
-    entries = "frame=best_effort_timestamp_time"
-    told = run("ffprobe", "-v", "error", "-select_streams", stream, "-show_entries", entries, "-of", "json", str(path))
-    given = [f.get("best_effort_timestamp_time", "nan") for f in json.loads(told)["frames"]]
-    times = np.array([float(t) for t in given])
-    known = np.flatnonzero(~np.isnan(times))  # FFmpeg does not tell every frame's time in an AVI
-    inside = np.interp(np.arange(len(times)), known, times[known])
-    step = float(np.median(np.diff(times[known]))) if len(known) > 1 else 0.0
-    before, after = known[0] - np.arange(len(times)), np.arange(len(times)) - known[-1]
-    return inside - step * np.maximum(before, 0) + step * np.maximum(after, 0)
+    show = ("-vf", "showinfo", "-fps_mode", "passthrough") if stream == "v:0" else ("-af", "ashowinfo")
+    _, told = ffmpeg("-copyts", "-i", str(path), "-map", f"0:{stream}", *show, "-f", "null", "-", level="info")
+    return np.array([float(t) for t in re.findall(r"showinfo.* n: *\d+ .*?pts_time:(\S+)", told)])
 
 
 def frames_of(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    raw = run("ffmpeg", "-v", "error", "-i", str(path), "-map", "0:v:0", "-vsync", "passthrough",
-              "-f", "rawvideo", "-pix_fmt", "rgb24", "-")  # fmt: skip
+    raw, _ = ffmpeg("-i", str(path), "-map", "0:v:0", "-fps_mode", "passthrough",
+                    "-f", "rawvideo", "-pix_fmt", "rgb24", "-")  # fmt: skip
     return np.frombuffer(raw, np.uint8).reshape(-1, *shape)
 
 
-def sound_of(path: Path) -> np.ndarray:
+def sound_of(path: Path, channels: int) -> np.ndarray:
     """All of the sound as FFmpeg decodes it, the channels averaged, at RATE, as float32."""
-    averaged = "pan=mono|" + "c0=" + "+".join(f"{1 / _channels(path):.6f}*c{i}" for i in range(_channels(path)))
-    filters = ("-af", f"{averaged},aresample={RATE}")
-    raw = run("ffmpeg", "-v", "error", "-i", str(path), "-map", "0:a:0", *filters, "-f", "f32le", "-")
+    averaged = "pan=mono|c0=" + "+".join(f"{1 / channels:.6f}*c{i}" for i in range(channels))
+    raw, _ = ffmpeg("-i", str(path), "-map", "0:a:0", "-af", f"{averaged},aresample={RATE}", "-f", "f32le", "-")
     return np.frombuffer(raw, np.float32)
-
-
-def _channels(path: Path) -> int:
-    told = run(
-        "ffprobe", "-v", "error", "-select_streams", "a:0", "-show_entries", "stream=channels", "-of", "json", str(path)
-    )
-    return int(json.loads(told)["streams"][0]["channels"])
 
 
 def delay_of(window: np.ndarray, reference: np.ndarray, start: float) -> float:
@@ -200,6 +191,8 @@ def test_frames_and_sound_are_those_of_ffmpeg(tmp_path: Path, name: str) -> None
     begin = 0.0
     if kind.video:
         assert media.frames is not None
+        sides = kind.size if name in ("turned left", "turned right") else kind.size[::-1]
+        assert media.frames.shape[1:3] == sides
         shown = times_of(path, "v:0")
         begin = float(shown[0])
         theirs = frames_of(path, media.frames.shape[1:]).astype(np.int16)
@@ -216,7 +209,7 @@ def test_frames_and_sound_are_those_of_ffmpeg(tmp_path: Path, name: str) -> None
     if not kind.audio:
         assert not media.waveforms.any()
         return
-    reference, heard_from = sound_of(path), float(times_of(path, "a:0")[0])
+    reference, heard_from = sound_of(path, kind.channels), float(times_of(path, "a:0")[0])
     begin = begin if kind.begins is None else kind.begins
     starts = media.instants_seconds - WINDOW / 2 + begin - heard_from
     delays = np.array([delay_of(w, reference, s) for w, s in zip(media.waveforms, starts, strict=True)])
