@@ -317,7 +317,7 @@ def test_rows_given_up_in_an_open_writer_are_those_of_a_new_writer_without_the_i
     sample.fill(tmp_path / "anew", [item for item in new if item.key not in bad])
     assert tree(tmp_path / "open") == tree(tmp_path / "anew")
     sample.check(tmp_path / "open", [item for item in new if item.key not in bad])
-    assert verify(tmp_path / "open") == []
+    assert verify(open_store(tmp_path / "open")) == []
 
 
 def test_several_boundaries_are_planned_together_and_written_only_if_all_fit(sample, tmp_path, monkeypatch):
