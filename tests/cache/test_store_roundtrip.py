@@ -336,4 +336,4 @@ def test_several_boundaries_are_planned_together_and_written_only_if_all_fit(sam
             for shard in writer.missing():
                 writer.write(shard, sample.states(shard))
     assert [spec.boundary for spec in store.boundaries()] == [spec.boundary for spec in specs]
-    assert verify(store.path) == []
+    assert verify(store) == []
