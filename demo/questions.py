@@ -16,8 +16,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from ..extract.datasets.describe import blind_baseline, fraction_correct
 from ..extract.datasets.music_avqa import ANSWERS_42
-from ..extract.datasets.text_only import blind_baseline, fraction_correct
 from ..extract.datasets.types import Manifest, Question
 from .candidates import TWO_ANSWERS, Candidate, candidates_of
 from .scene import SPLITS, Scene, make_scene

@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 
 from ...config import from_mapping
 from ...errors import TalikError
-from ...extract.datasets.describe import shared_clips
+from ...extract.datasets.describe import blind_baseline, most_frequent_label, shared_clips
 from ...extract.datasets.load import load_manifest
 from ...extract.datasets.settings import DataSettings
-from ...extract.datasets.text_only import blind_baseline, most_frequent_label
 from ...extract.datasets.types import Manifest
 from .clips import ShownClip, pick_clips, show_clip
 from .runs import Prediction, Run

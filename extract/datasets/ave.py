@@ -13,8 +13,7 @@ from pathlib import Path
 
 from ...errors import ManifestError, unknown_name
 from .json_records import Record, inside, read_lines
-from .media_index import find_clips
-from .music_avqa_releases import annotation_folder
+from .media_index import annotation_folder, find_clips
 from .settings import DataSettings
 from .types import BACKGROUND, SPLITS, Manifest, Question
 

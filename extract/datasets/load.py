@@ -2,41 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from .ave import load_ave
-from .avqa import load_avqa
-from .demo import load_demo
-from .generic import load_generic
+from ...config import from_mapping
+from ...errors import ManifestError
 from .media_index import resolve_root
-from .music_avqa import load_music_avqa
-from .settings import DataSettings
+from .settings import DATASETS, DataSettings
 from .split import split_by_video
 from .types import Manifest
 
-_LOADERS: dict[str, Callable[..., Manifest]] = {
-    "ave": load_ave,
-    "avqa": load_avqa,
-    "demo": load_demo,
-    "manifest": load_generic,
-    "music-avqa": load_music_avqa,
-}
 
-
-def load_manifest(settings: DataSettings, *, base: Path) -> Manifest:
-    """Load and check a data set; nothing is decoded.
+def load_manifest(settings: DataSettings | Mapping[str, Any], *, base: str | Path = ".") -> Manifest:
+    """Load and check the annotations of a data set; nothing is decoded.
 
     Args:
-        settings: the `[data]` table.
+        settings: the `[data]` table of an experiment, as `DataSettings` or as a mapping with its keys.
         base: the folder that its relative paths count from (the experiment file's).
 
     Returns:
         The manifest; every clip has a file unless `settings.allow_missing`, every answer is in the vocabulary.
 
     Raises:
+        SettingsError: a table that is no `[data]` table.
         ManifestError: annotations that are malformed, in one line that names the file and the record.
-        MissingMediaError: clips that are not there: how many, and the first ten.
+        MissingMediaError: clips whose files are missing: how many, and the first ten.
+
+    Example:
+        >>> import json, pathlib, tempfile
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> record = {"clip": "a.mp4", "question": "Is there a drum?", "answer": "yes", "split": "train"}
+        >>> _ = (folder / "manifest.jsonl").write_text(json.dumps(record))
+        >>> _ = (folder / "a.mp4").write_bytes(b"")
+        >>> manifest = load_manifest({"dataset": "manifest", "root": "."}, base=folder)
+        >>> manifest.answers, manifest.split("train")[0].text
+        (('yes',), 'Is there a drum?')
     """
-    manifest = _LOADERS[settings.dataset](settings, root=resolve_root(settings.root, base), base=base)
+    if not isinstance(settings, DataSettings):
+        settings = from_mapping(DataSettings, settings, where="data")
+    base = Path(base)
+    manifest = DATASETS.get(settings.dataset)(settings, root=resolve_root(settings.root, base), base=base)
+    _check(manifest, settings.dataset)
     return split_by_video(manifest, seed=settings.seed) if settings.split == "by-video" else manifest
+
+
+def _check(manifest: Manifest, dataset: str) -> None:
+    """Raise a ManifestError unless ids are unique, clips are listed, and answers, labels and choices are answers."""
+    if not isinstance(manifest, Manifest):
+        raise ManifestError(f"data set {dataset!r}: its loader returned {type(manifest).__name__}, expected a Manifest")
+    answers, seen = frozenset(manifest.answers), set[str]()
+    for question in manifest.questions:
+        words = {*question.labels, *question.choices, *([question.answer] if question.answer else [])}
+        reason = ""
+        if question.id in seen:
+            reason = "its id is another question's too; expected unique ids"
+        elif question.clip_id not in manifest.clips:
+            reason = f"its clip {question.clip_id!r} is not among the manifest's clips"
+        elif words - answers:
+            reason = f"{sorted(words - answers)[0]!r} is not among the manifest's answers"
+        if reason:
+            raise ManifestError(f"data set {dataset!r}: question {question.id!r}: {reason}")
+        seen.add(question.id)

@@ -66,6 +66,20 @@ def resolve_root(root: str, base: Path) -> Path:
     return path
 
 
+def annotation_folder(settings: DataSettings, *, root: Path, base: Path) -> Path:
+    """Return the folder of the annotation files.
+
+    Raises:
+        ManifestError: it is not a folder.
+    """
+    if settings.annotations is None:
+        return root / "annotations" if (root / "annotations").is_dir() else root
+    folder = base / settings.annotations
+    if not folder.is_dir():
+        raise ManifestError(f"{folder}: no such folder; data.annotations is to be the folder of the annotation files")
+    return folder
+
+
 def media_folders(root: Path, names: Sequence[str]) -> list[Path]:
     """Return the folders to look for clips: those named, or the root and the folders in it, in order of name."""
     if not names:

@@ -8,17 +8,17 @@ NeurIPS 2024) rephrases the test questions, many under one id, in a file of freq
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ...errors import unknown_name
+from ...errors import ManifestError, unknown_name
 from .json_records import Record, inside, read_json_list
-from .media_index import find_clips
-from .music_avqa_releases import annotation_files, annotation_folder, subset_of
-from .settings import DataSettings
-from .types import Manifest, Question
+from .media_index import annotation_folder, find_clips
+from .settings import MUSIC_RELEASES, DataSettings
+from .types import SPLITS, Manifest, Question
 
 #: The 42 answers in the order of their classes: first appearance in the original training file, as upstream counts.
 ANSWERS_42 = tuple(
@@ -46,6 +46,39 @@ TEST_RELEASES: Mapping[int, str] = {9185: "the original release", 9129: "the upd
 
 _PLACEHOLDER = re.compile(r"<[^<>]*>")
 _QUESTION_MARKS = "?？"  # the second is full-width, as in "How many sounding <Object> in the video？"
+
+
+_OURS = {s: f"avqa-{s}.json" for s in SPLITS}
+
+#: Names of each split's files. A split of several files is their questions one after another.
+RELEASES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "original": {s: (name,) for s, name in _OURS.items()},
+    "updated": {s: (name,) for s, name in _OURS.items()},
+    "real": {s: (f"avqa-{s}_real.json",) for s in SPLITS},
+    "synthetic": {s: (f"avqa-{s}_fake.json",) for s in SPLITS},
+    "v2.0-balanced": {s: (f"{s}_balance.json",) for s in SPLITS},
+    "v2.0-biased": {s: (f"{s}_bias.json",) for s in SPLITS},
+    "r": {
+        "train": ("avqa-train.json",),
+        "val": ("avqa-val.json",),
+        "test": ("avqa-test-head.json", "avqa-test-tail.json"),
+    },
+}
+
+#: Folders below that of the annotations, in the order in which a release's files are looked for.
+_FOLDERS: Mapping[str, tuple[str, ...]] = {
+    "original": ("data/json", "json", ""),
+    "updated": ("data/json_update", "json_update", ""),
+    "real": ("data/json", "json", ""),
+    "synthetic": ("data/json", "json", ""),
+    "v2.0-balanced": ("data/balance_full_set", "balance_full_set", ""),
+    "v2.0-biased": ("data/bias_set", "bias_set", ""),
+    "r": ("dataset/MUSIC-AVQA-R", "MUSIC-AVQA-R", "data/json_update", "json_update", ""),
+}
+
+#: Parts of a split that a file holds, by the end of its name: answers that are frequent, and that are rare, for their
+#: type of question (Ma et al., Look, Listen, and Answer, NeurIPS 2024: more, and less, than 1.2 times the mean).
+_SUBSETS = ("head", "tail")
 
 
 def load_music_avqa(settings: DataSettings, *, root: Path, base: Path) -> Manifest:
@@ -79,6 +112,20 @@ def load_music_avqa(settings: DataSettings, *, root: Path, base: Path) -> Manife
         answers=ANSWERS_42,
         notes=tuple(notes),
     )
+
+
+def load_demo(settings: DataSettings, *, root: Path, base: Path) -> Manifest:
+    """Load a set that `talik demo make` wrote.
+
+    Raises:
+        ManifestError: the folder does not look like one, or a record is malformed.
+        MissingMediaError: clips that are not there.
+    """
+    if settings.annotations is None and not (root / "annotations").is_dir():
+        raise ManifestError(f"{root}: no folder 'annotations'; make the set with: talik demo make {root}")
+    if not settings.videos:
+        settings = dataclasses.replace(settings, videos=("videos",))
+    return load_music_avqa(settings, root=root, base=base)
 
 
 def fill_template(content: str, values: list[str]) -> str:
@@ -160,3 +207,43 @@ def _notes(split: str, path: Path, *, num_records: int, num_kept: int, num_repea
     if num_kept < num_records:
         notes.append(f"{path.name}: {num_records - num_kept} records are marked deleted (left out)")
     return notes
+
+
+def annotation_files(folder: Path, settings: DataSettings) -> Iterator[tuple[str, Path]]:
+    """Yield the split and the path of each annotation file, in the order of the splits.
+
+    They are those that `settings.files` names; else those of `settings.release`; else `avqa-<split>.json`.
+
+    Raises:
+        ManifestError: a file is not there; the message lists the JSON files that are.
+    """
+    if settings.files:
+        names = {s: settings.files[s] for s in (*SPLITS, *settings.files) if s in settings.files}
+        wanted: Mapping[str, tuple[str, ...]] = {s: (n,) if isinstance(n, str) else tuple(n) for s, n in names.items()}
+        folders: tuple[str, ...] = ("",)
+    elif settings.release is not None:
+        wanted, folders = RELEASES[settings.release], _FOLDERS[settings.release]
+    else:
+        wanted, folders = {s: (name,) for s, name in _OURS.items()}, ("",)
+    for split, files in wanted.items():
+        for name in files:
+            yield split, _find(folder, folders, name, split)
+
+
+def subset_of(path: Path) -> str:
+    """Return "head" or "tail" for a file that holds that part of its split (`avqa-test-tail.json`), else ""."""
+    end = path.stem.replace("_", "-").rpartition("-")[2]
+    return end if end in _SUBSETS else ""
+
+
+def _find(folder: Path, folders: tuple[str, ...], name: str, split: str) -> Path:
+    for below in folders:
+        if (folder / below / name).is_file():
+            return folder / below / name
+    there = ", ".join(sorted(p.name for below in folders for p in (folder / below).glob("*.json"))) or "no JSON file"
+    places = " or ".join(str(folder / below) for below in folders)
+    raise ManifestError(
+        f"{places}: no {name} for split {split!r} (there is: {there}); put it there, name data.release "
+        f"({', '.join(MUSIC_RELEASES)}), or name each split's file in data.files, for instance "
+        '{train = "avqa-train_real.json", test = "avqa-test.json"}'
+    )

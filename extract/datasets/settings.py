@@ -1,17 +1,70 @@
-"""The `[data]` table of an experiment: which data set, where it lies, how it is split."""
+"""The `[data]` table of an experiment: which data set, its folder, its split; and data sets of one's own by name."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from ...errors import SettingsError, unknown_name
+from ...registry import Registry
+
+if TYPE_CHECKING:
+    from .types import Manifest
+
+
+class DatasetLoader(Protocol):
+    """Loads the annotations of a data set; a function, or an instance of a class with `__call__`."""
+
+    def __call__(self, settings: DataSettings, *, root: Path, base: Path) -> Manifest:
+        """Return the manifest of the data set in `root`; other paths of `settings` are relative to `base`."""
+        ...
+
 
 #: Data sets that `load_manifest` opens.
-DATASETS = ("ave", "avqa", "demo", "manifest", "music-avqa")
+DATASETS: Registry[DatasetLoader] = Registry(
+    "data set",
+    "talik.datasets",
+    {
+        "ave": f"{__package__}.ave:load_ave",
+        "avqa": f"{__package__}.avqa:load_avqa",
+        "demo": f"{__package__}.music_avqa:load_demo",
+        "manifest": f"{__package__}.generic:load_generic",
+        "music-avqa": f"{__package__}.music_avqa:load_music_avqa",
+    },
+)
+
+
+def register_dataset(name: str, loader: DatasetLoader) -> None:
+    """Make a data set known under `name`, for `[data] dataset = name`.
+
+    Installed packages offer theirs by an entry point of the group `talik.datasets`.
+
+    Args:
+        name: the data set's name.
+        loader: called as `loader(settings, root=root, base=base)` with the `[data]` table, the folder that holds the
+            media, and the experiment file's folder; returns a `Manifest`.
+
+    Example:
+        >>> from talik.extract.datasets.types import Clip, Manifest, Question
+        >>> def load_door(settings, *, root, base):
+        ...     question = Question(
+        ...         id="1", clip_id="a", text="Is it open?", answer="yes", type="all", template="", split="train"
+        ...     )
+        ...     clips = {"a": Clip(id="a", path=root / "a.mp4")}
+        ...     return Manifest(name="door", root=root, clips=clips, questions=(question,), answers=("yes", "no"))
+        >>> register_dataset("door", load_door)
+        >>> "door" in DATASETS.names()
+        True
+    """
+    DATASETS.register(name, loader)
+
 
 #: Releases of MUSIC-AVQA.
 MUSIC_RELEASES = ("original", "updated", "real", "synthetic", "v2.0-balanced", "v2.0-biased", "r")
+
+
+_OWN_ANSWERS = {"ave": "classes", "avqa": "choices", "demo": "42 answers", "music-avqa": "42 answers"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +72,8 @@ class DataSettings:
     """Where a data set lies and how it is read. Paths are relative to the experiment file's folder.
 
     Attributes:
-        dataset: `music-avqa`, `ave`, `avqa`, `demo` (the made set, in MUSIC-AVQA's format) or `manifest` (a JSONL or
-            CSV file).
+        dataset: `music-avqa`, `ave`, `avqa`, `demo` (the made set, in MUSIC-AVQA's format), `manifest` (a JSONL or
+            CSV file), or a name that `register_dataset` made known.
         root: the folder that holds the media; no annotation may point outside it.
         segments: the number T of time steps that a clip is cut into.
         stride_seconds: length of a segment, for segments of that length from the clip's beginning on, whatever its
@@ -62,8 +115,8 @@ class DataSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.dataset not in DATASETS:
-            raise SettingsError(f"dataset: {unknown_name('data set', self.dataset, DATASETS)}")
+        if self.dataset not in DATASETS.names():
+            raise SettingsError(f"dataset: {unknown_name('data set', self.dataset, DATASETS.names())}")
         if not self.root:
             raise SettingsError("root: found an empty string, expected the folder that holds the media")
         if self.segments < 1:
@@ -74,9 +127,8 @@ class DataSettings:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise SettingsError(f"{name}: found {value}, expected more than 0")
-        if self.answers and self.dataset != "manifest":
-            own = {"ave": "own classes", "avqa": "own choices"}.get(self.dataset, "own 42 answers")
-            raise SettingsError(f"answers: {self.dataset} has its {own}; leave this out")
+        if self.answers and self.dataset in _OWN_ANSWERS:
+            raise SettingsError(f"answers: {self.dataset} has its own {_OWN_ANSWERS[self.dataset]}; leave this out")
         if self.files and self.dataset == "manifest":
             raise SettingsError("files: a manifest is one file with a split column; name it in annotations")
         if self.release is not None and (self.dataset != "music-avqa" or self.release not in MUSIC_RELEASES):

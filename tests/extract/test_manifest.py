@@ -12,12 +12,11 @@ import pytest
 
 from talik.config import from_mapping
 from talik.errors import ManifestError, MissingMediaError, SettingsError
-from talik.extract.datasets.describe import describe, shared_clips
+from talik.extract.datasets.describe import blind_baseline, describe, fraction_correct, shared_clips
 from talik.extract.datasets.load import load_manifest
 from talik.extract.datasets.music_avqa import ANSWERS_42, fill_template
 from talik.extract.datasets.settings import DataSettings
 from talik.extract.datasets.split import source_id
-from talik.extract.datasets.text_only import blind_baseline, fraction_correct
 from talik.extract.datasets.types import MUSIC_AVQA_TYPES, Manifest
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "music-avqa"

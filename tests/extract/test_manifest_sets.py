@@ -16,11 +16,10 @@ from talik.adapt.evaluation.metrics import score
 from talik.config import from_mapping
 from talik.errors import ManifestError, MediaError, MissingMediaError, SettingsError
 from talik.extract.datasets.ave import CATEGORIES
-from talik.extract.datasets.describe import describe
+from talik.extract.datasets.describe import blind_baseline, describe
 from talik.extract.datasets.load import load_manifest
 from talik.extract.datasets.settings import DataSettings
 from talik.extract.datasets.split import source_id
-from talik.extract.datasets.text_only import blind_baseline
 from talik.extract.datasets.types import MUSIC_AVQA_TYPES, Manifest
 from talik.extract.media.decode import SegmentSettings, decode_clip, iter_media
 from talik.extract.media.frame_folder import FrameFolder, frame_files
