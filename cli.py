@@ -244,11 +244,11 @@ def report(
     out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("report"),
     skip_unfinished: Annotated[bool, typer.Option("--skip-unfinished", help="Leave unfinished runs out.")] = False,
 ) -> None:
-    """Write the table of finished runs, with what it cost: Markdown, LaTeX, CSV, JSON and one HTML page."""
+    """Write the table of finished runs, with what it cost: Markdown, LaTeX, CSV, JSON, figures and one HTML page."""
     from .adapt.report.write import report as write
 
     files = write(runs, out=out, baseline=baseline, skip_unfinished=skip_unfinished)
-    for line in (*files.notes, "", files.text, *files.ledger.lines(), str(files.html)):
+    for line in (*files.notes, "", files.text, *files.costs.lines(), str(files.html)):
         typer.echo(line)
 
 

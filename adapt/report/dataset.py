@@ -1,29 +1,67 @@
-"""What a report says of the data set that its runs were trained on: the blind baseline, clips shared between splits."""
+"""Read the data set that runs were trained on: the blind baseline, clips shared between splits, a few clips to show.
+
+The page holds shown media inside data URIs, so that it needs no other file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import base64
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from ...config import from_mapping
-from ...errors import TalikError
+from ...errors import MediaError, SettingsError, TalikError
 from ...extract.datasets.describe import blind_baseline, most_frequent_label, shared_clips
 from ...extract.datasets.load import load_manifest
 from ...extract.datasets.settings import DataSettings
-from ...extract.datasets.types import Manifest
-from .clips import ShownClip, pick_clips, show_clip
+from ...extract.datasets.types import Clip, Manifest
+from ...extract.media.decode import decode_clip
 from .runs import Prediction, Run
+
+_TYPES = {
+    ".mp4": "video/mp4",
+    ".webm": "video/webm",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".webp": "image/webp",
+}
+_FRAME_WIDTH = 160
+_MOST_FRAMES = 16  # frames of longer clips would be too narrow to recognise
+_DATA_URI = re.compile(r"data:(image|video)/[a-z0-9+.-]+;base64,[A-Za-z0-9+/]+=*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownClip:
+    """One clip to show: its id as the predictions have it, and a video or frames as data URIs (see `data_uri`)."""
+
+    clip_id: str
+    video: str | None = None
+    frames: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for kind, uri in (("video", self.video), *(("image", frame) for frame in self.frames)):
+            match = None if uri is None else _DATA_URI.fullmatch(uri)
+            if uri is not None and (match is None or match[1] != kind):
+                raise SettingsError(f"clip {self.clip_id!r}: found {uri[:24]!r}, expected a base64 {kind} data URI")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSet:
-    """The data set of some runs, as far as it can be read.
+    """Data set of some runs, as far as it can be read.
 
-    Args:
+    Attributes:
         manifest: None where it cannot be read.
         settings: of the manifest; None without it.
-        blind: the blind baseline's answer to each reported question by id; None without a manifest that asks them.
-        notes: of leaks between splits, or of why there is no baseline; one sentence each.
+        blind: the blind baseline's answer to each reported question by id; None without a manifest that has them.
+        notes: on leaks between splits, or why the baseline is missing; one sentence each.
     """
 
     manifest: Manifest | None = None
@@ -41,37 +79,26 @@ def find_data_set(run: Run) -> DataSet:
     try:
         settings = replace(from_mapping(DataSettings, table, where="data"), allow_missing=True)
         manifest = load_manifest(settings, base=run.base)
-        blind = _blind(manifest, run.predictions, run.split, by_segment=by_segment)
+        blind = _blind_answers(manifest, run.predictions, run.split, by_segment=by_segment)
     except (TalikError, OSError) as error:
         return _without(" ".join(str(error).split()).replace(f"{run.base}/", ""))
     if blind is None:
         return _without(f"the data set in {settings.root} no longer asks these questions with these answers")
-    leaks = tuple(map(_leak, shared_clips(manifest)))
+    leaks = tuple(
+        f"Leak between splits. {line[:1].upper()}{line[1:]}: what is learnt of them in one is known in the other."
+        for line in shared_clips(manifest)
+    )
     return DataSet(manifest=manifest, settings=settings, blind=blind, notes=leaks)
-
-
-def some_clips(data: DataSet, predictions: Sequence[Prediction], *, count: int = 6) -> list[ShownClip]:
-    """Return a few of the clips that were asked about, those of them whose media can be read."""
-    if data.manifest is None or data.settings is None:
-        return []
-    segments, stride = data.settings.segments, data.settings.stride_seconds
-    clips = [data.manifest.clips[name] for name in pick_clips(predictions, count) if name in data.manifest.clips]
-    shown = [show_clip(clip, num_segments=segments, stride_seconds=stride) for clip in clips]
-    return [clip for clip in shown if clip is not None]
 
 
 def _without(reason: str) -> DataSet:
     return DataSet(notes=(f"No blind baseline, and no look for clips shared between splits: {reason}.",))
 
 
-def _leak(line: str) -> str:
-    return f"Leak between splits. {line[:1].upper()}{line[1:]}: what is learnt of them in one is known in the other."
-
-
-def _blind(
+def _blind_answers(
     manifest: Manifest, predictions: Sequence[Prediction], split: str, *, by_segment: bool
 ) -> dict[str, str] | None:
-    """The baseline's answers, None where the manifest does not ask what was answered."""
+    """Answer each predicted question by the baseline; None where the manifest has other questions or answers."""
     questions = {q.id: q for q in manifest.split(split)}
     label = most_frequent_label(manifest) if by_segment else ""
     guesses = {} if by_segment else blind_baseline(manifest, split)
@@ -87,3 +114,76 @@ def _blind(
             return None
         found[p.question_id] = label if by_segment else guesses[name]
     return found
+
+
+def some_clips(data: DataSet, predictions: Sequence[Prediction], *, count: int = 6) -> list[ShownClip]:
+    """Load up to `count` of the predicted clips, those of them whose media can be read."""
+    if data.manifest is None or data.settings is None:
+        return []
+    segments, stride = data.settings.segments, data.settings.stride_seconds
+    clips = [data.manifest.clips[name] for name in pick_clips(predictions, count) if name in data.manifest.clips]
+    shown = [show_clip(clip, num_segments=segments, stride_seconds=stride) for clip in clips]
+    return [clip for clip in shown if clip is not None]
+
+
+def pick_clips(predictions: Iterable[Prediction], num: int) -> tuple[str, ...]:
+    """Pick up to `num` clip ids, evenly spaced over the order of appearance, whatever was answered to them."""
+    clips = list(dict.fromkeys(p.clip_id for p in predictions))
+    num = min(num, len(clips))
+    return tuple(clips[(2 * i + 1) * len(clips) // (2 * num)] for i in range(num))
+
+
+def show_clip(clip: Clip, *, num_segments: int, stride_seconds: float | None = None) -> ShownClip | None:
+    """Load one frame per segment of a clip of at most 16 segments, and the video itself where it is small.
+
+    Args:
+        clip: of a manifest.
+        num_segments, stride_seconds: the segments, as the data set's settings have them.
+
+    Returns:
+        None where the media cannot be read, or give neither frames nor a small video.
+    """
+    frames: tuple[str, ...] = ()
+    video: str | None = None
+    if clip.path is None or clip.media is None:
+        return None
+    try:
+        if num_segments <= _MOST_FRAMES:
+            decoded = decode_clip(clip.media, num_segments=num_segments, stride_seconds=stride_seconds, sound=False)
+            frames = tuple(map(_jpeg, () if decoded.frames is None else decoded.frames))
+    except (TalikError, OSError):
+        return None
+    if _TYPES.get(clip.path.suffix.lower(), "").startswith("video/"):
+        try:
+            video = data_uri(clip.path)
+        except MediaError:
+            video = None
+    return ShownClip(clip_id=clip.id, video=video, frames=frames) if frames or video else None
+
+
+def _jpeg(frame: NDArray[np.uint8]) -> str:
+    """Encode a frame (H, W, 3) as a data URI of a JPEG of 160 pixels' width."""
+    height, width = frame.shape[:2]
+    buffer = io.BytesIO()
+    size = (_FRAME_WIDTH, max(2, 2 * round(height * _FRAME_WIDTH / width / 2)))
+    Image.fromarray(frame).resize(size).save(buffer, "JPEG")
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def data_uri(path: Path | str, *, max_bytes: int = 200_000) -> str:
+    """Encode a file (mp4, webm, png, jpeg or webp) as a data URI.
+
+    Raises:
+        MediaError: the file cannot be read, is of another kind, or is larger than `max_bytes`.
+    """
+    path = Path(path)
+    kind = _TYPES.get(path.suffix.lower())
+    if kind is None:
+        raise MediaError(f"{path}: cannot stand in a page; expected one of {', '.join(_TYPES)}")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise MediaError(f"{path}: cannot be read ({error.strerror})") from None
+    if not 0 < len(content) <= max_bytes:
+        raise MediaError(f"{path}: {len(content)} bytes; expected 1 to {max_bytes} for a page that stays small")
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"

@@ -1,4 +1,4 @@
-"""What a reader must know before the numbers, worked out from the runs themselves."""
+"""Write the notes above the numbers: size of the test, chance, differences in training, from the runs themselves."""
 
 from __future__ import annotations
 
@@ -17,27 +17,26 @@ _EVERY_BLOCK = {"lavish": "LAVISH", "dgsct": "DG-SCT"}
 
 
 def make_notes(table: Table, variants: Mapping[str, Sequence[Run]]) -> tuple[str, ...]:
-    """Return the notes that hold for these runs, most important first; each is one sentence or two."""
+    """Write the notes that apply to these runs, most important first; each is one sentence or two."""
     notes = [_size(table), _blind(table), _not_above_blind(table), _few_clips(table), _other_training(table, variants)]
     notes.append(_other_insertion(table, variants))
     return tuple(note for note in notes if note)
 
 
 def _size(table: Table) -> str:
-    trained = [row for row in table.rows if row.trained]
-    seeds = sorted({row.num_seeds for row in trained})
+    seeds = sorted({row.num_seeds for row in table.trained})
     size = f"{table.num_questions:,} {table.split} questions on {table.num_clips:,} clips"
     chance = _chance(table)
     if seeds == [1]:
         return f"A taste: one seed, {size}.{chance} Training again with another seed may move every row."
     if len(seeds) == 1:
         return f"{seeds[0]} seeds, {size}.{chance}"
-    uneven = ", ".join(f"{row.label} {row.num_seeds}" for row in trained)
+    uneven = ", ".join(f"{row.label} {row.num_seeds}" for row in table.trained)
     return f"{seeds[0]} to {seeds[-1]} seeds, {size}.{chance} Rows differ in seeds: {uneven}."
 
 
 def _chance(table: Table) -> str:
-    """How large a difference must be: half the narrowest and the widest interval of the comparisons."""
+    """Say how large a difference must be: half the narrowest and the widest interval of the comparisons."""
     widths = [f"{c.difference.half_width:.1f}" for c in table.comparisons]
     if not widths:
         return ""
@@ -69,9 +68,8 @@ def _few_clips(table: Table) -> str:
 
 
 def _other_training(table: Table, variants: Mapping[str, Sequence[Run]]) -> str:
-    """Training settings in which the variants differ: then a row shows more than its adapter."""
-    labels = {row.name: row.label for row in table.rows}
-    settings = {labels[name]: _flat(runs[0].config.get("train", {})) for name, runs in variants.items()}
+    """Name training settings in which the variants differ: then a row shows more than its adapter."""
+    settings = {table.labels[name]: _flat(runs[0].config.get("train", {})) for name, runs in variants.items()}
     told = []
     for key in sorted({key for values in settings.values() for key in values}):
         found = {label: values.get(key, "not set") for label, values in settings.items()}
@@ -81,19 +79,19 @@ def _other_training(table: Table, variants: Mapping[str, Sequence[Run]]) -> str:
 
 
 def _other_insertion(table: Table, variants: Mapping[str, Sequence[Run]]) -> str:
-    """Variants that do not sit where their papers put them: then a row says nothing about the paper's model."""
-    labels = {row.name: row.label for row in table.rows}
+    """Name variants inserted at fewer blocks than in their papers: their rows say nothing of the published models."""
     told = []
     for name, (run, *_) in variants.items():
         adapter = run.config.get("adapter")
         paper = _EVERY_BLOCK.get(str(adapter.get("kind"))) if isinstance(adapter, Mapping) else None
         if paper and run.insertions and run.num_units and run.insertions < run.num_units:
             places = f"{run.insertions} place{'s' * (run.insertions > 1)}"
-            told.append(f"{labels[name]} sits at {places} of {run.num_units}, {paper} as published at every block")
+            label = table.labels[name]
+            told.append(f"{label} sits at {places} of {run.num_units}, {paper} as published at every block")
     return f"Not where their papers have them: {'; '.join(told)}." if told else ""
 
 
 def _flat(settings: object) -> dict[str, str]:
-    """A [train] table by key; settings that came after the run was made are at their defaults."""
+    """Flatten a [train] table; settings younger than the run are at their defaults."""
     found = {**to_mapping(TrainSettings()), **(settings if isinstance(settings, Mapping) else {})}
     return {str(key): json.dumps(value, sort_keys=True) for key, value in found.items() if key != "seed"}

@@ -1,8 +1,8 @@
-"""Reads finished run folders, runs/<experiment>/<variant>/seed<k>/, and refuses what is unfinished or malformed.
+"""Read finished run folders, runs/<experiment>/<variant>/seed<k>/, and refuse unfinished or malformed ones.
 
 config.toml         the resolved settings
-metrics.jsonl       one line an epoch, and a last line "done"
-predictions.jsonl   the test split, one line a question
+metrics.jsonl       one line per epoch, and a last line "done"
+predictions.jsonl   the test split, one line per question
 result.json         written last; a folder without it is unfinished
 """
 
@@ -10,19 +10,24 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ...config import coerce
-from ...errors import RunError, SettingsError
+import pydantic
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from ...errors import RunError
 from ..evaluation.metrics import Scores, score
 
+T = TypeVar("T")
+_CHECKED = pydantic.ConfigDict(strict=True, extra="ignore")
 
-@dataclass(frozen=True, kw_only=True)
+
+@checked_dataclass(frozen=True, kw_only=True, config=_CHECKED)
 class Prediction:
-    """What a run answered to one question; `probability` in [0, 1] is the run's own, of its answer."""
+    """Answer of a run to one question; `probability` in [0, 1] is the one that the run gave this answer."""
 
     question_id: str
     clip_id: str
@@ -31,29 +36,65 @@ class Prediction:
     question: str
     answer: str
     prediction: str
-    probability: float | None
+    probability: float | None = None
     correct: bool
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True, config=_CHECKED)
 class Epoch:
-    """One epoch of training; accuracy is a fraction, `seconds` what the epoch took."""
+    """Metrics of one training epoch; `val_accuracy` in [0, 1], `seconds` of wall time."""
 
     epoch: int
     step: int
     train_loss: float
-    val_loss: float | None
-    val_accuracy: float | None
+    val_loss: float | None = None
+    val_accuracy: float | None = None
     seconds: float
+
+
+@checked_dataclass(frozen=True, kw_only=True, config=_CHECKED)
+class _Identity:
+    experiment: str
+    variant: str
+    seed: int
+
+
+@checked_dataclass(frozen=True, kw_only=True, config=_CHECKED)
+class _Done:
+    best_epoch: int | None = None
+    seconds: float
+
+
+@checked_dataclass(frozen=True, kw_only=True, config=_CHECKED)
+class _Result:
+    split: str
+    accuracy: float
+    trainable_params: int
+    by_type: Any = None
+    device: str | None = None
+    live: bool | None = None
+    together: int | None = None
+    flops: int | None = None
+    flops_trained: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """One finished run: a variant trained with one seed and evaluated on one split.
 
-    What older runs do not say is None: `device` ("cpu" or "cuda"), `together` (variants trained in lockstep), `flops`
-    and `flops_trained` of a question, `depth` (where the first insertion sits, from 0, before the first unit, to 1,
-    after the last: the mean over the trunks), `insertions` and `num_units` (how many; of the longest trunk entered).
+    Runs of older versions leave some attributes None.
+
+    Attributes:
+        path: the run's folder.
+        config: its resolved settings, as config.toml has them.
+        train_seconds: wall time of training and evaluation.
+        device: "cpu" or "cuda".
+        live: whether it was trained without the cache.
+        together: number of variants trained in lockstep.
+        flops, flops_trained: floating-point operations per question: all above the cached states; adapters and head.
+        depth: position of the first insertion, from 0 (before the first unit) to 1 (after the last); mean over trunks.
+        insertions: number of insertions.
+        num_units: of the longest trunk with an insertion.
     """
 
     path: Path
@@ -79,37 +120,36 @@ class Run:
 
     @property
     def base(self) -> Path:
-        """The folder of the experiment's file, which relative paths of the settings count from."""
+        """Folder of the experiment's file, from which relative paths of the settings count."""
         parents = self.path.resolve().parents  # <base>/runs/<experiment>/<variant>/seed<k>
         return parents[min(3, len(parents) - 1)]
 
     @property
     def name(self) -> str:
-        """The run's place below the runs folder, as messages and files name it."""
+        """Path below the runs folder, as messages and files name it."""
         return f"{self.experiment}/{self.variant}/seed{self.seed}"
 
 
 def find_runs(paths: Iterable[Path | str]) -> tuple[Path, ...]:
-    """Return the run folders at and below `paths` (folders with a config.toml), sorted below each path, once each.
+    """Find the run folders (those with a config.toml) at and below `paths`, sorted below each path, once each.
 
     Raises:
-        RunError: a path that is not there, or that holds no run.
+        RunError: a path that does not exist, or without a run.
     """
     found: dict[Path, None] = {}
     for path in map(Path, paths):
         if not path.is_dir():
             raise RunError(f"{path}: no such folder; expected a run, a variant or an experiment below runs/")
-        folders = (
-            [path] if (path / "config.toml").is_file() else _outermost(c.parent for c in path.rglob("config.toml"))
-        )
+        folders = {path} if (path / "config.toml").is_file() else {c.parent for c in path.rglob("config.toml")}
         if not folders:
             raise RunError(f"{path}: no run in it (no config.toml at or below it); train a variant first")
-        found.update(dict.fromkeys(sorted(folders, key=_natural)))
+        outermost = [f for f in folders if folders.isdisjoint(f.parents)]  # a run's own subfolders are not runs
+        found.update(dict.fromkeys(sorted(outermost, key=_natural_order)))
     return tuple(found)
 
 
 def is_finished(folder: Path | str) -> bool:
-    """Whether a run folder has its result.json, which is written last."""
+    """Tell whether a run folder has its result.json, which is written last."""
     return (Path(folder) / "result.json").is_file()
 
 
@@ -120,82 +160,65 @@ def read_run(folder: Path | str) -> Run:
         RunError: the folder is unfinished, or a file is missing, malformed or contradicts another.
     """
     folder = Path(folder)
-    if not (folder / "config.toml").is_file():
+    settings, outcome, metrics = (folder / name for name in ("config.toml", "result.json", "metrics.jsonl"))
+    if not settings.is_file():
         raise RunError(f"{folder}: not a run folder (no config.toml)")
     if not is_finished(folder):
         raise RunError(f"{folder}: unfinished (no result.json); resume its training or leave it out")
-    config = _read_toml(folder / "config.toml")
-    result = _read_object(folder / "result.json")
-    epochs, done = _read_metrics(folder / "metrics.jsonl")
+    try:
+        config = tomllib.loads(_read_text(settings))
+    except tomllib.TOMLDecodeError as error:
+        raise RunError(f"{settings}: not TOML ({error})") from None
+    identity = _build(_Identity, config, settings)
+    result = _build(_Result, _parse_object(_read_text(outcome), outcome), outcome)
+    epochs, done = _read_metrics(metrics)
     predictions = _read_predictions(folder / "predictions.jsonl")
     scores = score([p.type for p in predictions], [p.correct for p in predictions])
-    _check_result(folder / "result.json", result, scores)
+    _check_result(outcome, result, scores)
     return Run(
         path=folder,
-        experiment=_take(config, "experiment", str, folder / "config.toml"),
-        variant=_take(config, "variant", str, folder / "config.toml"),
-        seed=_take(config, "seed", int, folder / "config.toml"),
+        experiment=identity.experiment,
+        variant=identity.variant,
+        seed=identity.seed,
         config=config,
         epochs=epochs,
         predictions=predictions,
         scores=scores,
-        split=_take(result, "split", str, folder / "result.json"),
-        best_epoch=_take(done, "best_epoch", int | None, folder / "metrics.jsonl"),
-        train_seconds=_take(done, "seconds", float, folder / "metrics.jsonl"),
-        trainable_params=_take(result, "trainable_params", int, folder / "result.json"),
-        device=_take(result, "device", str | None, folder / "result.json"),
-        live=bool(_take(result, "live", bool | None, folder / "result.json")),
-        together=_take(result, "together", int | None, folder / "result.json"),
-        flops=_take(result, "flops", int | None, folder / "result.json"),
-        flops_trained=_take(result, "flops_trained", int | None, folder / "result.json"),
+        split=result.split,
+        best_epoch=done.best_epoch,
+        train_seconds=done.seconds,
+        trainable_params=result.trainable_params,
+        device=result.device,
+        live=bool(result.live),
+        together=result.together,
+        flops=result.flops,
+        flops_trained=result.flops_trained,
         **_read_insertions(folder / "adapter.json"),
     )
 
 
 def group_by_variant(runs: Iterable[Run]) -> dict[str, tuple[Run, ...]]:
-    """Return the runs by variant, in order of appearance, seeds ascending, all on the same questions.
+    """Group runs by variant, in order of appearance, seeds ascending; all must answer the same questions.
 
     Raises:
         RunError: one variant and seed twice, or runs that answer different questions.
     """
-    grouped: dict[str, list[Run]] = {}
+    grouped: dict[str, dict[int, Run]] = {}
     first: Run | None = None
     for run in runs:
         first = first or run
         _check_same_questions(first, run)
-        same = grouped.setdefault(run.variant, [])
-        for other in same:
-            if other.seed == run.seed:
-                raise RunError(f"variant {run.variant!r} with seed {run.seed} twice: {other.path} and {run.path}")
-        same.append(run)
-    return {name: tuple(sorted(members, key=lambda r: r.seed)) for name, members in grouped.items()}
+        seeds = grouped.setdefault(run.variant, {})
+        if run.seed in seeds:
+            twice = f"{seeds[run.seed].path} and {run.path}"
+            raise RunError(f"variant {run.variant!r} with seed {run.seed} twice: {twice}")
+        seeds[run.seed] = run
+    return {name: tuple(seeds[k] for k in sorted(seeds)) for name, seeds in grouped.items()}
 
 
-def _outermost(folders: Iterable[Path]) -> list[Path]:
-    """Without those inside another: what a run keeps below its own folder is no run."""
-    every = set(folders)
-    return [folder for folder in every if every.isdisjoint(folder.parents)]
-
-
-def _natural(path: Path) -> tuple[Any, ...]:
+def _natural_order(path: Path) -> tuple[Path, str, int]:
     stem = path.name.rstrip("0123456789")
     return (path.parent, stem, int(path.name[len(stem) :] or -1))
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    return _parse_object(_read_text(path), str(path))
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(_read_text(path))
-    except tomllib.TOMLDecodeError as error:
-        raise RunError(f"{path}: not TOML ({error})") from None
-
-
-def _read_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    lines = _read_text(path).split("\n")
-    return [(f"{path}:{i}", _parse_object(text, f"{path}:{i}")) for i, text in enumerate(lines, 1) if text.strip()]
 
 
 def _read_text(path: Path) -> str:
@@ -207,7 +230,7 @@ def _read_text(path: Path) -> str:
         raise RunError(f"{path}: cannot be read ({error})") from None
 
 
-def _parse_object(text: str, where: str) -> dict[str, Any]:
+def _parse_object(text: str, where: Path | str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
@@ -217,89 +240,87 @@ def _parse_object(text: str, where: str) -> dict[str, Any]:
     return value
 
 
-def _take(values: Mapping[str, Any], key: str, hint: Any, where: Path | str) -> Any:
-    if key not in values and not isinstance(None, hint):
-        raise RunError(f"{where}: no {key!r}; found {', '.join(sorted(values)) or 'nothing'}")
+def _parse_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the place ("file:line") and the object of each line that is not blank."""
+    for number, text in enumerate(_read_text(path).split("\n"), 1):
+        if text.strip():
+            yield f"{path}:{number}", _parse_object(text, f"{path}:{number}")
+
+
+def _build(cls: type[T], values: Mapping[str, Any], where: Path | str) -> T:
+    """Check `values` against the fields of `cls`, unknown keys ignored."""
     try:
-        return coerce(hint, values.get(key), where=key)
-    except SettingsError as error:
-        raise RunError(f"{where}: {error}") from None
+        return cls(**values)
+    except pydantic.ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(map(str, problem["loc"]))
+        if problem["type"] == "missing":
+            raise RunError(f"{where}: no {name!r}; found {', '.join(sorted(values)) or 'nothing'}") from None
+        raise RunError(f"{where}: {name}: {problem['msg']}, found {problem['input']!r}") from None
 
 
-def _read_metrics(path: Path) -> tuple[tuple[Epoch, ...], dict[str, Any]]:
-    """The epochs (a repeated one counts as last written) and the line "done"."""
+def _read_metrics(path: Path) -> tuple[tuple[Epoch, ...], _Done]:
+    """Read the epochs (of an epoch trained again after a resumption, the last) and the line "done"."""
     epochs: dict[int, Epoch] = {}
-    done: dict[str, Any] | None = None
-    optional = {"val_loss", "val_accuracy"}
-    for where, line in _read_lines(path):
+    done: _Done | None = None
+    for where, line in _parse_lines(path):
         if line.get("event") == "done":
-            done = line
+            done = _build(_Done, line, where)
         elif line.get("event") == "epoch":
-            numbers = {key: _take(line, key, int, where) for key in ("epoch", "step")}
-            for key in ("train_loss", "val_loss", "val_accuracy", "seconds"):
-                numbers[key] = _take(line, key, float | None if key in optional else float, where)
-            epochs[numbers["epoch"]] = Epoch(**numbers)
+            epoch = _build(Epoch, line, where)
+            epochs[epoch.epoch] = epoch
     if done is None:
         raise RunError(f"{path}: no line with the event 'done'; the run did not end as it should, train it again")
     return tuple(epochs[number] for number in sorted(epochs)), done
 
 
 def _read_insertions(path: Path) -> dict[str, Any]:
-    """`depth`, 1 without insertions; `insertions` and `num_units`."""
+    """Read `depth` (1 without insertions), `insertions` and `num_units` from adapter.json, if the run has one."""
     if not path.is_file():
         return {}
-    found = _read_object(path)
+    description = _parse_object(_read_text(path), path)
     try:
         first: dict[str, int] = {}
-        for insertion in found["insertions"]:
+        for insertion in description["insertions"]:
             for modality, boundary in insertion.items():
                 first[modality] = min(int(boundary), first.get(modality, int(boundary)))
-        units = {modality: int(found["encoders"][modality]["num_units"]) for modality in first}
+        units = {modality: int(description["encoders"][modality]["num_units"]) for modality in first}
         depths = [boundary / units[modality] for modality, boundary in first.items()]
     except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError) as error:
         raise RunError(f"{path}: not as training writes it ({error!r}); train the variant again") from None
     depth = sum(depths) / len(depths) if depths else 1.0
-    return {"depth": depth, "insertions": len(found["insertions"]), "num_units": max(units.values(), default=0)}
+    return {"depth": depth, "insertions": len(description["insertions"]), "num_units": max(units.values(), default=0)}
 
 
 def _read_predictions(path: Path) -> tuple[Prediction, ...]:
     predictions: dict[str, Prediction] = {}
-    texts = ("question_id", "clip_id", "type", "template", "question", "answer", "prediction")
-    for where, line in _read_lines(path):
-        taken = {key: _take(line, key, str, where) for key in texts}
-        taken["probability"] = _take(line, "probability", float | None, where)
-        taken["correct"] = _take(line, "correct", bool, where)
-        if taken["correct"] != (taken["prediction"] == taken["answer"]):
+    for where, line in _parse_lines(path):
+        found = _build(Prediction, line, where)
+        if found.correct != (found.prediction == found.answer):
             raise RunError(f"{where}: 'correct' contradicts 'prediction' and 'answer'")
-        if taken["question_id"] in predictions:
-            raise RunError(f"{where}: question {taken['question_id']!r} is there twice")
-        predictions[taken["question_id"]] = Prediction(**taken)
+        if found.question_id in predictions:
+            raise RunError(f"{where}: question {found.question_id!r} is there twice")
+        predictions[found.question_id] = found
     if not predictions:
-        raise RunError(f"{path}: no prediction in it; expected one line a question")
+        raise RunError(f"{path}: no prediction in it; expected one line per question")
     return tuple(predictions.values())
 
 
-def _check_result(path: Path, result: Mapping[str, Any], scores: Scores) -> None:
-    found = _take(result, "accuracy", float, path)
-    if abs(found - scores.overall.accuracy) > 1e-6:
-        raise RunError(f"{path}: accuracy {found} but predictions.jsonl counts {scores.overall.accuracy:.6f}")
+def _check_result(path: Path, result: _Result, scores: Scores) -> None:
+    if abs(result.accuracy - scores.overall.accuracy) > 1e-6:
+        raise RunError(f"{path}: accuracy {result.accuracy} but predictions.jsonl counts {scores.overall.accuracy:.6f}")
     expected = scores.to_json()["by_type"]
-    if result.get("by_type", expected) != expected:
+    if result.by_type not in (None, expected):
         raise RunError(f"{path}: by_type differs from what predictions.jsonl counts, {expected}")
 
 
 def _check_same_questions(first: Run, run: Run) -> None:
     if run.split != first.split:
         raise RunError(f"{run.name} is on split {run.split!r}, {first.name} on {first.split!r}; report one split")
-    mine, theirs = _asked(run.predictions), _asked(first.predictions)
-    if mine == theirs:
-        return
-    odd = next(iter((mine ^ theirs) or mine))
-    raise RunError(
-        f"{run.name} and {first.name} answer different questions ({len(mine)} and {len(theirs)}; "
-        f"one that differs: {odd[0]!r}); report runs of one data set together"
-    )
-
-
-def _asked(predictions: Sequence[Prediction]) -> set[tuple[str, str, str, str]]:
-    return {(p.question_id, p.clip_id, p.type, p.answer) for p in predictions}
+    mine, theirs = ({(p.question_id, p.clip_id, p.type, p.answer) for p in r.predictions} for r in (run, first))
+    if mine != theirs:
+        example = next(iter(mine ^ theirs))[0]
+        raise RunError(
+            f"{run.name} and {first.name} answer different questions ({len(mine)} and {len(theirs)}; "
+            f"one that differs: {example!r}); report runs of one data set together"
+        )

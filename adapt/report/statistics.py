@@ -1,4 +1,4 @@
-"""How sure a difference between two variants is: seeds, clips, and corrections for many comparisons.
+"""Paired cluster bootstrap of accuracy differences, t-intervals over seeds, Holm's correction for many comparisons.
 
     S  seeds of a variant      Q  questions      C  clips      R  resamples
 
@@ -29,18 +29,20 @@ from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t
+from statsmodels.stats.multitest import multipletests
 
 from ...errors import RunError, SettingsError
 
-_CHUNK_DRAWS = 2_000_000
-_KEPT_DRAWS = 50_000_000
+_BLOCK_COUNTS = 2_000_000
+_REMEMBERED_COUNTS = 50_000_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Outcomes:
-    """What one variant got right on a test set.
+    """Correct and wrong answers of one variant on a test set.
 
-    Args:
+    Attributes:
         question_ids: Q distinct ids.
         clip_ids: the clip of each question.
         correct: bool (S, Q), a row a seed.
@@ -67,11 +69,11 @@ class Outcomes:
 
     @property
     def num_seeds(self) -> int:
-        """S."""
+        """Number of seeds, S."""
         return int(self.correct.shape[0])
 
     def only(self, wanted: Sequence[bool]) -> Outcomes:
-        """Return the outcomes of some questions: a truth value for each of the Q, at least one of them true."""
+        """Select questions by a mask of Q truth values, at least one of them true."""
         return Outcomes(
             question_ids=tuple(compress(self.question_ids, wanted)),
             clip_ids=tuple(compress(self.clip_ids, wanted)),
@@ -97,7 +99,7 @@ class Difference:
         return self.low > 0 or self.high < 0
 
     def reversed(self) -> Difference:
-        """The other variant minus the one."""
+        """Swap the two variants."""
         return replace(self, points=-self.points, low=-self.high, high=-self.low)
 
     @property
@@ -108,7 +110,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class MeanInterval:
-    """A mean over seeds with half the width of its t-interval, or None for one seed."""
+    """Mean over `num` seeds and half the width of its t-interval, None for one seed."""
 
     mean: float
     half: float | None
@@ -116,7 +118,10 @@ class MeanInterval:
 
 
 def mean_interval(values: Sequence[float], *, level: float = 0.95) -> MeanInterval:
-    """Return the mean of one value a seed and its t-interval at `level` (0 < level < 1).
+    """Average one value per seed, with the half-width of Student's t-interval at `level` (0 < level < 1).
+
+    >>> mean_interval([60.0, 62.0]).mean
+    61.0
 
     Raises:
         RunError: no value.
@@ -127,18 +132,24 @@ def mean_interval(values: Sequence[float], *, level: float = 0.95) -> MeanInterv
     if len(array) == 1:
         return MeanInterval(mean=float(array[0]), half=None, num=1)
     spread = float(array.std(ddof=1)) / math.sqrt(len(array))
-    half = spread * t_quantile((1 + level) / 2, len(array) - 1)
+    half = spread * float(t.ppf((1 + level) / 2, len(array) - 1))
     return MeanInterval(mean=float(array.mean()), half=half, num=len(array))
 
 
 def compare(a: Outcomes, b: Outcomes, *, resamples: int = 10_000, level: float = 0.95, seed: int = 0) -> Difference:
-    """Return accuracy of `a` minus accuracy of `b` in points, its interval at `level` and its two-sided p-value.
+    """Test the accuracy of `a` minus the accuracy of `b`: percentage points, interval at `level`, two-sided p-value.
 
     Args:
         a, b: outcomes on the same questions, in any order; seeds need not match in number.
         resamples: R, at least 100.
         level: of the interval, 0 < level < 1.
         seed: of the draws; the same seed gives the same interval.
+
+    >>> ids, clips = ("q0", "q1", "q2"), ("c0", "c1", "c2")
+    >>> a = Outcomes(question_ids=ids, clip_ids=clips, correct=np.array([[True, True, False]]))
+    >>> b = Outcomes(question_ids=ids, clip_ids=clips, correct=np.array([[False, True, False]]))
+    >>> round(compare(a, b).points, 1)
+    33.3
 
     Raises:
         RunError: the two do not answer the same questions.
@@ -165,7 +176,7 @@ def compare(a: Outcomes, b: Outcomes, *, resamples: int = 10_000, level: float =
     drawn = points + scale * (100.0 * _resampled_means(mean_sums, sizes, resamples, seed) - points)  # (R,)
     if freedom:
         rng = np.random.default_rng([seed, 1])
-        drawn += 100.0 * math.sqrt(seed_variance * weights) * _drawn_t(freedom, resamples, rng)
+        drawn += 100.0 * math.sqrt(seed_variance * weights) * rng.permutation(_t_strata(freedom, resamples))
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     tail = min(int(np.sum(drawn <= 0)), int(np.sum(drawn >= 0)))
     p_value = min(1.0, 2.0 * (tail + 1) / (resamples + 1))
@@ -176,62 +187,20 @@ def compare(a: Outcomes, b: Outcomes, *, resamples: int = 10_000, level: float =
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
-    """Return p-values corrected for their number (Holm, Scandinavian Journal of Statistics 6, 1979), in their order."""
-    num = len(p_values)
-    corrected = [0.0] * num
-    running = 0.0
-    for rank, index in enumerate(sorted(range(num), key=lambda i: p_values[i])):
-        running = max(running, min(1.0, (num - rank) * p_values[index]))
-        corrected[index] = running
-    return tuple(corrected)
+    """Correct p-values for their number by Holm's step-down method, in the order given.
 
+    Source: Holm, Scandinavian Journal of Statistics 6, 1979.
 
-def t_quantile(probability: float, freedom: int) -> float:
-    """Return the `probability` quantile (0 < probability < 1) of Student's t with `freedom` >= 1 degrees of freedom."""
-    if not 0 < probability < 1 or freedom < 1:
-        raise SettingsError(
-            f"t quantile {probability}, {freedom} degrees of freedom: expected within (0, 1), at least 1"
-        )
-    return float(_t_quantiles(np.array([probability]), freedom)[0])
-
-
-def _t_quantiles(probabilities: NDArray[np.float64], freedom: int) -> NDArray[np.float64]:
-    """Bisect for the angle whose tangent is |t| / sqrt(freedom)."""
-    target = np.abs(2 * probabilities - 1)
-    low, high = np.zeros_like(target), np.full_like(target, math.pi / 2)
-    for _ in range(60):
-        middle = (low + high) / 2
-        below = _t_within(middle, freedom) < target
-        low, high = np.where(below, middle, low), np.where(below, high, middle)
-    return np.sign(probabilities - 0.5) * math.sqrt(freedom) * np.tan(low)
-
-
-def _t_within(angle: NDArray[np.float64], freedom: int) -> NDArray[np.float64]:
-    """P(|T| < sqrt(freedom) tan(angle)); Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3, 26.7.4."""
-    sine, cosine = np.sin(angle), np.cos(angle)
-    odd = freedom % 2
-    term = cosine if odd else np.ones_like(cosine)
-    total = term
-    for k in range(3 if odd else 2, freedom - 1, 2):
-        term = term * cosine**2 * (k - 1) / k
-        total = total + term
-    if not odd:
-        return sine * total
-    return 2 / math.pi * (angle + (sine * total if freedom > 1 else 0.0))
-
-
-def _drawn_t(freedom: int, resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """R draws of t, one from the middle of each of R equally likely strata, shuffled: steadier than random tails."""
-    return rng.permutation(_t_strata(freedom, resamples))
-
-
-@lru_cache(maxsize=4)
-def _t_strata(freedom: int, resamples: int) -> NDArray[np.float64]:
-    return _t_quantiles((np.arange(resamples) + 0.5) / resamples, freedom)
+    >>> holm([0.01, 0.5, 0.02])
+    (0.03, 0.5, 0.04)
+    """
+    if len(p_values) == 0:
+        return ()
+    return tuple(map(float, multipletests(p_values, method="holm")[1]))
 
 
 def _aligned(a: Outcomes, b: Outcomes) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.int64]]:
-    """Outcomes (S, Q) of both in the order of `a`, and the clip's number of each question (Q,)."""
+    """Order both outcomes (S, Q) as `a` has them, and number the clip of each question (Q,)."""
     place = {name: i for i, name in enumerate(b.question_ids)}
     if place.keys() != set(a.question_ids):
         odd = next(iter(place.keys() ^ set(a.question_ids)))
@@ -244,20 +213,21 @@ def _aligned(a: Outcomes, b: Outcomes) -> tuple[NDArray[np.bool_], NDArray[np.bo
 
 
 def _clip_sums(correct: NDArray[np.bool_], clips: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Correct answers by clip: (S, Q) -> (S, C)."""
+    """Count correct answers by clip: (S, Q) -> (S, C)."""
     return np.stack([np.bincount(clips, weights=row) for row in correct.astype(np.float64)])
 
 
 def _residuals(sums: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What each clip adds to its row's ratio sum / size, linearised: (S, C) -> (S, C), rows with mean zero."""
+    """Linearise each clip's contribution to its row's ratio sum / size: (S, C) -> (S, C), rows with mean zero."""
     rates = sums.sum(axis=1, keepdims=True) / sizes.sum()
-    return (sums - rates * sizes) / sizes.mean()
+    residuals: NDArray[np.float64] = (sums - rates * sizes) / sizes.mean()
+    return residuals
 
 
 def _seed_variances(
     sums_a: NDArray[np.float64], sums_b: NDArray[np.float64], sizes: NDArray[np.float64]
 ) -> tuple[float, float]:
-    """Pooled over both variants: the variance of a seed's accuracy, and its part that is noise of a seed on a clip."""
+    """Pool over both variants: the variance of a seed's accuracy, and its part that is noise of a seed on a clip."""
     num_clips, freedom = len(sizes), len(sums_a) + len(sums_b) - 2
     between = within = 0.0
     for sums in (sums_a, sums_b):
@@ -271,33 +241,33 @@ def _seed_variances(
 def _resampled_means(
     sums: NDArray[np.float64], sizes: NDArray[np.float64], resamples: int, seed: int
 ) -> NDArray[np.float64]:
-    """R draws of C clips with replacement: sum of `sums` over sum of `sizes`, (R,)."""
+    """Draw C clips with replacement R times: sum of `sums` over sum of `sizes` of each draw, (R,)."""
     both = np.stack([sums, sizes], axis=1)  # (C, 2)
-    parts = [counts @ both for counts in _drawn_counts(len(sizes), resamples, seed)]
-    drawn = np.concatenate(parts)  # (R, 2)
-    return drawn[:, 0] / drawn[:, 1]
+    num_clips = len(sizes)
+    remember = resamples * num_clips <= _REMEMBERED_COUNTS
+    parts = (_remembered_counts if remember else _drawn_counts)(num_clips, resamples, seed)
+    drawn = np.concatenate([counts.astype(np.float64) @ both for counts in parts])  # (R, 2)
+    means: NDArray[np.float64] = drawn[:, 0] / drawn[:, 1]
+    return means
 
 
-def _drawn_counts(num_clips: int, resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
-    """How often each draw holds each clip, (R, C) in parts; the last such table is kept, since many ask for one."""
-    if resamples * num_clips <= _KEPT_DRAWS:
-        kept = _kept_counts(num_clips, resamples, seed)
-        step = max(1, _CHUNK_DRAWS // num_clips)
-        yield from (kept[start : start + step].astype(np.float64) for start in range(0, resamples, step))
-    else:
-        yield from (part.astype(np.float64) for part in _new_counts(num_clips, resamples, seed))
+@lru_cache(maxsize=1)  # all comparisons of a table, and of each question type, resample the same number of clips
+def _remembered_counts(num_clips: int, resamples: int, seed: int) -> tuple[NDArray[np.uint16], ...]:
+    return tuple(_drawn_counts(num_clips, resamples, seed))
 
 
-@lru_cache(maxsize=1)
-def _kept_counts(num_clips: int, resamples: int, seed: int) -> NDArray[np.uint16]:
-    return np.concatenate(list(_new_counts(num_clips, resamples, seed)))
-
-
-def _new_counts(num_clips: int, resamples: int, seed: int) -> Iterator[NDArray[np.uint16]]:
+def _drawn_counts(num_clips: int, resamples: int, seed: int) -> Iterator[NDArray[np.uint16]]:
+    """Yield how often each resample holds each clip, (R, C) cut into blocks of rows."""
     rng = np.random.default_rng(seed)
-    step = max(1, _CHUNK_DRAWS // num_clips)
+    step = max(1, _BLOCK_COUNTS // num_clips)
     for start in range(0, resamples, step):
         num = min(step, resamples - start)
-        picked = rng.integers(num_clips, size=(num, num_clips))
-        picked += np.arange(num)[:, None] * num_clips
+        picked = rng.integers(num_clips, size=(num, num_clips)) + np.arange(num)[:, None] * num_clips
         yield np.bincount(picked.ravel(), minlength=num * num_clips).reshape(num, num_clips).astype(np.uint16)
+
+
+@lru_cache(maxsize=4)
+def _t_strata(freedom: int, resamples: int) -> NDArray[np.float64]:
+    """Take the middle of each of R equally likely strata of Student's t: steadier than random tails, (R,)."""
+    quantiles: NDArray[np.float64] = t.ppf((np.arange(resamples) + 0.5) / resamples, freedom)
+    return quantiles

@@ -1,11 +1,13 @@
-"""Prints the report's tables as text of fixed width, Markdown, LaTeX (booktabs) and CSV."""
+"""Print the report's tables as text of fixed width, Markdown, LaTeX (booktabs) and CSV."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
+import pandas as pd
+
+from .costs import CostTable
 from .formats import (
     format_cell,
     format_count,
@@ -14,220 +16,225 @@ from .formats import (
     format_p,
     format_points,
     format_time,
-    short_type,
-    verdict,
+    shorten,
 )
-from .ledger import Ledger
-from .table import Comparison, Corrected, Row, Table, cell_of
+from .table import AVERAGE, Comparison, Row, Table
 
 DELTA_NOTE = "Points; * where p is below 0.05 after Holm's correction over all types and rows (Avg: over comparisons)."
+COST_FIELDS = ("trainable_params", "seconds", "device", "flops", "flops_trained")
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {c: "\\" + c for c in "&%$#_{}"}
-LEDGER_HEAD = ("cost", "actual", "predicted", "without the cache")
 _GAP = 2
 _DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 
 
-def device_word(table: Table) -> str:
-    """Return "CPU" or "GPU" where all runs were trained on one, else ""."""
-    devices = {row.device for row in table.rows if row.trained}
-    return _DEVICES.get(devices.pop() or "", "") if len(devices) == 1 else ""
+@dataclass(frozen=True)
+class Cells:
+    """A table as strings.
+
+    Attributes:
+        head: names of the columns.
+        body: rows, each as long as `head`.
+        num_left: how many columns, from the first, are aligned left.
+        note: printed below.
+    """
+
+    head: list[str]
+    body: list[list[str]]
+    num_left: int = 1
+    note: str = ""
+
+
+def accuracy_cells(
+    table: Table,
+    costs: tuple[str, str, str],
+    *,
+    bold: Callable[[str], str] = str,
+    plus_minus: str = " ± ",
+    grouped: bool = False,
+) -> Cells:
+    """Format the accuracy table.
+
+    Args:
+        table: the accuracies.
+        costs: names of the last columns: trainable parameters, operations, hours.
+        bold: marks the best mean of each column.
+        plus_minus: printed between a mean and its half-interval.
+        grouped: follow the types of each group by the group's average.
+    """
+    groups = table.groups()
+    with_averages = [c for name, members in groups.items() for c in (*members, *([name] if name else []))]
+    columns = [*(with_averages if grouped else table.types), AVERAGE]
+
+    def accuracy(row: Row, column: str) -> str:
+        mean, separator, half = format_cell(row.cell(column), plus_minus=plus_minus).partition(plus_minus)
+        return f"{bold(mean) if table.is_best(row, column) else mean}{separator}{half}"
+
+    body = [[row.label, *(accuracy(row, c) for c in columns), *cost_cells(table, row)] for row in table.rows]
+    return Cells(["variant", *columns, *cost_heads(table, *costs)], body)
 
 
 def cost_heads(table: Table, params: str, flops: str, hours: str) -> list[str]:
-    """Return the heads of the last columns: what a variant trains and costs; FLOPs where a run has them counted."""
-    word = device_word(table)
-    return [params, *([flops] if _has_flops(table) else []), f"{word} {hours}".strip()]
+    """Name the last columns, with operations where a run recorded them and the device where all runs had the same."""
+    counted = any(row.flops is not None for row in table.rows)
+    return [params, *([flops] if counted else []), f"{_common_device(table)} {hours}".strip()]
 
 
 def cost_cells(table: Table, row: Row) -> list[str]:
-    """Return a row's cells of the last columns."""
-    flops = [format_count(row.flops)] if _has_flops(table) else []
-    device = "" if device_word(table) else _DEVICES.get(row.device or "", "")
+    """Format a row's cells of the last columns: trained parameters, operations, hours."""
+    flops = [format_count(row.flops)] if any(r.flops is not None for r in table.rows) else []
+    device = "" if _common_device(table) else _DEVICES.get(row.device or "", "")
     return [format_count(row.trainable_params), *flops, f"{format_hours(row.seconds)} {device}".strip()]
 
 
-def _has_flops(table: Table) -> bool:
-    return any(row.flops is not None for row in table.rows)
-
-
-def delta_head(table: Table) -> list[str]:
-    """Return the head of the table of differences by type."""
-    labels = {row.name: row.label for row in table.rows}
-    return [f"against {labels[table.baseline]}" if table.baseline else "", *table.types, "Avg"]
-
-
-def delta_cells(table: Table) -> list[list[str]]:
-    """Return a row for each variant compared with the baseline by type: points, starred where p (Holm) is below 0.05.
-
-    The types are corrected together, over all rows; Avg as in the table of comparisons.
-    """
-    return [[c.a_label, *(starred(c.by_type[t]) for t in table.types), starred(c)] for c in table.deltas()]
-
-
-def starred(corrected: Corrected | Comparison) -> str:
-    """Return a difference in points, with a star where p (Holm) is below 0.05."""
-    return format_points(corrected.difference.points) + "*" * (corrected.p_corrected < 0.05)
-
-
-def to_text(table: Table, *, width: int = 160) -> str:
-    """Return the tables in at most `width` columns (at least 40): columns that do not fit go on below."""
-    head = ["variant", *table.types, "Avg", *cost_heads(table, "params", "FLOPs", "h")]
-    body = [_plain_cells(table, row, " ± ") for row in table.rows]
-    if _total_width([head, *body]) > width:
-        body = [_plain_cells(table, row, "±") for row in table.rows]
-    blocks = [_fixed(head, body, width)]
-    if table.comparisons:
-        blocks.append(_fixed(_comparison_head(table), _comparison_cells(table), width, num_left=2))
-    if deltas := delta_cells(table):
-        blocks.append(_fixed(delta_head(table), deltas, width) + f"\n{DELTA_NOTE}")
-    return "\n\n".join(blocks) + "\n"
-
-
-def to_markdown(table: Table) -> str:
-    """Return the tables in Markdown; the best mean of each column is bold."""
-    head = ["variant", *table.types, "Avg", *cost_heads(table, "trainable parameters", "FLOPs a question", "hours")]
-    lines = _markdown_rows(head, [styled_cells(table, row, "**{}**".format) for row in table.rows], num_left=1)
-    if table.comparisons:
-        lines += ["", *_markdown_rows(_comparison_head(table), _comparison_cells(table), num_left=2)]
-    if deltas := delta_cells(table):
-        lines += ["", *_markdown_rows(delta_head(table), deltas, num_left=1), "", DELTA_NOTE.replace("*", "\\*")]
-    return "\n".join(lines) + "\n"
-
-
-def to_latex(table: Table) -> str:
-    """Return the tables as LaTeX `tabular`s for the booktabs package, types under their groups with group averages."""
-    groups = table.groups()
-    spans, rules, head, column = [""], [], ["Variant"], 2
-    for name, members in groups.items():
-        size = len(members) + bool(name)
-        spans.append(rf"\multicolumn{{{size}}}{{c}}{{{_latex(name)}}}")
-        rules.append(rf"\cmidrule(lr){{{column}-{column + size - 1}}}" if name else "")
-        head += [_latex(short_type(m) if name else m) for m in members]
-        head += ["Avg"] if name else []
-        column += size
-    costs = cost_heads(table, "Params", "FLOPs", "Hours")
-    head += ["Avg", *costs]
-    styled = [styled_cells(table, row, r"\textbf{{{}}}".format, grouped=True) for row in table.rows]
-    body = [_latex_row([_latex(label), *numbers]) for label, *numbers in styled]
-    split = 1 if table.rows and not table.rows[0].trained else 0
-    parts = [
-        rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
-        r"\toprule",
-        *([" & ".join([*spans, "", *("" for _ in costs)]) + r" \\", "".join(rules)] if any(groups) else []),
-        _latex_row(head),
-        r"\midrule",
-        *body[:split],
-        *([r"\midrule"] if split else []),
-        *body[split:],
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
-    if table.comparisons:
-        lines = [_latex_row([*map(_latex, cells)]) for cells in (_comparison_head(table), *_comparison_cells(table))]
-        parts += ["", r"\begin{tabular}{llrrrrl}", r"\toprule", lines[0], r"\midrule", *lines[1:]]
-        parts += [r"\bottomrule", r"\end{tabular}"]
-    if deltas := delta_cells(table):
-        lines = [_latex_row([*map(_latex, cells)]) for cells in (delta_head(table), *deltas)]
-        columns = "r" * (len(table.types) + 1)
-        parts += ["", rf"\begin{{tabular}}{{l{columns}}}", r"\toprule", lines[0], r"\midrule", *lines[1:]]
-        parts += [r"\bottomrule", r"\end{tabular}", f"% {DELTA_NOTE}"]
-    return "\n".join(parts) + "\n"
-
-
-def to_csv(table: Table) -> str:
-    """Return the first table as CSV: full precision, percent, a column for each mean and each half-interval."""
-    columns = [*table.types, *(name for name in table.groups() if name), "Avg"]
-    head = ["variant", "label", "seeds"]
-    head += [part for column in columns for part in (column, f"{column} ±")]
-    costs = ("trainable_params", "seconds", "device", "flops", "flops_trained")
-    lines: list[Sequence[object]] = [[*head, *costs]]
-    for row in table.rows:
-        cells = [cell_of(row, column) for column in columns]
-        numbers = [part for cell in cells for part in (cell.mean, "" if cell.half is None else cell.half)]
-        lines.append([row.name, row.label, row.num_seeds, *numbers, *(getattr(row, name) for name in costs)])
-    return _csv(lines)
-
-
-def ledger_cells(ledger: Ledger, labels: Mapping[str, str]) -> list[list[str]]:
-    """Return the ledger's rows as printed: what, actual, predicted, without the cache."""
-    return [
-        [labels.get(name, name), *("–" if s is None else format_time(s) for s in seconds)]
-        for name, *seconds in ledger.rows()
-    ]
-
-
-def ledger_to_markdown(ledger: Ledger, labels: Mapping[str, str]) -> str:
-    """Return the ledger in Markdown."""
-    lines = _markdown_rows(LEDGER_HEAD, ledger_cells(ledger, labels), num_left=1)
-    return "\n".join([*lines, "", *ledger.lines()]) + "\n"
-
-
-def comparisons_to_csv(table: Table) -> str:
-    """Return the comparisons as CSV: points, full precision; those by question type after those of all ("Avg")."""
-    head = ["a", "b", "type", "difference", "low", "high", "level", "p_value", "p_holm", "excludes_zero"]
-    lines: list[Sequence[object]] = [[*head, "covers_seeds"]]
-    entries = [(c, "Avg", c.difference, c.p_corrected) for c in table.comparisons]
-    entries += [(c, t, x.difference, x.p_corrected) for c in table.comparisons for t, x in c.by_type.items()]
-    for c, kind, d, corrected in entries:
-        yes_no = [str(d.excludes_zero).lower(), str(d.covers_seeds).lower()]
-        lines.append([c.a, c.b, kind, d.points, d.low, d.high, d.level, d.p_value, corrected, *yes_no])
-    return _csv(lines)
-
-
-def _plain_cells(table: Table, row: Row, plus_minus: str) -> list[str]:
-    cells = [format_cell(cell_of(row, column), plus_minus=plus_minus) for column in (*table.types, "Avg")]
-    return [row.label, *cells, *cost_cells(table, row)]
-
-
-def styled_cells(table: Table, row: Row, bold: Callable[[str], str], *, grouped: bool = False) -> list[str]:
-    """A row's cells, each mean that is best in its column inside `bold`; with group averages if `grouped`."""
-    best = table.best()
-    columns = list(table.types)
-    if grouped:
-        columns = [c for name, members in table.groups().items() for c in (*members, *([name] if name else []))]
-    cells = [row.label]
-    for column in (*columns, "Avg"):
-        cell = cell_of(row, column)
-        mark = row.trained and sum(r.trained for r in table.rows) > 1 and f"{cell.mean:.1f}" == f"{best[column]:.1f}"
-        mean, _, half = format_cell(cell).partition(" ")
-        cells.append(" ".join(filter(None, [bold(mean) if mark else mean, half])))
-    return [*cells, *cost_cells(table, row)]
-
-
-def _comparison_head(table: Table) -> list[str]:
-    level = table.comparisons[0].difference.level
-    return ["variant", "against", "points", f"{100 * level:g} % interval", "p", "p (Holm)", "excludes zero"]
-
-
-def _comparison_cells(table: Table) -> list[list[str]]:
-    return [
+def comparison_cells(table: Table) -> Cells | None:
+    """Format the comparisons with their intervals and p-values; None where the table has none."""
+    if not table.comparisons:
+        return None
+    level = f"{100 * table.comparisons[0].difference.level:g} % interval"
+    body = [
         [
             c.a_label,
             c.b_label,
             format_points(c.difference.points),
-            format_interval(c),
+            format_interval(c.difference),
             format_p(c.difference.p_value),
             format_p(c.p_corrected),
-            verdict(c),
+            "yes" if c.difference.excludes_zero else "no",
         ]
         for c in table.comparisons
     ]
+    return Cells(["variant", "against", "points", level, "p", "p (Holm)", "excludes zero"], body, num_left=2)
+
+
+def delta_cells(table: Table) -> Cells | None:
+    """Format each variant's differences from the baseline by question type; None where no comparison was made so."""
+    deltas = table.deltas()
+    if not deltas:
+        return None
+    head = [f"against {deltas[0].b_label}", *table.types, AVERAGE]
+    return Cells(head, [[c.a_label, *map(starred, by_type(table, c))] for c in deltas], note=DELTA_NOTE)
+
+
+def by_type(table: Table, comparison: Comparison) -> list[Comparison]:
+    """List a comparison's parts by question type, in the order of the columns, then the whole."""
+    return [*(comparison.by_type[t] for t in table.types), comparison]
+
+
+def starred(comparison: Comparison) -> str:
+    """Format a difference in points, with a star where p (Holm) is below 0.05."""
+    return format_points(comparison.difference.points) + "*" * (comparison.p_corrected < 0.05)
+
+
+def cost_table_cells(costs: CostTable, labels: Mapping[str, str]) -> Cells:
+    """Format the cost table with the printed names of its variants."""
+    body = [[labels.get(name, name), *map(format_time, seconds)] for name, *seconds in costs.rows()]
+    return Cells(["cost", "actual", "predicted", "without the cache"], body)
+
+
+def to_text(table: Table, *, width: int = 160) -> str:
+    """Print the tables in at most `width` columns (at least 40): columns that do not fit are continued below."""
+    names = ("params", "FLOPs", "h")
+    accuracy = accuracy_cells(table, names)
+    if _total_width([accuracy.head, *accuracy.body]) > width:
+        accuracy = accuracy_cells(table, names, plus_minus="±")
+    tables = [accuracy, *_differences(table)]
+    return "\n\n".join(_fixed(t, width) + f"\n{t.note}" * bool(t.note) for t in tables) + "\n"
+
+
+def to_markdown(table: Table) -> str:
+    """Print the tables in Markdown; the best mean of each column is bold."""
+    accuracy = accuracy_cells(table, ("trainable parameters", "FLOPs a question", "hours"), bold="**{}**".format)
+    return "\n".join(map(cells_to_markdown, (accuracy, *_differences(table))))
+
+
+def cells_to_markdown(cells: Cells) -> str:
+    """Print one table in Markdown, its note below."""
+    rule = ["---" if i < cells.num_left else "---:" for i in range(len(cells.head))]
+    head, *body = [[" ".join(cell.split()).replace("|", r"\|") for cell in row] for row in (cells.head, *cells.body)]
+    lines = ["| " + " | ".join(row) + " |" for row in (head, rule, *body)]
+    note = ["", cells.note.replace("*", "\\*")] if cells.note else []
+    return "\n".join([*lines, *note]) + "\n"
+
+
+def to_latex(table: Table) -> str:
+    """Print the tables as LaTeX `tabular`s for the booktabs package, types below their groups with group averages."""
+    names = ("Params", "FLOPs", "Hours")
+    accuracy = accuracy_cells(table, names, bold="\0{}\0".format, grouped=True)
+    spans, rules, head, column = [""], [], ["Variant"], 2
+    for name, members in table.groups().items():
+        size = len(members) + bool(name)
+        spans.append(rf"\multicolumn{{{size}}}{{c}}{{{_latex(name)}}}")
+        rules.append(rf"\cmidrule(lr){{{column}-{column + size - 1}}}" if name else "")
+        head += [m.rpartition("-")[2] if name else m for m in members] + ([AVERAGE] if name else [])
+        column += size
+    costs = cost_heads(table, *names)
+    above = [" & ".join([*spans, "", *("" for _ in costs)]) + r" \\", "".join(rules)] if any(table.groups()) else []
+    accuracy.head[:] = [*head, AVERAGE, *costs]
+    untrained = len(table.rows) - len(table.trained)
+    parts = [_tabular(accuracy, "l" + "r" * (len(accuracy.head) - 1), above, rule_after=untrained)]
+    for cells in _differences(table):
+        columns = "llrrrrl" if cells.num_left == 2 else "l" + "r" * (len(cells.head) - 1)
+        parts.append(_tabular(cells, columns) + f"% {cells.note}\n" * bool(cells.note))
+    return "\n".join(parts)
+
+
+def to_csv(table: Table) -> str:
+    """Print the accuracy table as CSV: full precision, percent, a column for each mean and each half-interval."""
+    columns = [*table.types, *(name for name in table.groups() if name), AVERAGE]
+    lines = []
+    for row in table.rows:
+        line: dict[str, object] = {"variant": row.name, "label": row.label, "seeds": row.num_seeds}
+        for column in columns:
+            line |= {column: row.cell(column).mean, f"{column} ±": row.cell(column).half}
+        lines.append(line | {name: getattr(row, name) for name in COST_FIELDS})
+    return _csv(lines)
+
+
+def comparisons_to_csv(table: Table) -> str:
+    """Print the comparisons as CSV: points, full precision; those by question type after those of all ("Avg")."""
+    entries = [(AVERAGE, c) for c in table.comparisons]
+    entries += [entry for c in table.comparisons for entry in c.by_type.items()]
+    head = ["a", "b", "type", "difference", "low", "high", "level", "p_value", "p_holm", "excludes_zero"]
+    lines = []
+    for kind, c in entries:
+        d = c.difference
+        values = (c.a, c.b, kind, d.points, d.low, d.high, d.level, d.p_value, c.p_corrected)
+        line = dict(zip(head, (*values, str(d.excludes_zero).lower()), strict=True))
+        lines.append(line | {"covers_seeds": str(d.covers_seeds).lower()})
+    return _csv(lines, [*head, "covers_seeds"])
+
+
+def _csv(lines: Sequence[dict[str, object]], head: Sequence[str] | None = None) -> str:
+    frame = pd.DataFrame(lines, columns=head, dtype=object)
+    return str(frame.to_csv(index=False, lineterminator="\n"))
+
+
+def _common_device(table: Table) -> str:
+    devices = {row.device for row in table.trained}
+    return _DEVICES.get(devices.pop() or "", "") if len(devices) == 1 else ""
+
+
+def _differences(table: Table) -> list[Cells]:
+    return [cells for cells in (comparison_cells(table), delta_cells(table)) if cells is not None]
 
 
 def _total_width(rows: Sequence[Sequence[str]]) -> int:
     return sum(max(map(len, column)) + _GAP for column in zip(*rows, strict=True)) - _GAP
 
 
-def _fixed(head: Sequence[str], body: Sequence[Sequence[str]], width: int, *, num_left: int = 1) -> str:
-    """Columns side by side, the first `num_left` to the left, cut into blocks of at most `width` columns.
+def _fixed(cells: Cells, width: int) -> str:
+    """Print columns side by side, cut into blocks of at most `width` characters that repeat the left columns.
 
     Labels are cut short, though not below 24 characters, if all columns then fit beside each other.
     """
-    widest = max(12, width // 3)
+    num_left, widest = cells.num_left, max(12, width // 3)
     for limit in (*range(widest, min(widest, 24) - 1, -1), widest):
-        rows = [[_shorten(c, limit) if i < num_left else c for i, c in enumerate(r)] for r in [head, *body]]
+        rows = [
+            [shorten(cell, limit) if i < num_left else cell for i, cell in enumerate(row)]
+            for row in [cells.head, *cells.body]
+        ]
         if _total_width(rows) <= width:
             break
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -248,26 +255,24 @@ def _fixed(head: Sequence[str], body: Sequence[Sequence[str]], width: int, *, nu
     return "\n\n".join(text)
 
 
-def _shorten(text: str, width: int) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def _markdown_rows(head: Sequence[str], body: Iterable[Sequence[str]], *, num_left: int) -> list[str]:
-    rule = ["---" if i < num_left else "---:" for i in range(len(head))]
-    rows = [[" ".join(cell.split()).replace("|", r"\|") for cell in cells] for cells in (head, *body)]
-    return ["| " + " | ".join(cells) + " |" for cells in (rows[0], rule, *rows[1:])]
+def _tabular(cells: Cells, columns: str, above: Iterable[str] = (), *, rule_after: int = 0) -> str:
+    """Print one `tabular` with lines `above` its head and a rule after the first `rule_after` rows."""
+    head, *body = [_latex_row(row) for row in (cells.head, *cells.body)]
+    first = [*body[:rule_after], r"\midrule"] if rule_after else []
+    begin = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+    lines = [*begin, *above, head, r"\midrule", *first, *body[rule_after:], r"\bottomrule", r"\end{tabular}"]
+    return "\n".join(lines) + "\n"
 
 
 def _latex(text: str) -> str:
     return "".join(_LATEX.get(c, c) for c in text)
 
 
-def _latex_row(cells: Sequence[str]) -> str:
-    return " & ".join(c.replace("±", r"$\pm$").replace("−", "$-$").replace("–", "--") for c in cells) + r" \\"
-
-
-def _csv(lines: Iterable[Sequence[object]]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(lines)
-    return buffer.getvalue()
+def _latex_row(cells: Iterable[str]) -> str:
+    """Escape and join cells; a text between NUL characters is bold."""
+    found = []
+    for cell in cells:
+        before, *parts = _latex(" ".join(cell.split())).split("\0")
+        bold = rf"{before}\textbf{{{parts[0]}}}{parts[1]}" if len(parts) == 2 else before
+        found.append(bold.replace("±", r"$\pm$").replace("−", "$-$").replace("–", "--"))
+    return " & ".join(found) + r" \\"

@@ -1,33 +1,42 @@
-"""Writes a report on finished runs: Markdown, LaTeX, CSV, JSON and one HTML page."""
+"""Write a report on finished runs: Markdown, LaTeX, CSV, JSON, figures and one HTML page."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ...cache.atomic_io import write_file
 from ...errors import RunError, SettingsError, unknown_name
-from .clips import ShownClip
-from .dataset import find_data_set, some_clips
-from .html import method_note, to_html
-from .ledger import Ledger, make_ledger
+from .costs import CostTable, make_cost_table
+from .dataset import ShownClip, find_data_set, some_clips
+from .figures import make_figures
 from .notes import make_notes
+from .page import method_note, to_html
 from .runs import Run, find_runs, group_by_variant, is_finished, read_run
 from .statistics import MeanInterval
-from .table import BLIND, Comparison, Corrected, Table, build_table
-from .tables_text import comparisons_to_csv, ledger_to_markdown, to_csv, to_latex, to_markdown, to_text
+from .table import BLIND, Comparison, Table, build_table
+from .tables_text import (
+    cells_to_markdown,
+    comparisons_to_csv,
+    cost_table_cells,
+    to_csv,
+    to_latex,
+    to_markdown,
+    to_text,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportFiles:
-    """Where the report stands, and what of it belongs on a terminal.
+    """Paths of a written report, and its numbers.
 
-    Args:
-        table: the numbers.
-        ledger: what the runs cost, and would have cost.
+    Attributes:
+        figures: folder of the figures, each as SVG and PDF.
+        table: accuracies and comparisons.
+        costs: what the runs cost, and would have cost without the cache.
         notes: as they stand at the top of the page.
         text: the tables in at most 160 columns.
     """
@@ -38,8 +47,9 @@ class ReportFiles:
     comparisons_csv: Path
     json: Path
     html: Path
+    figures: Path
     table: Table
-    ledger: Ledger
+    costs: CostTable
     notes: tuple[str, ...]
     text: str
 
@@ -59,11 +69,11 @@ def report(
     skip_unfinished: bool = False,
     resamples: int = 10_000,
 ) -> ReportFiles:
-    """Build the table of finished runs and write it to `out` in every format.
+    """Build the tables and figures of finished runs and write them to `out` in every format.
 
     Args:
         run_folders: run folders, or folders above them (a variant's, an experiment's).
-        out: the folder to write, made if it is not there; report files in it are replaced.
+        out: the folder to write, made if absent; report files in it are replaced.
         order: variant names in the order of their rows; variants that it leaves out follow in order of appearance.
         labels: what to print for a variant's name, "blind" for the baseline.
         blind: the blind baseline's answer to each test question by question id; from the data set that the runs name,
@@ -79,34 +89,37 @@ def report(
             that no finished run has; a note says which.
         resamples: of the bootstrap.
 
+    >>> report(["runs/music-avqa"], out="report", baseline="probe").html  # doctest: +SKIP
+    PosixPath('report/report.html')
+
     Raises:
         RunError: nothing to report, an unfinished, malformed or contradictory run, or a folder that cannot be written.
         SettingsError: names in `order`, `labels`, `comparisons`, `baseline` or `clips` that the runs do not have.
     """
-    folders = find_runs(run_folders)
-    left_out = [folder for folder in folders if skip_unfinished and not is_finished(folder)]
-    variants = group_by_variant(read_run(folder) for folder in folders if folder not in left_out)
+    variants, left_out = _read_variants(run_folders, skip_unfinished)
     pairs = None if comparisons is None else list(comparisons)
-    missing: list[str] = []
     if skip_unfinished:
         known = {*variants, BLIND}
-        named = dict.fromkeys([*(order or ()), *(name for pair in pairs or () for name in pair)])
-        missing = [name for name in named if name not in known]
+        named = [*(order or ()), *(name for pair in pairs or () for name in pair)]
+        missing = [name for name in dict.fromkeys(named) if name not in known]
         order = [name for name in order or () if name in known]
         labels = {name: label for name, label in (labels or {}).items() if name in known}
         pairs = None if pairs is None else [pair for pair in pairs if known.issuperset(pair)]
+        notes = (*notes, *_left_out_notes(left_out, missing))
     variants = _ordered(variants, order)
-    data = find_data_set(next(iter(variants.values()))[0]) if variants else None
-    if data is not None:
+    if variants:
+        first = next(iter(variants.values()))[0]
+        data = find_data_set(first)
         blind = data.blind if blind is None else blind
-        clips = some_clips(data, next(iter(variants.values()))[0].predictions) if clips is None else clips
+        clips = some_clips(data, first.predictions) if clips is None else clips
+        notes = (*notes, *data.notes)
     table = build_table(variants, labels=labels, blind=blind, comparisons=pairs, baseline=baseline, resamples=resamples)
-    ledger = make_ledger(variants)
-    own = () if data is None else data.notes
-    said = (*notes, *_left_out_note(left_out, missing), *own, *make_notes(table, variants))
+    costs = make_cost_table(variants)
+    notes = (*notes, *make_notes(table, variants))
     experiments = dict.fromkeys(run.experiment for runs in variants.values() for run in runs)
     title = title or f"talik: {', '.join(experiments)}"
-    page = to_html(table, variants, ledger, title=title, notes=said, blind=blind, clips=clips or ())
+    figures = make_figures(table, variants, costs)
+    page = to_html(table, variants, costs, figures, title=title, notes=notes, blind=blind, clips=clips or ())
     out = Path(out)
     files = ReportFiles(
         markdown=out / "report.md",
@@ -115,21 +128,35 @@ def report(
         comparisons_csv=out / "comparisons.csv",
         json=out / "report.json",
         html=out / "report.html",
+        figures=out / "figures",
         table=table,
-        ledger=ledger,
-        notes=said,
+        costs=costs,
+        notes=notes,
         text=to_text(table),
     )
     method = f"\n{method_note(table)}\n" if table.comparisons else ""
-    costs = ledger_to_markdown(ledger, {row.name: row.label for row in table.rows})
-    quoted = "".join(f"> {note}\n>\n" for note in said)
-    _write(files.markdown, f"{quoted}\n{to_markdown(table)}{method}\n{costs}")
+    cost_lines = "\n".join([cells_to_markdown(cost_table_cells(costs, table.labels)), *costs.lines()])
+    quoted = "".join(f"> {note}\n>\n" for note in notes)
+    _write(files.markdown, f"{quoted}\n{to_markdown(table)}{method}\n{cost_lines}\n")
     _write(files.latex, to_latex(table))
     _write(files.csv, to_csv(table))
     _write(files.comparisons_csv, comparisons_to_csv(table))
-    _write(files.json, json.dumps(_as_json(table, variants, ledger, title, said), indent=1, ensure_ascii=False) + "\n")
+    values = _as_json(table, variants, costs, title=title, notes=notes)
+    _write(files.json, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+    for figure in figures:
+        _write(files.figures / f"{figure.name}.svg", figure.svg)
+        _write(files.figures / f"{figure.name}.pdf", figure.pdf)
     _write(files.html, page)
     return files
+
+
+def _read_variants(
+    run_folders: Iterable[Path | str], skip_unfinished: bool
+) -> tuple[dict[str, tuple[Run, ...]], list[Path]]:
+    """Read the runs by variant, and list the unfinished folders that were skipped."""
+    folders = find_runs(run_folders)
+    left_out = [folder for folder in folders if skip_unfinished and not is_finished(folder)]
+    return group_by_variant(read_run(folder) for folder in folders if folder not in left_out), left_out
 
 
 def _ordered(variants: dict[str, tuple[Run, ...]], order: Sequence[str] | None) -> dict[str, tuple[Run, ...]]:
@@ -139,19 +166,15 @@ def _ordered(variants: dict[str, tuple[Run, ...]], order: Sequence[str] | None) 
     return {name: variants[name] for name in dict.fromkeys([*(order or ()), *variants])}
 
 
-def _left_out_note(folders: Sequence[Path], missing: Sequence[str]) -> tuple[str, ...]:
+def _left_out_notes(folders: Sequence[Path], missing: Sequence[str]) -> list[str]:
     unfinished = ["/".join(folder.parts[-2:]) for folder in folders]
     absent = [name for name in missing if name not in {folder.parent.name for folder in folders}]
-    notes = []
-    if unfinished:
-        notes.append(f"Left out, since unfinished: {', '.join(unfinished)}.")
-    if absent:
-        notes.append(f"Left out, since there is no run of it: {', '.join(absent)}.")
-    return tuple(notes)
+    notes = [f"Left out, since unfinished: {', '.join(unfinished)}."] if unfinished else []
+    return notes + ([f"Left out, since there is no run of it: {', '.join(absent)}."] if absent else [])
 
 
 def _as_json(
-    table: Table, variants: Mapping[str, Sequence[Run]], ledger: Ledger, title: str, notes: Sequence[str]
+    table: Table, variants: Mapping[str, Sequence[Run]], costs: CostTable, *, title: str, notes: Sequence[str]
 ) -> dict[str, Any]:
     rows = [
         {
@@ -164,21 +187,14 @@ def _as_json(
             "by_type": {name: _cell(cell) for name, cell in row.by_type.items()},
             "by_group": {name: _cell(cell) for name, cell in row.by_group.items()},
             "overall": _cell(row.overall),
-            "trainable_params": row.trainable_params,
-            "seconds": row.seconds,
-            "device": row.device,
-            "flops": row.flops,
-            "flops_trained": row.flops_trained,
+            **{
+                name: getattr(row, name) for name in ("trainable_params", "seconds", "device", "flops", "flops_trained")
+            },
         }
         for row in table.rows
     ]
     comparisons = [
-        {
-            "a": c.a,
-            "b": c.b,
-            **_difference(c),
-            "by_type": {name: _difference(corrected) for name, corrected in c.by_type.items()},
-        }
+        {"a": c.a, "b": c.b, **_difference(c), "by_type": {name: _difference(x) for name, x in c.by_type.items()}}
         for c in table.comparisons
     ]
     return {
@@ -190,21 +206,16 @@ def _as_json(
         "rows": rows,
         "comparisons": comparisons,
         "baseline": table.baseline,
-        "ledger": {**asdict(ledger), "training": ledger.training, "without_cache": ledger.without_cache},
+        "costs": {**asdict(costs), "training": costs.training, "without_cache": costs.without_cache},
     }
 
 
-def _difference(corrected: Comparison | Corrected) -> dict[str, float | bool]:
-    d = corrected.difference
+def _difference(comparison: Comparison) -> dict[str, float | bool]:
+    difference = comparison.difference
     return {
-        "points": d.points,
-        "low": d.low,
-        "high": d.high,
-        "level": d.level,
-        "p_value": d.p_value,
-        "p_holm": corrected.p_corrected,
-        "excludes_zero": d.excludes_zero,
-        "covers_seeds": d.covers_seeds,
+        **asdict(difference),
+        "p_holm": comparison.p_corrected,
+        "excludes_zero": difference.excludes_zero,
     }
 
 
@@ -212,15 +223,10 @@ def _cell(cell: MeanInterval) -> dict[str, float | None]:
     return {"percent": cell.mean, "half_interval": cell.half}
 
 
-def _write(path: Path, text: str) -> None:
-    """Write whole or not at all: to a file beside it, then renamed."""
-    part = path.with_name(f".{path.name}.part")
+def _write(path: Path, content: str | bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        write_file(path, content.encode() if isinstance(content, str) else content)
     except OSError as error:
-        raise RunError(f"{path}: the report cannot be written ({error.strerror}); choose another folder") from None
-    finally:
-        if part.exists():
-            part.unlink()
+        reason = error.strerror or error
+        raise RunError(f"{path}: the report cannot be written ({reason}); choose another folder") from None

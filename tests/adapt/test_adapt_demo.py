@@ -50,7 +50,7 @@ def test_the_story_is_told_and_kept(demo_set: Path, tmp_path: Path, capsys: pyte
     assert page.count("<image ") >= 4  # a clip's four segments, above their gates
     assert len(page) < 3_000_000
     assert "so training and evaluating 9 variants x 1 seed(s) takes about" in said
-    costs = files.ledger.variants
+    costs = files.costs.variants
     assert len(costs) == 9
     assert all(c.predicted and c.without_cache for c in costs) or "do not cache" in said
     results = {p: p.stat().st_mtime_ns for p in folder.rglob("result.json")}

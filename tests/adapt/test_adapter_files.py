@@ -197,7 +197,7 @@ def test_gates_are_written_and_shown(place: Path, context: ExperimentContext) ->
         assert all(0 < g < 2 for m in ("visual", "audio", "text") for g in record[m])
     assert len({tuple(r["visual"]) for r in records}) > 1
     page = report([place.parent / "runs"], out=place.parent / "report").html.read_text(encoding="utf-8")
-    assert "What the selection kept" in page
+    assert "Gates of the selection" in page
     assert page.count("segment 3: ") == 2 * min(6, len({r["question_id"] for r in records}))
     with pytest.raises(SettingsError, match="gates: this adapter has none"):
         evaluate(runs[1], gates=True)

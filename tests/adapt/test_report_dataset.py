@@ -99,4 +99,4 @@ def test_the_command_compares_with_the_named_baseline_and_prints_what_is_on_top(
     found = json.loads((tmp_path / "out" / "report.json").read_text())
     assert found["baseline"] == "probe"
     assert [(c["a"], c["b"]) for c in found["comparisons"] if c["by_type"]] == [("other", "probe")]
-    assert found["ledger"]["training"] == pytest.approx(9.0)
+    assert found["costs"]["training"] == pytest.approx(9.0)

@@ -10,9 +10,15 @@ import pytest
 import tomli_w
 
 from talik.adapt.evaluation.metrics import TYPE_ORDER, score
-from talik.adapt.report.write import report
+from talik.adapt.report import write
 
 CLIPS, A_CLIP, SEEDS = 50, 5, 3
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures play no part in what is counted here, and take most of a report's time."""
+    monkeypatch.setattr(write, "make_figures", lambda *_: ())
 
 
 def write_runs(root: Path, rng: np.random.Generator) -> None:
@@ -50,7 +56,7 @@ def called(folder: Path, num: int) -> tuple[int, int, int]:
     rng, found = np.random.default_rng(31), []
     for _ in range(num):
         write_runs(folder / "runs" / "exp", rng)
-        files = report([folder / "runs"], out=folder / "out", baseline="one", resamples=1000)
+        files = write.report([folder / "runs"], out=folder / "out", baseline="one", resamples=1000)
         (c,) = json.loads(files.json.read_text())["comparisons"]
         by_type = any(x["p_holm"] < 0.05 for x in c["by_type"].values())
         found.append((c["excludes_zero"], c["p_holm"] < 0.05, by_type))

@@ -87,7 +87,11 @@ MALFORMED = {
     "another accuracy": ("result.json", lambda text: text.replace("0.666", "0.777"), "counts 0.666667"),
     "another count": ("result.json", lambda text: text.replace('"total": 2', '"total": 5'), "by_type differs"),
     "a missing key": ("config.toml", lambda text: text.replace("seed", "sed"), "config.toml: no 'seed'"),
-    "a wrong type": ("config.toml", lambda text: text.replace("seed = 0", 'seed = "0"'), "expected a whole number"),
+    "a wrong type": (
+        "config.toml",
+        lambda text: text.replace("seed = 0", 'seed = "0"'),
+        "seed: Input should be a valid int",
+    ),
     "bytes": ("config.toml", lambda _: "\udcff", "cannot be read"),
     "a lie": ("predictions.jsonl", lambda text: text.replace('"correct": false', '"correct": true'), "contradicts"),
     "a question twice": ("predictions.jsonl", lambda text: text.replace('"q2"', '"q1"'), "'q1' is there twice"),

@@ -252,9 +252,9 @@ def test_csv_holds_full_precision_and_reads_back() -> None:
 def test_an_interval_on_one_side_of_zero_says_yes() -> None:
     variants = made_variants()
     better, equal = build_table(variants, comparisons=[("trimodal", "probe"), ("probe", "probe")]).comparisons
-    assert (formats.verdict(better), formats.verdict(equal)) == ("yes", "no")
-    assert formats.format_interval(equal) == "[0.0, 0.0]"
-    assert formats.format_interval(better).startswith("[+")
+    assert [c.difference.excludes_zero for c in (better, equal)] == [True, False]
+    assert formats.format_interval(equal.difference) == "[0.0, 0.0]"
+    assert formats.format_interval(better.difference).startswith("[+")
     assert formats.format_points(-0.449) == "−0.4"
     assert formats.format_points(-0.04) == "0.0"
 
@@ -322,12 +322,14 @@ def test_differences_by_type_are_starred_where_they_are_more_than_chance() -> No
     better = right | ((np.arange(600) % 2 == 0) & (rng.random(600) < 0.8))  # of the first type alone
     runs = {n: (made_run(n, list(r), types=("A-count", "V-loc")),) for n, r in (("a|b", right), ("better", better))}
     table = build_table(runs, baseline="a|b", resamples=2000)
-    ((label, first, second, average),) = render.delta_cells(table)
+    deltas = render.delta_cells(table)
+    assert deltas is not None
+    ((label, first, second, average),) = deltas.body
     assert (label, second) == ("better", "0.0")
     assert first.startswith("+")
     assert first.endswith("*")
     assert average.endswith("*")
-    assert render.delta_head(table) == ["against a|b", "A-count", "V-loc", "Avg"]
+    assert deltas.head == ["against a|b", "A-count", "V-loc", "Avg"]
     assert render.DELTA_NOTE in render.to_text(table)
     assert r"against a\|b" in render.to_markdown(table)
     assert f"better & {first} & 0.0 & {average}" in render.to_latex(table)
@@ -383,7 +385,9 @@ def test_a_comparison_the_other_way_round_is_a_delta_to_the_baseline_too() -> No
         -end for end in (one.comparisons[0].difference.high, one.comparisons[0].difference.low)
     )
     assert set(delta.by_type) == set(TYPE_ORDER)
-    ((label, *_, average),) = render.delta_cells(one)
+    deltas = render.delta_cells(one)
+    assert deltas is not None
+    ((label, *_, average),) = deltas.body
     assert label == "probe"
     assert average.startswith("−")
     assert delta.reversed() == one.comparisons[0]

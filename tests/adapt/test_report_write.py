@@ -6,17 +6,22 @@ import base64
 import io
 import json
 import re
+import subprocess
+import sys
+import textwrap
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+import matplotlib
 import numpy as np
 import pytest
 import tomli_w
 from PIL import Image
 
 from talik.adapt.evaluation.metrics import TYPE_ORDER, score
-from talik.adapt.report.clips import ShownClip, data_uri, pick_clips, show_clip
+from talik.adapt.report.dataset import ShownClip, data_uri, pick_clips, show_clip
 from talik.adapt.report.runs import read_run
 from talik.adapt.report.write import report
 from talik.errors import MediaError, RunError, SettingsError, TalikError
@@ -116,16 +121,46 @@ def test_every_format_is_written_and_agrees(num_seeds: int, tmp_path: Path) -> N
     assert files.csv.read_text().startswith("variant,label,seeds,A-count")
     assert len(files.comparisons_csv.read_text().splitlines()) == 1 + 3 + 9  # one of them by type
     assert "> My own note." in files.markdown.read_text()
-    assert page.count("svg") == 4 + 1 + 3  # four plots, the intervals' scale, the intervals
-    assert str(tmp_path) not in "".join(path.read_text() for path in (tmp_path / "out").iterdir())
+    names = ["accuracy_by_type", "accuracy_over_parameters", "differences", "train_loss", "val_accuracy"]
+    assert page.count("svg") == len(names)
+    assert sorted(path.name for path in files.figures.iterdir()) == [f"{n}.{s}" for n in names for s in ("pdf", "svg")]
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert not any(str(tmp_path).encode() in path.read_bytes() for path in written)
+
+
+def test_figures_are_files_that_a_paper_can_take(tmp_path: Path) -> None:
+    make_runs(tmp_path / "runs", {"_probe": 0.4, f"trimodal $x${EVIL}": 0.9}, num_seeds=2)
+    before = dict(matplotlib.rcParams)
+    files = report([tmp_path / "runs"], out=tmp_path)
+    assert dict(matplotlib.rcParams) == before
+    text = (files.figures / "accuracy_by_type.svg").read_text()
+    root = ElementTree.fromstring(text)
+    words = "".join(root.itertext())
+    assert "_probe" in words  # in the legend
+    assert "trimodal $x$" in words
+    assert "<dc:date>" not in text
+    assert (files.figures / "accuracy_by_type.pdf").read_bytes().startswith(b"%PDF-")
+    page = Page(files.html.read_text())
+    mean = files.table.rows[0].overall
+    assert f"_probe, Avg: {mean.mean:.1f} ± {mean.half:.1f} %" in page.text  # on hovering
+    assert "_probe, epoch 2: 1" in page.text
+
+
+def test_colours_of_the_page_follow_light_and_dark(tmp_path: Path) -> None:
+    make_runs(tmp_path / "runs", {f"v{i:02d}": 0.5 for i in range(14)})
+    text = report([tmp_path / "runs"], out=tmp_path, comparisons=[]).html.read_text()
+    drawn = "".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
+    assert {f"var(--c{i})" for i in range(12)} <= set(re.findall(r"var\(--c\d+\)", drawn))
+    assert not re.search(r"#[0-9a-f]{6}", drawn)
+    assert "stroke-dasharray" in drawn  # the thirteenth has the first one's colour
 
 
 def test_the_same_runs_give_the_same_report(tmp_path: Path) -> None:
     make_runs(tmp_path / "runs", {"probe": 0.4, "trimodal": 0.9}, num_seeds=2)
     for name in ("one", "two"):
         report([tmp_path / "runs"], out=tmp_path / name)
-    written = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert len(written) == 6
+    written = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*") if p.is_file())
+    assert len(written) == 6 + 2 * 5
     assert all((tmp_path / "one" / n).read_bytes() == (tmp_path / "two" / n).read_bytes() for n in written)
 
 
@@ -156,10 +191,11 @@ def test_hostile_gates_are_escaped_and_malformed_ones_refused(tmp_path: Path) ->
     clips = [ShownClip(clip_id=f"c0{EVIL}", frames=(PNG, PNG))]
     text = report([tmp_path / "runs"], out=tmp_path, clips=clips).html.read_text()
     page = Page(text)
-    assert "What the selection kept" in page.text
-    assert f"token {EVIL}: 1.00" in page.text
-    assert page.count("image") == 2  # the segments' frames, above their gates
-    assert ("aria-label", f"gates of q0{EVIL}") in {pair for _, attributes in page.tags for pair in attributes.items()}
+    assert "Gates of the selection" in page.text
+    attributes = {pair for _, attributes in page.tags for pair in attributes.items()}
+    assert {("title", f"token {EVIL}: 1.00"), ("title", "visual, segment 2: 1.50")} <= attributes
+    assert ("aria-label", f"gates of q0{EVIL}") in attributes
+    assert page.count("img") == 2 * 2  # the segments' frames, above their gates and with the clip
     assert "<script" not in text
     (folder / "gates-test.jsonl").write_text(json.dumps({**record, "visual": ["<b>"]}))
     with pytest.raises(RunError, match=r"gates-test\.jsonl: not as talik evaluate --gates writes it"):
@@ -284,3 +320,17 @@ def test_clips_are_picked_evenly_whatever_was_answered(tmp_path: Path) -> None:
     predictions = read_run(tmp_path / "runs" / "exp" / "v0" / "seed0").predictions
     assert len(set(pick_clips(predictions, 99))) == 20
     assert pick_clips(predictions, 0) == ()
+
+
+def test_nothing_but_the_report_imports_the_libraries_of_the_report() -> None:
+    code = """
+        import sys, talik, talik.cli
+        import talik.extract.stage.extract, talik.adapt.sweep.sweep
+        import talik.adapt.evaluation.evaluate, talik.adapt.plan.plan
+        found = {"matplotlib", "pandas", "statsmodels"} & set(sys.modules)
+        assert not found, found
+        import talik.adapt.report.write
+        assert {"matplotlib", "pandas", "statsmodels"} <= set(sys.modules)
+        assert "matplotlib.pyplot" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)

@@ -15,7 +15,7 @@ from statsmodels.stats.multitest import multipletests
 
 from talik.adapt.evaluation.metrics import score
 from talik.adapt.report.runs import Prediction, Run
-from talik.adapt.report.statistics import Outcomes, compare, holm, mean_interval, t_quantile
+from talik.adapt.report.statistics import Outcomes, compare, holm, mean_interval
 from talik.adapt.report.table import build_table
 from talik.errors import RunError, SettingsError
 
@@ -77,16 +77,12 @@ def made_run(variant: str, right: Sequence[bool], *, seed: int, types: Sequence[
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 30, 101])
-@pytest.mark.parametrize("probability", [0.0005, 0.3, 0.5, 0.6, 0.975, 0.9999])
-def test_t_quantile_is_scipys(freedom: int, probability: float) -> None:
-    assert t_quantile(probability, freedom) == pytest.approx(stats.t.ppf(probability, freedom), rel=1e-9, abs=1e-9)
-
-
-def test_t_quantile_out_of_range_is_an_error() -> None:
-    with pytest.raises(SettingsError, match="t quantile"):
-        t_quantile(0.5, 0)
-    with pytest.raises(SettingsError, match="t quantile"):
-        t_quantile(1.0, 3)
+@pytest.mark.parametrize("level", [0.2, 0.9, 0.95, 0.9998])
+def test_half_widths_are_scipys_t_quantiles(freedom: int, level: float) -> None:
+    values = np.random.default_rng(freedom).normal(60, 5, freedom + 1)
+    found = mean_interval(values, level=level)
+    expected = stats.t.interval(level, freedom, loc=np.mean(values), scale=stats.sem(values))[1] - np.mean(values)
+    assert found.half == pytest.approx(expected, rel=1e-9)
 
 
 def test_mean_interval_is_scipys() -> None:

@@ -1,7 +1,7 @@
-"""What the reported runs cost, what the plan had predicted, and what they would have cost without the cache.
+"""Sum the measured cost of the reported runs beside the plan's prediction and the cost without the cache.
 
-Seconds of runs are their own records', those of stage 1 the record's beside the store. What nothing measured is None,
-and `Ledger.notes` says why.
+Seconds of runs come from their own records, those of stage 1 from the record beside the store. A cost that nobody
+measured is None, and `CostTable.notes` says why.
 """
 
 from __future__ import annotations
@@ -14,20 +14,22 @@ from typing import Any
 
 from ...config import from_mapping
 from ...extract.stage.settings import StoreSettings, plan_path, store_folder
-from ...extract.stage.time_log import Spent, read_spent
+from ...extract.stage.time_log import read_spent
 from .formats import format_time
 from .runs import Run
 
+CostRow = tuple[str, float | None, float | None, float | None]
+
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
-    """What one variant's reported runs cost, all seeds together, in seconds.
+class RunCosts:
+    """Seconds of one variant's reported runs, all seeds together.
 
-    Args:
+    Attributes:
         name: the variant's.
-        actual: what they took.
-        predicted: by the plan, from the cache, for as many epochs and in such company as they were trained.
-        without_cache: by the plan, decoding and encoding every batch anew, for as many epochs.
+        actual: measured.
+        predicted: by the plan, from the cache, for the epochs that were trained, alone or in lockstep as they were.
+        without_cache: by the plan, decoding and encoding every batch anew, for the same epochs.
     """
 
     name: str
@@ -37,17 +39,17 @@ class Cost:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ledger:
-    """The whole sweep.
+class CostTable:
+    """Seconds of the whole sweep.
 
-    Args:
-        variants: in the order of the table.
-        extraction: seconds that filling the stores of these runs took, for whatever experiments; None if not recorded.
+    Attributes:
+        variants: in the order of the report's rows.
+        extraction: of filling the stores of these runs, for whatever experiments; None if not recorded.
         predicted_extraction: by the plan.
-        notes: what the numbers do not cover, one sentence each.
+        notes: limits of these numbers, one sentence each.
     """
 
-    variants: tuple[Cost, ...]
+    variants: tuple[RunCosts, ...]
     extraction: float | None = None
     predicted_extraction: float | None = None
     notes: tuple[str, ...] = ()
@@ -59,40 +61,36 @@ class Ledger:
 
     @property
     def predicted_training(self) -> float | None:
-        """What the plan said of them; None unless it speaks of every variant."""
+        """Predicted seconds of all runs; None unless the plan covers every variant."""
         return _total(cost.predicted for cost in self.variants)
 
     @property
     def predicted(self) -> float | None:
-        """What the plan said of extraction and all runs."""
+        """Predicted seconds of extraction and all runs."""
         return _total([self.predicted_extraction, self.predicted_training])
 
     @property
     def without_cache(self) -> float | None:
-        """Seconds of all runs without a store; None unless the plan speaks of every variant."""
+        """Predicted seconds of all runs without a store; None unless the plan covers every variant."""
         return _total(cost.without_cache for cost in self.variants)
 
     @property
     def saved_ratio(self) -> float | None:
-        """What it would have cost without the cache over what it cost, extraction included."""
+        """Cost without the cache over the measured cost, extraction included."""
         if self.without_cache is None or self.extraction is None:
             return None
         return self.without_cache / (self.training + self.extraction)
 
-    def rows(self) -> list[tuple[str, float | None, float | None, float | None]]:
-        """Name, actual, predicted and without cache of extraction, of each variant, and of all."""
-        rows: list[tuple[str, float | None, float | None, float | None]] = [
-            ("extraction", self.extraction, self.predicted_extraction, None)
-        ]
-        rows += [(c.name, c.actual, c.predicted, c.without_cache) for c in self.variants]
-        actual = _total([self.extraction, self.training])
+    def rows(self) -> list[CostRow]:
+        """List name, actual, predicted and without the cache: extraction, each variant, and the sum."""
         return [
-            *rows,
-            ("in all", actual, _total([self.predicted_extraction, self.predicted_training]), self.without_cache),
+            ("extraction", self.extraction, self.predicted_extraction, None),
+            *((c.name, c.actual, c.predicted, c.without_cache) for c in self.variants),
+            ("in all", _total([self.extraction, self.training]), self.predicted, self.without_cache),
         ]
 
     def lines(self) -> list[str]:
-        """The whole in one line, then the notes."""
+        """Summarise the costs in one line, followed by the notes."""
         parts = [f"training {format_time(self.training)}"]
         if self.extraction is not None:
             parts.insert(0, f"extraction {format_time(self.extraction)}")
@@ -104,89 +102,82 @@ class Ledger:
         return [f"What this cost: {'; '.join(parts)}. Energy was not measured.", *self.notes]
 
 
-def make_ledger(variants: Mapping[str, Sequence[Run]]) -> Ledger:
-    """Add up what the runs, the records of their stores and the plans beside their experiments say."""
-    experiments = dict.fromkeys((run.base, run.experiment) for runs in variants.values() for run in runs)
-    plans, notes = {}, []
-    for base, name in experiments:
-        found = _Plan.read(base, name)
-        if isinstance(found, str):
-            notes.append(found)
-        else:
-            plans[base, name] = found
-            notes += found.notes()
-    costs = tuple(_cost(name, runs, plans) for name, runs in variants.items())
+def make_cost_table(variants: Mapping[str, Sequence[Run]]) -> CostTable:
+    """Sum the records of runs and of their stores, and the plans beside their experiments."""
     every = [run for runs in variants.values() for run in runs]
+    found = {(run.base, run.experiment): _Plan.read(run.base, run.experiment) for run in every}
+    plans = {place: plan for place, plan in found.items() if isinstance(plan, _Plan)}
+    notes = [note for plan in found.values() for note in ([plan] if isinstance(plan, str) else plan.notes())]
     cached = [run for run in every if not run.live]
     if len(cached) < len(every):
         notes.append(f"{len(every) - len(cached)} of {len(every)} runs were trained live, without the cache.")
-    stores = dict.fromkeys(path for run in cached if (path := _store(run)) is not None)
-    spent = {store: read_spent(store) for store in stores}
-    missing = [store.name for store, runs in spent.items() if not runs]
+    stores = dict.fromkeys(path for run in cached if (path := _store_path(run)) is not None)
+    records = {store: read_spent(store) for store in stores}
+    missing = [store.name for store, runs in records.items() if not runs]
     if missing:
         notes.append(f"What extraction took is not recorded beside {', '.join(missing)}.")
-    complete = bool(spent) and not missing
-    return Ledger(
-        variants=costs,
-        extraction=_seconds(spent.values()) if complete else (None if cached else 0.0),
+    recorded = sum(run.seconds for runs in records.values() for run in runs)
+    return CostTable(
+        variants=tuple(_run_costs(name, runs, plans) for name, runs in variants.items()),
+        extraction=recorded if records and not missing else (None if cached else 0.0),
         predicted_extraction=_total(plan.extraction for plan in plans.values()) if plans else None,
         notes=tuple(notes),
     )
 
 
 class _Plan:
-    """A plan as <experiment>.plan.json holds it, by run."""
+    """Predicted seconds of single runs, from <experiment>.plan.json."""
 
-    def __init__(self, values: Mapping[str, Any], *, where: Path) -> None:
-        self.where = where
+    def __init__(self, values: Mapping[str, Any], *, path: Path) -> None:
+        self.path = path
         self.machine, self.extraction = str(values["machine"]), float(values["extraction"])
         self.cached = bool(values["cuts"])
         self.epochs = {v["name"]: int(v["epochs"]) for v in values["variants"]}
         seeds = {v["name"]: int(v["num_seeds"]) for v in values["variants"]}
         self.alone = {v["name"]: float(v["seconds"]) / seeds[v["name"]] for v in values["variants"]}
         self.live = {v["name"]: float(v["seconds_live"]) / seeds[v["name"]] for v in values["variants"]}
-        self.group: dict[str, tuple[int, float]] = {}  # how many train together, and what that makes of the seconds
+        self.group: dict[str, tuple[int, float]] = {}  # variants in lockstep, and their seconds over those apart
         for names, seconds in zip(values["groups"], values["group_seconds"], strict=self.cached):
             apart = sum(self.alone[name] * seeds[name] for name in names)
             self.group |= {name: (len(names), float(seconds) / apart if apart else 1.0) for name in names}
 
     @classmethod
     def read(cls, base: Path, name: str) -> _Plan | str:
-        """The plan of an experiment, or a sentence that says why there is none."""
+        """Read an experiment's plan, or say in a sentence why it has none."""
         path = plan_path(base, name)
         if not path.is_file():
             return f"What it would have cost without the cache was not measured: talik plan {name}.toml measures it."
         try:
-            return cls(json.loads(path.read_text(encoding="utf-8")), where=path)
+            return cls(json.loads(path.read_text(encoding="utf-8")), path=path)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
             return f"{path.name} is damaged or an older version's: run talik plan {name}.toml again."
 
     def notes(self) -> list[str]:
-        """What the prediction rests on."""
+        """Say how the predictions were made."""
         note = f"Predictions, and the cost without the cache, from parts measured on a few clips on {self.machine}."
-        return [note] if self.cached else [note, f"{self.where.name} advises not to cache; it predicts live runs only."]
+        return [note] if self.cached else [note, f"{self.path.name} advises not to cache; it predicts live runs only."]
 
     def predicted(self, run: Run) -> float | None:
-        """Seconds of one run as it was trained: alone or in its whole group, from the cache or live."""
-        if run.live or not self.cached:
-            return self.without_cache(run) if run.live else None
-        if run.variant not in self.alone:
+        """Predict the seconds of one run as it was trained: alone or in its whole group, from the cache or live."""
+        if run.live:
+            return self.without_cache(run)
+        if not self.cached or run.variant not in self.alone:
             return None
         size, factor = self.group.get(run.variant, (1, 1.0))
-        return self.alone[run.variant] * self._share(run) * (factor if run.together == size else 1.0)
+        return self.alone[run.variant] * self._trained_share(run) * (factor if run.together == size else 1.0)
 
     def without_cache(self, run: Run) -> float | None:
-        """Seconds of one run with every batch decoded and encoded anew."""
-        return self.live[run.variant] * self._share(run) if run.variant in self.live else None
+        """Predict the seconds of one run with every batch decoded and encoded anew."""
+        return self.live[run.variant] * self._trained_share(run) if run.variant in self.live else None
 
-    def _share(self, run: Run) -> float:
-        """The epochs that were trained over those that were planned: fewer after an early stop."""
+    def _trained_share(self, run: Run) -> float:
+        """Divide the trained by the planned epochs: less than 1 after an early stop."""
         return len(run.epochs) / self.epochs[run.variant] if run.epochs else 1.0
 
 
-def _cost(name: str, runs: Sequence[Run], plans: Mapping[tuple[Path, str], _Plan]) -> Cost:
+def _run_costs(name: str, runs: Sequence[Run], plans: Mapping[tuple[Path, str], _Plan]) -> RunCosts:
     own = [(run, plans.get((run.base, run.experiment))) for run in runs]
-    return Cost(
+    return RunCosts(
         name=name,
         actual=sum(run.train_seconds for run in runs),
         predicted=_total(None if plan is None else plan.predicted(run) for run, plan in own),
@@ -194,19 +185,14 @@ def _cost(name: str, runs: Sequence[Run], plans: Mapping[tuple[Path, str], _Plan
     )
 
 
-def _store(run: Run) -> Path | None:
+def _store_path(run: Run) -> Path | None:
     table = run.config.get("store")
-    path = table.get("path") if isinstance(table, Mapping) else None
-    if not isinstance(path, str) or not isinstance(table, Mapping):
+    if not isinstance(table, Mapping) or not isinstance(table.get("path"), str):
         return None
     return store_folder(from_mapping(StoreSettings, table, where="store"), run.base)
 
 
-def _seconds(records: Iterable[Sequence[Spent]]) -> float:
-    return sum(spent.seconds for runs in records for spent in runs)
-
-
 def _total(values: Iterable[float | None]) -> float | None:
-    """The sum, None if one of them is."""
+    """Sum the values; None if one of them is None."""
     found = list(values)
-    return None if any(value is None for value in found) else sum(value or 0.0 for value in found)
+    return None if None in found else sum(value or 0.0 for value in found)
