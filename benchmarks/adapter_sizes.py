@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from talik.adapt.adapters.modality_tokens import Triple
+from talik.adapt.adapters.base import Triple
 from talik.adapt.adapters.registry import adapter_kind, adapter_settings
 from talik.extract.encoders.unit_replacement import is_norm
 

@@ -23,12 +23,11 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .every_insertion import AtEveryInsertion
+from ...extract.encoders.options import MODALITIES
+from .base import AdapterPerInsertion, Deltas, InsertionModule, Triple
 from .latents import check_sizes, real_text
-from .modality_tokens import Deltas, Triple
 from .registry import register_adapter
 
-MODALITIES = ("visual", "audio", "text")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 
 
@@ -86,7 +85,7 @@ class Bottleneck(nn.Module):
         return self.scale * self.up(self.activation(self.down(self.norm(x))))
 
 
-class EachItsOwn(nn.Module):
+class EachItsOwn(InsertionModule):
     """One adapter a modality at one insertion; what stands in a text's padding is not read.
 
     Args:
@@ -130,7 +129,7 @@ def bottlenecks(settings: Any, dims: dict[str, int], *, start: str, scale: float
     return EachItsOwn(dims, make, text=settings.text)
 
 
-class BottleneckAdapter(AtEveryInsertion):
+class BottleneckAdapter(AdapterPerInsertion):
     """The adapters of all insertions."""
 
     @staticmethod

@@ -29,10 +29,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import SettingsError
-from .every_insertion import AtEveryInsertion
+from .base import AdapterPerInsertion, Triple
 from .latents import BothWays, GroupedBottleneck, LatentRead, OtherTokens, check_sizes
 from .layers import masked_mean
-from .modality_tokens import Triple
 from .registry import register_adapter
 
 
@@ -138,7 +137,7 @@ class DgsctInsertion(BothWays):
     kind, direction = "dgsct", _Direction
 
 
-class Dgsct(AtEveryInsertion):
+class Dgsct(AdapterPerInsertion):
     """The adapters of all insertions."""
 
     make = DgsctInsertion

@@ -6,8 +6,8 @@
 - `finetune`: every parameter.
 
 The insertion says which units: boundary k names the unit after it, "last K" the last K units. Each run trains copies of
-its own (see `tuned`). They start as the encoder's own parameters, so that the untrained model is the frozen one to the
-bit.
+its own (see `unit_tuner`). They start as the encoder's own parameters, so that the untrained model is the frozen one to
+the bit.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from ...errors import SettingsError
-from ...extract.encoders.unit_replacement import TunedUnits, UnitCopies, is_norm
+from ...extract.encoders.unit_replacement import UnitCopies, is_norm
 from .registry import register_adapter
+from .unit_tuner import UnitTuner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ class FinetuneSettings:
     """No choices: every parameter of the units named."""
 
 
-class BitFit(TunedUnits):
+class BitFit(UnitTuner):
     """The biases."""
 
     def prepare(self, modality: str, copies: UnitCopies) -> None:
@@ -51,7 +52,7 @@ class BitFit(TunedUnits):
         _train(biases, "bias", modality, copies)
 
 
-class Norms(TunedUnits):
+class Norms(UnitTuner):
     """The normalisations."""
 
     def prepare(self, modality: str, copies: UnitCopies) -> None:
@@ -66,7 +67,7 @@ class Norms(TunedUnits):
         _train(found, "normalisation with parameters", modality, copies)
 
 
-class Finetune(TunedUnits):
+class Finetune(UnitTuner):
     """Everything."""
 
     def prepare(self, modality: str, copies: UnitCopies) -> None:

@@ -24,9 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import CrossAttention
-from .layers import sinusoids
-from .modality_tokens import Triple
+from .base import Triple
+from .layers import CrossAttention, sinusoids
 
 
 class Interaction(nn.Module):

@@ -31,13 +31,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import SettingsError
-from .attention import CrossAttention
+from ...extract.encoders.options import MODALITIES
+from .base import BesideAdapter, Triple
 from .latents import check_sizes, real_text
-from .layers import masked_mean
-from .modality_tokens import Triple
+from .layers import CrossAttention, masked_mean
 from .registry import register_adapter
 
-MODALITIES = ("visual", "audio", "text")
 TEMPERATURE = 0.1  # of the ladder's gates
 
 
@@ -135,12 +134,8 @@ def averaged(x: Tensor, num_tokens: int, mask: Tensor | None = None) -> Tensor:
     return F.adaptive_avg_pool1d(x.transpose(1, 2), num_tokens).transpose(1, 2)
 
 
-class Side(nn.Module):
+class Side(BesideAdapter):
     """The ladders of all modalities.
-
-    Attributes:
-        beside: tells the joint model that the encoders are only read; what `forward` returns belongs to their ends.
-        residual: whether it is to be added to the ends.
 
     Args:
         settings: every choice.
@@ -148,7 +143,6 @@ class Side(nn.Module):
         ends: channels of what the head reads, by modality.
     """
 
-    beside = True
     question_enters = False
 
     def __init__(self, settings: SideSettings, dims: Sequence[dict[str, int]], ends: Mapping[str, int]) -> None:
@@ -158,6 +152,11 @@ class Side(nn.Module):
         if not named:
             raise SettingsError("side: the insertion has the text alone and text = false; expected a modality to read")
         self.ladders = nn.ModuleDict({m: Ladder([d[m] for d in dims], ends[m], settings) for m in named})
+
+    @property
+    def modalities_read(self) -> tuple[str, ...]:
+        """The modalities that have a ladder."""
+        return tuple(self.ladders)
 
     def forward(self, rungs: Sequence[Triple], num_tokens: Mapping[str, int]) -> dict[str, Tensor]:
         """What belongs to the ends of the encoders.

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import SettingsError
-from .modality_tokens import Deltas, Triple
+from .base import Deltas, InsertionModule, Triple
 
 OTHER = {"visual": "audio", "audio": "visual"}
 
@@ -140,7 +140,7 @@ class OtherTokens(nn.Module):
         return torch.cat([y, question], dim=1), whole.repeat_interleave(t, 0)
 
 
-class BothWays(nn.Module):
+class BothWays(InsertionModule):
     """Vision from sound and sound from vision at one place, each from the tokens as they came in.
 
     A kind derives from it and names itself in `kind`, and in `direction` the module of what one modality takes from

@@ -28,9 +28,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from .every_insertion import AtEveryInsertion
+from .base import AdapterPerInsertion, Triple
 from .latents import BothWays, GroupedBottleneck, LatentRead, OtherTokens, check_sizes
-from .modality_tokens import Triple
 from .registry import register_adapter
 
 
@@ -94,7 +93,7 @@ class LavishInsertion(BothWays):
     kind, direction = "lavish", _Direction
 
 
-class Lavish(AtEveryInsertion):
+class Lavish(AdapterPerInsertion):
     """The adapters of all insertions."""
 
     make = LavishInsertion

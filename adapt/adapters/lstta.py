@@ -32,11 +32,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import SettingsError
-from .attention import CrossAttention
-from .every_insertion import AtEveryInsertion
+from .base import AdapterPerInsertion, Deltas, InsertionModule, Triple
 from .latents import check_sizes, real_text
-from .layers import sinusoids
-from .modality_tokens import Deltas, Triple
+from .layers import CrossAttention, sinusoids
 from .registry import register_adapter
 
 MEDIA = ("visual", "audio")
@@ -176,7 +174,7 @@ def _with_question(line: Tensor, triple: Triple, narrow: nn.ModuleDict) -> tuple
     return line, mask[:, None]
 
 
-class LsttaInsertion(nn.Module):
+class LsttaInsertion(InsertionModule):
     """The two modules at one insertion; the identity at initialisation."""
 
     def __init__(self, settings: LsttaSettings, dims: dict[str, int]) -> None:
@@ -205,7 +203,7 @@ class LsttaInsertion(nn.Module):
         return Deltas(**deltas)
 
 
-class Lstta(AtEveryInsertion):
+class Lstta(AdapterPerInsertion):
     """The adapters of all insertions."""
 
     make = LsttaInsertion

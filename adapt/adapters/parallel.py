@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...errors import SettingsError
+from .base import AdapterPerInsertion
 from .bottleneck import EachItsOwn, bottlenecks
-from .every_insertion import AtEveryInsertion
 from .latents import check_sizes
 from .registry import register_adapter
 
@@ -46,7 +46,7 @@ class ParallelSettings:
             raise SettingsError(f"scale: found {self.scale}, expected more than 0")
 
 
-class ParallelAdapter(AtEveryInsertion):
+class ParallelAdapter(AdapterPerInsertion):
     """The adapters of all insertions."""
 
     @staticmethod

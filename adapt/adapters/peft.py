@@ -22,14 +22,15 @@ from torch import Tensor
 
 from ...errors import SettingsError
 from ...extract.encoders.encoder import Encoder
-from ...extract.encoders.unit_replacement import TunedUnits, UnitCopies, is_norm
+from ...extract.encoders.unit_replacement import UnitCopies, is_norm
 from .peft_settings import TUNERS, PeftSettings, import_peft
 from .registry import register_adapter
+from .unit_tuner import UnitTuner
 
 NAME = "default"  # of the adapter inside PEFT
 
 
-class PeftUnits(TunedUnits):
+class PeftUnits(UnitTuner):
     """PEFT's layers in copies of the named units."""
 
     models: dict[str, Any]

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import BackendError, SettingsError, unknown_name
-
-MODALITIES = ("visual", "audio", "text")
+from ...extract.encoders.options import MODALITIES
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...errors import SettingsError, unknown_name
+from ...extract.encoders.options import MODALITIES
 from .registry import register_adapter
-
-MODALITIES = ("visual", "audio", "text")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import nn
 from ...config import from_mapping
 from ...errors import SettingsError, unknown_name
 from ...registry import load_entry_points
+from .base import Adapter, as_adapter
 from .peft_settings import TUNERS
 
 BUILT_IN = {  # kind → module of this package
@@ -37,26 +39,34 @@ class AdapterKind:
     """One registered adapter: its settings (a frozen dataclass) and the module that they build.
 
     Args:
-        module: `module(settings, dims)`, or None for an adapter without insertion, which leaves all to the head.
-            `dims` gives, for each insertion, the channels of each modality; the module's `at(i)` is the adapter of
-            the i-th insertion, called with a `Triple` and returning `Deltas`. A module with `beside = True` reads the
-            encoders and enters them nowhere: made by `module(settings, dims, ends)`, `ends` the channels of what the
-            head reads, and called once with the `Triple` of every insertion (see `side`). A module with
-            `tunes_units = True` trains inside the units that follow the insertion's boundaries: made by
-            `module(settings, encoders, units)` (see `tuned`).
+        module: the adapter's class, or None for an adapter without insertion, which leaves all to the head.
     """
 
     name: str
     settings: type
-    module: type[nn.Module] | None
+    module: type[Adapter] | None
+
+    @property
+    def placement_given(self) -> bool:
+        """Whether a variant may say where the adapter stands: not of one beside the encoders or inside units."""
+        return self.module is None or not (self.module.beside or self.module.tunes_units)
 
 
 _KINDS: dict[str, AdapterKind] = {}
 
 
 def register_adapter(name: str, settings: type, module: type[nn.Module] | None) -> None:
-    """Make an adapter known under `name`; the name is what `[variants.adapter] kind` says."""
-    _KINDS[name] = AdapterKind(name, settings, module)
+    """Register an adapter under the name that `[variants.adapter] kind` gives.
+
+    Args:
+        name: the kind.
+        settings: a frozen dataclass; the table's other keys are its fields. A field `modalities` names those that the
+            variant reads; without it, all.
+        module: built as `module(settings, dims)`, `dims` giving for each insertion the channels of each modality; its
+            `at(i)` is the adapter of the i-th insertion, called with a `Triple` and returning `Deltas`. An `Adapter`,
+            or a plain `nn.Module`, which is given `Adapter`'s defaults (`as_adapter`). None: the head alone.
+    """
+    _KINDS[name] = AdapterKind(name, settings, None if module is None else as_adapter(module))
 
 
 def adapter_kind(name: str) -> AdapterKind:
@@ -85,3 +95,9 @@ def adapter_settings(table: Mapping[str, Any]) -> Any:
     values = {k: v for k, v in table.items() if k != "kind"}
     parse = getattr(kind.settings, "from_table", None)
     return from_mapping(kind.settings, values, where="adapter") if parse is None else parse(kind.name, values)
+
+
+def modalities_of(settings: Any) -> tuple[str, ...] | None:
+    """Return the modalities that an adapter's settings name in a field `modalities`; None for all."""
+    named = any(f.name == "modalities" for f in dataclasses.fields(settings))
+    return tuple(settings.modalities) if named else None

@@ -25,10 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..scan.mamba_block import MambaBlock
-from .attention import CrossAttention
-from .modality_tokens import Triple
-
-Gates = dict[str, Tensor]  # modality → (B, T), or (B, L) for text
+from .base import Triple
+from .layers import CrossAttention
 
 
 def mean_gate(gate: Tensor, modality: str) -> Tensor:

@@ -26,14 +26,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, overload
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...errors import SettingsError
-from .every_insertion import AtEveryInsertion
+from ...extract.encoders.options import MODALITIES
+from .base import AdapterPerInsertion, Deltas, Gates, InsertionModule, Triple
 from .interaction import Interaction
-from .modality_tokens import Deltas, Triple
 from .registry import register_adapter
-from .selection import Gates, Selection, mean_gate
+from .selection import Selection, mean_gate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class TrimodalSettings:
             raise SettingsError(f"d_model: found {self.d_model}, expected a multiple of num_heads = {self.num_heads}")
 
 
-class TrimodalInsertion(nn.Module):
+class TrimodalInsertion(InsertionModule):
     """The two modules at one insertion; the identity at initialisation."""
 
     def __init__(self, settings: TrimodalSettings, dims: dict[str, int]) -> None:
@@ -139,7 +139,7 @@ class TrimodalInsertion(nn.Module):
                 deltas[modality] = tokens * gate
             selected = Triple(
                 text_mask=triple.text_mask,
-                **{m: x if m not in deltas else x + deltas[m] for m in _NAMES if (x := triple.get(m)) is not None},
+                **{m: x if m not in deltas else x + deltas[m] for m in MODALITIES if (x := triple.get(m)) is not None},
             )
         if self.interaction is not None:
             for modality, delta in self.interaction(selected).items():
@@ -147,10 +147,7 @@ class TrimodalInsertion(nn.Module):
         return (Deltas(**deltas), shown) if return_gates else Deltas(**deltas)
 
 
-_NAMES = ("visual", "audio", "text")
-
-
-class Trimodal(AtEveryInsertion):
+class Trimodal(AdapterPerInsertion):
     """The adapters of all insertions.
 
     Args:
@@ -169,9 +166,9 @@ class Trimodal(AtEveryInsertion):
             raise SettingsError("share_across_insertions: the insertions differ in channels; expected equal ones")
         super().__init__(settings, dims[:1] if settings.share_across_insertions else dims)
 
-    def at(self, index: int) -> nn.Module:
+    def at(self, index: int) -> InsertionModule:
         """The adapter of the index-th insertion."""
-        return self.insertions[index % len(self.insertions)]
+        return super().at(index % len(self.insertions))
 
 
 register_adapter("trimodal", TrimodalSettings, Trimodal)

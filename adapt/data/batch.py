@@ -1,42 +1,155 @@
-"""A batch of questions with its states, what gives such batches, and how questions share clips and texts.
+"""A batch of questions with the states that a joint model starts from, and the sources that yield such batches.
 
-Letters: B questions, T segments.
+Letters: B questions, T segments, K distinct clips of a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import MissingItemError
 from ...extract.datasets.types import Question
 from ...extract.trunk.state import State
-from .batch_states import ClipRows
 
 
-@dataclass(frozen=True)
-class JointBatch:
-    """The states of B questions: visual and audio of B·T rows (t fastest), text of B rows.
+@dataclass(frozen=True, eq=False)
+class ClipRows:
+    """Index from the questions of a batch to its distinct clips, where each clip's states are held once.
 
-    Where they were asked for by clip, visual and audio have the rows of each clip once (see `ClipRows`).
+    Attributes:
+        of: (B,) int64, the clip of each question, 0 to num - 1.
+        num: K, distinct clips in the batch, at most B.
+    """
+
+    of: Tensor
+    num: int
+
+    @classmethod
+    def of_questions(cls, questions: Sequence[Question]) -> ClipRows | None:
+        """Index the clips of a batch; None where no two questions share a clip."""
+        of = distinct_index("visual", questions)
+        num = int(of.max()) + 1
+        return cls(of, num) if num < len(of) else None
+
+    def repeat(self, values: Tensor) -> Tensor:
+        """Repeat each clip's values for each of its questions: (K, …) → (B, …).
+
+        >>> ClipRows(torch.tensor([0, 1, 0]), 2).repeat(torch.tensor([10, 20])).tolist()
+        [10, 20, 10]
+        """
+        return values.index_select(0, self.of.to(values.device))
+
+    def spread(self, state: State) -> State:
+        """Repeat each clip's rows for each of its questions: a state of K·T rows (t fastest) → one of B·T rows."""
+        per = state.batch_size // self.num
+        of = self.of.to(state.hidden.device)
+        return state.take((of[:, None] * per + torch.arange(per, device=of.device)).flatten())
+
+
+class FrozenOutputs:
+    """Memo of frozen-unit outputs shared by the models of a lockstep group, for one batch.
+
+    Args:
+        states: the states that the batch gives to the models, each one object for all of them.
+    """
+
+    def __init__(self, states: Iterable[State]) -> None:
+        self._shared = {id(state): state for state in states}  # held, so that an id stays its own
+        self._found: dict[tuple[object, ...], State] = {}
+
+    def run(self, state: State, units: Sequence[nn.Module], compute: Callable[[], State]) -> State:
+        """Return the output of frozen units on a state, computed once if the state is a shared one.
+
+        Args:
+            state: the input of the first unit.
+            units: the modules to run, in order.
+            compute: runs them, without a graph.
+        """
+        if id(state) not in self._shared:
+            return compute()
+        key = (id(state), *map(id, units), torch.is_autocast_enabled(state.hidden.device.type))
+        if key not in self._found:
+            self._found[key] = compute()
+            self._shared[id(self._found[key])] = self._found[key]
+        return self._found[key]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """B questions and the states that a joint model starts from.
+
+    Attributes:
+        questions: B of them.
+        states: by modality, the state at the boundary that the batch was read or computed at: visual and audio of B·T
+            rows (t fastest), or of K·T rows where `clips` is given; text of B rows.
+        num_segments: T.
+        clips: the index from questions to clips where each clip's rows are held once; None where each question has
+            rows of its own.
+        above: by modality, states of the same rows at higher boundaries that are known too, in rising order.
+        memo: outputs of frozen units shared by the models of a lockstep group; None outside a group.
     """
 
     questions: tuple[Question, ...]
     states: Mapping[str, State]
+    num_segments: int
+    clips: ClipRows | None = None
+    above: Mapping[str, tuple[State, ...]] = field(default_factory=dict)
+    memo: FrozenOutputs | None = None
+
+    def __len__(self) -> int:
+        """Count the questions, B."""
+        return len(self.questions)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the states."""
+        return next(iter(self.states.values())).hidden.device
+
+    @property
+    def text_mask(self) -> Tensor | None:
+        """The mask (B, L) bool of real text tokens; None without text or without padding information."""
+        return text_mask(self.states)
+
+    def by_question(self) -> Batch:
+        """Return the batch with rows of its own for each question; itself where it has them already."""
+        if self.clips is None:
+            return self
+        clips = self.clips
+
+        def spread(modality: str, state: State) -> State:
+            return state if modality == "text" else clips.spread(state)
+
+        return dataclasses.replace(
+            self,
+            states={m: spread(m, s) for m, s in self.states.items()},
+            above={m: tuple(spread(m, s) for s in states) for m, states in self.above.items()},
+            clips=None,
+        )
+
+
+def text_mask(states: Mapping[str, State]) -> Tensor | None:
+    """Return the mask (B, L) bool of real text tokens; None without text or without padding information."""
+    text = states.get("text")
+    if text is None or text.lengths is None:
+        return None
+    length = text.hidden.shape[1]
+    return torch.arange(length, device=text.hidden.device)[None] < text.lengths.to(text.hidden.device)[:, None]
 
 
 class Source(Protocol):
-    """Gives batches of states for lists of questions, in the order asked."""
+    """Yields batches of states for lists of questions, in the order given."""
 
     def holds(self, question: Question) -> bool: ...
 
     def why_not(self, question: Question) -> str: ...
 
-    def batches(self, questions: Iterable[Sequence[Question]], *, by_clip: bool = False) -> Iterator[JointBatch]: ...
+    def batches(self, questions: Iterable[Sequence[Question]], *, by_clip: bool = False) -> Iterator[Batch]: ...
 
 
 def stored_questions(source: Source, questions: Sequence[Question], *, allow_missing: bool) -> list[Question]:
@@ -59,26 +172,19 @@ def stored_questions(source: Source, questions: Sequence[Question], *, allow_mis
 
 
 def distinct(modality: str, batch: Sequence[Question]) -> list[Question]:
-    """A question of each text, or of each clip, in the order of the batch."""
+    """Return one question of each distinct text, or clip, in the order of the batch."""
     return list({q.text if modality == "text" else q.clip_id: q for q in batch}.values())
 
 
-def places_of(modality: str, batch: Sequence[Question]) -> Tensor:
-    """Where among the distinct ones each question's text, or clip, stands: (B,) int64."""
+def distinct_index(modality: str, batch: Sequence[Question]) -> Tensor:
+    """Return the index (B,) int64 from each question to its text, or clip, among the distinct ones."""
     names = [q.text if modality == "text" else q.clip_id for q in batch]
     order = {name: i for i, name in enumerate(dict.fromkeys(names))}
     return torch.tensor([order[name] for name in names])
 
 
-def clip_rows(batch: Sequence[Question]) -> ClipRows | None:
-    """Which clip each question is about, None where no two are about one."""
-    of = places_of("visual", batch)
-    num = int(of.max()) + 1
-    return ClipRows(of, num) if num < len(of) else None
-
-
 def shuffled(questions: Sequence[Question], *, seed: int, by_clip: bool) -> list[int]:
-    """A random order of the questions, as indices.
+    """Return a random order of the questions, as indices.
 
     With `by_clip` the clips are in random order, and so are the questions of each, one after the other: a clip whose
     questions do not fit into a batch goes on in the next.

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...cache.feature_store import FeatureStore
 from ...cache.format.digests import digest_text
 from ...cache.format.spec import differences
-from ...cache.read.batch import Batch
+from ...cache.read.batch import Batch as StoredBatch
 from ...cache.read.boundary_reader import BoundaryReader, Verify
 from ...cache.read.local_rows import ReadPath
 from ...errors import MissingItemError
@@ -30,8 +30,7 @@ from ...extract.stage.settings import EncoderSettings
 from ...extract.stage.units import clip_identity, text_identity
 from ...extract.trunk.state import State
 from .augmented_views import mixed_views, view_readers
-from .batch import JointBatch, clip_rows, distinct, places_of
-from .batch_states import States
+from .batch import Batch, ClipRows, distinct, distinct_index
 from .device_transfer import ReadSettings, Transfers, pinned_allocator
 
 
@@ -75,7 +74,7 @@ class CachedSource:
         self._view_readers: dict[str, tuple[BoundaryReader, ...]] = {}
         self._manifest = manifest
         self._encoders = encoders
-        self._device = device
+        self._num_segments = sampling.num_segments
         self._readers = {
             m: _reader(store, encoders[m], starts[m], sampling, dtype=dtype, how=self._how) for m in starts
         }
@@ -120,7 +119,7 @@ class CachedSource:
 
     def batches(
         self, questions: Iterable[Sequence[Question]], *, view_seed: int | None = None, by_clip: bool = False
-    ) -> Iterator[JointBatch]:
+    ) -> Iterator[Batch]:
         """Yield one batch of states for each list of questions; reading runs ahead in a thread a modality.
 
         Args:
@@ -136,20 +135,25 @@ class CachedSource:
         readers = {m: (reader, *self._above.get(m, ())) for m, reader in self._readers.items()}
         streams = {m: [self._stream(m, r, asked, view_seed) for r in several] for m, several in readers.items()}
         for batch in asked:
-            clips = clip_rows(batch) if by_clip else None
+            clips = ClipRows.of_questions(batch) if by_clip else None
             states = {
                 m: [
-                    self._state(m, r, next(s), None if clips is not None and m != "text" else places_of(m, batch))
+                    self._state(m, r, next(s), None if clips is not None and m != "text" else distinct_index(m, batch))
                     for r, s in zip(several, streams[m], strict=True)
                 ]
                 for m, several in readers.items()
             }
-            above = {m: s[1:] for m, s in states.items()}
-            yield JointBatch(batch, States({m: s[0] for m, s in states.items()}, above, clips))
+            yield Batch(
+                questions=batch,
+                states={m: s[0] for m, s in states.items()},
+                num_segments=self._num_segments,
+                clips=clips,
+                above={m: tuple(s[1:]) for m, s in states.items()},
+            )
 
     def _stream(
         self, modality: str, reader: BoundaryReader, asked: Sequence[Sequence[Question]], view_seed: int | None
-    ) -> Iterator[Batch]:
+    ) -> Iterator[StoredBatch]:
         settings = self._views.get(modality)
         if settings is None or view_seed is None:
             return reader.prefetch(self._all_keys(modality, asked))
@@ -199,7 +203,7 @@ class CachedSource:
         key = digest_media(media)
         return key if key in self._known[modality] else ""
 
-    def _state(self, modality: str, reader: BoundaryReader, stored: Batch, places: Tensor | None) -> State:
+    def _state(self, modality: str, reader: BoundaryReader, stored: StoredBatch, places: Tensor | None) -> State:
         """The state of what was read, each item at the `places` that name it, or once where there are none."""
         encoder = self._encoders[modality]
         if places is not None and len(places) == len(stored.hidden):  # each once, in their order

@@ -12,8 +12,7 @@ from ...extract.encoders.encoder import Encoder
 from ...extract.media.decode import ClipMedia, iter_media
 from ...extract.stage.sampling import Sampling
 from ...extract.trunk.state import State
-from .batch import JointBatch, clip_rows, distinct, places_of
-from .batch_states import States
+from .batch import Batch, ClipRows, distinct, distinct_index
 
 
 class LiveSource:
@@ -44,7 +43,7 @@ class LiveSource:
 
     def batches(
         self, questions: Iterable[Sequence[Question]], *, view_seed: int | None = None, by_clip: bool = False
-    ) -> Iterator[JointBatch]:
+    ) -> Iterator[Batch]:
         """Yield one batch of states for each list of questions; always the plain view, whatever `view_seed` is.
 
         Args:
@@ -56,9 +55,9 @@ class LiveSource:
             MediaError: a file that cannot be decoded.
         """
         for batch in questions:
-            clips = clip_rows(batch) if by_clip else None
+            clips = ClipRows.of_questions(batch) if by_clip else None
             states = {m: self._state(m, batch, once=clips is not None and m != "text") for m in self._starts}
-            yield JointBatch(tuple(batch), States(states, clip_rows=clips))
+            yield Batch(questions=tuple(batch), states=states, num_segments=self._sampling.num_segments, clips=clips)
 
     @torch.no_grad()
     def _state(self, modality: str, batch: Sequence[Question], *, once: bool) -> State:
@@ -69,7 +68,7 @@ class LiveSource:
         else:
             inputs = self._sampling.inputs(encoder, self._decode(modality, asked))
         inputs = {k: v.to(self._device) for k, v in inputs.items()}
-        places = places_of(modality, batch)
+        places = distinct_index(modality, batch)
         if modality == "text":
             inputs = {k: v[places.to(v.device)] for k, v in inputs.items()}
         elif not once:

@@ -67,14 +67,13 @@ def evaluate(
     questions = stored_questions(source, context.questions(split), allow_missing=context.allow_missing)
     if gates:
         size = settings.eval_batch_size
-        read = gate_records(model, source, questions, num_segments=context.sampling.num_segments, batch_size=size)
+        read = gate_records(model, source, questions, batch_size=size)
         folder.write_lines(f"gates-{split}.jsonl", read)
     predictions = answer(
         model,
         source,
         questions,
         answers=context.manifest.answers,
-        num_segments=context.sampling.num_segments,
         batch_size=settings.eval_batch_size,
         amp=settings.amp,
     )

@@ -17,12 +17,12 @@ import torch
 
 from ...extract.datasets.types import Question
 from ..data.batch import Source
-from ..model.joint_model import JointModel, text_mask
+from ..model.joint_model import JointModel
 
 
 @torch.no_grad()
 def gate_records(
-    model: JointModel, source: Source, questions: Sequence[Question], *, num_segments: int, batch_size: int
+    model: JointModel, source: Source, questions: Sequence[Question], *, batch_size: int
 ) -> Iterator[dict[str, Any]]:
     """Yield the lines of gates-<split>.jsonl, question by question; in float32 and eval mode.
 
@@ -32,8 +32,8 @@ def gate_records(
     was_training = model.training
     model.eval()
     for batch in source.batches([questions[i : i + batch_size] for i in range(0, len(questions), batch_size)]):
-        _, gates = model.with_gates(batch.states, num_segments)
-        mask = text_mask(batch.states)
+        _, gates = model.with_gates(batch)
+        mask = batch.text_mask
         for row, question in enumerate(batch.questions):
             for insertion, by_modality in enumerate(gates):
                 record: dict[str, Any] = {"question_id": question.id, "clip_id": question.clip_id}

@@ -11,11 +11,11 @@ import torch
 
 from ...errors import MissingMediaError, RunError, SettingsError
 from ...extract.datasets.types import Clip, Manifest, Question
+from ..model.joint_model import forward
 from ..training.adapter_files import load_adapter
 from ..training.experiment_context import ExperimentContext
 from ..training.run_folder import RunFolder
 from .gates import gate_records
-from .predictions import forward
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,15 +98,15 @@ def predict(run: Path | str, *, video: Path | str, question: str = "", top: int 
     model = context.build(variant, seed=int(folder.config()["seed"]))
     load_adapter(folder, model)
     model.eval()
-    source, segments = context.live(model), context.sampling.num_segments
+    source = context.live(model)
     (batch,) = source.batches([[asked]])
     with torch.no_grad():
-        logits = forward(model, batch.states, segments, amp=experiment.train_settings(variant).amp)
+        logits = forward(model, batch, amp=experiment.train_settings(variant).amp)
     probabilities = logits[0].float().softmax(-1).cpu()
     best = tuple(_best(row, answers, 1)[0] for row in probabilities) if probabilities.ndim == 2 else ()
     gates: tuple[Mapping[str, Any], ...] = ()
-    if getattr(model.adapter, "has_gates", False) and variant.adapter.get("selection") != "none":
-        gates = tuple(gate_records(model, source, [asked], num_segments=segments, batch_size=1))
+    if model.adapter is not None and model.adapter.has_gates and variant.adapter.get("selection") != "none":
+        gates = tuple(gate_records(model, source, [asked], batch_size=1))
     overall = probabilities.mean(0) if probabilities.ndim == 2 else probabilities
     return Predicted(answers=_best(overall, answers, top), by_segment=best, gates=gates)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +10,8 @@ import torch
 from torch import Tensor
 
 from ...extract.datasets.types import BACKGROUND, Question
-from ...extract.trunk.state import State
-from ..data.batch import Source
-from ..model.joint_model import JointModel
+from ..data.batch import Batch, Source
+from ..model.joint_model import JointModel, forward
 from ..model.targets import labels_of, restricted
 from ..training.distributed import Processes
 from .metrics import mean_class_accuracy, score
@@ -48,7 +46,6 @@ def answer(
     questions: Sequence[Question],
     *,
     answers: Sequence[str],
-    num_segments: int,
     batch_size: int,
     amp: str = "off",
 ) -> list[Prediction]:
@@ -60,7 +57,7 @@ def answer(
     order = clip_order(questions)
     out: list[Prediction] = []
     for batch in source.batches(batches_of([questions[i] for i in order], batch_size), by_clip=True):
-        out += answer_batch(model, batch.questions, batch.states, answers=answers, num_segments=num_segments, amp=amp)
+        out += answer_batch(model, batch, answers=answers, amp=amp)
     return in_order(out, order)
 
 
@@ -85,21 +82,13 @@ def in_order(predictions: Sequence[Prediction], order: Sequence[int]) -> list[Pr
 
 
 @torch.no_grad()
-def answer_batch(
-    model: JointModel,
-    questions: Sequence[Question],
-    states: Mapping[str, State],
-    *,
-    answers: Sequence[str],
-    num_segments: int,
-    amp: str = "off",
-) -> list[Prediction]:
-    """Answer the questions of one batch of states, as `answer` does."""
+def answer_batch(model: JointModel, batch: Batch, *, answers: Sequence[str], amp: str = "off") -> list[Prediction]:
+    """Answer the questions of one batch, as `answer` does."""
     was_training = model.training
     model.eval()
-    logits = forward(model, states, num_segments, amp=amp)
+    logits = forward(model, batch, amp=amp)
     model.train(was_training)
-    return predictions_of(logits, questions, answers)
+    return predictions_of(logits, batch.questions, answers)
 
 
 def predictions_of(logits: Tensor, questions: Sequence[Question], answers: Sequence[str]) -> list[Prediction]:
@@ -128,18 +117,6 @@ def gathered(processes: Processes, batches: Sequence[Sequence[Prediction]]) -> l
     if processes.size == 1:
         return [list(batch) for batch in batches]
     return [[Prediction(**p) for p in batch] for batch in processes.gather([[vars(p) for p in b] for b in batches])]
-
-
-def forward(model: JointModel, states: Any, num_segments: int, *, amp: str) -> Tensor:
-    """The model's logits under the autocast that `amp` names: "auto", "off" or "bf16"."""
-    with autocast(amp, next(iter(states.values())).hidden.device.type):
-        return model(states, num_segments)
-
-
-def autocast(amp: str, device: str) -> AbstractContextManager[None]:
-    """The autocast that `amp` names on a kind of device."""
-    enabled = amp == "bf16" or (amp == "auto" and device == "cuda")
-    return torch.autocast(device, dtype=torch.bfloat16, enabled=enabled)
 
 
 def prediction_records(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:

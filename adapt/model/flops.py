@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ...extract.trunk.state import State
-from ..evaluation.predictions import forward
-from .joint_model import JointModel
+from ..data.batch import Batch
+from .joint_model import JointModel, forward
 
 
 @torch.no_grad()
-def forward_flops(
-    model: JointModel, states: Mapping[str, State], *, num_segments: int, num_questions: int, amp: str = "off"
-) -> dict[str, int]:
-    """Return what answering one question costs, averaged over a batch, in eval mode; the model's mode is put back.
+def forward_flops(model: JointModel, batch: Batch, *, amp: str = "off") -> dict[str, int]:
+    """Count the operations of answering one question, averaged over a batch, in eval mode; restore the model's mode.
 
     Counted are matrix products, convolutions and attention, two operations for a multiplication with its addition;
     what works element by element (norms, activations, the scan) is not (`torch.utils.flop_counter`).
 
     Args:
         model: the joint model.
-        states: of one batch, as the model is given them.
-        num_segments: T.
-        num_questions: in the batch.
+        batch: with rows of its own for each question.
         amp: as in training's settings; it changes no count, but the memory.
 
     Returns:
@@ -40,11 +36,11 @@ def forward_flops(
     counter = _Counter()
     try:
         with counter.watching(model), counter:
-            forward(model, states, num_segments, amp=amp)
+            forward(model, replace(batch, memo=None), amp=amp)
     finally:
         model.train(was_training)
-    found = {"flops": round(counter.total / num_questions)}
-    return found if model.tunes_units else {**found, "flops_trained": round(counter.inside / num_questions)}
+    found = {"flops": round(counter.total / len(batch))}
+    return found if model.tunes_units else {**found, "flops_trained": round(counter.inside / len(batch))}
 
 
 def operations(call: Callable[[], Any]) -> int:

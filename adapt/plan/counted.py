@@ -13,9 +13,8 @@ from ...extract.encoders.encoder import Encoder
 from ...extract.media.decode import ClipMedia
 from ...extract.stage.sampling import Sampling
 from ...extract.stage.units import boundary_states
-from ..evaluation.predictions import forward
 from ..model.flops import operations
-from ..model.joint_model import JointModel
+from ..model.joint_model import JointModel, forward
 from .measure import stored_numbers, timed
 from .workload import SampleStates
 
@@ -64,20 +63,18 @@ def count_encoder(encoder: Encoder, sampling: Sampling, media: ClipMedia, texts:
     )
 
 
-def count_variant(
-    model: JointModel, states: SampleStates, questions: Sequence[Question], num_segments: int
-) -> tuple[int, int]:
+def count_variant(model: JointModel, states: SampleStates, questions: Sequence[Question]) -> tuple[int, int]:
     """Operations a question of a training step and of answering, from the states at the model's starts."""
     batch = states.batch(model.starts(), questions)
 
     def step() -> None:
-        logits = forward(model, batch, num_segments, amp="off")
+        logits = forward(model, batch, amp="off")
         labels = torch.zeros(logits.shape[:-1], dtype=torch.long, device=logits.device)
         F.cross_entropy(logits.flatten(0, -2), labels.flatten()).backward()
 
     def answer() -> None:
         with torch.no_grad():
-            forward(model, batch, num_segments, amp="off")
+            forward(model, batch, amp="off")
 
     model.train()
     trained = operations(step)

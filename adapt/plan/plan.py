@@ -223,8 +223,7 @@ class _Planning:
 
         def measure() -> list[float]:
             states = SampleStates(self.context.encoders, self.context.sampling, self.media)
-            segments = self.context.sampling.num_segments
-            return list(measure_step(model, settings, states, batch, segments, device=self.device, clips=clips))
+            return list(measure_step(model, settings, states, batch, device=self.device, clips=clips))
 
         (train, answer, peak), slower = kept_times(what, measure, device=self.device, fresh=self.fresh)
         distinct = distinct_share(self.questions["train"], model.starts(), settings.batch_size)

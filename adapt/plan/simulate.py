@@ -218,7 +218,7 @@ class _Simulating:
         }
 
         def count() -> list[int]:
-            return list(count_variant(model, states, batch, context.sampling.num_segments))
+            return list(count_variant(model, states, batch))
 
         train, answer = kept(what, count, device=self.device, fresh=self.fresh)
         manifest = context.manifest

@@ -15,9 +15,8 @@ from ...extract.media.decode import ClipMedia
 from ...extract.stage.sampling import Sampling
 from ...extract.trunk.state import State
 from ..config.experiment import TrainSettings
-from ..data.batch_states import ClipRows, States
-from ..evaluation.predictions import forward
-from ..model.joint_model import JointModel
+from ..data.batch import Batch, ClipRows
+from ..model.joint_model import JointModel, forward
 from ..training.optimizer import make_optimizer
 from .measure import REPEATS, lasting
 
@@ -41,7 +40,7 @@ class SampleStates:
         self._kept: dict[tuple[str, int, str], Tensor] = {}
 
     @torch.no_grad()
-    def batch(self, starts: Mapping[str, int], questions: Sequence[Question], *, one_clip: bool = False) -> States:
+    def batch(self, starts: Mapping[str, int], questions: Sequence[Question], *, one_clip: bool = False) -> Batch:
         """The states of these questions, whose clips are all in `media`, at the boundaries `starts`.
 
         With `one_clip` all questions are put to the first one's clip, whose rows stand once.
@@ -49,7 +48,8 @@ class SampleStates:
         of_clips = questions[:1] if one_clip else questions
         clips = ClipRows(torch.zeros(len(questions), dtype=torch.int64), 1) if one_clip else None
         made = {m: self._state(m, k, questions if m == "text" else of_clips) for m, k in starts.items()}
-        return States(made, None, clips)
+        segments = self._sampling.num_segments
+        return Batch(questions=tuple(questions), states=made, num_segments=segments, clips=clips)
 
     def _state(self, modality: str, boundary: int, questions: Sequence[Question]) -> State:
         encoder = self._encoders[modality]
@@ -73,7 +73,6 @@ def measure_step(
     settings: TrainSettings,
     states: SampleStates,
     questions: Sequence[Question],
-    num_segments: int,
     *,
     device: str,
     clips: tuple[float, float] = (1.0, 1.0),
@@ -87,7 +86,6 @@ def measure_step(
     Args:
         model, settings: of the variant.
         states, questions: of the sample; a whole batch of questions.
-        num_segments: T.
         device: where it runs.
         clips: clips a question in a batch of training and of answering, 1 where each question has rows of its own. With
             fewer, what a clip's rows cost is told from what a question costs by a batch about a single clip.
@@ -95,8 +93,8 @@ def measure_step(
     optimizer = make_optimizer(model, settings)
     labels: dict[int, Tensor] = {}
 
-    def step(batch: Mapping[str, State], size: int) -> None:
-        logits = forward(model, batch, num_segments, amp=settings.amp)
+    def step(batch: Batch, size: int) -> None:
+        logits = forward(model, batch, amp=settings.amp)
         if size not in labels:
             labels[size] = torch.arange(size, device=device) % int(logits.shape[-1])
         loss = F.cross_entropy(logits, labels[size])
@@ -105,8 +103,8 @@ def measure_step(
         optimizer.step()
 
     @torch.no_grad()
-    def answer(batch: Mapping[str, State]) -> None:
-        forward(model, batch, num_segments, amp=settings.amp).float().log_softmax(-1).cpu()
+    def answer(batch: Batch) -> None:
+        forward(model, batch, amp=settings.amp).float().log_softmax(-1).cpu()
 
     def measured(size: int, *, one_clip: bool = False) -> tuple[float, float]:
         batch = states.batch(model.starts(), _spread(questions, size), one_clip=one_clip)
@@ -144,8 +142,8 @@ def _spread(questions: Sequence[Question], size: int) -> list[Question]:
 
 def _peak_bytes(
     model: JointModel,
-    step: Callable[[Mapping[str, State], int], None],
-    batch_of: Callable[[int], Mapping[str, State]],
+    step: Callable[[Batch, int], None],
+    batch_of: Callable[[int], Batch],
     size: int,
     device: str,
 ) -> int:
@@ -164,9 +162,7 @@ def _peak_bytes(
     return round(of_few + a_question * (size - few)) + trained + sum(frozen.values())
 
 
-def _kept_bytes(
-    step: Callable[[Mapping[str, State], int], None], batch: Mapping[str, State], size: int, weights: Collection[int]
-) -> int:
+def _kept_bytes(step: Callable[[Batch, int], None], batch: Batch, size: int, weights: Collection[int]) -> int:
     """Bytes of a batch's states, and of what the graph keeps of a step on them beside the weights."""
     kept: dict[int, int] = {}
 
@@ -177,5 +173,5 @@ def _kept_bytes(
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         step(batch, size)
-    given = {s.hidden.untyped_storage().data_ptr(): s.hidden.untyped_storage().nbytes() for s in batch.values()}
+    given = {s.hidden.untyped_storage().data_ptr(): s.hidden.untyped_storage().nbytes() for s in batch.states.values()}
     return sum(size for place, size in {**given, **kept}.items() if place not in weights)

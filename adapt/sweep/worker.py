@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ...errors import TalikError
 from ..config.experiment import Experiment
 from ..training.adapt import RunResult, open_training
 from ..training.experiment_context import ExperimentContext
-from ..training.lockstep_group import data_order, train_together
+from ..training.lockstep_group import data_order, reason_of, train_together
 from ..training.run_folder import RunFolder
 from ..training.trainer import Trainer
 
@@ -70,8 +69,8 @@ class SweepWork:
         for name in runs.names:
             try:
                 opened = open_training(self.context, name, runs.seed, resume=True, live=self.live)
-            except TalikError as error:
-                failures[name] = str(error)
+            except Exception as error:
+                failures[name] = reason_of(error)
                 continue
             if isinstance(opened, RunResult):
                 skipped.append(name)
@@ -84,6 +83,6 @@ class SweepWork:
     def _train(self, group: Sequence[Trainer]) -> dict[str, str]:
         try:
             found = train_together(group, progress=self.progress).failures
-        except TalikError as error:  # of all: the store's, or of a group of one
-            found = {training.label: str(error) for training in group}
+        except Exception as error:  # of all: the store's, or of a group of one
+            found = dict.fromkeys((training.label for training in group), reason_of(error))
         return {t.variant.name: found[t.label] for t in group if t.label in found and not t.folder.done}

@@ -33,9 +33,8 @@ def save_adapter(
     with writing(folder.path / "adapter.safetensors"):
         save_file(tensors, partial, metadata={"format": "pt"})
         partial.replace(folder.path / "adapter.safetensors")
-        export = getattr(model.adapter, "export", None)
-        if export is not None:  # formats of other libraries, beside ours
-            export(folder.path)
+        if model.adapter is not None:  # formats of other libraries, beside ours
+            model.adapter.export(folder.path)
     folder.write_json(
         "adapter.json",
         {

@@ -10,18 +10,18 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...errors import RunError
+from ..model.joint_model import JointModel
 from .ema import Averages
-from .module_hooks import load_training_state, training_state
 from .run_folder import writing
 
 
 def save_checkpoint(
     folder: Path,
     *,
-    model: nn.Module,
+    model: JointModel,
     optimizer: torch.optim.Optimizer,
     best: dict[str, Tensor],
     progress: dict[str, Any],
@@ -46,7 +46,8 @@ def save_checkpoint(
         tensors |= {f"best.{k}": v for k, v in best.items()}
         tensors |= _optimizer_tensors(optimizer)
         tensors |= {f"average.{k}": v for k, v in (averages.state() if averages else {}).items()}
-        tensors |= {f"adapter.{k}": v for k, v in training_state(model).items()}
+        adapter_state = {} if model.adapter is None else model.adapter.training_state()
+        tensors |= {f"adapter.{k}": v for k, v in adapter_state.items()}
         tensors["rng.cpu"] = torch.get_rng_state()
         if torch.cuda.is_available():
             tensors["rng.cuda"] = torch.cuda.get_rng_state()
@@ -62,7 +63,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, averages: Averages | None = None
+    folder: Path, *, model: JointModel, optimizer: torch.optim.Optimizer, averages: Averages | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Bring model, optimiser, averages and random state to what they were; return the best weights and the progress.
 
@@ -77,7 +78,8 @@ def load_checkpoint(
         progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
         model.load_state_dict(_under(tensors, "model."))
         _load_optimizer(optimizer, _under(tensors, "optimizer."))
-        load_training_state(model, _under(tensors, "adapter."))
+        if model.adapter is not None and (adapter_state := _under(tensors, "adapter.")):
+            model.adapter.load_training_state(adapter_state)
         if averages is not None:
             averages.load(_under(tensors, "average."))
         torch.set_rng_state(tensors["rng.cpu"])

@@ -111,8 +111,8 @@ class Processes:
         if self.size == 1:
             return
         for part in (*model.modules(), *([] if loss is None else [loss])):
-            adds = part is loss or hasattr(part, "extra_loss")
-            if getattr(part, "mixes_questions", adds or isinstance(part, nn.modules.batchnorm._BatchNorm)):
+            unknown = part is loss or isinstance(part, nn.modules.batchnorm._BatchNorm)
+            if getattr(part, "mixes_questions", unknown):
                 raise SettingsError(
                     f"{type(part).__name__}: may mix the questions of a batch, so that {self.size} processes would "
                     "not train what one does; train by one process, or say mixes_questions = False in the class"

@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
 
 from ...cache.feature_store import FeatureStore
 from ...errors import ManifestError, SettingsError
@@ -21,7 +20,8 @@ from ...extract.encoders.unit_replacement import CompiledUnits
 from ...extract.stage.sampling import Sampling, sampling_of
 from ...extract.stage.settings import EncoderSettings
 from ...extract.stage.units import open_encoder
-from ..adapters.registry import adapter_kind, adapter_settings
+from ..adapters.base import Site
+from ..adapters.registry import adapter_kind, adapter_settings, modalities_of
 from ..config.experiment import Experiment, VariantSettings
 from ..data.cached_source import CachedSource
 from ..data.live_source import LiveSource
@@ -89,7 +89,7 @@ class ExperimentContext:
 
     def used(self, variant: VariantSettings) -> dict[str, Encoder]:
         """The encoders that a variant reads: all, unless its adapter names the modalities."""
-        named = getattr(adapter_settings(variant.adapter), "modalities", None)
+        named = modalities_of(adapter_settings(variant.adapter))
         if named is None:
             return self.encoders
         for modality in named:
@@ -106,16 +106,12 @@ class ExperimentContext:
             raise SettingsError(f"variant {variant.name!r}: adapter kind {kind.name!r} has no insertion; remove it")
         if kind.module is not None and variant.insertion is None:
             raise SettingsError(f'variant {variant.name!r}: no insertion; expected for instance insertion = "last 1"')
-        if getattr(kind.module, "beside", False) and variant.placement != "between":
-            raise SettingsError(f"variant {variant.name!r}: {kind.name!r} enters no unit; remove placement")
+        if variant.placement != "between" and not kind.placement_given:
+            where = "enters no unit" if kind.module is not None and kind.module.beside else "trains inside units"
+            raise SettingsError(f"variant {variant.name!r}: {kind.name!r} {where}; remove placement")
         num_units = {m: e.num_units for m, e in self.used(variant).items()}
-        placement: Placement = variant.placement
-        if getattr(kind.module, "tunes_units", False):
-            if variant.placement != "between":
-                raise SettingsError(f"variant {variant.name!r}: {kind.name!r} trains inside units; remove placement")
-            placement = "inside"
         try:
-            return resolve_insertions(variant.insertion, num_units, placement=placement)
+            return resolve_insertions(variant.insertion, num_units, placement=_placement(variant))
         except SettingsError as error:
             raise SettingsError(f"variant {variant.name!r}: {error}") from None
 
@@ -123,25 +119,19 @@ class ExperimentContext:
         """The variant's model, freshly initialised; the head's weights depend on the seed alone, not on the adapter."""
         encoders, insertions = self.used(variant), self.insertions(variant)
         check_task(self.manifest, self.experiment.task, list(encoders))
-        dims = [{m: self.channels[m][k] for m, k in i.boundaries.items()} for i in insertions.insertions]
-        adapter: nn.Module | None = None
+        site = Site(
+            dims=[{m: self.channels[m][k] for m, k in i.boundaries.items()} for i in insertions.insertions],
+            ends={m: self.channels[m][-1] for m in encoders},
+            encoders=encoders,
+            units={m: insertions.of(m) for m in encoders if insertions.of(m)},
+        )
         module = adapter_kind(variant.adapter["kind"]).module
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, "adapter"))
-            ends = {m: self.channels[m][-1] for m in encoders}
-            placement: Placement = variant.placement
-            if getattr(module, "tunes_units", False):
-                assert module is not None
-                placement = "inside"
-                units = {m: insertions.of(m) for m in encoders if insertions.of(m)}
-                adapter = module(adapter_settings(variant.adapter), encoders, units)
-            elif module is not None:
-                more = (ends,) if getattr(module, "beside", False) else ()
-                adapter = module(adapter_settings(variant.adapter), dims, *more)
+            adapter = None if module is None else module.for_site(adapter_settings(variant.adapter), site)
             torch.manual_seed(derived_seed(seed, "head"))
-            head = make_head(ends, len(self.manifest.answers), self.experiment.task)
-        model = JointModel(encoders, insertions, adapter, head, placement=placement)
-        return model.to(self.device)
+            head = make_head(site.ends, len(self.manifest.answers), self.experiment.task)
+        return JointModel(encoders, insertions, adapter, head, placement=_placement(variant)).to(self.device)
 
     def compiled(self, encoders: Mapping[str, Encoder]) -> dict[str, Encoder]:
         """These encoders with their units under torch.compile; a unit that several models share is compiled once.
@@ -205,6 +195,12 @@ class ExperimentContext:
             known = sorted({q.split for q in self.manifest.questions})
             raise ManifestError(f"split {split!r} has no questions (splits of this data set: {', '.join(known)})")
         return questions
+
+
+def _placement(variant: VariantSettings) -> Placement:
+    """Return where the variant's adapter stands: what it says, or inside the units that it trains."""
+    module = adapter_kind(variant.adapter["kind"]).module
+    return "inside" if module is not None and module.tunes_units else variant.placement
 
 
 def derived_seed(seed: int, purpose: str) -> int:

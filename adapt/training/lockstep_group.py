@@ -5,27 +5,31 @@ The frozen units from there to where each variant starts run once, without a gra
 before anything trained has entered (the unit that an adapter stands beside, a text that nothing is added to). All else
 is each variant's own, with its own random stream, so that its numbers are those of its solo run, whoever is trained
 beside it, in whatever order, and whoever has left: to the bit where they go one after the other (on a CPU), and within
-rounding where the units that several need run on all their states at once (see `stacked`).
+rounding where the units that several need run on all their states at once (see `stacked_forward`).
 """
 
 from __future__ import annotations
 
+import sys
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from ...errors import TalikError
 from ...extract.datasets.types import Question
 from ...extract.trunk.state import State
-from ..data.batch_states import ClipRows, States, climb, clip_rows_of, states_above
+from ..data.batch import Batch, FrozenOutputs
 from ..data.cached_source import CachedSource
 from ..evaluation.predictions import Prediction, clip_order, gathered, in_order
-from ..model.unit_requests import Known
+from ..model.frozen_units import states_at
+from ..model.joint_model import JointModel
 from .experiment_context import ExperimentContext, derived_seed
 from .stack_size import Member, Stacking
 from .trainer import Trainer
@@ -42,6 +46,19 @@ class Outcome:
     """What became of a group: the reason of each training that failed, by its label."""
 
     failures: dict[str, str] = field(default_factory=dict)
+
+
+def reason_of(error: Exception) -> str:
+    """Return an error in one line; of one that is not talik's own also its kind, and write its traceback to stderr.
+
+    >>> from talik.errors import SettingsError
+    >>> reason_of(SettingsError("lr: found 0, expected more"))
+    'lr: found 0, expected more'
+    """
+    if isinstance(error, TalikError):
+        return str(error)
+    tqdm.write("".join(traceback.format_exception(error)), file=sys.stderr)
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def train_together(trainings: Sequence[Trainer], *, progress: bool = True) -> Outcome:
@@ -84,23 +101,21 @@ class SharedBatches:
 
     def batches(
         self, questions: Iterable[Sequence[Question]], *, view_seed: int | None = None, by_clip: bool = False
-    ) -> Iterator[tuple[Sequence[Question], list[States]]]:
-        """Yield each batch's questions and every model's states, in the order of the trainings."""
+    ) -> Iterator[list[Batch]]:
+        """Yield, for each list of questions, every model's batch, in the order of the trainings."""
         for batch in self._source.batches(questions, view_seed=view_seed, by_clip=by_clip):
-            climbed = {
-                m: climb(self._encoders[m], [state, *states_above(batch.states, m)], self._wanted[m])
+            known = {
+                m: states_at(self._encoders[m], [state, *batch.above.get(m, ())], self._wanted[m])
                 for m, state in batch.states.items()
             }
-            clips = clip_rows_of(batch.states)
-            known = Known(state for states in climbed.values() for state in states.values())
-            yield batch.questions, [self._for(model, climbed, clips, known) for model in self._models]
+            memo = FrozenOutputs(state for states in known.values() for state in states.values())
+            yield [self._for(model, batch, known, memo) for model in self._models]
 
-    def _for(
-        self, model: Any, climbed: Mapping[str, Mapping[int, State]], clips: ClipRows | None, known: Known
-    ) -> States:
+    @staticmethod
+    def _for(model: JointModel, batch: Batch, known: Mapping[str, Mapping[int, State]], memo: FrozenOutputs) -> Batch:
         starts, reads = model.starts(), model.reads()
-        above = {m: [climbed[m][k] for k in sorted(ks) if k > starts[m]] for m, ks in reads.items()}
-        return States({m: climbed[m][k] for m, k in starts.items()}, above, clips, known)
+        above = {m: tuple(known[m][k] for k in sorted(ks) if k > starts[m]) for m, ks in reads.items()}
+        return replace(batch, states={m: known[m][k] for m, k in starts.items()}, above=above, memo=memo)
 
 
 class _Group:
@@ -140,40 +155,56 @@ class _Group:
         view_seed = derived_seed(lead.seed, f"view/{epoch}")
         by_clip = lead.settings.group_by_clip
         batches = self._shared_by(active).batches(lead.order(epoch), view_seed=view_seed, by_clip=by_clip)
-        for index, (questions, states) in enumerate(batches):
-            self._step([(t, own) for t, own in zip(active, states, strict=True) if t in self.members], questions)
+        for index, own in enumerate(batches):
+            self._step([(t, batch) for t, batch in zip(active, own, strict=True) if t in self.members])
             bar.update(lead.batch_size(index))
-        left = [t for t in active if t in self.members]
-        if not left:
-            return
-        predictions = self._answers(left, "val")
-        shared = self._share(left, started)
-        for training, found in zip(left, predictions, strict=True):
-            line = training.end_epoch(found, shared_seconds=shared)
-            bar.set_postfix_str(line if self.size == 1 else f"{training.variant.name}: {line}")
+        predictions = self._answers([t for t in active if t in self.members], "val")
+        shared = self._share(list(predictions), started)
+        for training, found in predictions.items():
+            with self._failing_alone(training):
+                line = training.end_epoch(found, shared_seconds=shared)
+                bar.set_postfix_str(line if self.size == 1 else f"{training.variant.name}: {line}")
 
-    def _step(self, members: Sequence[Member], questions: Sequence[Question]) -> None:
-        """Train each on the batch; one that fails leaves, unless it is alone: then its error is the group's."""
+    def _step(self, members: Sequence[Member]) -> None:
         for some in self._stacking.measured_parts(members):
-            for training, error in self._stacking.step(some, questions):
-                if self.size == 1:
-                    raise error
-                self.outcome.failures[training.label] = str(error)
-                self.members.remove(training)
+            for training, error in self._stacking.step(some).items():
+                self._fail(training, error)
+
+    def _fail(self, training: Trainer, error: Exception) -> None:
+        """Let a training leave with its reason; the error of one that is alone is the group's."""
+        if self.size == 1:
+            raise error
+        self.outcome.failures[training.label] = reason_of(error)
+        self.members.remove(training)
+
+    @contextmanager
+    def _failing_alone(self, training: Trainer) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._fail(training, error)
 
     @torch.no_grad()
-    def _answers(self, trainings: Sequence[Trainer], split: str) -> list[list[Prediction]]:
-        found: list[list[list[Prediction]]] = [[] for _ in trainings]  # by batch
+    def _answers(self, trainings: Sequence[Trainer], split: str) -> dict[Trainer, list[Prediction]]:
+        """Answer a split with each; those that fail leave."""
+        if not trainings:
+            return {}
+        found: dict[Trainer, list[list[Prediction]]] = {training: [] for training in trainings}  # by batch
         processes = trainings[0].processes
         batches, order = trainings[0].in_order(split), clip_order(trainings[0].split_questions(split))
         with ExitStack() as averaged:
             for training in trainings:
                 averaged.enter_context(training.averaged())
-            for questions, states in self._shared_by(trainings).batches(processes.deal(batches), by_clip=True):
-                for some in self._stacking.parts(list(zip(trainings, states, strict=True))):
-                    for training, answers in self._stacking.answers(some, questions):
-                        found[trainings.index(training)].append(answers)
-        return [in_order(list(chain.from_iterable(gathered(processes, own))), order) for own in found]
+            for own in self._shared_by(trainings).batches(processes.deal(batches), by_clip=True):
+                members = [(t, batch) for t, batch in zip(trainings, own, strict=True) if t in found]
+                for some in self._stacking.parts(members):
+                    for training, answers in self._stacking.answers(some).items():
+                        if isinstance(answers, Exception):
+                            del found[training]
+                            self._fail(training, answers)
+                        else:
+                            found[training].append(answers)
+        return {t: in_order(list(chain.from_iterable(gathered(processes, own))), order) for t, own in found.items()}
 
     def _finish(self, ended: list[Trainer]) -> None:
         if not ended:
@@ -182,13 +213,14 @@ class _Group:
         for training in ended:
             training.use_best()
         predictions = self._answers(ended, ended[0].final_split)
-        shared = self._share(ended, started)
-        for training, found in zip(ended, predictions, strict=True):
-            training.finish(found, shared_seconds=shared, together=self.size, stacked=self._stacking.size > 1)
-            self.members.remove(training)
+        shared = self._share(list(predictions), started)
+        for training, found in predictions.items():
+            with self._failing_alone(training):
+                training.finish(found, shared_seconds=shared, together=self.size, stacked=self._stacking.size > 1)
+                self.members.remove(training)
 
     @staticmethod
     def _share(trainings: Sequence[Trainer], started: float) -> float:
         """Each one's share of the time since `started` that was nobody's own."""
         own = sum(t.own_seconds for t in trainings)
-        return max(0.0, time.perf_counter() - started - own) / len(trainings)
+        return max(0.0, time.perf_counter() - started - own) / max(1, len(trainings))

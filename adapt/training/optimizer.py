@@ -17,7 +17,7 @@ def count_parameters(model: JointModel) -> tuple[int, int]:
     """The number of trainable parameters, and of all: trained and frozen (what is trained in a copy counts once)."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for e in model.encoders.values() for p in e.model.parameters())
-    frozen -= getattr(model.adapter, "num_replaced", 0)
+    frozen -= 0 if model.adapter is None else model.adapter.num_replaced
     return trainable, trainable + frozen
 
 

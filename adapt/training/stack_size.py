@@ -1,22 +1,21 @@
-"""One batch of a fused group: its members one after the other, or their units stacked, as the experiment asks for."""
+"""One batch of a lockstep group: its members one after the other, or their units stacked, as the experiment says."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from ...errors import TalikError
-from ...extract.datasets.types import Question
-from ...extract.trunk.state import State
-from ..evaluation.predictions import Prediction, autocast, predictions_of
+from ..data.batch import Batch
+from ..evaluation.predictions import Prediction, predictions_of
+from ..model.joint_model import autocast
 from .experiment_context import ExperimentContext
-from .stacked_forward import Job, run_stacked
+from .stacked_forward import Pass, run_stacked
 from .trainer import Trainer
 
-Member = tuple[Trainer, Mapping[str, State]]
+Member = tuple[Trainer, Batch]
 _SHARE_OF_MEMORY = 0.8  # of what is free that stacked variants may fill
 
 
@@ -55,63 +54,98 @@ class Stacking:
         each = torch.cuda.max_memory_allocated(self._device) - before
         self._wanted = self.size = max(1, min(self._wanted, int(_SHARE_OF_MEMORY * free / max(1, each))))
 
-    def step(self, members: Sequence[Member], questions: Sequence[Question]) -> list[tuple[Trainer, TalikError]]:
-        """Train each on one batch; return those that failed, with their errors."""
+    def step(self, members: Sequence[Member]) -> dict[Trainer, Exception]:
+        """Train each on its batch; return those that failed, with their errors.
+
+        Where stacked units, or the backward pass of all, fail, the members are trained on the batch one by one.
+        """
         if len(members) == 1:
-            ((training, states),) = members
+            return _step_alone(*members[0])
+        restores = [training.restore_point() for training, _ in members]
+        failed: dict[Trainer, Exception] = {}
+        shares = {}
+        try:
+            for (training, batch), logits in zip(members, self._logits(members), strict=True):
+                try:
+                    with training.own_random_stream():
+                        shares[training] = training.share_of_step(_unless_error(logits), batch.questions)
+                except Exception as error:
+                    failed[training] = error
+            if shares:  # what they train is disjoint: the gradient of the sum gives each its own
+                torch.stack(list(shares.values())).sum().backward()
+        except Exception:
+            for restore in restores:
+                restore()
+            return {t: error for member in members for t, error in _step_alone(*member).items()}
+        for training in shares:
             try:
                 with training.own_random_stream():
-                    training.step(questions, states)
-            except TalikError as error:
-                return [(training, error)]
-            return []
-        failed, shares = [], []
-        for training, logits in self._logits(members):
-            try:
-                if isinstance(logits, TalikError):
-                    raise logits
-                with training.own_random_stream():
-                    shares.append((training, training.share_of_step(logits, questions)))
-            except TalikError as error:
-                failed.append((training, error))
-        if shares:  # what they train is disjoint: the gradient of the sum gives each its own
-            torch.stack([share for _, share in shares]).sum().backward()
-        for training, _ in shares:
-            with training.own_random_stream():
-                training.end_batch()
+                    training.end_batch()
+            except Exception as error:
+                failed[training] = error
         return failed
 
     @torch.no_grad()
-    def answers(
-        self, members: Sequence[Member], questions: Sequence[Question]
-    ) -> list[tuple[Trainer, list[Prediction]]]:
-        """Answer one batch with each."""
-        if len(members) == 1:
-            ((training, states),) = members
-            with training.own_random_stream():
-                return [(training, training.answers(questions, states))]
-        found = []
-        for training, states in members:
-            with training.own_random_stream():
-                training.count_flops(questions, states)
-            training.model.eval()
-        for training, logits in self._logits(members):
-            if isinstance(logits, TalikError):
-                raise logits
-            training.model.train()
-            with training.own_random_stream():
-                found.append((training, predictions_of(logits, questions, training.context.manifest.answers)))
-        return found
+    def answers(self, members: Sequence[Member]) -> dict[Trainer, list[Prediction] | Exception]:
+        """Answer its batch with each, in eval mode; where stacked units fail, one by one."""
+        if len(members) > 1:
+            for training, batch in members:
+                with training.own_random_stream():
+                    training.count_flops(batch)
+            for training, _ in members:
+                training.model.eval()
+            try:
+                stacked = self._logits(members)
+            except Exception:
+                stacked = []
+            for training, _ in members:
+                training.model.train()
+            if stacked:
+                return {t: _predicted(t, b, found) for (t, b), found in zip(members, stacked, strict=True)}
+        return {training: _answers_alone(training, batch) for training, batch in members}
 
-    def _logits(self, members: Sequence[Member]) -> list[tuple[Trainer, Tensor | TalikError]]:
+    def _logits(self, members: Sequence[Member]) -> list[Tensor | Exception]:
         device = self._device.type
-        jobs = [
-            Job(
-                steps=training.model.steps(states, training.context.sampling.num_segments),
-                turn=training.own_random_stream,
-                autocast=partial(autocast, training.settings.amp, device),
-                precision=training.settings.amp,
-            )
-            for training, states in members
-        ]
-        return list(zip([training for training, _ in members], run_stacked(jobs), strict=True))
+        return run_stacked(
+            [
+                Pass(
+                    model=training.model,
+                    batch=batch,
+                    turn=training.own_random_stream,
+                    autocast=partial(autocast, training.settings.amp, device),
+                    precision=training.settings.amp,
+                )
+                for training, batch in members
+            ]
+        )
+
+
+def _step_alone(training: Trainer, batch: Batch) -> dict[Trainer, Exception]:
+    try:
+        with training.own_random_stream():
+            training.step(batch)
+    except Exception as error:
+        return {training: error}
+    return {}
+
+
+def _answers_alone(training: Trainer, batch: Batch) -> list[Prediction] | Exception:
+    try:
+        with training.own_random_stream():
+            return training.answers(batch)
+    except Exception as error:
+        return error
+
+
+def _predicted(training: Trainer, batch: Batch, logits: Tensor | Exception) -> list[Prediction] | Exception:
+    try:
+        with training.own_random_stream():
+            return predictions_of(_unless_error(logits), batch.questions, training.context.manifest.answers)
+    except Exception as error:
+        return error
+
+
+def _unless_error(found: Tensor | Exception) -> Tensor:
+    if isinstance(found, Exception):
+        raise found
+    return found

@@ -1,8 +1,8 @@
-"""Passes of several models driven in lockstep: frozen units that several of them ask for run once, on all their states.
+"""Forward passes of several models in lockstep: frozen units that several of them need run once, on all their states.
 
-Each pass is a generator that asks for units (see `climbing`). Of everything that is asked for, the lowest goes first,
-and whatever else waits at the same boundary for the same units goes with it: states are joined along the batch, with
-their context, run, and parted again. A model with units of its own (`peft:…`) runs those alone and shares the rest.
+Each pass goes from stop to stop (see `forward_state`). Of all units that are due, the lowest go first, and whatever
+else waits at the same boundary for the same units goes with them: states are joined along the batch, with their
+context, run, and split again. A model with units of its own (`peft:…`) runs those alone and shares the rest.
 """
 
 from __future__ import annotations
@@ -10,131 +10,155 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import Tensor
 
-from ...errors import TalikError
 from ...extract.trunk.state import Context, State
-from ..model.unit_requests import Climb, Returned, Steps, next_request
+from ..data.batch import Batch
+from ..model.forward_state import ForwardState
+from ..model.frozen_units import UnitRun
+from ..model.joint_model import JointModel
+
+Place = tuple[int, str]  # of a pass, a modality
 
 
 @dataclass(frozen=True)
-class Job:
-    """One model's pass.
+class Pass:
+    """One model's forward pass.
 
-    Args:
-        steps: the pass.
+    Attributes:
+        model, batch: the model and the batch that it is given.
         turn: opened around whatever is this model's alone: its random stream, its clock.
         autocast: opened around everything; models are stacked only with those of equal `precision`.
         precision: names what `autocast` does.
     """
 
-    steps: Steps[Tensor]
+    model: JointModel
+    batch: Batch
     turn: Callable[[], AbstractContextManager[None]]
-    autocast: Callable[[], AbstractContextManager[Any]]
+    autocast: Callable[[], AbstractContextManager[None]]
     precision: str
 
 
-def run_stacked(jobs: Sequence[Job]) -> list[Tensor | TalikError]:
-    """Drive all passes to their ends; return the logits of each, or the error that it ended by."""
-    return _Lockstep(jobs).run()
+def run_stacked(passes: Sequence[Pass]) -> list[Tensor | Exception]:
+    """Drive all passes to their ends; return the logits of each, or the error that its own modules raised.
+
+    Raises:
+        Exception: whatever units raised that ran for several models at once.
+    """
+    return StackedForward(passes).run()
 
 
-class _Lockstep:
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        self.jobs = jobs
-        self.ended: dict[int, Tensor | TalikError] = {}
-        self.waiting: dict[int, dict[str, Climb]] = {}
+class StackedForward:
+    """Several passes, driven from stop to stop."""
+
+    def __init__(self, passes: Sequence[Pass]) -> None:
+        self.passes = passes
+        self.states: dict[int, ForwardState] = {}
+        self.next_stop = [0] * len(passes)
+        self.ended: dict[int, Tensor | Exception] = {}
+        self.waiting: dict[int, dict[str, UnitRun]] = {}
         self.contexts: dict[tuple[int, ...], tuple[Context, Sequence[Context]]] = {}
 
-    def run(self) -> list[Tensor | TalikError]:
-        for index in range(len(self.jobs)):
-            self._go_on(index, None)
+    def run(self) -> list[Tensor | Exception]:
+        """Drive all passes to their ends."""
+        for index in range(len(self.passes)):
+            self._guarded(index, self._begin)
         while self.waiting:
-            arrived = [i for i, cs in self.waiting.items() if all(c.state.boundary == c.stop for c in cs.values())]
-            for index in arrived:  # before anything climbs, so that all that can go together waits
-                self._go_on(index, {m: c.state for m, c in self.waiting[index].items()})
+            arrived = [i for i, rs in self.waiting.items() if all(r.state.boundary == r.stop for r in rs.values())]
+            for index in arrived:  # before any unit runs, so that all that can go together waits
+                self._guarded(index, self._go_on)
             if not arrived:
-                self._climb_lowest()
-        return [self.ended[index] for index in range(len(self.jobs))]
+                self._run_lowest()
+        return [self.ended[index] for index in range(len(self.passes))]
 
-    def _go_on(self, index: int, states: dict[str, State] | None) -> None:
-        """Send a pass what it asked for, and keep what it asks for next."""
-        self.waiting.pop(index, None)
-        job = self.jobs[index]
+    def _guarded(self, index: int, act: Callable[[int], None]) -> None:
+        """Act on one pass in its turn; an error ends that pass alone."""
         try:
-            with job.turn(), job.autocast():
-                found = next_request(job.steps, states)
-        except TalikError as error:
+            with self.passes[index].turn(), self.passes[index].autocast():
+                act(index)
+        except Exception as error:
+            self.waiting.pop(index, None)
             self.ended[index] = error
-            return
-        if isinstance(found, Returned):
-            self.ended[index] = found.value
-        else:
-            self.waiting[index] = found
 
-    def _climb_lowest(self) -> None:
-        places = [(i, m) for i, cs in self.waiting.items() for m, c in cs.items() if c.state.boundary < c.stop]
-        lowest = min(places, key=lambda place: self._depth(*place))
-        alike = [place for place in places if self._alike(place) == self._alike(lowest)]
+    def _begin(self, index: int) -> None:
+        self.states[index] = ForwardState(self.passes[index].model, self.passes[index].batch)
+        self._wait(index)
+
+    def _wait(self, index: int) -> None:
+        """Note the units up to the next stop, or to the end."""
+        model, number = self.passes[index].model, self.next_stop[index]
+        boundaries = model.stops[number].boundaries if number < len(model.stops) else model.ends
+        self.waiting[index] = self.states[index].runs_to(boundaries)
+
+    def _go_on(self, index: int) -> None:
+        """Do what the stop is for at which every state of a pass has arrived; at the end, let the head answer."""
+        state, given = self.states[index], self.passes[index]
+        state.states |= {m: run.state for m, run in self.waiting.pop(index).items()}
+        number = self.next_stop[index]
+        if number == len(given.model.stops):
+            self.ended[index] = given.model.head(state.features(), given.batch.text_mask)
+            return
+        state.apply_adapter(given.model.stops[number])
+        self.next_stop[index] += 1
+        self._wait(index)
+
+    def _run_lowest(self) -> None:
+        places = [(i, m) for i, rs in self.waiting.items() for m, r in rs.items() if r.state.boundary < r.stop]
+        lowest = min(places, key=self._depth)
+        alike = [place for place in places if self._likeness(place) == self._likeness(lowest)]
         stop = self._common_stop(alike, places)
-        if len(alike) == 1:
-            with self.jobs[lowest[0]].turn():  # units of its own may draw random numbers
-                self._move(lowest, self._run(replace(self._at(lowest), stop=stop), lowest[0]))
+        if len(alike) == 1:  # in its turn: units of its own may draw random numbers
+            self._guarded(lowest[0], lambda index: self._move(lowest, replace(self._at(lowest), stop=stop).run()))
             return
         states = {id(state): state for place in alike for state in [self._at(place).state]}  # several may have the same
-        made = self._run_joined(list(states.values()), self._at(alike[0]), stop, alike[0][0])
-        after = dict(zip(states, made, strict=True))
+        run = replace(self._at(alike[0]), stop=stop)
+        with self.passes[alike[0][0]].autocast():
+            after = dict(zip(states, self._run_joined(list(states.values()), run), strict=True))
         for place in alike:
             self._move(place, after[id(self._at(place).state)])
 
-    def _run_joined(self, states: Sequence[State], climb: Climb, stop: int, index: int) -> list[State]:
-        """Run units on states of several models at once; `climb` and `index` are those of any of them."""
+    def _run_joined(self, states: Sequence[State], run: UnitRun) -> list[State]:
+        """Run the units of `run` on states of several models at once."""
         if len(states) == 1:
-            return [self._run(replace(climb, stop=stop), index)]
-        joined = self._run(replace(climb, state=self._joined(states), stop=stop), index)
+            return [run.run()]
+        joined = replace(run, state=self._joined(states)).run()
         parts = joined.hidden.split([state.batch_size for state in states])
         return [
             joined.replace(hidden=hidden, lengths=own.lengths, context=own.context)
             for own, hidden in zip(states, parts, strict=True)
         ]
 
-    def _run(self, climb: Climb, index: int) -> State:
-        with self.jobs[index].autocast():
-            return climb.run()
-
-    def _at(self, place: tuple[int, str]) -> Climb:
+    def _at(self, place: Place) -> UnitRun:
         return self.waiting[place[0]][place[1]]
 
-    def _move(self, place: tuple[int, str], state: State) -> None:
+    def _move(self, place: Place, state: State) -> None:
         self.waiting[place[0]][place[1]] = replace(self._at(place), state=state)
 
-    def _depth(self, index: int, modality: str) -> tuple[float, str, int]:
-        climb = self._at((index, modality))
-        return climb.state.boundary / climb.encoder.num_units, modality, index
+    def _depth(self, place: Place) -> tuple[float, str, int]:
+        run = self._at(place)
+        return run.state.boundary / run.encoder.num_units, place[1], place[0]
 
-    def _alike(self, place: tuple[int, str]) -> tuple[Any, ...]:
-        """What is equal for states that the next unit can take together."""
-        climb = self._at(place)
-        state = climb.state
-        unit = climb.encoder.units[state.boundary]
+    def _likeness(self, place: Place) -> tuple[object, ...]:
+        """Return what is equal for states that the next unit can take together."""
+        run = self._at(place)
+        state, unit = run.state, run.encoder.units[run.state.boundary]
         shape = (state.layout, tuple(state.hidden.shape[1:]), state.hidden.dtype)
-        return (id(unit), place[1], shape, climb.graph, climb.recompute, self.jobs[place[0]].precision)
+        return (id(unit), place[1], shape, run.graph, run.recompute, self.passes[place[0]].precision)
 
-    def _common_stop(self, alike: Sequence[tuple[int, str]], places: Sequence[tuple[int, str]]) -> int:
+    def _common_stop(self, alike: Sequence[Place], places: Sequence[Place]) -> int:
         """How far they go together: to a stop, to the first unit that not all share, or to where others wait."""
-        climbs = [self._at(place) for place in alike]
-        start, modality = climbs[0].state.boundary, alike[0][1]
+        runs = [self._at(place) for place in alike]
+        start, modality = runs[0].state.boundary, alike[0][1]
         others = [self._at(p).state.boundary for p in places if p[1] == modality]
-        stop = min([c.stop for c in climbs] + [b for b in others if b > start])
+        stop = min([r.stop for r in runs] + [b for b in others if b > start])
         for boundary in range(start + 1, stop):
-            if len({id(c.encoder.units[boundary]) for c in climbs}) > 1:
+            if len({id(r.encoder.units[boundary]) for r in runs}) > 1:
                 return boundary
         return stop
 
     def _joined(self, states: Sequence[State]) -> State:
-        """The states along one batch; what context they take together is worked out once for all units."""
+        """Join states along the batch; the context that they take together is rebuilt once for all units."""
         key = tuple(id(state.context) for state in states)
         if key not in self.contexts:
             joined = State.concat(states)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,11 +20,9 @@ from tqdm import tqdm
 
 from ...errors import RunError
 from ...extract.datasets.types import Question
-from ...extract.trunk.state import State
 from ..config.experiment import LogSettings, TrainSettings, VariantSettings
 from ..config.run_config import run_config
-from ..data.batch import shuffled, stored_questions
-from ..data.batch_states import by_question
+from ..data.batch import Batch, shuffled, stored_questions
 from ..data.cached_source import CachedSource
 from ..data.live_source import LiveSource
 from ..evaluation.predictions import (
@@ -32,13 +30,12 @@ from ..evaluation.predictions import (
     answer_batch,
     batches_of,
     clip_order,
-    forward,
     prediction_records,
     score_records,
 )
 from ..model.flops import forward_flops
 from ..model.insertion import insertion_lines
-from ..model.joint_model import JointModel
+from ..model.joint_model import JointModel, forward
 from ..model.registry import LOSSES, make_part
 from ..model.targets import labels_of, loss_of
 from .adapter_files import save_adapter
@@ -47,7 +44,6 @@ from .distributed import Processes
 from .ema import Averages
 from .experiment_context import ExperimentContext, derived_seed
 from .loggers import open_scalars
-from .module_hooks import after_step, begin_training, extra_loss
 from .optimizer import count_parameters, learning_rate_scale, make_optimizer
 from .rng import random_state, set_random_state
 from .run_folder import RunFolder
@@ -136,7 +132,8 @@ class Trainer:
             )
             self.progress = Progress(**saved)
             self._random = random_state(self.context.device)
-        begin_training(self.model, self.settings.epochs * self.steps_per_epoch)
+        if self.model.adapter is not None:
+            self.model.adapter.begin_training(self.settings.epochs * self.steps_per_epoch)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -208,15 +205,28 @@ class Trainer:
             torch.manual_seed(derived_seed(self.seed, f"dropout/{self.progress.epoch}/{self.processes.rank}"))
             self._random = random_state(self.context.device)
 
-    def step(self, questions: Sequence[Question], states: Mapping[str, State]) -> None:
+    def step(self, batch: Batch) -> None:
         """Train on one batch; every `accumulate` of them, and at the epoch's end, the optimiser takes a step.
 
         Raises:
             RunError: the loss is not finite.
         """
-        logits = forward(self.model, states, self.context.sampling.num_segments, amp=self.settings.amp)
-        self.share_of_step(logits, questions).backward()
+        logits = forward(self.model, batch, amp=self.settings.amp)
+        self.share_of_step(logits, batch.questions).backward()
         self.end_batch()
+
+    def restore_point(self) -> Callable[[], None]:
+        """Return a function that undoes a batch before its optimiser step: random stream, losses, gradients."""
+        random, held = self._random, list(self._held)
+        grads = [(p, p.grad.clone()) for p in self.model.parameters() if p.grad is not None] if held else []
+
+        def restore() -> None:
+            self._random, self._held = random, held
+            self.optimizer.zero_grad(set_to_none=True)
+            for parameter, grad in grads:
+                parameter.grad = grad
+
+        return restore
 
     def share_of_step(self, logits: Tensor, questions: Sequence[Question]) -> Tensor:
         """The batch's loss, weighed by its questions against those of the step's first batch; its gradient is awaited.
@@ -224,7 +234,9 @@ class Trainer:
         Raises:
             RunError: the loss is not finite.
         """
-        loss = extra_loss(self.model, self._loss(logits, questions))
+        loss = self._loss(logits, questions)
+        more = None if self.model.adapter is None else self.model.adapter.extra_loss()
+        loss = loss if more is None else loss + more
         value = float(loss.detach())
         if not math.isfinite(value):
             raise RunError(f"{self.label}: the loss is {value} at step {self.progress.step}; lower lr or set clip_norm")
@@ -259,7 +271,8 @@ class Trainer:
         if self.settings.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         self.optimizer.step()
-        after_step(self.model, self.progress.step)
+        if self.model.adapter is not None:
+            self.model.adapter.after_step(self.progress.step)
         if self.averages is not None:
             self.averages.update()
         self.progress.step += 1
@@ -280,28 +293,15 @@ class Trainer:
         """While this is open, the model is what is evaluated and kept: the averages, where there are any."""
         return nullcontext() if self.averages is None else self.averages.in_place()
 
-    def answers(self, questions: Sequence[Question], states: Mapping[str, State]) -> list[Prediction]:
+    def answers(self, batch: Batch) -> list[Prediction]:
         """Answer one batch, in eval mode."""
-        self.count_flops(questions, states)
-        return answer_batch(
-            self.model,
-            questions,
-            states,
-            answers=self.context.manifest.answers,
-            num_segments=self.context.sampling.num_segments,
-            amp=self.settings.amp,
-        )
+        self.count_flops(batch)
+        return answer_batch(self.model, batch, answers=self.context.manifest.answers, amp=self.settings.amp)
 
-    def count_flops(self, questions: Sequence[Question], states: Mapping[str, State]) -> None:
+    def count_flops(self, batch: Batch) -> None:
         """Count, once in the final evaluation, what answering a question costs that shares its clip with no other."""
         if self._counts_flops and self._flops is None:
-            self._flops = forward_flops(
-                self.model,
-                by_question(states),
-                num_segments=self.context.sampling.num_segments,
-                num_questions=len(questions),
-                amp=self.settings.amp,
-            )
+            self._flops = forward_flops(self.model, batch.by_question(), amp=self.settings.amp)
 
     def end_epoch(self, predictions: Sequence[Prediction], *, shared_seconds: float) -> str:
         """Take the epoch's validation in, keep the best weights, write metrics and the checkpoint; return a line.

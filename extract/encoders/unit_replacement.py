@@ -10,7 +10,7 @@ follows the model's mode. The encoder's embedding and what follows its last unit
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -83,58 +83,6 @@ class UnitCopies:
         return self.encoder.with_modules(copies)
 
 
-class TunedUnits(nn.Module):
-    """An adapter that trains inside units: the base of `bitfit`, `norm`, `finetune` and `peft:<tuner>`.
-
-    A subclass says in `prepare` what is trained. `parameters()` and `state_dict()` hold that and nothing else.
-
-    Args:
-        settings: the subclass's own.
-        encoders: the frozen encoders.
-        units: for each modality that is touched, its units.
-
-    Attributes:
-        tunes_units: tells `ExperimentContext` how to build this adapter, the joint model not to look for `at(i)`.
-        num_replaced: trained parameters that stand for one of the frozen encoder's own.
-    """
-
-    tunes_units = True
-
-    def __init__(self, settings: Any, encoders: Mapping[str, Encoder], units: Mapping[str, Sequence[int]]) -> None:
-        super().__init__()
-        self.settings = settings
-        copies = {m: encoders[m].copy_units(units[m]) for m in units}
-        self.num_replaced = 0
-        tuned = dict(encoders)
-        for modality, own in copies.items():
-            known = {id(p) for p in own.tree.parameters()}
-            self.prepare(modality, own)
-            trained = {n: p for n, p in own.tree.named_parameters() if p.requires_grad}
-            if not trained:
-                raise SettingsError(f"{modality}: nothing to train in units {', '.join(map(str, own.units))}")
-            self.num_replaced += sum(p.numel() for p in trained.values() if id(p) in known)
-            for name, parameter in trained.items():
-                _put_parameter(self, f"{modality}.{name}", parameter)
-            tuned[modality] = own.in_place()
-        # Held beside the module's own tables: what is trained is registered above, the frozen rest is not.
-        object.__setattr__(self, "copies", copies)
-        object.__setattr__(self, "encoders", tuned)
-
-    copies: dict[str, UnitCopies]
-    encoders: dict[str, Encoder]
-
-    def prepare(self, modality: str, copies: UnitCopies) -> None:
-        """Make what is to be trained in `copies.tree` require gradients; modules in it may be replaced by others."""
-        raise NotImplementedError
-
-    def train(self, mode: bool = True) -> TunedUnits:
-        """Set the mode of what the adapter put into the units; the encoder's own modules stay in eval mode."""
-        super().train(mode)
-        for own in self.copies.values():
-            own.train(mode)
-        return self
-
-
 def is_norm(module: nn.Module) -> bool:
     """Whether a module is a normalisation: its class name holds "norm" (LayerNorm, T5LayerNorm, BatchNorm2d)."""
     return "norm" in type(module).__name__.lower()
@@ -143,11 +91,6 @@ def is_norm(module: nn.Module) -> bool:
 def _put(tree: nn.Module, name: str, module: nn.Module) -> None:
     path, _, last = name.rpartition(".")
     _branch(tree, path).add_module(last, module)
-
-
-def _put_parameter(tree: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    path, _, last = name.rpartition(".")
-    _branch(tree, path).register_parameter(last, parameter)
 
 
 def _branch(tree: nn.Module, path: str) -> nn.Module:

@@ -119,7 +119,7 @@ def test_what_the_head_reads_is_what_was_imported(place: Path) -> None:
     model = context.build(context.experiment.variant("probe"), seed=0)
     questions = context.questions("train")[:5]
     (batch,) = context.cached(model).batches([questions])
-    features = model.features(batch.states, 3)
+    features = model.features(batch)
     assert {m: tuple(f.shape) for m, f in features.items() if m != "text"} == {
         "visual": (5, 3, 4, 12),
         "audio": (5, 3, 1, 20),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import pytest
 import torch
 
 from talik.adapt.config.experiment import VariantSettings, load_experiment
-from talik.adapt.evaluation.predictions import forward
-from talik.adapt.model.joint_model import JointModel
+from talik.adapt.data.batch import Batch
+from talik.adapt.model.joint_model import JointModel, forward
 from talik.adapt.training.experiment_context import ExperimentContext
 
 SIZES = {"d_model": 8, "d_state": 4, "num_latents": 2, "num_heads": 2}
@@ -49,9 +50,9 @@ def shaken(model: JointModel) -> JointModel:
     return model.eval()
 
 
-def gradients(model: JointModel, batch: object, segments: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def gradients(model: JointModel, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     model.zero_grad()
-    logits = forward(model, batch.states, segments, amp="off")  # type: ignore[attr-defined]
+    logits = forward(model, batch, amp="off")
     (logits * torch.linspace(-1, 1, logits.numel()).view_as(logits)).sum().backward()
     return logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
@@ -63,8 +64,8 @@ def test_cached_equals_live(context: ExperimentContext, kind: str, insertion: st
     questions = list(context.questions("train"))[:7]
     cached = next(iter(context.cached(model).batches([questions])))
     live = next(iter(context.live(model).batches([questions])))
-    from_store, store_grads = gradients(model, cached, context.sampling.num_segments)
-    from_media, media_grads = gradients(model, live, context.sampling.num_segments)
+    from_store, store_grads = gradients(model, cached)
+    from_media, media_grads = gradients(model, live)
     torch.testing.assert_close(from_store, from_media, rtol=1e-5, atol=1e-5 * float(from_media.abs().max()))
     assert store_grads.keys() == media_grads.keys() == {n for n, _ in model.named_parameters()}
     largest = max(float(grad.abs().max()) for grad in media_grads.values())
@@ -86,8 +87,8 @@ def test_untrained_adapter_is_the_frozen_model_to_the_bit(
     with_adapter = context.build(variant(kind, insertion, placement), seed=0).eval()
     without = context.build(PROBE, seed=0).eval()
     batch = next(iter(context.cached(with_adapter).batches([list(context.questions("train"))[:5]])))
-    adapted = with_adapter.features(batch.states, context.sampling.num_segments)
-    frozen = without.features(batch.states, context.sampling.num_segments)
+    adapted = with_adapter.features(batch)
+    frozen = without.features(batch)
     for modality in ("visual", "audio", "text"):
         assert torch.equal(adapted[modality], frozen[modality]), modality
     for name, weight in without.head.state_dict().items():
@@ -101,7 +102,7 @@ def test_every_adapter_parameter_learns_by_the_second_step(context: ExperimentCo
     frozen = {m: [p.clone() for p in e.model.parameters()] for m, e in context.encoders.items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(2):
-        _, grads = gradients(model, batch, context.sampling.num_segments)
+        _, grads = gradients(model, batch)
         optimizer.step()
     unmoved = [n for n, p in model.named_parameters() if n not in grads or not grads[n].abs().any()]
     assert unmoved == []
@@ -116,10 +117,10 @@ def test_a_question_alone_equals_the_question_in_a_padded_batch(context: Experim
     mixed = [questions[0], questions[-1], questions[len(questions) // 2]]
     source = context.cached(model)
     with torch.no_grad():
-        together = forward(model, next(iter(source.batches([mixed]))).states, 3, amp="off")
-        back = forward(model, next(iter(source.batches([mixed[::-1]]))).states, 3, amp="off")
+        together = forward(model, next(iter(source.batches([mixed]))), amp="off")
+        back = forward(model, next(iter(source.batches([mixed[::-1]]))), amp="off")
         for i, question in enumerate(mixed):
-            alone = forward(model, next(iter(source.batches([[question]]))).states, 3, amp="off")[0]
+            alone = forward(model, next(iter(source.batches([[question]]))), amp="off")[0]
             torch.testing.assert_close(alone, together[i], rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(alone, back[len(mixed) - 1 - i], rtol=1e-5, atol=1e-5)
     lengths = next(iter(source.batches([mixed]))).states["text"].lengths
@@ -135,18 +136,16 @@ def test_what_stands_in_padding_does_not_matter(context: ExperimentContext) -> N
     assert text.lengths is not None
     spoiled = text.hidden.clone()
     spoiled[0, int(text.lengths[0]) :] = 1e3
-    changed = {**batch.states, "text": text.replace(hidden=spoiled)}
+    changed = replace(batch, states={**batch.states, "text": text.replace(hidden=spoiled)})
     with torch.no_grad():
-        assert torch.equal(forward(model, batch.states, 3, amp="off"), forward(model, changed, 3, amp="off"))
+        assert torch.equal(forward(model, batch, amp="off"), forward(model, changed, amp="off"))
 
 
 def test_nothing_below_the_first_insertion_builds_a_graph(context: ExperimentContext) -> None:
     model = context.build(variant(), seed=0)
-    states = next(
-        iter(context.live(context.build(variant(), seed=0)).batches([list(context.questions("train"))[:2]]))
-    ).states
-    assert not any(s.hidden.requires_grad for s in states.values())
-    features = model.features(states, context.sampling.num_segments)
+    batch = next(iter(context.live(context.build(variant(), seed=0)).batches([list(context.questions("train"))[:2]])))
+    assert not any(s.hidden.requires_grad for s in batch.states.values())
+    features = model.features(batch)
     assert all(f.requires_grad for f in features.values())
     probe = context.build(PROBE, seed=0)
-    assert not any(f.requires_grad for f in probe.features(states, context.sampling.num_segments).values())
+    assert not any(f.requires_grad for f in probe.features(batch).values())

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from talik.adapt.config.experiment import load_experiment
-from talik.adapt.evaluation.predictions import forward
+from talik.adapt.model.joint_model import forward
 from talik.adapt.training.experiment_context import ExperimentContext
 from talik.demo.experiment import EXPERIMENT
 from talik.extract.stage.extract import extract
@@ -52,7 +52,7 @@ def test_logits_and_gradients_from_the_store_equal_those_from_the_files(context:
     found = []
     for source in (context.cached(model), context.live(model)):
         model.zero_grad()
-        logits = forward(model, next(iter(source.batches([questions]))).states, 4, amp="off")
+        logits = forward(model, next(iter(source.batches([questions]))), amp="off")
         logits.square().sum().backward()
         found.append((logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters()}))
     (cached, cached_grads), (live, live_grads) = found
@@ -68,7 +68,7 @@ def test_at_initialisation_the_features_are_the_frozen_encoders_to_the_bit(conte
     questions = list(context.questions("test"))[:3]
     with_adapter = context.build(context.experiment.variant("trimodal"), seed=0).eval()
     frozen = context.build(context.experiment.variant("probe"), seed=0).eval()
-    states = next(iter(context.live(with_adapter).batches([questions]))).states
+    batch = next(iter(context.live(with_adapter).batches([questions])))
     with torch.no_grad():
-        ours, theirs = with_adapter.features(states, 4), frozen.features(states, 4)
+        ours, theirs = with_adapter.features(batch), frozen.features(batch)
     assert all(torch.equal(ours[m], theirs[m]) for m in ("visual", "audio", "text"))

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from talik.adapt.adapters.registry import known_adapters
 from talik.adapt.config.experiment import Experiment, VariantSettings, load_experiment
 from talik.adapt.config.run_config import run_config
+from talik.adapt.data.batch import Batch
 from talik.adapt.evaluation.describe_variants import settings_of
 from talik.adapt.evaluation.evaluate import evaluate
 from talik.adapt.model.joint_model import JointModel
@@ -49,10 +50,10 @@ def context(extracted: Path) -> ExperimentContext:
 
 
 @pytest.fixture(scope="module")
-def states(context: ExperimentContext) -> dict[str, Any]:
+def batch(context: ExperimentContext) -> Batch:
     """A batch's states at boundary 2 of each encoder, computed from the media files."""
     source = context.live(context.build(variant("trimodal"), seed=0))
-    return dict(next(iter(source.batches([list(context.questions("train"))[:4]]))).states)
+    return next(iter(source.batches([list(context.questions("train"))[:4]])))
 
 
 @pytest.fixture(scope="module")
@@ -83,18 +84,18 @@ def saved(context: ExperimentContext, chosen: VariantSettings, folder: Path) -> 
 
 @pytest.mark.parametrize("kind", known_adapters())
 def test_saved_and_loaded_without_a_store_gives_the_same_logits(
-    kind: str, context: ExperimentContext, live: ExperimentContext, states: dict[str, Any], tmp_path: Path
+    kind: str, context: ExperimentContext, live: ExperimentContext, batch: Batch, tmp_path: Path
 ) -> None:
     run, model = saved(context, variant(kind), tmp_path)
     with torch.no_grad():
-        expected = model(states, context.sampling.num_segments)
+        expected = model(batch)
     _, again = run.experiment()
     torch.manual_seed(5)
     loaded = live.build(again, seed=3)  # whatever was drawn is replaced
     described = load_adapter(run, loaded.eval())
     assert described["adapter"]["kind"] == kind
     with torch.no_grad():
-        assert torch.equal(loaded(states, context.sampling.num_segments), expected)
+        assert torch.equal(loaded(batch), expected)
     names = {p.name for p in run.path.iterdir()}
     assert names == {"config.toml", "adapter.safetensors", "adapter.json"} | ({"peft"} if "peft:" in kind else set())
 

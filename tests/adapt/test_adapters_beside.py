@@ -11,9 +11,8 @@ import torch
 from typer.testing import CliRunner
 
 from talik.adapt.config.experiment import VariantSettings, load_experiment
-from talik.adapt.evaluation.predictions import forward
 from talik.adapt.model.after_attention import place_after_attention, run_with_second
-from talik.adapt.model.joint_model import JointModel
+from talik.adapt.model.joint_model import JointModel, forward
 from talik.adapt.training.experiment_context import ExperimentContext
 from talik.cli import app
 from talik.errors import SettingsError
@@ -86,19 +85,18 @@ def test_cached_states_spare_every_unit(
     cached = next(iter(context.cached(model).batches([questions])))  # boundaries 1 and 3 are in the store
     live = next(iter(context.live(model).batches([questions])))
     with Units(context) as units:
-        logits = forward(model, cached.states, context.sampling.num_segments, amp="off")
+        logits = forward(model, cached, amp="off")
         logits.sum().backward()
     assert units.forward == [(m, k) for m in ("visual", "audio", "text") for k in expected]
     assert units.backward == []
     assert all(p.grad is not None for p in model.parameters())
-    again = forward(model, live.states, context.sampling.num_segments, amp="off").detach()
+    again = forward(model, live, amp="off").detach()
     torch.testing.assert_close(logits.detach(), again, rtol=1e-4, atol=1e-5 * float(again.abs().max()))
 
 
 def test_without_the_ends_the_head_reads_the_ladder_alone(context: ExperimentContext) -> None:
     model = shaken(context.build(variant({**SIDE, "residual": False, "text": False}, 1, 2), seed=0))
-    states = dict(next(iter(context.cached(model).batches([list(context.questions("train"))[:3]]))).states)
-    features = model.features(states, context.sampling.num_segments)
+    features = model.features(next(iter(context.cached(model).batches([list(context.questions("train"))[:3]]))))
     assert features["visual"].shape == (3, context.sampling.num_segments, 5, 24)
     assert features["visual"].requires_grad
     assert not features["text"].requires_grad
@@ -118,22 +116,20 @@ def test_after_attention_untrained_changes_no_bit_and_learns(context: Experiment
     batch = next(iter(context.cached(model).batches([list(context.questions("train"))[:4]])))
     probe = context.build(VariantSettings(name="p", adapter={"kind": "probe"}), seed=0).eval()
     with torch.no_grad():
-        adapted, frozen = (m.eval().features(batch.states, context.sampling.num_segments) for m in (model, probe))
+        adapted, frozen = (m.eval().features(batch) for m in (model, probe))
     assert all(torch.equal(adapted[m], frozen[m]) for m in frozen)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(2):
         optimizer.zero_grad()
-        logits = forward(model, batch.states, context.sampling.num_segments, amp="off")
+        logits = forward(model, batch, amp="off")
         (logits * torch.linspace(-1, 1, logits.numel()).view_as(logits)).sum().backward()
         optimizer.step()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().any()] == []
 
 
 def test_after_attention_needs_a_unit_to_stand_in(context: ExperimentContext) -> None:
-    model = context.build(variant(AFTER, 1), seed=0)
-    states = next(iter(context.cached(model).batches([list(context.questions("train"))[:2]]))).states
     with pytest.raises(SettingsError, match='after_attention: found placement = "between", expected "parallel"'):
-        model(states, context.sampling.num_segments)
+        context.build(variant(AFTER, 1), seed=0)
 
 
 def test_the_place_after_the_attention_is_where_the_sum_is(context: ExperimentContext) -> None:
@@ -183,9 +179,9 @@ def test_nothing_stands_beside_a_unit_that_changes_its_tokens(context: Experimen
     insertion = {"visual": (unit,), "audio": (1,), "text": (1,)}
     chosen = VariantSettings(name="v", adapter={"kind": "parallel"}, insertion=insertion, placement="parallel")
     model = made.build(chosen, seed=0)
-    states = next(iter(made.live(model).batches([list(made.questions("train"))[:1]]))).states
+    batch = next(iter(made.live(model).batches([list(made.questions("train"))[:1]])))
     with pytest.raises(SettingsError, match=f"unit {unit} of the visual encoder changes its tokens"):
-        model(states, made.sampling.num_segments)
+        model(batch)
 
 
 @pytest.mark.parametrize("name", LINES)

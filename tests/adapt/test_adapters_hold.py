@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ from talik.adapt.adapters.peft_settings import TUNERS
 from talik.adapt.adapters.registry import adapter_kind, known_adapters
 from talik.adapt.config.experiment import VariantSettings, load_experiment
 from talik.adapt.data.live_source import LiveSource
-from talik.adapt.evaluation.predictions import forward
-from talik.adapt.model.joint_model import JointModel
+from talik.adapt.model.joint_model import JointModel, forward
 from talik.adapt.training.experiment_context import ExperimentContext
 from talik.errors import SettingsError
 from talik.extract.encoders.load import load_encoder
@@ -56,7 +56,6 @@ class Room:
 
     def __init__(self, experiment: Path, layout: str) -> None:
         self.context = ExperimentContext(load_experiment(experiment))
-        self.segments = self.context.sampling.num_segments
         name = LAYOUTS[layout]
         if name is not None:
             with torch.random.fork_rng():
@@ -74,7 +73,7 @@ class Room:
             self.context.manifest, self.context.encoders, dict.fromkeys(self.context.encoders, 0), self.context.sampling
         )
         questions = sorted(self.context.questions("train"), key=lambda q: len(q.text))
-        self.states = next(iter(source.batches([[questions[0], questions[-1], questions[len(questions) // 2]]]))).states
+        self.batch = next(iter(source.batches([[questions[0], questions[-1], questions[len(questions) // 2]]])))
 
     def build(self, adapter: dict[str, Any], placement: str = "between") -> JointModel:
         count = 2 if placement == "between" else 1
@@ -85,8 +84,9 @@ class Room:
         made = VariantSettings(name="v", adapter=adapter, insertion=insertion, placement=placement)  # type: ignore[arg-type]
         return self.context.build(made, seed=0)
 
-    def logits(self, model: JointModel, states: Any = None) -> torch.Tensor:
-        return forward(model, self.states if states is None else states, self.segments, amp="off")
+    def logits(self, model: JointModel, states: dict[str, State] | None = None) -> torch.Tensor:
+        batch = self.batch if states is None else replace(self.batch, states={**self.batch.states, **states})
+        return forward(model, batch, amp="off")
 
 
 @pytest.fixture(scope="module")
@@ -118,14 +118,14 @@ def shaken(model: JointModel) -> JointModel:
 def test_untrained_it_changes_no_bit(rooms: Any, name: str, layout: str, placement: str) -> None:
     room = rooms(layout)
     module = adapter_kind(ADAPTERS[name]["kind"]).module
-    if placement == "parallel" and (getattr(module, "beside", False) or getattr(module, "tunes_units", False)):
+    if placement == "parallel" and (module.beside or module.tunes_units):
         with pytest.raises(SettingsError, match="remove placement"):  # it stands beside the encoders, or inside units
             room.build(ADAPTERS[name], placement)
         return
     model = room.build(ADAPTERS[name], placement).eval()
     with torch.no_grad():
-        adapted = model.features(room.states, room.segments)
-        frozen = room.build({"kind": "probe"}).eval().features(room.states, room.segments)
+        adapted = model.features(room)
+        frozen = room.build({"kind": "probe"}).eval().features(room.batch)
     start = TUNERS[name.removeprefix("peft:")].starts_as if name.startswith("peft:") else "bits"
     for modality in ("visual", "audio", "text"):
         same = torch.equal(adapted[modality], frozen[modality])
@@ -160,16 +160,16 @@ def test_all_of_it_learns_by_the_second_step_and_the_frozen_stays(rooms: Any, na
 def test_what_stands_in_padding_does_not_matter(rooms: Any, name: str) -> None:
     room = rooms("NLC")
     model = shaken(room.build(ADAPTERS[name]))
-    text = room.states["text"]
+    text = room.batch.states["text"]
     spoiled = text.hidden.clone()
     for row, length in enumerate(text.lengths.tolist()):
         spoiled[row, length:] = 1e3
     assert not torch.equal(spoiled, text.hidden)
     with torch.no_grad():
         clean = room.logits(model)
-        assert torch.equal(clean, room.logits(model, {**room.states, "text": text.replace(hidden=spoiled)}))
+        assert torch.equal(clean, room.logits(model, {"text": text.replace(hidden=spoiled)}))
         spoiled[0, 0] = 5.0
-        assert not torch.equal(clean, room.logits(model, {**room.states, "text": text.replace(hidden=spoiled)}))
+        assert not torch.equal(clean, room.logits(model, {"text": text.replace(hidden=spoiled)}))
 
 
 @pytest.mark.parametrize(("name", "layout"), PLACES)
@@ -178,8 +178,8 @@ def test_permuting_the_batch_permutes_the_result(rooms: Any, name: str, layout: 
     model = shaken(room.build(ADAPTERS[name]))
     order = [2, 0, 1]
     permuted = {}
-    for modality, state in room.states.items():
-        parts = state.split(1 if modality == "text" else room.segments)
+    for modality, state in room.batch.states.items():
+        parts = state.split(1 if modality == "text" else room.batch.num_segments)
         permuted[modality] = State.concat([parts[i] for i in order])
     with torch.no_grad():
         straight, turned = room.logits(model), room.logits(model, permuted)

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from talik.adapt.adapters.base import Deltas, Triple
 from talik.adapt.adapters.dgsct import Dgsct, DgsctSettings
 from talik.adapt.adapters.lavish import Lavish, LavishSettings
-from talik.adapt.adapters.modality_tokens import Deltas, Triple
 from talik.adapt.adapters.registry import adapter_kind, adapter_settings
 from talik.adapt.adapters.trimodal import Trimodal, TrimodalSettings
 from talik.errors import SettingsError

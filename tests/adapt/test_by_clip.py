@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from talik.adapt.config.experiment import Experiment, TrainSettings, VariantSettings, load_experiment
-from talik.adapt.data.batch import JointBatch
-from talik.adapt.data.batch_states import ClipRows, by_question, clip_rows_of
+from talik.adapt.data.batch import Batch, ClipRows
 from talik.adapt.evaluation.predictions import answer, clip_order, in_order
 from talik.adapt.model.joint_model import JointModel
 from talik.adapt.training.adapt import adapt
@@ -60,7 +59,7 @@ def built(context: ExperimentContext, name: str) -> JointModel:
     return model.eval()
 
 
-def batch_of(context: ExperimentContext, model: JointModel) -> JointBatch:
+def batch_of(context: ExperimentContext, model: JointModel) -> Batch:
     """Seven questions about three clips, in no order."""
     asked = context.questions("train")
     clips = list(dict.fromkeys(q.clip_id for q in asked))[:3]
@@ -71,17 +70,17 @@ def batch_of(context: ExperimentContext, model: JointModel) -> JointBatch:
 
 def test_a_clips_rows_are_spread_to_its_questions(context: ExperimentContext) -> None:
     batch = batch_of(context, built(context, "trimodal"))
-    clips = clip_rows_of(batch.states)
+    clips = batch.clips
     assert clips is not None
     assert clips.num == 3
     assert clips.of.tolist() == [0, 1, 0, 2, 1, 0, 1]
     apart = next(iter(context.cached(built(context, "trimodal")).batches([list(batch.questions)])))
-    assert clip_rows_of(apart.states) is None
-    for modality, state in by_question(batch.states).items():
+    assert apart.clips is None
+    for modality, state in batch.by_question().states.items():
         assert torch.equal(state.hidden, apart.states[modality].hidden), modality
-    assert by_question(apart.states) is apart.states
+    assert apart.by_question() is apart
     alone = next(iter(context.cached(built(context, "trimodal")).batches([batch.questions[:2]], by_clip=True)))
-    assert clip_rows_of(alone.states) is None
+    assert alone.clips is None
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
@@ -94,10 +93,10 @@ def test_answers_and_gradients_are_those_of_questions_apart(
     rows = count_rows(monkeypatch)
     found: list[tuple[torch.Tensor, list[torch.Tensor]]] = []
     costs = []
-    for states in (batch.states, by_question(batch.states)):
+    for given in (batch, batch.by_question()):
         rows.clear()
         model.zero_grad()
-        logits = model(states, context.sampling.num_segments)
+        logits = model(given)
         logits.square().mean().backward()
         found.append((logits.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
         costs.append(sum(rows))
@@ -171,7 +170,7 @@ def test_grouped_training_runs_fewer_rows_and_answers_in_order(
 def test_answering_by_clip_is_answering_apart(context: ExperimentContext) -> None:
     model = built(context, "trimodal")
     questions = list(context.questions("train"))[:12][::-1]
-    how: dict[str, Any] = {"answers": context.manifest.answers, "num_segments": context.sampling.num_segments}
+    how: dict[str, Any] = {"answers": context.manifest.answers}
     together = answer(model, context.cached(model), questions, batch_size=12, **how)
     apart = [p for q in questions for p in answer(model, context.cached(model), [q], batch_size=1, **how)]
     assert [p.record["question_id"] for p in together] == [q.id for q in questions]

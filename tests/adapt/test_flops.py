@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from talik.adapt.data.batch import Batch
 from talik.adapt.model.flops import forward_flops
 from talik.adapt.training.adapt import adapt
 
@@ -24,32 +25,38 @@ class Small(nn.Module):
         self.head = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3), nn.Dropout(0.5))
         object.__setattr__(self, "frozen", nn.Linear(4, 4))
 
-    def forward(self, states: Any, num_segments: int) -> Tensor:
-        x: Tensor = self.frozen(states["visual"].hidden)
+    def forward(self, batch: Batch) -> Tensor:
+        x: Tensor = self.frozen(batch.states["visual"].hidden)
         assert not self.training
         x = x[:, None]
         return self.head(scaled_dot_product_attention(x, x, x)[:, 0])
 
 
-def test_the_count_is_that_of_hand() -> None:
+def batch_of_two() -> Batch:
     states: Any = {"visual": SimpleNamespace(hidden=torch.ones(2, 7, 4))}
+    questions: Any = ("first", "second")
+    return Batch(questions=questions, states=states, num_segments=1)
+
+
+def test_the_count_is_that_of_hand() -> None:
+    batch = batch_of_two()
     linear, attention, head = 2 * 4 * 4 * 7, 2 * 2 * 7 * 7 * 4, 2 * (4 * 5 + 5 * 3) * 7
     model: Any = Small().train()
-    found = forward_flops(model, states, num_segments=1, num_questions=2)
+    found = forward_flops(model, batch)
     assert found == {"flops": linear + attention + head, "flops_trained": head}
     assert model.training
     assert not model.head[0]._forward_hooks
     tuned: Any = Small(tunes_units=True)
-    assert forward_flops(tuned, states, num_segments=1, num_questions=2) == {"flops": linear + attention + head}
+    assert forward_flops(tuned, batch) == {"flops": linear + attention + head}
 
 
 def test_counting_moves_no_random_numbers() -> None:
-    states: Any = {"visual": SimpleNamespace(hidden=torch.ones(2, 7, 4))}
+    batch = batch_of_two()
     model: Any = Small()
     torch.manual_seed(3)
     expected = torch.rand(3)
     torch.manual_seed(3)
-    forward_flops(model, states, num_segments=1, num_questions=2)
+    forward_flops(model, batch)
     assert torch.equal(torch.rand(3), expected)
 
 

@@ -118,16 +118,16 @@ def test_dropout_is_drawn_from_each_variants_own_stream(experiment: Callable[[st
 def test_the_shared_prefix_runs_once_for_the_group(
     experiment: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    climb, count = fused.climb, 0
+    real, count = fused.states_at, 0
 
     def counted(encoder: Encoder, at_hand: list[State], wanted: list[int]) -> dict[int, State]:
         nonlocal count
         rows = at_hand[0].hidden.shape[0]
         lowest = min(state.boundary for state in at_hand)
         count += rows * (max(wanted) - lowest) if encoder.modality == "visual" else 0
-        return climb(encoder, at_hand, wanted)
+        return real(encoder, at_hand, wanted)
 
-    monkeypatch.setattr(fused, "climb", counted)
+    monkeypatch.setattr(fused, "states_at", counted)
     # The store has boundaries 1 and 3; "last 1" starts at 2, so that unit 1 is the prefix to share.
     more = "".join(
         f'\n[[variants]]\nname = "t{i}"\ninsertion = "last 1"\n'

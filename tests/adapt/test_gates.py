@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from talik.adapt.adapters.modality_tokens import Triple
+from talik.adapt.adapters.base import Triple
 from talik.adapt.adapters.registry import adapter_settings
 from talik.adapt.adapters.trimodal import Trimodal
 

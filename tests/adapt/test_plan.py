@@ -83,9 +83,9 @@ def test_a_batch_about_one_clip_is_that_batch_with_its_rows_once(write_experimen
     questions = [q for q in context.manifest.questions if q.clip_id == clip.id][:3]
     model = context.build(context.experiment.variant("trimodal"), seed=0).eval()
     plain, once = (states.batch(model.starts(), questions, one_clip=one) for one in (False, True))
-    assert plain["visual"].batch_size == len(questions) * once["visual"].batch_size
+    assert plain.states["visual"].batch_size == len(questions) * once.states["visual"].batch_size
     with torch.no_grad():
-        found, expected = (model(s, context.sampling.num_segments) for s in (once, plain))
+        found, expected = (model(batch) for batch in (once, plain))
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 

@@ -115,9 +115,9 @@ def test_stacked_equals_alone(
     if dtype == torch.float64:
         in_double(monkeypatch)
     joined: list[int] = []
-    real = stacked._Lockstep._joined
+    real = stacked.StackedForward._joined
     monkeypatch.setattr(
-        stacked._Lockstep, "_joined", lambda self, states: joined.append(len(states)) or real(self, states)
+        stacked.StackedForward, "_joined", lambda self, states: joined.append(len(states)) or real(self, states)
     )
     alone, together = experiment("alone", "stack = false"), experiment("together", "stack = true")
     for path in (alone, together):

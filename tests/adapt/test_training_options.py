@@ -98,8 +98,8 @@ def test_the_gradient_of_accumulated_batches_is_that_of_their_questions(write: A
         opened.begin_epoch()
         with opened.own_random_stream():
             for batch in opened.source.batches(opened.order(0)):
-                opened.step(batch.questions, batch.states)
-        assert opened.progress.step == opened.steps_per_epoch == 1
+                opened.step(batch)
+        assert opened.at.step == opened.steps_per_epoch == 1
         made.append({n: p.grad for n, p in opened.model.named_parameters() if p.grad is not None})
     assert made[0].keys() == made[1].keys()
     for name, expected in made[1].items():
@@ -209,7 +209,7 @@ def test_recomputed_units_give_the_same_gradients_from_fewer_bytes(context: Expe
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            loss = model(batch.states, context.sampling.num_segments).square().mean()
+            loss = model(batch).square().mean()
         loss.backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
         sizes.append(sum(kept.values()))

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from talik.adapt.adapters.peft_settings import TUNERS, PeftSettings
 from talik.adapt.adapters.registry import adapter_kind, adapter_settings
+from talik.adapt.adapters.unit_tuner import UnitTuner
 from talik.errors import SettingsError
 from talik.extract.encoders.encoder import Encoder
 from talik.extract.encoders.load import load_encoder
-from talik.extract.encoders.unit_replacement import TunedUnits
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -40,7 +40,7 @@ def encoders(tiny_encoders: dict[str, Path]) -> dict[str, Encoder]:
     }
 
 
-def build(kind: str, encoders: Mapping[str, Encoder], units: Mapping[str, tuple[int, ...]] = UNITS) -> TunedUnits:
+def build(kind: str, encoders: Mapping[str, Encoder], units: Mapping[str, tuple[int, ...]] = UNITS) -> UnitTuner:
     table = {"kind": kind, **SETTINGS.get(kind, {})}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -56,7 +56,7 @@ def ends(encoders: Mapping[str, Encoder]) -> dict[str, Tensor]:
     return out
 
 
-def train(adapter: TunedUnits, steps: int = 2) -> None:
+def train(adapter: UnitTuner, steps: int = 2) -> None:
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-2, weight_decay=0.0)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -102,7 +102,7 @@ def test_an_adapter_in_units_trains_its_own_and_nothing_else(
         equals_peft_alone(adapter, tmp_path, tiny_encoders)
 
 
-def equals_peft_alone(adapter: TunedUnits, folder: Path, tiny_encoders: dict[str, Path]) -> None:
+def equals_peft_alone(adapter: UnitTuner, folder: Path, tiny_encoders: dict[str, Path]) -> None:
     """What was exported, loaded by PEFT onto the whole text encoder, gives the same."""
     import peft
     import transformers
