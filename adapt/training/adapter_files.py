@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from ...cache.format.digests import digest_json
 from ...config import to_mapping
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from .experiment_context import ExperimentContext
 
 
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies on the CPU of all that a model trains, by name; of tied weights one for each name."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+
+
 def save_adapter(
     folder: RunFolder,
     model: JointModel,
@@ -28,10 +34,9 @@ def save_adapter(
     cuts: Mapping[str, int],
 ) -> None:
     """Write the trained weights, and what they fit: the encoders with their digests, the insertion, the answers."""
-    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     partial = folder.path / ".adapter.safetensors.partial"
     with writing(folder.path / "adapter.safetensors"):
-        save_file(tensors, partial, metadata={"format": "pt"})
+        save_file(trained_tensors(model), partial, metadata={"format": "pt"})
         partial.replace(folder.path / "adapter.safetensors")
         if model.adapter is not None:  # formats of other libraries, beside ours
             model.adapter.export(folder.path)
