@@ -1,12 +1,12 @@
-"""Every question that can be asked of a scene, with its true answer."""
+"""All questions that a scene can answer, each with its true answer."""
 
 from __future__ import annotations
 
 from . import (
-    ask_both_senses,  # noqa: F401 (they fill the table of templates)
-    ask_one_sense,  # noqa: F401 (they fill the table of templates)
+    audio_visual_templates,  # noqa: F401 (they fill the table of templates)
+    single_modality_templates,  # noqa: F401 (they fill the table of templates)
 )
-from .asking import TEMPLATES, Candidate
+from .question_templates import TEMPLATES, Candidate
 from .scene import Scene
 
 __all__ = ["TWO_ANSWERS", "Candidate", "candidates_of"]

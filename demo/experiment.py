@@ -1,4 +1,4 @@
-"""`talik demo`: make the data set, extract, plan, train the variants in lockstep, write the table; two sizes, one code.
+"""Run `talik demo`: make the data set, extract, plan, train the variants in lockstep, write the table.
 
 What a size costs is told before it starts, from the rates in `SECONDS`, which `talik demo` itself measured on 2 quiet
 cores without a GPU; and again once the plan has measured the machine at hand.

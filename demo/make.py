@@ -1,4 +1,4 @@
-"""Making the demo set in a folder: scenes and questions first, then the clips that are missing, by all cores."""
+"""Make the demo set in a folder: scenes and questions first, then the missing clips, on all cores."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from typing import Any
 from tqdm import tqdm
 
 from ..errors import ManifestError, MediaError, SettingsError
-from .film import film
 from .questions import Record, blind_accuracy, make_records, make_scenes, short_type
 from .scene import SPLITS, Scene, scene_to_json
+from .video_file import write_video
 
 SET_VERSION = 1
 """Raised whenever the same seed would give other questions, pixels or samples."""
@@ -64,8 +64,7 @@ class DemoSet:
             f"{self.folder}: {self.num_clips} clips ({self.num_made} made now, {self.num_clips - self.num_made} "
             f"already there), {self.num_bytes / 1e6:.1f} MB, {self.num_questions} questions"
         ]
-        for split in SPLITS:
-            lines.append(f"  {split:<5} {self.clips[split]:>5} clips  {sum(self.counts[split].values()):>6} questions")
+        lines += [f"  {s:<5} {self.clips[s]:>5} clips  {sum(self.counts[s].values()):>6} questions" for s in SPLITS]
         by_type = "  ".join(f"{name} {100 * right:.1f}" for name, right in self.blind.items() if name != "all")
         share = 100 * self.blind_accuracy
         lines.append(f"  blind baseline on test (most frequent answer of each template): {share:.1f} %")
@@ -166,7 +165,7 @@ def _films(folder: Path, scenes: Sequence[Scene], workers: int | None) -> Iterat
 
 
 def _film_into(folder: Path, scene: Scene) -> int:
-    return film(scene, _video(folder, scene))
+    return write_video(scene, _video(folder, scene))
 
 
 def _video(folder: Path, scene: Scene) -> Path:

@@ -1,4 +1,4 @@
-"""Weights that came inside an installed Python package: found, converted once to safetensors, checked at every load.
+"""Open pretrained weights that lie inside installed Python packages: convert once to safetensors, check at every load.
 
 A converted folder is an ordinary Hugging Face folder (config.json, model.safetensors, processor or tokenizer files)
 with one more file, talik.json: which package and version it came from, and the SHA-256 of every other file. Folders
@@ -23,7 +23,7 @@ from ..extract.encoders.hf import open_hf
 from ..extract.encoders.model_sources import OpenedModel
 from ..extract.encoders.options import EncoderOptions
 from ..extract.encoders.verification_cache import cache_folder
-from .packaged_convert import convert_dinov2_onnx, convert_whisper_ctranslate2, copy_sentence_bert
+from .weight_converters import convert_dinov2_onnx, convert_whisper_ctranslate2, copy_sentence_bert
 
 _RECORD = "talik.json"
 _FORMAT = 1

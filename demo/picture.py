@@ -1,4 +1,4 @@
-"""What a scene looks like at an instant: the stage, and the instruments at rest or playing.
+"""Draw a scene at an instant: the stage, and the instruments at rest or playing.
 
 A playing instrument stands on a bright ragged disc ringed with rays, is lifted and tilted by 12 to 26 degrees, and
 has notes flying beside it; one at rest stands upright on the bare stage. The rays, the tilt and the notes move with
@@ -12,13 +12,18 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 from random import Random
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import BackendError
-from .kinds import KINDS
+from .instruments import KINDS
 from .scene import SEAT_CENTRES, Player, Scene
+
+if TYPE_CHECKING:  # Pillow is an extra
+    from PIL.Image import Image
+    from PIL.ImageFont import FreeTypeFont
 
 WIDTH, HEIGHT = 320, 240
 _HORIZON = 150
@@ -77,7 +82,7 @@ class _Sway:
         return sum(math.sin(math.tau * hertz * seconds + phase) for hertz, phase in self._waves[which]) / 3.0
 
 
-def _draw_halo(image: Any, player: Player, sway: _Sway, seconds: float) -> None:
+def _draw_halo(image: Image, player: Player, sway: _Sway, seconds: float) -> None:
     """Draw the disc and its rays, which stand behind every instrument."""
     from PIL import ImageDraw
 
@@ -94,7 +99,7 @@ def _draw_halo(image: Any, player: Player, sway: _Sway, seconds: float) -> None:
     draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=DISC_COLOUR, outline=RAY_COLOUR, width=3)
 
 
-def _draw_playing(image: Any, player: Player, sway: _Sway, seconds: float) -> None:
+def _draw_playing(image: Image, player: Player, sway: _Sway, seconds: float) -> None:
     """Draw the instrument, lifted and tilted, and the note that flies beside it."""
     x, y = player.x, player.y - _LIFT
     lean = sway.at(0, seconds)
@@ -106,7 +111,7 @@ def _draw_playing(image: Any, player: Player, sway: _Sway, seconds: float) -> No
     _paste(image, note, x + side * round(0.45 * player.size), y - round(player.size * (0.5 + 0.2 * abs(drift))))
 
 
-def _draw_background(scene: Scene) -> Any:
+def _draw_background(scene: Scene) -> Image:
     pillow = _pillow()
     rng = Random(f"talik demo stage {scene.seed} {scene.index}")
     inside = scene.place == "indoor"
@@ -143,13 +148,13 @@ def _draw_background(scene: Scene) -> Any:
     return image
 
 
-def _paste(image: Any, sprite: Any, x: int, y: int) -> None:
+def _paste(image: Image, sprite: Image, x: int, y: int) -> None:
     """Lay a sprite over the image, centred at x, y."""
     image.paste(sprite, (x - sprite.width // 2, y - sprite.height // 2), sprite)
 
 
 @lru_cache(maxsize=4096)
-def _sprite(glyph: str, size: int, degrees: int) -> Any:
+def _sprite(glyph: str, size: int, degrees: int) -> Image:
     """Return a glyph as an RGBA image turned counter-clockwise.
 
     Before the turn its longer side is `size` pixels, or less where it is nearly square (a square would hide the disc).
@@ -165,7 +170,7 @@ def _sprite(glyph: str, size: int, degrees: int) -> Any:
 
 
 @lru_cache(maxsize=64)
-def _large_glyph(glyph: str) -> Any:
+def _large_glyph(glyph: str) -> Image:
     """Return a glyph of the colour font at 160 pixels, cropped to its ink."""
     pillow = _pillow()
     from PIL import ImageDraw
@@ -176,7 +181,7 @@ def _large_glyph(glyph: str) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _font() -> Any:
+def _font() -> FreeTypeFont:
     """Return OpenMoji's colour font (COLRv0 glyphs, CC BY-SA 4.0) at 160 pixels."""
     from PIL import ImageFont
 
@@ -187,7 +192,7 @@ def _font() -> Any:
     return ImageFont.truetype(str(get_openmoji_font_data() / "glyf_colr0.ttf"), 160)
 
 
-def _pillow() -> Any:
+def _pillow() -> ModuleType:
     try:
         from PIL import Image
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Choosing which questions a set asks, so that types, templates and answers are balanced.
+"""Choose the questions of a set so that types, templates and answers are balanced.
 
 Clips are gone through in order, and each clip's questions are drawn by what its split has asked before: the rarest
 type first, in it a rare template, in that a rare answer. A clip's questions depend on the clips before it alone, so a

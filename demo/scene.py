@@ -1,4 +1,4 @@
-"""What happens in a clip, decided before anything is drawn or played: the ground truth of the demo set.
+"""Scenes: the ground truth of each demo clip, decided before anything is drawn or played.
 
 A scene depends on the seed and the clip's number alone, so clip i of a seed is the same in every set that holds it.
 All times are in seconds from the clip's start and are multiples of one frame (1/8 s), so that a frame shows an
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from .kinds import KINDS, LEVELS_DB, NOTES_PER_BEAT, SEATS, Kind
+from .instruments import KINDS, LEVELS_DB, NOTES_PER_BEAT, SEATS, Kind
 
 CLIP_SECONDS = 8.0
 FRAMES_PER_SECOND = 8

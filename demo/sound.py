@@ -1,4 +1,4 @@
-"""What a scene sounds like: each instrument rendered alone, set to its level, panned and summed."""
+"""Render a scene's sound: each instrument alone, set to its level, panned and summed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import BackendError
-from .kinds import KINDS
+from .instruments import KINDS
 from .scene import CLIP_SECONDS, Player, Scene
 
 SAMPLE_RATE_HZ = 48_000

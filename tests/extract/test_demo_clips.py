@@ -11,12 +11,12 @@ import av
 import numpy as np
 import pytest
 
-from talik.demo.film import film, frames_of
-from talik.demo.kinds import SEATS
+from talik.demo.instruments import SEATS
 from talik.demo.make import make_demo
 from talik.demo.picture import RAY_COLOUR
 from talik.demo.scene import SEAT_CENTRES, Player, Scene, make_scene
 from talik.demo.sound import SAMPLE_RATE_HZ, gated_level_db, sound_of, stem_of
+from talik.demo.video_file import frames_of, write_video
 from talik.errors import ManifestError, MediaError, SettingsError
 
 
@@ -136,7 +136,7 @@ def test_level_and_pan(tmp_path: Path) -> None:
     loud = player("violin", "left", level_db=-20.0, pan=0.12)
     soft = player("flute", "right", level_db=-29.0, pan=0.88)
     for scene, louder in ((stage(loud), 0), (stage(soft), 1), (stage(loud, soft), 0)):
-        film(scene, tmp_path / "clip.mp4")
+        write_video(scene, tmp_path / "clip.mp4")
         _, sound = decode(tmp_path / "clip.mp4")
         power = np.square(sound).mean(axis=1)
         assert power[louder] > 4.0 * power[1 - louder]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from talik.demo.kinds import KINDS
+from talik.demo.instruments import KINDS
 from talik.demo.questions import TYPES, blind_accuracy, make_records, make_scenes, short_type
 from talik.demo.scene import SPLITS, Scene, make_scene, scene_from_json, scene_to_json, split_of
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from talik.demo import packaged_weights as weights
-from talik.demo.packaged_convert import read_ctranslate2
+from talik.demo.weight_converters import read_ctranslate2
 from talik.errors import EncoderError
 from talik.extract.encoders.inspect import inspect
 from talik.extract.encoders.load import load_encoder

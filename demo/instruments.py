@@ -1,4 +1,4 @@
-"""The kinds of instrument of the demo set: how each looks, sounds and tends to behave.
+"""List the demo set's kinds of instrument: how each looks, sounds and tends to behave.
 
 Names are MUSIC-AVQA's answer words. The picture is a glyph of OpenMoji's colour font, the sound a General MIDI
 program (or keys of the percussion channel), in a register and with an articulation of its own. Habits are mild

@@ -1,4 +1,4 @@
-"""The questions that need picture and sound together: MUSIC-AVQA's audio-visual templates.
+"""Question templates that need picture and sound together: MUSIC-AVQA's audio-visual ones.
 
 "In the video" counts what sounds off stage too, since the sound track is part of the video. Where a template's words
 have two readings, it is asked only where both give the same answer, or the reading stands in the function's docstring.
@@ -11,7 +11,8 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from .asking import (
+from .instruments import KINDS
+from .question_templates import (
     MARGIN_DB,
     MARGIN_SECONDS,
     NUMBERS,
@@ -28,7 +29,6 @@ from .asking import (
     sounding,
     yes,
 )
-from .kinds import KINDS
 from .scene import CLIP_SECONDS, Player, Scene
 
 _RANKS = ("first", "second", "third")

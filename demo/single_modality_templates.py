@@ -1,4 +1,4 @@
-"""The questions that the sound alone, or the picture alone, answers: MUSIC-AVQA's audio and visual templates.
+"""Question templates that sound alone or picture alone answers: MUSIC-AVQA's audio and visual ones.
 
 An audio question counts what sounds off stage; a visual one means the picture alone, and is not asked about a kind
 that plays off stage.
@@ -10,7 +10,8 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from .asking import (
+from .instruments import KINDS
+from .question_templates import (
     NUMBERS,
     Found,
     asks,
@@ -26,7 +27,6 @@ from .asking import (
     sounding,
     yes,
 )
-from .kinds import KINDS
 from .scene import Player, Scene
 
 # Audio: counting

@@ -1,4 +1,4 @@
-"""What the templates share: the table of templates, the margins, and the comparisons that keep to them.
+"""Shared by all question templates: their table, the margins of decidable answers, and comparisons of instruments.
 
 Each template has one function that reads a scene's ground truth and yields (template values, answer). What is not
 decidable with a clear margin is not asked: instruments that are compared differ by 5 dB, by 1.6 times the onsets or
@@ -47,6 +47,13 @@ TEMPLATES: dict[str, tuple[str, Finder]] = {}
 
 
 def asks(short: str, template: str) -> Callable[[Finder], Finder]:
+    """Register the decorated function as the finder of a template's questions.
+
+    Args:
+        short: the question type's short name, as "AV-loc".
+        template: MUSIC-AVQA's `question_content`, to the letter.
+    """
+
     def register(finder: Finder) -> Finder:
         TEMPLATES[template] = (short, finder)
         return finder
@@ -71,10 +78,12 @@ def once(players: list[Player]) -> list[Player]:
 
 
 def hidden_kinds(scene: Scene) -> set[str]:
+    """Return the kinds of the instruments that play off stage."""
     return {player.kind for player in scene.players if not player.seen}
 
 
 def yes(truth: bool) -> str:
+    """Return the answer word of a truth value."""
     return "yes" if truth else "no"
 
 
@@ -91,6 +100,7 @@ def neighbours(scene: Scene, player: Player, side: str) -> list[Player]:
 
 
 def comparable(scene: Scene) -> Iterator[tuple[Player, Player]]:
+    """Yield every ordered pair of sounding instruments whose kinds are unique among those that sound."""
     yield from itertools.permutations(once(sounding(scene)), 2)
 
 

@@ -1,4 +1,4 @@
-"""From a scene to an mp4 file: H.264 and AAC, 8 s, under 200 kB."""
+"""Write a scene as an mp4 file: H.264 and AAC, 8 s, under 200 kB."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CRFS = (29, 34, 40)
 NUM_FRAMES = round(CLIP_SECONDS * FRAMES_PER_SECOND)
 
 
-def film(scene: Scene, path: Path) -> int:
+def write_video(scene: Scene, path: Path) -> int:
     """Render a scene to `path`, whole or not at all, and return the file's size in bytes.
 
     Raises:
