@@ -66,14 +66,14 @@ def epochs(context: ExperimentContext, name: str, folder: Path, *, rounds: int, 
     training.begin_epoch()
 
     def from_memory() -> None:
-        for questions, (states,) in ready:
+        for (batch,) in ready:
             with training.own_random_stream():
-                training.step(questions, states)
+                training.step(batch)
 
     def from_store() -> None:
-        for questions, (states,) in shared.batches(order):
+        for (batch,) in shared.batches(order):
             with training.own_random_stream():
-                training.step(questions, states)
+                training.step(batch)
 
     ways: dict[str, Callable[[], None]] = {"cached": from_store, "memory": from_memory}
     for call in ways.values():

@@ -9,7 +9,7 @@ is made: the extraction's own work, and training steps on states in memory.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from sweep_sample import NOTHING, Taken, taken
 
+from talik.adapt.data.batch import Batch
 from talik.adapt.training.experiment_context import ExperimentContext
 from talik.adapt.training.lockstep_group import SharedBatches
 from talik.adapt.training.run_folder import RunFolder
@@ -28,8 +29,7 @@ from talik.extract.stage.units import boundary_states
 from talik.extract.trunk.state import State
 
 WAYS = ("naive", "npy", "solo", "fused", "bound")
-States = Mapping[str, State]
-Do = Callable[[Trainer, Sequence[Question], States], object]
+Do = Callable[[Trainer, Batch], object]
 
 
 class Variants(Protocol):
@@ -114,7 +114,7 @@ class Ways:
         found.shared_answer = self._each_way(found.answer, questions, size, _answer, index, prefix=(), by_clip=True)
         for depth in self.grid.depths:
             training = self.cached[size, depth]
-            predictions = training.answers(questions, self._states(training, questions, by_clip=True))
+            predictions = training.answers(self._batch(training, questions, by_clip=True))
             found.end[depth] = taken(lambda t=training, p=predictions: t.end_epoch(p, shared_seconds=0.0))  # type: ignore[misc]
         return found
 
@@ -130,7 +130,7 @@ class Ways:
     ) -> Taken:
         """Time `do` each way for every depth; return what the lockstep way did once for all, a question."""
         shared = NOTHING
-        ready = {k: self._states(self.cached[size, k], questions, by_clip) for k in self.grid.depths}
+        ready = {k: self._batch(self.cached[size, k], questions, by_clip) for k in self.grid.depths}
         self._save(questions, size)
         part = 1 / len(questions)
         turn = index % len(WAYS)
@@ -142,30 +142,29 @@ class Ways:
                 continue
             for depth in self.grid.depths:
                 training = (self.live if way == "naive" else self.cached)[size, depth]
-                states = self._given(way, training, questions, ready[depth], by_clip)
-                into[way, *prefix, depth] = taken(lambda t=training, s=states: self._do(t, questions, s, do)).times(
-                    part
-                )  # type: ignore[misc]
+                given = self._given(way, training, questions, ready[depth], by_clip)
+                call = lambda t=training, g=given: self._do(t, g, do)  # type: ignore[misc]  # noqa: E731
+                into[way, *prefix, depth] = taken(call).times(part)
         return shared
 
     def _given(
-        self, way: str, training: Trainer, questions: Sequence[Question], ready: States, by_clip: bool
-    ) -> Callable[[], States]:
+        self, way: str, training: Trainer, questions: Sequence[Question], ready: Batch, by_clip: bool
+    ) -> Callable[[], Batch]:
         """How a way comes by the states of a batch."""
         if way == "bound":
             return lambda: ready
         if way == "npy":
             return lambda: self._load(training, questions)
-        return lambda: self._states(training, questions, by_clip and way != "naive")
+        return lambda: self._batch(training, questions, by_clip and way != "naive")
 
     @staticmethod
-    def _do(training: Trainer, questions: Sequence[Question], given: Callable[[], States], do: Do) -> None:
-        states = given()
+    def _do(training: Trainer, given: Callable[[], Batch], do: Do) -> None:
+        batch = given()
         with training.own_random_stream():
-            do(training, questions, states)
+            do(training, batch)
 
-    def _states(self, training: Trainer, questions: Sequence[Question], by_clip: bool = False) -> States:
-        ((_, (own,)),) = self._alone[id(training)].batches([questions], by_clip=by_clip)
+    def _batch(self, training: Trainer, questions: Sequence[Question], by_clip: bool = False) -> Batch:
+        ((own,),) = self._alone[id(training)].batches([questions], by_clip=by_clip)
         return own
 
     def _lockstep(
@@ -174,11 +173,11 @@ class Ways:
         own: dict[int, Taken] = {}
 
         def whole() -> None:
-            for _, states in self._together[size].batches([questions], by_clip=by_clip):
-                for depth, one in zip(self.grid.depths, states, strict=True):
+            for batches in self._together[size].batches([questions], by_clip=by_clip):
+                for depth, one in zip(self.grid.depths, batches, strict=True):
                     training = self.cached[size, depth]
                     with training.own_random_stream():
-                        own[depth] = taken(lambda t=training, s=one: do(t, questions, s))  # type: ignore[misc]
+                        own[depth] = taken(lambda t=training, b=one: do(t, b))  # type: ignore[misc]
 
         every = taken(whole)
         spent = sum(own.values(), NOTHING)
@@ -197,7 +196,7 @@ class Ways:
                 training = self.cached[size, depth]
                 if all(self._path(m, k, question).exists() for m, k in training.model.starts().items()):
                     continue
-                for modality, state in self._states(training, [question]).items():
+                for modality, state in self._batch(training, [question]).states.items():
                     path = self._path(modality, state.boundary, question)
                     path.mkdir(parents=True, exist_ok=True)
                     length = None if state.lengths is None else int(state.lengths[0])
@@ -205,7 +204,7 @@ class Ways:
                     for name, value in state.context.inputs.items() if modality == "text" else ():
                         np.save(path / f"{name}.npy", value.numpy()[:, :length])
 
-    def _load(self, training: Trainer, questions: Sequence[Question]) -> dict[str, State]:
+    def _load(self, training: Trainer, questions: Sequence[Question]) -> Batch:
         states = {}
         for modality, k in training.model.starts().items():
             encoder = self.context.encoders[modality]
@@ -215,7 +214,7 @@ class Ways:
             batch = {name: _stacked([r[name] for r in read]) for name in read[0]}
             hidden = batch.pop("hidden").float()
             states[modality] = encoder.restore(hidden, k, batch, lengths=lengths)
-        return states
+        return Batch(questions=tuple(questions), states=states, num_segments=self.context.sampling.num_segments)
 
     # extraction
 
@@ -269,11 +268,11 @@ def _stacked(values: Sequence[np.ndarray[Any, Any]]) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(values))
 
 
-def _step(training: Trainer, questions: Sequence[Question], states: States) -> object:
+def _step(training: Trainer, batch: Batch) -> object:
     if not training.model.training:
         training.begin_epoch()
-    return training.step(questions, states)
+    return training.step(batch)
 
 
-def _answer(training: Trainer, questions: Sequence[Question], states: States) -> object:
-    return training.answers(questions, states)
+def _answer(training: Trainer, batch: Batch) -> object:
+    return training.answers(batch)

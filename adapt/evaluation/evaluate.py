@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.batch import stored_questions
+from ..scoring.metrics import Scores, score
+from ..scoring.predictions import answer, prediction_records, score_records
 from ..training.adapter_files import load_adapter
 from ..training.experiment_context import ExperimentContext
 from ..training.run_folder import RunFolder
 from .gates import gate_records
-from .metrics import Scores, score
-from .predictions import answer, prediction_records, score_records
 
 
 @dataclass(frozen=True, kw_only=True)

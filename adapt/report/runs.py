@@ -19,7 +19,7 @@ import pydantic
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from ...errors import RunError
-from ..evaluation.metrics import Scores, score
+from ..scoring.metrics import Scores, score
 
 T = TypeVar("T")
 _CHECKED = pydantic.ConfigDict(strict=True, extra="ignore")

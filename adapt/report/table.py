@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ...errors import RunError, SettingsError, unknown_name
-from ..evaluation.metrics import GROUPS, order_types
+from ..scoring.metrics import GROUPS, order_types
 from .runs import Prediction, Run
 from .statistics import Difference, MeanInterval, Outcomes, compare, holm, mean_interval
 

@@ -27,9 +27,10 @@ from ...extract.datasets.types import Question
 from ...extract.trunk.state import State
 from ..data.batch import Batch, FrozenOutputs
 from ..data.cached_source import CachedSource
-from ..evaluation.predictions import Prediction, clip_order, gathered, in_order
 from ..model.frozen_units import states_at
 from ..model.joint_model import JointModel
+from ..scoring.predictions import Prediction, clip_order, in_order
+from .distributed import Processes
 from .experiment_context import ExperimentContext, derived_seed
 from .stack_size import Member, Stacking
 from .trainer import Trainer
@@ -204,7 +205,7 @@ class _Group:
                             self._fail(training, answers)
                         else:
                             found[training].append(answers)
-        return {t: in_order(list(chain.from_iterable(gathered(processes, own))), order) for t, own in found.items()}
+        return {t: in_order(list(chain.from_iterable(_gathered(processes, own))), order) for t, own in found.items()}
 
     def _finish(self, ended: list[Trainer]) -> None:
         if not ended:
@@ -224,3 +225,10 @@ class _Group:
         """Each one's share of the time since `started` that was nobody's own."""
         own = sum(t.own_seconds for t in trainings)
         return max(0.0, time.perf_counter() - started - own) / max(1, len(trainings))
+
+
+def _gathered(processes: Processes, batches: Sequence[Sequence[Prediction]]) -> list[list[Prediction]]:
+    """Return the predictions of all processes, by batch in their order."""
+    if processes.size == 1:
+        return [list(batch) for batch in batches]
+    return [[Prediction(**p) for p in batch] for batch in processes.gather([[vars(p) for p in b] for b in batches])]

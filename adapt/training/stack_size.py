@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..data.batch import Batch
-from ..evaluation.predictions import Prediction, predictions_of
 from ..model.joint_model import autocast
+from ..scoring.predictions import Prediction, predictions_of
 from .experiment_context import ExperimentContext
 from .stacked_forward import Pass, run_stacked
 from .trainer import Trainer

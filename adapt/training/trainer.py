@@ -25,7 +25,12 @@ from ..config.run_config import run_config
 from ..data.batch import Batch, shuffled, stored_questions
 from ..data.cached_source import CachedSource
 from ..data.live_source import LiveSource
-from ..evaluation.predictions import (
+from ..model.flops import forward_flops
+from ..model.insertion import insertion_lines
+from ..model.joint_model import JointModel, forward
+from ..model.registry import LOSSES, make_part
+from ..model.targets import labels_of, loss_of
+from ..scoring.predictions import (
     Prediction,
     answer_batch,
     batches_of,
@@ -33,11 +38,6 @@ from ..evaluation.predictions import (
     prediction_records,
     score_records,
 )
-from ..model.flops import forward_flops
-from ..model.insertion import insertion_lines
-from ..model.joint_model import JointModel, forward
-from ..model.registry import LOSSES, make_part
-from ..model.targets import labels_of, loss_of
 from .adapter_files import save_adapter
 from .checkpoint import load_checkpoint, save_checkpoint
 from .distributed import Processes

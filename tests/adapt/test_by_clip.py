@@ -13,8 +13,8 @@ import torch
 
 from talik.adapt.config.experiment import Experiment, TrainSettings, VariantSettings, load_experiment
 from talik.adapt.data.batch import Batch, ClipRows
-from talik.adapt.evaluation.predictions import answer, clip_order, in_order
 from talik.adapt.model.joint_model import JointModel
+from talik.adapt.scoring.predictions import answer, clip_order, in_order
 from talik.adapt.training.adapt import adapt
 from talik.adapt.training.experiment_context import ExperimentContext
 from talik.adapt.training.run_folder import RunFolder

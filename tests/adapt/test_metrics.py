@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from talik import TalikError
-from talik.adapt.evaluation.metrics import TYPE_ORDER, Tally, order_types, score
+from talik.adapt.scoring.metrics import TYPE_ORDER, Tally, order_types, score
 
 
 def test_averages_are_over_questions_not_over_types() -> None:

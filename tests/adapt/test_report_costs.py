@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from talik.adapt.evaluation.metrics import score
 from talik.adapt.report.costs import CostTable, make_cost_table
 from talik.adapt.report.figures import cost_over_depth
 from talik.adapt.report.runs import Epoch, Run
 from talik.adapt.report.tables_text import cells_to_markdown, cost_table_cells
+from talik.adapt.scoring.metrics import score
 from talik.extract.stage.time_log import add_spent
 
 OLDER = json.dumps(

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tomli_w
 
-from talik.adapt.evaluation.metrics import TYPE_ORDER, score
 from talik.adapt.report import write
+from talik.adapt.scoring.metrics import TYPE_ORDER, score
 
 CLIPS, A_CLIP, SEEDS = 50, 5, 3
 

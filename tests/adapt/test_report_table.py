@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from talik.adapt.evaluation.metrics import TYPE_ORDER, score
 from talik.adapt.report import formats
 from talik.adapt.report import tables_text as render
 from talik.adapt.report.notes import make_notes
 from talik.adapt.report.runs import Prediction, Run
 from talik.adapt.report.statistics import MeanInterval
 from talik.adapt.report.table import Table, build_table
+from talik.adapt.scoring.metrics import TYPE_ORDER, score
 from talik.errors import RunError, SettingsError
 
 

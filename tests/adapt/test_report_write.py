@@ -20,10 +20,10 @@ import pytest
 import tomli_w
 from PIL import Image
 
-from talik.adapt.evaluation.metrics import TYPE_ORDER, score
 from talik.adapt.report.dataset import ShownClip, data_uri, pick_clips, show_clip
 from talik.adapt.report.runs import read_run
 from talik.adapt.report.write import report
+from talik.adapt.scoring.metrics import TYPE_ORDER, score
 from talik.errors import MediaError, RunError, SettingsError, TalikError
 from talik.extract.datasets.types import Clip
 

@@ -13,10 +13,10 @@ import statsmodels.api as sm
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from talik.adapt.evaluation.metrics import score
 from talik.adapt.report.runs import Prediction, Run
 from talik.adapt.report.statistics import Outcomes, compare, holm, mean_interval
 from talik.adapt.report.table import build_table
+from talik.adapt.scoring.metrics import score
 from talik.errors import RunError, SettingsError
 
 

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 
 from talik.adapt.config.experiment import load_experiment
 from talik.adapt.evaluation.evaluate import evaluate
-from talik.adapt.evaluation.metrics import mean_class_accuracy
 from talik.adapt.model.targets import labels_of, loss_of, restricted
 from talik.adapt.report.write import report
+from talik.adapt.scoring.metrics import mean_class_accuracy
 from talik.adapt.training.adapt import adapt
 from talik.adapt.training.experiment_context import ExperimentContext
 from talik.errors import ManifestError, MissingItemError, SettingsError

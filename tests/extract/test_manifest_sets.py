@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-from talik.adapt.evaluation.metrics import score
+from talik.adapt.scoring.metrics import score
 from talik.config import from_mapping
 from talik.errors import ManifestError, MediaError, MissingMediaError, SettingsError
 from talik.extract.datasets.ave import CATEGORIES

@@ -13,7 +13,6 @@ from ...extract.datasets.types import BACKGROUND, Question
 from ..data.batch import Batch, Source
 from ..model.joint_model import JointModel, forward
 from ..model.targets import labels_of, restricted
-from ..training.distributed import Processes
 from .metrics import mean_class_accuracy, score
 
 
@@ -110,13 +109,6 @@ def predictions_of(logits: Tensor, questions: Sequence[Question], answers: Seque
             )
         )
     return out
-
-
-def gathered(processes: Processes, batches: Sequence[Sequence[Prediction]]) -> list[list[Prediction]]:
-    """The predictions of all processes, by batch in their order, from those that this one was dealt."""
-    if processes.size == 1:
-        return [list(batch) for batch in batches]
-    return [[Prediction(**p) for p in batch] for batch in processes.gather([[vars(p) for p in b] for b in batches])]
 
 
 def prediction_records(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:

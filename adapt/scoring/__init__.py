@@ -1,0 +1,1 @@
+"""Predictions of a model, and their scores."""
