@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,9 +27,12 @@ T = TypeVar("T")
 RETRY_SECONDS = 120.0
 PART_BYTES = 16 << 20
 THREADS = 16
-BESIDE = "."  # a key that begins so is of an object beside the store: `.lock` of features.zarr.lock
+BESIDE = "."  # a key that begins so is of an object beside the store: `.units.jsonl` of features.zarr.units.jsonl
 _LONGEST_WAIT = 5.0
+_FILE_TIMEOUT = timedelta(minutes=15)  # of one put of a whole file: conditional puts cannot be in parts
 _REFUSED = re.compile(r"status code: 4(?!08|29)\d\d")  # to ask again is of no use, but for a timeout and haste
+_NO_TAG = '"00000000000000000000000000000000"'
+_proven: set[str] = set()  # URLs of storage that was seen to keep conditions
 _log = logging.getLogger(__name__)
 
 
@@ -60,8 +64,8 @@ class Objects:
                 f"{address.url}: object storage needs the package obstore; pip install 'talik[object-storage]'"
             ) from None
         self.url = address.url
+        self.name = address.name
         self._obstore, self._errors = obstore, exceptions
-        self._name = address.name
         options = dict(address.options)
         self._retry_seconds = float(options.pop("retry_seconds", RETRY_SECONDS))
         endpoint = str(options.get("endpoint_url") or options.get("endpoint") or _endpoint_of_environment())
@@ -71,7 +75,9 @@ class Objects:
             client["allow_http"] = True
         connect: Any = from_url  # its overloads tell the storages apart by their options
         try:
-            self._store = connect(address.above, config=options, client_options=client, retry_config={"max_retries": 0})
+            more: dict[str, Any] = {"config": options, "retry_config": {"max_retries": 0}}
+            self._store = connect(address.above, client_options=client, **more)
+            self._files = connect(address.above, client_options={**client, "timeout": _FILE_TIMEOUT}, **more)
         except (exceptions.BaseError, TypeError, ValueError) as error:
             raise SettingsError(
                 f"{address.url}: cannot be opened ({_one_line(error)}); check [store] storage"
@@ -100,50 +106,67 @@ class Objects:
 
         return self._tried(key, ask)
 
-    def put(self, key: str, content: bytes, *, expect: str | None = None, patient: bool = True) -> str:
-        """Write an object and return its entity tag.
+    def put(self, key: str, content: bytes | Path, *, expect: str | None = None) -> str:
+        """Write an object whole and return its entity tag.
+
+        A put whose answer was lost is made again; it then finds its own content in the place, and succeeds.
 
         Args:
             key: of the object.
-            content: all of it.
-            patient: ask again if there is no answer.
+            content: all of it, or a file that holds it.
             expect: "" if there must be none yet, an entity tag if that one must stand there; None: whatever stands.
 
         Raises:
-            ObjectChangedError: the condition does not hold; nothing was written.
+            ObjectChangedError: the condition does not hold, and what stands there is not this content; nothing was
+                written.
             BackendError: the storage has no conditional puts.
         """
         mode: Any = "overwrite" if expect is None else {"e_tag": expect} if expect else "create"
+        store = self._files if isinstance(content, Path) else self._store
 
         def ask() -> str:
             try:
-                answer = self._obstore.put(self._store, self._key(key), content, mode=mode, use_multipart=False)
+                answer = self._obstore.put(store, self._key(key), content, mode=mode, use_multipart=False)
                 return str(answer["e_tag"])
             except (self._errors.AlreadyExistsError, self._errors.PreconditionError, FileNotFoundError):
                 if expect is None:
                     raise
-                there = self.get(key)  # our own first try may have come through, and its answer not
-                if there is not None and there[0] == content:
-                    return there[1]
+                found = self.get(key)
+                if found is not None and found[0] == (content if isinstance(content, bytes) else content.read_bytes()):
+                    return found[1]
                 raise ObjectChangedError(
                     f"{self.url}/{key}: somebody else has written it meanwhile; run again"
                 ) from None
             except self._errors.NotSupportedError:
                 raise BackendError(
                     f"{self.url}: this storage has no conditional puts, so nothing would keep two processes from "
-                    "writing one store; use storage that has them, or extract into a folder and copy it"
+                    "writing over each other; use storage that has them, or extract into a folder and copy it"
                 ) from None
 
-        return self._tried(key, ask, patient)
-
-    def put_file(self, key: str, path: Path) -> str:
-        """Write a file as an object, in parts if it is large; it is there wholly or not at all. Return its tag."""
-
-        def ask() -> str:
-            answer = self._obstore.put(self._store, self._key(key), path, chunk_size=PART_BYTES, max_concurrency=4)
-            return str(answer["e_tag"])
-
         return self._tried(key, ask)
+
+    def prove_conditions(self) -> None:
+        """Try with an object beside the store that the storage keeps the conditions of puts; once a process and URL.
+
+        Raises:
+            BackendError: it has none, or ignores them.
+        """
+        if self.url in _proven:
+            return
+        key = f".probe-{secrets.token_hex(8)}"
+        try:
+            self.put(key, b"1", expect="")
+            for expect, header in (("", "If-None-Match"), (_NO_TAG, "If-Match")):
+                with suppress(ObjectChangedError):
+                    self.put(key, b"2", expect=expect)
+                    raise BackendError(
+                        f"{self.url}: this storage ignores the condition of a put ({header}), so nothing would keep "
+                        "two processes from writing over each other; use storage that keeps it, or extract into a "
+                        "folder and copy it"
+                    )
+        finally:
+            self.delete(key)
+        _proven.add(self.url)
 
     def get_file(self, key: str, stored: Stored, descriptor: int, path: Path) -> None:
         """Write an object's bytes into an open file, parts of it at once.
@@ -180,29 +203,29 @@ class Objects:
         """Return every object under the URL, or under a folder of it, by key."""
 
         def ask() -> dict[str, Stored]:
-            prefix = f"{self._name}/{folder}" if folder else self._name
+            prefix = f"{self.name}/{folder}" if folder else self.name
             chunks = self._obstore.list(self._store, prefix=prefix, chunk_size=1000)
-            start = len(self._name) + 1
+            start = len(self.name) + 1
             return {meta["path"][start:]: _stored(meta) for chunk in chunks for meta in chunk}
 
         return self._tried("", ask)
 
-    def delete(self, key: str, *, patient: bool = True) -> None:
+    def delete(self, key: str) -> None:
         """Take an object away; one that is not there is no error."""
 
         def ask() -> None:
             with suppress(FileNotFoundError):
                 self._obstore.delete(self._store, self._key(key))
 
-        self._tried(key, ask, patient)
+        self._tried(key, ask)
 
     def _key(self, key: str) -> str:
         """Return the key under the store's parent."""
-        return f"{self._name}{key}" if key.startswith(BESIDE) else f"{self._name}/{key}"
+        return f"{self.name}{key}" if key.startswith(BESIDE) else f"{self.name}/{key}"
 
-    def _tried(self, key: str, ask: Callable[[], T], patient: bool = True) -> T:
+    def _tried(self, key: str, ask: Callable[[], T]) -> T:
         """Ask until there is an answer, for `retry_seconds` at most."""
-        seconds = self._retry_seconds if patient else 0.0
+        seconds = self._retry_seconds
         where = f"{self.url}/{key}" if key else self.url
         give_up, wait = 0.0, 0.1
         while True:

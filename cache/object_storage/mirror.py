@@ -4,7 +4,7 @@ Beside the folder stands `.NAME.synced.json`: of each file its entity tag there,
 were when both were the same. A file whose tag or time is another has changed on that side.
 
 Bringing: the boundaries' documents are got first and put in place last, so that a copy never says more than it holds,
-whatever an owner does meanwhile. Putting: each file on the condition that the object is still the one that was seen.
+whatever a writer does meanwhile. Putting: each file on the condition that the object is still the one that was seen.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 from ...errors import StoreError, StoreFormatError
 from ..atomic_io import disk_errors
 from ..format.zarr_metadata import METADATA_NAME
+from .boundary_commit import decided_commit
 from .client import Objects, Stored, in_parallel
 
 _PULLS = 5
@@ -44,14 +45,17 @@ class Mirror:
         """Return the key of a file."""
         return path.relative_to(self.folder).as_posix()
 
-    def pull(self, keep: Container[str] = ()) -> dict[str, Stored]:
+    def pull(self, folder: str = "", keep: Container[str] = ()) -> dict[str, Stored]:
         """Bring every small file, and take away what is no longer there, shards that were brought before included.
 
+        A boundary whose first rows are decided and not yet there (boundary_commit.py) is as if it were not there.
+
         Args:
+            folder: a boundary's path, to bring that boundary alone; all by default.
             keep: keys of files that stay although they are not there (yet).
 
         Returns:
-            All objects of the store, shards too, as they are there.
+            All objects, shards too, as they are there.
 
         Raises:
             StoreFormatError: no store there.
@@ -59,8 +63,8 @@ class Mirror:
         """
         with self._knowing() as known:
             for _ in range(_PULLS):
-                listing = {k: s for k, s in self.objects.list().items() if not _is_hidden(k)}
-                if METADATA_NAME not in listing:
+                listing = {k: s for k, s in self.objects.list(folder).items() if not _is_hidden(k)}
+                if not folder and METADATA_NAME not in listing:
                     raise StoreFormatError(
                         f"{self.objects.url}: there is no store; run `talik extract` to make one"
                         if not listing
@@ -70,9 +74,10 @@ class Mirror:
                     break
             else:
                 raise StoreError(f"{self.objects.url}: changes faster than it can be read; run again")
-            for key in set(known) - set(listing):
+            for key in {key for key in known if key.startswith(folder)} - set(listing):
                 del known[key]
-            for path in sorted(p for p in self.folder.rglob("*") if p.is_file() and not p.name.startswith(".")):
+            here = (self.folder / folder).rglob("*")
+            for path in sorted(p for p in here if p.is_file() and not p.name.startswith(".")):
                 key = self.key(path)
                 there = listing.get(key)
                 stale = there is None or (is_data(key) and known.get(key, [""])[0] != there.etag)
@@ -83,15 +88,19 @@ class Mirror:
     def _brought(self, listing: dict[str, Stored], known: dict[str, Any]) -> bool:
         """Get what changed; False: it changed again meanwhile, and nothing was put in place."""
         wanted = [k for k, s in listing.items() if not is_data(k) and not self._same(k, s.etag, known)]
-        documents = [k for k in wanted if _is_boundary(k)]
-        others = [k for k in wanted if not _is_boundary(k)]
-        first = in_parallel(self.objects.get, documents)
-        if any(got is None or got[1] != listing[k].etag for k, got in zip(documents, first, strict=True)):
+        boundaries = [k for k in wanted if is_boundary(k)]
+        documents = dict(zip(boundaries, in_parallel(self.objects.get, boundaries), strict=True))
+        if any(got is None or got[1] != listing[k].etag for k, got in documents.items()):
             return False
-        rest = in_parallel(self.objects.get, others)
-        if any(got is None for got in rest):
+        for key, got in list(documents.items()):
+            token, first = decided_commit(got[0] if got else None)
+            if token and first:
+                _leave_out(key.removesuffix(METADATA_NAME), listing, documents)
+        others = [k for k in wanted if not is_boundary(k) and k in listing]
+        rest = dict(zip(others, in_parallel(self.objects.get, others), strict=True))
+        if any(got is None for got in rest.values()):
             return False
-        for key, got in [*zip(others, rest, strict=True), *zip(documents, first, strict=True)]:
+        for key, got in [*rest.items(), *documents.items()]:
             assert got is not None
             self._place(key, *got, known)
         return True
@@ -109,10 +118,24 @@ class Mirror:
                 if got is not None:
                     self._place(key, *got, known)
 
-    def changed(self) -> list[str]:
-        """Return the small files here that are not as they were when they were the same there, documents last."""
+    def changed(self, folder: str = "") -> list[str]:
+        """Return the small files here that are not as they were when they were the same there, documents last.
+
+        What belongs to one shard, its checksums and its receipt, is not among them.
+        """
         with self._knowing() as known:
-            return self._changed(known)
+            found = []
+            for path in (self.folder / folder).rglob("*"):
+                key = self.key(path)
+                small = path.is_file() and not _is_hidden(key) and not is_data(key) and not _is_of_shard(key)
+                if small and not (key in known and self._same(key, known[key][0], known)):
+                    found.append(key)
+            return sorted(found, key=lambda key: (is_boundary(key), key == METADATA_NAME, key))
+
+    def changed_above(self, boundary: str) -> list[str]:
+        """Return the key of the document of a boundary's modality, if it changed here; else nothing."""
+        key = f"{boundary.partition('/')[0]}/{METADATA_NAME}"
+        return [] if self.is_synced(key) else [key]
 
     def push(self, keys: Iterable[str]) -> None:
         """Put small files, in order, each on the condition that nobody else has written it since it was seen.
@@ -120,25 +143,15 @@ class Mirror:
         Raises:
             ObjectChangedError: somebody has.
         """
-        with self._knowing() as known:
-            for key in keys:
-                content = (self.folder / key).read_bytes()
-                etag = self.objects.put(key, content, expect=known.get(key, [""])[0])
-                self._note(key, etag, known)
+        for key in keys:
+            self.note(key, self.objects.put(key, (self.folder / key).read_bytes(), expect=self.tag(key)))
 
-    def push_over(self, key: str) -> None:
-        """Put a small file in place of whatever stands there."""
+    def delete_gone_receipts(self, folder: str = "") -> None:
+        """Take the receipts away there that were taken away here."""
         with self._knowing() as known:
-            self._note(key, self.objects.put(key, (self.folder / key).read_bytes()), known)
-
-    def push_changes(self) -> None:
-        """Put all that changed here, documents last, and first take away there the receipts that went here."""
-        with self._knowing() as known:
-            gone = sorted(key for key in known if _is_receipt(key) and not (self.folder / key).exists())
-            changed = self._changed(known)
-        for key in gone:
+            gone = [k for k in known if k.startswith(folder) and _is_receipt(k) and not (self.folder / k).exists()]
+        for key in sorted(gone):
             self.objects.delete(key)
-        self.push(changed)
         with self._knowing() as known:
             for key in gone:
                 known.pop(key, None)
@@ -154,18 +167,9 @@ class Mirror:
             return key in known and self._same(key, known[key][0], known)
 
     def tag(self, key: str) -> str:
-        """Return the entity tag of a file that `is_synced`."""
+        """Return the entity tag that an object had when it was last seen, "" if it was not there."""
         with self._knowing() as known:
-            return str(known[key][0])
-
-    def _changed(self, known: dict[str, Any]) -> list[str]:
-        found = []
-        for path in self.folder.rglob("*"):
-            key = self.key(path)
-            small = path.is_file() and not _is_hidden(key) and not is_data(key)
-            if small and not (key in known and self._same(key, known[key][0], known)):
-                found.append(key)
-        return sorted(found, key=lambda key: (_is_boundary(key), _is_receipt(key), key == METADATA_NAME, key))
+            return str(known.get(key, [""])[0])
 
     def _same(self, key: str, etag: str, known: dict[str, Any]) -> bool:
         try:
@@ -229,9 +233,20 @@ def _is_hidden(key: str) -> bool:
     return any(part.startswith(".") for part in key.split("/"))
 
 
-def _is_boundary(key: str) -> bool:
+def is_boundary(key: str) -> bool:
+    """Return whether a key is that of a boundary's document: `visual/b09-…/zarr.json`."""
     return key.count("/") == 2 and key.endswith(f"/{METADATA_NAME}")
 
 
 def _is_receipt(key: str) -> bool:
     return "/receipts/c." in key
+
+
+def _is_of_shard(key: str) -> bool:
+    return _is_receipt(key) or "/crc/c." in key
+
+
+def _leave_out(folder: str, *tables: dict[str, Any]) -> None:
+    for table in tables:
+        for key in [key for key in table if key.startswith(folder)]:
+            del table[key]

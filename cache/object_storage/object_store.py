@@ -1,10 +1,13 @@
 """A feature store in object storage: written shard by shard through a folder of this machine, read through another.
 
 <cache_dir>/<bucket-…-name>-<digest>/
-  NAME            the owner's: metadata, and shards on their way (object_writer.py)
+  NAME            the writer's: metadata, and shards on their way (object_writer.py); under an flock
   NAME.*.jsonl    what stands beside a store: what was left out, what it cost
   read/NAME       the readers': metadata as of the last opening, and shards, within `cache_gb` (cached_rows.py)
-  workers/…       of processes that write shards for an owner
+  workers/…       of processes that write shards for a writer
+
+No lock is held in the storage. Every put has a condition (client.py), rows are given in one step (boundary_commit.py),
+and of two processes that write the same, one loses with one line.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from functools import partial
 from pathlib import Path
 
 from ...errors import StoreError
+from ..atomic_io import make_folder
 from ..feature_store import FeatureStore, LocalFiles, Mode
 from ..format import catalog as catalog_
 from ..format.catalog import Catalog
@@ -29,12 +33,13 @@ from ..format.zarr_metadata import METADATA_NAME
 from ..read.batch import Allocate
 from ..read.boundary_reader import BoundaryReader, Verify
 from ..read.local_rows import ReadPath
+from ..write import locks as lock
 from ..write.boundary_writer import BoundaryRequest
-from . import lease as object_lock
 from .address import ObjectAddress
+from .boundary_commit import decided_commit, finish_commit
 from .cached_rows import ReadThroughRows
 from .client import Objects, Stored, in_parallel
-from .mirror import Mirror
+from .mirror import Mirror, is_boundary
 from .object_writer import ObjectWriter, find_unput, named, put_unput, this_process
 from .shard_cache import ShardCache, get_shard
 
@@ -49,7 +54,7 @@ class ObjectStore(FeatureStore):
 
         Raises:
             StoreFormatError: no store there, something else there, or another format version.
-            StoreLockedError: mode `a`, and another process writes it.
+            StoreLockedError: mode `a`, and another process on this machine writes it through the same `cache_dir`.
             StoreError: no answer for `retry_seconds`, or no permission.
             BackendError: the package for object storage is not installed.
         """
@@ -59,8 +64,12 @@ class ObjectStore(FeatureStore):
         self._mirror = Mirror(self._objects, self.path)
         self._listing: Mapping[str, Stored] = {}
         if mode == "a":
-            with self.editing("open"):
-                pass
+            self._objects.prove_conditions()
+            with self._locked("open"):
+                if self._objects.head(METADATA_NAME) is None and not self._objects.list():
+                    self._objects.put(METADATA_NAME, canonical_json(root_document()), expect="")
+                self._bring()
+                self._remove_dead_workers()
         else:
             self._listing = self._mirror.pull()
         self._get_records()
@@ -81,23 +90,25 @@ class ObjectStore(FeatureStore):
         """Give a folder with the store's small files as they are there, and put at the end what changed in it."""
         if self.mode != "a":
             raise self._read_only()
-        self._own(purpose)
-        try:
+        with self._locked(purpose):
+            for key in filter(is_boundary, self._objects.list()):
+                finish_commit(self._objects, key.rpartition("/")[0])
+            self._bring()
             yield self.path
-            self._mirror.push_changes()
-        finally:
-            object_lock.release(self.where, purpose)
+            self._mirror.push(self._mirror.changed())
+            self._mirror.delete_gone_receipts()
 
     def open_writer(self, request: BoundaryRequest, *, commit: bool) -> ObjectWriter:
-        """Return the writer of a boundary, which owns the store until it is closed; see `FeatureStore.writer`."""
-        name = request.spec.path
-        self._own(name)
-        try:
-            closed = partial(object_lock.release, self.where, name)
-            return ObjectWriter(self._mirror, self.address, request, commit=commit, closed=closed)
-        except BaseException:
-            object_lock.release(self.where, name)
-            raise
+        """Return the writer of a boundary; see `FeatureStore.writer`."""
+        boundary = request.spec.path
+        with self._locked(f"what opens {boundary}"):
+            while True:
+                finish_commit(self._objects, boundary)
+                self._bring(boundary)
+                document = self.path / boundary / METADATA_NAME
+                if not document.exists() or not decided_commit(document.read_bytes())[0]:
+                    break  # else another process has decided a change meanwhile
+            return ObjectWriter(self._mirror, self.address, request, commit=commit)
 
     def put_records(self) -> None:
         """Put the files that stand beside the store."""
@@ -134,22 +145,26 @@ class ObjectStore(FeatureStore):
         stored = self._listing.get(self._mirror.key(path))
         return -1 if stored is None else stored.size_bytes
 
-    def _own(self, name: str) -> None:
-        if object_lock.acquire(self._objects, name):
-            try:
-                with named(self.where, self.path):
-                    self._brought_for_owner()
-            except BaseException:
-                object_lock.release(self.where, name)
-                raise
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        """Keep other processes of this machine out of the folder that this one writes through."""
+        make_folder(self.path)
+        with named(self.where, self.path):
+            lock.acquire(self.path, name)
+        try:
+            yield
+        finally:
+            lock.release(self.path, name)
 
-    def _brought_for_owner(self) -> None:
+    def _bring(self, boundary: str = "") -> None:
+        """Bring the small files, of one boundary or of all, and put the shards that were finished here before."""
         mirror = self._mirror
-        if self._objects.head(METADATA_NAME) is None and not self._objects.list():
-            self._objects.put(METADATA_NAME, canonical_json(root_document()), expect="")
-        unput = find_unput(mirror, self._held_here())
-        mirror.pull(keep={mirror.key(path) for one in unput for path in one.data_files()})
-        put_unput(mirror, unput)
+        with named(self.where, self.path):
+            unput = find_unput(mirror, [spec for spec in self._held_here() if boundary in ("", spec.path)])
+            mirror.pull(boundary, keep={mirror.key(path) for one in unput for path in one.data_files()})
+            put_unput(mirror, unput)
+
+    def _remove_dead_workers(self) -> None:
         for folder in (self.address.place / "workers").glob("*"):
             if _is_dead(folder.name):
                 shutil.rmtree(folder, ignore_errors=True)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import pickle
 import subprocess
 import sys
 import threading
-import time
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,14 +18,14 @@ import pytest
 from talik.cache.feature_store import FeatureStore
 from talik.cache.maintenance.repair import repair
 from talik.cache.maintenance.verify import verify
-from talik.cache.object_storage import lease as object_lock
 from talik.cache.object_storage import object_writer
 from talik.cache.object_storage.address import ObjectAddress
 from talik.cache.object_storage.client import Objects
 from talik.cache.open import open_store
-from talik.errors import BackendError, SettingsError, StoreError, StoreFormatError, StoreLockedError
+from talik.errors import BackendError, ObjectChangedError, SettingsError, StoreError, StoreFormatError, StoreLockedError
 
-MemoryStore = pytest.importorskip("obstore.store", reason="the extra object-storage is not installed").MemoryStore
+obstore = pytest.importorskip("obstore", reason="the extra object-storage is not installed")
+MemoryStore = obstore.store.MemoryStore
 QUICK = {"retry_seconds": 0.5}
 
 
@@ -105,7 +104,7 @@ def test_the_storage_goes_away_at_any_request(same_machine, make_sample, tmp_pat
     for number in itertools.count(int(same_machine), 2):  # the other half of the requests is the other case's
         memory, left = MemoryStore(), number
         monkeypatch.setattr("obstore.store.from_url", lambda *_, memory=memory, **__: memory)
-        real = {name: getattr(Objects, name) for name in ("put", "put_file", "delete")}
+        real = {name: getattr(Objects, name) for name in ("put", "delete")}
         url, here = f"s3://bucket/{number}", str(tmp_path / f"{number}")
         first = {"cache_dir": here}
         fill(sample, url, items[:2], **first)
@@ -168,62 +167,238 @@ time.sleep(600)
 """
 
 
-def test_one_owner_at_a_time(make_sample, s3, tmp_path):
+def test_one_process_at_a_time_writes_through_a_folder_of_this_machine(make_sample, s3, tmp_path):
     url = f"{s3.bucket()}/s.zarr"
     script = OWNER.format(path=sys.path, url=url, cache=tmp_path / "owner")
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout.readline() == "written\n"
-        for cache in ("owner", "elsewhere"):
-            with pytest.raises(StoreLockedError, match=rf"process {owner.pid} on {os.uname().nodename} is writing"):
-                FeatureStore.open(url, "a", cache_dir=str(tmp_path / cache))
+        with pytest.raises(StoreLockedError, match=rf"{url}: process {owner.pid} on {os.uname().nodename} is writing"):
+            FeatureStore.open(url, "a", cache_dir=str(tmp_path / "owner"))
         owner.kill()
-    store = FeatureStore.open(url, "a", cache_dir=str(tmp_path / "elsewhere"))  # taken over: it ran here, and is dead
+    store = FeatureStore.open(url, "a", cache_dir=str(tmp_path / "owner"))
     assert [len(store.reader("visual", 9).items), len(store.sources(store.boundaries()[0]))] == [2, 4]
 
 
-def test_an_owner_elsewhere_is_waited_for(make_sample, s3, monkeypatch):
+def test_a_store_with_the_lock_of_an_older_version_beside_it(make_sample, s3):
     sample, url = make_sample(), f"{s3.bucket()}/s.zarr"
     fill(sample, url, sample.items(3))
-    objects = Objects(ObjectAddress(url=url))
-    for said in ({"host": "elsewhere", "pid": 12, "place": ""}, {"host": os.uname().nodename, "pid": 1, "place": "x"}):
-        objects.put(object_lock.LOCK_KEY, json.dumps(said).encode())
-        with pytest.raises(StoreLockedError, match=rf"process {said['pid']} on {said['host']} is writing.*wait 120 s"):
-            FeatureStore.open(url, "a")
-    monkeypatch.setattr(object_lock, "STALE_SECONDS", -1.0)  # as if nothing had been heard of it for so long
-    assert fill(sample, url, sample.items(3)) == 0
-    assert objects.head(object_lock.LOCK_KEY) is None
+    Objects(ObjectAddress(url=url)).put(".lock", b'{"host": "elsewhere", "pid": 12, "place": ""}')
+    assert fill(sample, url, sample.items(6)) == 1
+    check(sample, url, sample.items(6))
 
 
-def test_who_lost_its_lock_changes_nothing(make_sample, s3, monkeypatch):
-    monkeypatch.setattr(object_lock, "HEARTBEAT_SECONDS", 0.05)
-    sample, url = make_sample("dense"), f"{s3.bucket()}/s.zarr"
-    store = FeatureStore.open(url, "a")
-    writer = sample.writer(store, sample.items(6))
-    shard = writer.missing()[0]
-    store._objects.put(object_lock.LOCK_KEY, b'{"host": "elsewhere", "pid": 12}')
-    until = time.monotonic() + 20
-    while not object_lock._held[url].lock._lost and time.monotonic() < until:
-        time.sleep(0.02)
-    with pytest.raises(StoreLockedError, match=r"process 12 on elsewhere has taken this store over"):
-        object_lock.check(url)
-    with pytest.raises(StoreLockedError, match="taken this store over"):
-        writer.write(shard, sample.states(shard))
-    with pytest.raises(StoreLockedError, match="taken this store over"):
-        store.writer(make_sample("ragged").spec, sample.items(2), lengths=[1, 1])
-    writer.close()
-    assert store._objects.get(object_lock.LOCK_KEY)[0].startswith(b'{"host": "elsewhere"')
-    store._objects.delete(object_lock.LOCK_KEY)
+def two_machines(tmp_path):
+    """Two folders of two machines."""
+    return {"cache_dir": str(tmp_path / "here")}, {"cache_dir": str(tmp_path / "there")}
 
 
-def test_metadata_that_another_wrote_is_not_written_over(make_sample, s3):
-    sample, url = make_sample(), f"{s3.bucket()}/s.zarr"
-    store = FeatureStore.open(url, "a")
-    with sample.writer(store, sample.items(3)) as writer:
-        key = f"{sample.spec.path}/zarr.json"
-        store._objects.put(key, b"another owner's")
-        (store.path / key).write_bytes(b"this one's")
-        with pytest.raises(StoreError, match=r"somebody else has written it"):
-            writer._mirror.push_changes()
+@pytest.fixture
+def memory(monkeypatch, tmp_path):
+    """Give a function that makes storage in memory and returns a URL of it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    numbers = itertools.count()
+
+    def make():
+        storage = make.storage = MemoryStore()
+        monkeypatch.setattr("obstore.store.from_url", lambda *_, **__: storage)
+        return f"s3://bucket/{next(numbers)}"
+
+    return make
+
+
+def test_two_machines_write_different_boundaries_at_once(make_sample, s3, tmp_path):
+    dense, ragged = make_sample("dense"), make_sample("ragged")
+    url, (here, there) = f"{s3.bucket()}/s.zarr", two_machines(tmp_path)
+    with (
+        dense.writer(FeatureStore.open(url, "a", **here), dense.items(6)) as one,
+        ragged.writer(FeatureStore.open(url, "a", **there), ragged.items(7)) as other,
+    ):
+        for first, second in itertools.zip_longest(one.missing(), other.missing()):
+            if first is not None:
+                one.write(first, dense.states(first))
+            other.write(second, ragged.states(second))
+    check(dense, url, dense.items(6))
+    check(ragged, url, ragged.items(7))
+    assert verify(open_store(url)) == []
+
+
+def test_two_machines_share_the_shards_of_a_boundary(sample, memory, tmp_path, tree):
+    url, (here, there), items = memory(), two_machines(tmp_path), sample.items(11)
+    computed = []
+
+    def states(shard):
+        computed.append(shard.index)
+        return sample.states(shard)
+
+    with (
+        sample.writer(FeatureStore.open(url, "a", **here), items) as one,
+        sample.writer(FeatureStore.open(url, "a", **there), items) as other,
+    ):
+        shards = one.missing()
+        assert shards == other.missing()
+        other.write(shards[0], states(shards[0]))
+        for shard in shards:
+            one.write(shard, states(shard))  # the first is not computed again
+        assert other.missing() == []
+        for shard in shards:
+            other.write(shard, iter(()))
+    assert objects_of(url) == {**objects_of(url), **tree_of(sample, items, tmp_path, tree)}
+
+
+def tree_of(sample, items, tmp_path, tree):
+    """The files of the same store in a folder."""
+    sample.fill(tmp_path / "same.zarr", items)
+    return tree(tmp_path / "same.zarr")
+
+
+@pytest.mark.parametrize("held", ["boundary", "extension"])
+def test_a_writer_that_sleeps_while_another_extends_changes_nothing(held, sample, memory, tmp_path):
+    """One has planned its rows and sleeps, another writes others and ends; the one that wakes hears of it."""
+    url, (here, there), items = memory(), two_machines(tmp_path), sample.items(9)
+    if held == "extension":
+        fill(sample, url, items[:2], **there)
+    sleeper = sample.writer(FeatureStore.open(url, "a", **here), items[:5], commit=False)
+    fill(sample, url, items[3:], **there)
+    before = objects_of(url)
+    with sleeper, pytest.raises(ObjectChangedError, match="somebody else has written it meanwhile; run again"):
+        sleeper.commit()
+    assert objects_of(url) == before
+    assert fill(sample, url, items, **here) == 1
+    check(sample, url, items)
+    assert verify(open_store(url)) == []
+
+
+def test_a_writer_that_sleeps_with_shards_to_write(sample, memory, tmp_path):
+    url, (here, there), items = memory(), two_machines(tmp_path), sample.items(9)
+    with sample.writer(FeatureStore.open(url, "a", **here), items[:6]) as sleeper:
+        shards = sleeper.missing()
+        sleeper.write(shards[0], sample.states(shards[0]))
+        fill(sample, url, items, **there)
+        before = objects_of(url)
+        for shard in shards:
+            sleeper.write(shard, iter(()))  # finished by the other; nothing is computed
+        assert sleeper.missing() == []
+    assert objects_of(url) == before
+    check(sample, url, items)
+
+
+def interrupted(number, monkeypatch, meanwhile):
+    """Have `meanwhile` done before the `number`-th put or deletion; return what says whether it came to that."""
+    real, left, done = {name: getattr(Objects, name) for name in ("put", "delete")}, number, []
+
+    def sleeping(name):
+        def ask(*given, **more):
+            nonlocal left
+            left -= 1
+            if left == -1:
+                done.append(True)
+                meanwhile()
+            return real[name](*given, **more)
+
+        return ask
+
+    for name in real:
+        monkeypatch.setattr(Objects, name, sleeping(name))
+    return done
+
+
+@pytest.mark.parametrize(
+    ("name", "extends", "same"), [("dense", False, False), ("dense-inputs", True, True), ("ragged", True, False)]
+)
+def test_a_writer_sleeps_before_any_put_while_another_writes(
+    name, extends, same, make_sample, memory, tmp_path, monkeypatch
+):
+    """Whatever a sleeping writer finds when it wakes, all that was finished is kept and every value is right."""
+    sample = make_sample(name)
+    items = sample.items(10)
+    others = items[:6] if same else items[4:]
+    for number in itertools.count():
+        url = memory()
+        here, there = two_machines(tmp_path / f"{number}")
+        if extends:
+            fill(sample, url, items[:2], **there)
+        with monkeypatch.context() as patch:
+            done = interrupted(number, patch, partial(fill, sample, url, others, **there))
+            with suppress(ObjectChangedError):
+                fill(sample, url, items[:6], **here)
+        if not done:
+            break
+        check(sample, url, others)
+        fill(sample, url, items, **here)
+        assert verify(open_store(url)) == [], number
+        left = {meta["path"] for chunk in obstore.list(memory.storage) for meta in chunk}
+        assert len(left) == len(objects_of(url)), (number, left)  # nothing beside the store
+    assert number > 10
+
+
+def test_answers_get_lost(make_sample, memory, tmp_path, monkeypatch, tree):
+    """Each put in turn comes through and its answer does not: it is made again, and finds its own content."""
+    sample = make_sample("ragged")
+    items, lost = sample.items(7), obstore.exceptions.GenericError
+    sample.fill(tmp_path / "s.zarr", items[:4])
+    sample.fill(tmp_path / "s.zarr", items)
+    real, kinds = obstore.put, set()
+    for number in itertools.count():
+        url, left, answered = memory(), number, True
+        here, _ = two_machines(tmp_path / f"{number}")
+
+        def put(store, path, *given, **more):
+            nonlocal left, answered
+            answer = real(store, path, *given, **more)
+            left -= 1
+            if left == -1:
+                answered = False
+                kinds.add(path.partition("/")[2].rpartition("/c.")[0] or path.rpartition("/")[2][:9])
+                raise lost("the answer was lost")
+            return answer
+
+        with monkeypatch.context() as patch:
+            patch.setattr(obstore, "put", put)
+            fill(sample, url, items[:4], **here)
+            fill(sample, url, items, **here)
+        assert objects_of(url) == tree(tmp_path / "s.zarr"), number
+        if answered:
+            break
+    assert {"hidden", "crc", "receipts", "key"} <= {kind.rpartition("/")[2] for kind in kinds}
+
+
+def test_shards_of_machines_that_compute_other_bits(make_sample, memory, tmp_path):
+    """A shard that another process put in part is taken over if that one is dead, and not if it lives."""
+    sample = make_sample("ragged")
+    url, (here, there), items = memory(), two_machines(tmp_path), sample.items(6)
+    with (
+        sample.writer(FeatureStore.open(url, "a", **here), items) as one,
+        sample.writer(FeatureStore.open(url, "a", **there), items) as other,
+    ):
+        shard = one.missing()[0]
+        dead = f"{sample.spec.path}/hidden/c.0.0"
+        Objects(ObjectAddress(url=url)).put(dead, b"of a process that died")
+        other.write(shard, sample.states(shard))
+        shard, objects = one.missing()[0], Objects(ObjectAddress(url=url))
+
+        def alive():
+            yield from sample.states(shard)
+            objects.put(f"{sample.spec.path}/hidden/c.{shard.index}.0", b"of a process that is alive")
+
+        with pytest.raises(ObjectChangedError, match=rf"{url}: .*another process is writing shard {shard.index} too"):
+            one.write(shard, alive())
+        assert [left.index for left in other.missing()] == [1]
+    fill(sample, url, items, **here)  # the other is gone: what was finished here is put
+    check(sample, url, items)
+    assert verify(open_store(url)) == []
+
+
+def test_int8_is_measured_by_two_at_once(make_sample, memory, tmp_path):
+    sample = make_sample("dense", dtype="int8")
+    url, (here, there), items = memory(), two_machines(tmp_path), sample.items(12)
+    with (
+        sample.writer(FeatureStore.open(url, "a", **here), items) as one,
+        sample.writer(FeatureStore.open(url, "a", **there), items) as other,
+    ):
+        for number, shard in enumerate(one.missing()):
+            (one, other)[number % 2].write(shard, sample.states(shard))
+    reader = FeatureStore.open(url).reader("visual", 9)
+    assert [entry["int8"]["num_items"] for entry in reader.provenance] == [12]
 
 
 def test_workers_of_other_machines(make_sample, s3, tmp_path, tree):
@@ -276,11 +451,11 @@ def test_damage_is_found_and_repaired(make_sample, s3, tmp_path):
     assert verify(open_store(url)) == []
 
 
-def test_large_objects_go_in_parts(s3, tmp_path):
+def test_large_objects_come_in_parts(s3, tmp_path):
     objects = Objects(ObjectAddress(url=f"{s3.bucket()}/s"))
     content = np.random.default_rng(0).bytes(17 << 20)
     (tmp_path / "large").write_bytes(content)
-    objects.put_file("large", tmp_path / "large")
+    objects.put("large", tmp_path / "large", expect="")
     with open(tmp_path / "back", "wb") as back:
         objects.get_file("large", objects.head("large"), back.fileno(), tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == content
@@ -307,10 +482,15 @@ def test_what_is_refused(make_sample, s3, tmp_path, monkeypatch):
     with pytest.raises(SettingsError, match="opened for reading"):
         FeatureStore.open(f"{bucket}/t.zarr").writer(sample.spec, sample.items(2))
     real = Objects.put
-    monkeypatch.setattr(Objects, "put", lambda self, key, content, **_: real(self, key, content))
-    object_lock._proven.clear()
-    with pytest.raises(BackendError, match="ignores the condition"):
-        FeatureStore.open(f"{bucket}/t.zarr", "a")
+    for kept, header in (((), "If-None-Match"), (("",), "If-Match")):
+        with monkeypatch.context() as patch:
+
+            def put(self, key, content, *, expect=None, kept=kept):
+                return real(self, key, content, expect=expect if expect in kept else None)
+
+            patch.setattr(Objects, "put", put)
+            with pytest.raises(BackendError, match=rf"ignores the condition of a put \({header}\)"):
+                FeatureStore.open(f"{bucket}/u.zarr", "a")
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(BackendError, match=r"talik\[object-storage\]"):
         FeatureStore.open(f"{bucket}/t.zarr")
