@@ -1,20 +1,20 @@
-"""Files that are either wholly there or not at all, whatever kills the process.
+"""Files that exist whole or not at all, whatever kills the process.
 
-Written beside their place under a name that begins with a dot, fsynced, renamed, the directory fsynced. The name is
-always the same, so that what a killed writer left is written over by the next one and nobody has to clean up.
+A file is written beside its place under a name that begins with a dot, fsynced and renamed, and its directory is
+fsynced. The temporary name is always the same, so that a later writer replaces what a killed one left.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import StoreError, StoreFullError
+from .file_locks import LocksUnsupportedError, open_locked
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _PARTIAL = ".partial"
@@ -27,10 +27,10 @@ _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what a disk refuses inside the block into a StoreError of one line.
+    """Turn an operating system error of the block into a StoreError of one line.
 
     Raises:
-        StoreFullError: no space, or no quota, left, or a file larger than this user may write.
+        StoreFullError: no space or quota left, or a file larger than this user may write.
         StoreError: no permission, or a read-only file system.
     """
     try:
@@ -54,20 +54,32 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def temporary_beside(path: Path) -> Path:
-    """Return the name under which `path` is written before the rename."""
+    """Return the name under which `path` is written before the rename.
+
+    >>> temporary_beside(Path("runs/result.json")).as_posix()
+    'runs/.result.json.partial'
+    """
     return path.with_name(f".{path.name}{_PARTIAL}")
 
 
 def is_temporary(name: str) -> bool:
-    """Return whether a file of this name is what `temporary_beside` gives: unfinished, and nobody's data."""
+    """Return whether a file name is one of `temporary_beside`: an unfinished file without value."""
     return name.startswith(".") and name.endswith(_PARTIAL)
 
 
 def write_file(path: Path, content: bytes | memoryview) -> None:
-    """Write a small file whole and durably, replacing what stood there."""
+    """Write a small file whole and durably in place of what is at `path`; two processes may write it at once.
+
+    Raises:
+        StoreError: the disk refuses it; see `disk_errors`.
+    """
     temporary = temporary_beside(path)
     with disk_errors(path):
-        descriptor = open_alone(temporary, wait=True)
+        try:
+            descriptor = open_locked(temporary, wait=True)
+        except LocksUnsupportedError:  # a name of its own keeps another writer's bytes out as well
+            temporary = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
+            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             replace_with(descriptor, temporary, path, content)
         except BaseException:
@@ -79,7 +91,7 @@ def write_file(path: Path, content: bytes | memoryview) -> None:
 
 
 def replace_with(descriptor: int, temporary: Path, path: Path, content: bytes | memoryview) -> None:
-    """Make `content` all that the open file `temporary` holds, and durably put it in the place of `path`."""
+    """Make `content` the whole content of the open file `temporary`, and durably rename that to `path`."""
     os.ftruncate(descriptor, 0)
     at = 0
     while at < len(content):
@@ -89,40 +101,34 @@ def replace_with(descriptor: int, temporary: Path, path: Path, content: bytes | 
     sync_folder(path.parent)
 
 
-def open_alone(path: Path, *, wait: bool, shared: bool = False) -> int:
-    """Open a file, made if need be, under an flock of its own; the kernel drops it when its owner dies.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write a file to by name; after the block it durably takes the place of `path`.
 
-    Args:
-        path: of the file; its owner may rename or remove it, which is why the name is looked at again.
-        wait: for whoever holds it.
-        shared: together with others who say so.
+    After an error the temporary file is removed, and `path` is as it was. One process at a time may replace a path.
 
     Raises:
-        BlockingIOError: somebody holds it, and `wait` is False.
+        StoreError: the disk refuses it; see `disk_errors`.
     """
-    kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    temporary = temporary_beside(path)
+    with disk_errors(path):
         try:
-            fcntl.flock(descriptor, kind)
+            yield temporary
+            sync_file(temporary)
+            os.replace(temporary, path)
+            sync_folder(path.parent)
         except BaseException:
-            os.close(descriptor)
+            with suppress(OSError):
+                temporary.unlink()
             raise
-        if is_at(descriptor, path):  # else its owner took it away between our open and our lock
-            return descriptor
-        os.close(descriptor)
-
-
-def is_at(descriptor: int, path: Path) -> bool:
-    """Return whether an open file still stands at `path`."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder with its parents, durably."""
+    """Create a folder and its parents durably; one that exists is left alone.
+
+    Raises:
+        StoreError: it cannot be created.
+    """
     if path.is_dir():
         return
     make_folder(path.parent)
@@ -134,8 +140,8 @@ def make_folder(path: Path) -> None:
         sync_folder(path.parent)
 
 
-def sync_folder(path: Path) -> None:
-    """Make renames inside `path` durable."""
+def sync_file(path: Path) -> None:
+    """Flush the content of a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -143,18 +149,21 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def start_writeback(descriptor: int, begin: int, size: int) -> None:
-    """Have the kernel begin to write a part of a file to the disk, so that the fsync at its end has less to wait for.
+sync_folder = sync_file
 
-    A hint: where the system has no sync_file_range (https://man7.org/linux/man-pages/man2/sync_file_range.2.html),
-    or the file system does not know it, nothing happens.
+
+def start_writeback(descriptor: int, begin: int, size: int) -> None:
+    """Ask the kernel to start writing `size` bytes of a file from `begin` on, so that a later fsync waits less.
+
+    A hint: without sync_file_range (https://man7.org/linux/man-pages/man2/sync_file_range.2.html), or on a file system
+    that does not know it, nothing happens.
     """
     if _sync_file_range is not None:
         _sync_file_range(descriptor, begin, size, _SYNC_FILE_RANGE_WRITE)
 
 
 def free_bytes(path: Path) -> int:
-    """Return the bytes that this user may still write on the file system of `path` (or of its nearest parent)."""
+    """Return the bytes that this user may still write on the file system of `path`, or of its nearest parent."""
     while not path.exists():
         path = path.parent
     status = os.statvfs(path)

@@ -15,6 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..cache.atomic_io import write_file
 from ..errors import ManifestError, MediaError, SettingsError
 from .questions import Record, blind_accuracy, make_records, make_scenes, short_type
 from .scene import SPLITS, Scene, scene_to_json
@@ -179,11 +180,7 @@ def _write_scenes(folder: Path, scenes: Sequence[Scene], seed: int) -> None:
 
 def _write_json(path: Path, content: list[Record] | dict[str, Any]) -> None:
     """Write JSON whole or not at all, laid out as MUSIC-AVQA's files are."""
-    partial_path = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial_path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        partial_path.replace(path)
+        write_file(path, (json.dumps(content, indent=2) + "\n").encode())
     except OSError as error:
         raise MediaError(f"{path}: cannot be written ({error}); free disk space or choose another folder") from None
-    finally:
-        partial_path.unlink(missing_ok=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 
+from ..cache.atomic_io import replacing
 from ..errors import MediaError
 from .picture import HEIGHT, WIDTH, Stage
 from .scene import CLIP_SECONDS, FRAMES_PER_SECOND, Scene
@@ -27,19 +27,15 @@ def write_video(scene: Scene, path: Path) -> int:
         MediaError: the file cannot be written (a full disk, a folder without permission).
     """
     frames, sound = frames_of(scene), sound_of(scene)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        for crf in _CRFS:
-            _encode(frames, sound, partial, crf)
-            if partial.stat().st_size < MAX_BYTES:
-                break
-        size_bytes = partial.stat().st_size
-        partial.replace(path)
+        with replacing(path) as partial:
+            for crf in _CRFS:
+                _encode(frames, sound, partial, crf)
+                if partial.stat().st_size < MAX_BYTES:
+                    break
     except (OSError, av.FFmpegError) as error:
         raise MediaError(f"{path}: cannot be written ({error}); free disk space or choose another folder") from None
-    finally:
-        partial.unlink(missing_ok=True)
-    return size_bytes
+    return path.stat().st_size
 
 
 def frames_of(scene: Scene) -> np.ndarray:

@@ -59,7 +59,7 @@ class SweepWork:
         """
         with ExitStack() as stack:
             for name in runs.names:
-                stack.enter_context(RunFolder(self.experiment.runs / name / f"seed{runs.seed}").alone())
+                stack.enter_context(RunFolder(self.experiment.runs / name / f"seed{runs.seed}").locked())
             return self._trained(runs)
 
     def _trained(self, runs: Runs) -> dict[str, Any]:

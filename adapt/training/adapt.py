@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,11 +68,13 @@ def adapt(
 
     Raises:
         SettingsError, ManifestError, StoreError: what the experiment names is not there or does not fit.
+        RunLockedError: another process is training this run.
         RunError: the run's folder is another run's, or training diverged.
     """
     if not isinstance(experiment, Experiment):
         experiment = load_experiment(experiment)
-    with joined(device) as processes:
+    folder = RunFolder(experiment.runs / experiment.variant(variant).name / f"seed{seed}")
+    with joined(device) as processes, folder.locked() if processes.leads else nullcontext():
         announce = progress and processes.leads and context is None
         context = context or ExperimentContext(experiment, device=processes.device)
         with processes.in_turn():

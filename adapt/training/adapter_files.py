@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ...cache.atomic_io import replacing
 from ...cache.format.digests import digest_json
 from ...config import to_mapping
 from ...errors import RunError
@@ -34,10 +35,10 @@ def save_adapter(
     cuts: Mapping[str, int],
 ) -> None:
     """Write the trained weights, and what they fit: the encoders with their digests, the insertion, the answers."""
-    partial = folder.path / ".adapter.safetensors.partial"
-    with writing(folder.path / "adapter.safetensors"):
-        save_file(trained_tensors(model), partial, metadata={"format": "pt"})
-        partial.replace(folder.path / "adapter.safetensors")
+    path = folder.path / "adapter.safetensors"
+    with writing(path):
+        with replacing(path) as temporary:
+            save_file(trained_tensors(model), temporary, metadata={"format": "pt"})
         if model.adapter is not None:  # formats of other libraries, beside ours
             model.adapter.export(folder.path)
     folder.write_json(

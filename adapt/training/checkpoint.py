@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ...cache.atomic_io import sync_file, sync_folder
 from ...errors import RunError
 from ..model.joint_model import JointModel
 from .ema import Averages
@@ -53,12 +53,12 @@ def save_checkpoint(
             tensors["rng.cuda"] = torch.cuda.get_rng_state()
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, partial / "state.safetensors")
         (partial / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
-        for name in ("state.safetensors", "progress.json"):
-            with (partial / name).open("rb") as file:
-                os.fsync(file.fileno())
+        for written in (partial / "state.safetensors", partial / "progress.json", partial):
+            sync_file(written)
         if folder.exists():
             folder.rename(old)
         partial.rename(folder)
+        sync_folder(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
 
 

@@ -13,20 +13,20 @@ runs/<experiment>/<variant>/seed<k>/
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
 from safetensors import SafetensorError
 
+from ...cache.atomic_io import make_folder, write_file
+from ...cache.file_locks import locked
 from ...cache.format.spec import FieldDifference, differences
-from ...cache.write.locks import take
-from ...errors import RunError, RunLockedError, SettingsError
+from ...errors import RunError, RunLockedError, SettingsError, StoreError
 from ..config.experiment import Experiment, VariantSettings
 from ..config.run_config import completed, experiment_from_config
 
@@ -95,7 +95,7 @@ class RunFolder:
             raise RunError(f"{self.path}: holds an unfinished run; add --resume to go on, or remove that folder")
         if status != "done":
             with writing(self.path):
-                self.path.mkdir(parents=True, exist_ok=True)
+                make_folder(self.path)
             self._write("config.toml", tomli_w.dumps(dict(config)))
         return status
 
@@ -145,27 +145,26 @@ class RunFolder:
             raise RunError(f"{self.path / 'config.toml'}: {error} is missing; expected a run's configuration") from None
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Be the one process, on all machines that share the disk, that trains this run; the kernel sees to its end.
+    def locked(self) -> Iterator[None]:
+        """Keep other processes, on all machines that share the disk, from training this run.
 
         Raises:
-            RunLockedError: another is.
+            RunLockedError: another process is training it.
+            RunError: the folder cannot be made, or its file system has no locks.
         """
         path = self.path / ".lock"
-        with writing(path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            descriptor = take(
-                path,
-                lambda who: RunLockedError(
-                    f"{self.path}: {who} is training this run; wait for it to end, or stop it, and run again"
-                ),
-            )
-        try:
+        with ExitStack() as stack:
+            with writing(path):
+                make_folder(self.path)
+                stack.enter_context(
+                    locked(
+                        path,
+                        lambda who: RunLockedError(
+                            f"{self.path}: {who} is training this run; wait for it to end, or stop it, and run again"
+                        ),
+                    )
+                )
             yield
-        finally:
-            with suppress(OSError):
-                path.unlink()
-            os.close(descriptor)
 
     def result(self) -> dict[str, Any]:
         """The finished run's result."""
@@ -196,13 +195,8 @@ class RunFolder:
         shutil.rmtree(self.checkpoint, ignore_errors=True)
 
     def _write(self, name: str, text: str) -> None:
-        partial = self.path / f".{name}.partial"
         with writing(self.path / name):
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self.path / name)
+            write_file(self.path / name, text.encode())
 
 
 @contextmanager
@@ -210,6 +204,8 @@ def writing(path: Path) -> Iterator[None]:
     """Turn what the disk refuses (full, read-only, no permission) into a RunError that names the file."""
     try:
         yield
+    except StoreError as error:
+        raise RunError(str(error)) from error
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise RunError(

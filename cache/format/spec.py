@@ -178,28 +178,39 @@ _ABSENT = "(absent)"
 
 @dataclass(frozen=True)
 class FieldDifference:
-    """One field, by its dotted name, with the value asked for and the value stored."""
+    """One field, by its dotted name, with the requested value and the stored one."""
 
     field: str
-    asked: Any
+    requested: Any
     stored: Any
 
     def __str__(self) -> str:
         """Return one clause of a message."""
-        return f"{self.field}: asked {_short(self.asked)}, stored {_short(self.stored)}"
+        return f"{self.field}: requested {_short(self.requested)}, stored {_short(self.stored)}"
 
 
-def differences(asked: Any, stored: Any, field: str = "") -> list[FieldDifference]:
-    """Return every leaf in which two JSON values differ, in order of name; [] when they are equal."""
-    if isinstance(asked, dict) and isinstance(stored, dict):
+def differences(requested: Any, stored: Any, field: str = "") -> list[FieldDifference]:
+    """Return every leaf in which two JSON values differ, in order of name.
+
+    >>> [str(d) for d in differences({"size": 112, "fit": "crop"}, {"size": 224, "fit": "crop"})]
+    ['size: requested 112, stored 224']
+
+    Args:
+        requested, stored: plain JSON values.
+        field: dotted name of the two values in what they are parts of.
+
+    Returns:
+        The differences; [] when the values are equal, numbers of the same type included.
+    """
+    if isinstance(requested, dict) and isinstance(stored, dict):
         found: list[FieldDifference] = []
-        for name in sorted({*asked, *stored}):
+        for name in sorted({*requested, *stored}):
             inner = f"{field}.{name}" if field else name
-            found += differences(asked.get(name, _ABSENT), stored.get(name, _ABSENT), inner)
+            found += differences(requested.get(name, _ABSENT), stored.get(name, _ABSENT), inner)
         return found
-    if asked == stored and type(asked) is type(stored):
+    if requested == stored and type(requested) is type(stored):
         return []
-    return [FieldDifference(field, asked, stored)]
+    return [FieldDifference(field, requested, stored)]
 
 
 def _short(value: Any) -> str:

@@ -28,7 +28,7 @@ from ..format.catalog import Catalog
 from ..format.layout import RECEIPT_FIELDS
 from ..format.spec import BoundarySpec
 from ..format.zarr_metadata import METADATA_NAME
-from ..write.locks import nobody_working
+from ..write.locks import no_shards_being_written
 from .compact import compaction
 
 Needed = Mapping[str, AbstractSet[str] | None]
@@ -123,7 +123,7 @@ def collect_garbage(store: FeatureStore, needed: Needed, listed: Iterable[Garbag
         for spec in store.boundaries():
             kinds = {g.kind for g in found if g.boundary == spec.path}
             if kinds - {"temporary"}:
-                with nobody_working(root / spec.path):
+                with no_shards_being_written(root / spec.path):
                     if "boundary" in kinds:
                         _remove_folder(root / spec.path)
                     else:
@@ -221,7 +221,7 @@ def _never_began(folder: Path) -> bool:
 
 
 def _remove_temporaries(store: Path, garbage: Garbage) -> None:
-    with nobody_working(store / garbage.boundary), disk_errors(store):
+    with no_shards_being_written(store / garbage.boundary), disk_errors(store):
         for name in garbage.paths:
             path = store / name
             if path.is_dir():

@@ -16,9 +16,7 @@ int8 have their scales in inputs/scale, as in the store.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ import h5py
 import numpy as np
 
 from ...errors import StoreError, StoreFormatError, StoreFullError
-from ..atomic_io import disk_errors, free_bytes, sync_folder, temporary_beside
+from ..atomic_io import free_bytes, replacing
 from ..feature_store import FeatureStore
 from ..format.digests import canonical_json
 from ..format.spec import FORMAT_VERSION, STORE_KIND, BoundarySpec, Item
@@ -61,21 +59,10 @@ def export_hdf5(store: FeatureStore, path: str | Path, *, progress: Callable[[in
     needed = sum(reader.size_bytes for reader in readers)
     if needed > free_bytes(path):
         raise StoreFullError(f"{path}: needs {needed / 1e6:.0f} MB, the disk has {free_bytes(path) / 1e6:.0f} MB free")
-    temporary = temporary_beside(path)
-    with disk_errors(path):
-        try:
-            with h5py.File(temporary, "w") as file:
-                file.attrs["talik_format"], file.attrs["kind"] = FORMAT_VERSION, STORE_KIND
-                for reader in readers:
-                    _export_boundary(reader, file.create_group(reader.spec.path), progress)
-            with open(temporary, "rb") as written:
-                os.fsync(written.fileno())
-            os.replace(temporary, path)
-            sync_folder(path.parent)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
+    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs["talik_format"], file.attrs["kind"] = FORMAT_VERSION, STORE_KIND
+        for reader in readers:
+            _export_boundary(reader, file.create_group(reader.spec.path), progress)
     return sum(len(reader.items) for reader in readers)
 
 

@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..atomic_io import open_alone, temporary_beside
+from ..atomic_io import temporary_beside
+from ..file_locks import open_locked
 from .client import Stored
 from .mirror import Mirror, is_data
 
@@ -128,7 +129,7 @@ class ShardCache:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         self._root.mkdir(parents=True, exist_ok=True)
-        descriptor = open_alone(self._root / ".making-room", wait=True)
+        descriptor = open_locked(self._root / ".making-room", wait=True)
         try:
             yield
         finally:
@@ -145,7 +146,7 @@ def get_shard(mirror: Mirror, path: Path, stored: Stored) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
-    descriptor = open_alone(temporary, wait=True)
+    descriptor = open_locked(temporary, wait=True)
     try:
         if path.exists():
             temporary.unlink(missing_ok=True)
@@ -183,7 +184,7 @@ def _is_left_over(path: Path, state: os.stat_result) -> bool:
     if time.time() - state.st_mtime < _LEFT_OVER_SECONDS:
         return False
     with suppress(OSError):
-        descriptor = open_alone(path, wait=False)
+        descriptor = open_locked(path, wait=False)
         path.unlink(missing_ok=True)
         os.close(descriptor)
         return True

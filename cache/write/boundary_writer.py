@@ -24,9 +24,8 @@ from ..format.layout import RECEIPT_FIELDS, Grid
 from ..format.records import Records
 from ..format.spec import BoundarySpec, Item
 from ..format.zarr_metadata import group_document, write_document
-from . import locks as lock
+from . import locks
 from .disk_space import refuse_if_full, shard_bytes
-from .locks import nobody_working, remove_if_unused
 from .row_allocation import check_lengths, missing_shards, plan
 from .shard_writer import Shard, ShardWriter
 
@@ -78,7 +77,7 @@ class BoundaryWriter:
         self._lock_name = spec.path
         self._store = store
         self._items = _last_of_each_key(items)
-        lock.acquire(store, self._lock_name)
+        locks.acquire(store, self._lock_name)
         try:
             grid = Grid.choose(
                 spec,
@@ -92,7 +91,7 @@ class BoundaryWriter:
             if commit:
                 self.commit()
         except BaseException:
-            lock.release(store, self._lock_name)
+            locks.release(store, self._lock_name)
             raise
 
     def commit(self) -> None:
@@ -108,7 +107,7 @@ class BoundaryWriter:
     def _write_rows(self) -> None:
         before, after = self._stored, self._catalog
         if after is not before or not before.stored:
-            with nobody_working(after.layout.folder) if _gives_rows_up(before, after) else nullcontext():
+            with locks.no_shards_being_written(after.layout.folder) if _gives_rows_up(before, after) else nullcontext():
                 self._catalog = self._stored = catalog_.commit(before, after)
         self._number_of_row = np.full(self._catalog.num_rows, -1, np.int64)
         rows = self._catalog.table.index.find([item.key for item in self._items])
@@ -127,8 +126,8 @@ class BoundaryWriter:
     def close(self) -> None:
         """Give the lock back; a second call does nothing."""
         if self._lock_name:
-            remove_if_unused(self._catalog.layout)
-            lock.release(self._store, self._lock_name)
+            locks.remove_workers_lock(self._catalog.layout)
+            locks.release(self._store, self._lock_name)
             self._lock_name = ""
 
     @property

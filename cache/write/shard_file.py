@@ -24,7 +24,7 @@ Array = np.ndarray[Any, Any]
 class ShardFile:
     """Streams one shard's file to a temporary name; `close` makes it durable, `publish` puts it in its place.
 
-    Whoever makes one holds the shard's claim (locks.py): the temporary name is the same for all.
+    Its user holds the shard's `ShardLock`: the temporary name is the same for every process.
     """
 
     def __init__(self, array: DataArray, shard: int) -> None:

@@ -17,7 +17,7 @@ from ..format.dtypes import to_input, to_storage
 from ..format.int8 import SCALE, Int8Error, quantized
 from ..format.layout import Layout
 from ..format.spec import Item
-from .locks import ShardClaim, working
+from .locks import ShardLock, shards_being_written
 from .shard_file import ShardFile
 
 Array = np.ndarray[Any, Any]
@@ -58,7 +58,7 @@ class Shard:
 class ShardWriter:
     """Writes shards of one boundary; pickles, so that other processes, on other machines too, can write some.
 
-    It does not need the store's lock: rows were given by the `BoundaryWriter` that made it, a shard's claim keeps two
+    It does not need the store's lock: rows were given by the `BoundaryWriter` that made it, a shard's lock keeps two
     from writing it at once, and a shard whose rows were given anew since is refused. So it may outlive that writer.
 
     Args:
@@ -88,24 +88,24 @@ class ShardWriter:
             StoreLockedError: another process is writing this shard.
             StoreMismatchError: the shard's rows were given anew; or states that are not those of its items.
         """
-        with working(self.layout):
-            claim = ShardClaim(self.layout, shard.index)
+        with shards_being_written(self.layout):
+            lock = ShardLock(self.layout, shard.index)
             try:
                 there = catalog_.read_receipt(self.layout, shard.index)
                 if there[0]:
                     return there
                 self._check_plan(shard)
-                return self._publish(claim, shard, self._converted_all(shard, states, error), self.provenance)
+                return self._publish(lock, shard, self._converted_all(shard, states, error), self.provenance)
             finally:
-                claim.release()
+                lock.release()
 
     def copy(self, shard: Shard, arrays: Iterable[Sequence[Array]], provenance: int) -> Array:
         """Write a shard from values as they are stored; for `gc`, which has the boundary to itself."""
-        claim = ShardClaim(self.layout, shard.index)
+        lock = ShardLock(self.layout, shard.index)
         try:
-            return self._publish(claim, shard, arrays, provenance)
+            return self._publish(lock, shard, arrays, provenance)
         finally:
-            claim.release()
+            lock.release()
 
     def _check_plan(self, shard: Shard) -> None:
         """Refuse a shard that is not, or no longer, what the boundary's items say."""
@@ -120,7 +120,7 @@ class ShardWriter:
                 f"{self.layout.where}: shard {shard.index} has other items now; take it from a new writer"
             )
 
-    def _publish(self, claim: ShardClaim, shard: Shard, arrays: Iterable[Sequence[Array]], provenance: int) -> Array:
+    def _publish(self, lock: ShardLock, shard: Shard, arrays: Iterable[Sequence[Array]], provenance: int) -> Array:
         layout = self.layout
         files: list[ShardFile] = []
         try:
@@ -141,7 +141,7 @@ class ShardWriter:
             layout.crc.write_chunk(shard.index, checksums)
         sizes = [file.size_bytes for file in files]
         receipt = np.array([1, len(shard.items), provenance, *sizes], np.uint64)
-        claim.record(receipt)
+        lock.record(receipt)
         return receipt
 
     def _stream(self, shard: Shard, arrays: Iterable[Sequence[Array]], files: Sequence[ShardFile]) -> Array:

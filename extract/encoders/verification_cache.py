@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from ...cache.atomic_io import make_folder, write_file
 from ...cache.format.digests import digest_json
 from ..trunk.forward_patching import Inputs, signature_of
 from ..trunk.tracing import record, release
@@ -121,11 +122,6 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _write(path: Path, account: dict[str, Any]) -> None:
     """Keep a proof; a cache folder that cannot be written costs time at the next load, nothing else."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=".proof-", dir=path.parent)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(account, file)
-        os.replace(temporary, path)
-    except OSError:
-        return
+    with suppress(OSError):
+        make_folder(path.parent)
+        write_file(path, json.dumps(account).encode())

@@ -176,7 +176,7 @@ def test_a_folder_of_other_settings_is_refused(place: Path, context: Any) -> Non
     experiment = load_experiment(place)
     adapt(experiment, variant="probe", progress=False, context=context(experiment))
     other = changed(place, ("batch_size = 8\neval", "batch_size = 4\neval"))
-    with pytest.raises(RunError, match=r"train\.batch_size: \w+ 4, \w+ 8"):
+    with pytest.raises(RunError, match=r"train\.batch_size: requested 4, stored 8"):
         adapt(other, variant="probe", progress=False, context=context(other))
 
 
@@ -213,7 +213,7 @@ def test_a_mistake_in_a_variant_is_named(place: Path, context: Any, old: str, ne
 
 def test_states_that_are_not_stored_are_named(place: Path, context: Any) -> None:
     experiment = changed(place, ("segments = 3", "segments = 2"))
-    with pytest.raises(StoreMismatchError, match=r"num_segments: asked 2, stored 3"):
+    with pytest.raises(StoreMismatchError, match=r"num_segments: requested 2, stored 3"):
         adapt(experiment, variant="probe", progress=False, context=context(experiment))
     half = changed(place, ("segments = 2", "segments = 3"), ('dtype = "float32"', 'dtype = "float16"'))
     with pytest.raises(MissingItemError, match="as float16; add a cut there"):
@@ -230,7 +230,7 @@ def test_a_full_disk_ends_a_run_in_one_line_and_it_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr("talik.adapt.training.adapter_files.save_file", full)
-        with pytest.raises(RunError, match=r"adapter.safetensors: cannot be written \(No space left") as caught:
+        with pytest.raises(RunError, match=r"adapter.safetensors: the disk is full") as caught:
             adapt(experiment, variant="probe", progress=False, context=context(experiment))
     assert "\n" not in str(caught.value)
     run = adapt(experiment, variant="probe", resume=True, progress=False, context=context(experiment))

@@ -261,7 +261,7 @@ def test_a_run_of_before_these_settings_still_counts_as_done(write: Any, context
     config.write_text(older)
     path = folder.parents[3] / "exp.toml"
     path.write_text(path.read_text().replace("[train]\n", "[train]\naccumulate = 2\n"))
-    with pytest.raises(RunError, match=r"train\.accumulate: \w+ 2, \w+ 1"):
+    with pytest.raises(RunError, match=r"train\.accumulate: requested 2, stored 1"):
         adapt(load_experiment(path), variant="probe", progress=False)
 
 

@@ -145,7 +145,7 @@ def test_another_dtype_is_another_boundary_and_why_says_so(sample: Any, fill: An
     asked = replace(sample.spec, dtype="float16", inputs=inputs)
     assert asked.key != sample.spec.key
     answer = why(FeatureStore.open(tmp_path / "s"), asked, items)
-    assert ("dtype", "float16", "int8") in [(f.field, f.asked, f.stored) for f in answer.fields]
+    assert ("dtype", "float16", "int8") in [(f.field, f.requested, f.stored) for f in answer.fields]
     assert not why(FeatureStore.open(tmp_path / "s"), sample.spec, items).fields
     assert BoundarySpec.from_json(json.loads(json.dumps(sample.spec.to_json()))) == sample.spec
 

@@ -16,7 +16,7 @@ from talik.cache import atomic_io as durable
 from talik.cache.feature_store import FeatureStore
 from talik.cache.maintenance.verify import verify
 from talik.cache.open import open_store
-from talik.cache.write import locks as claim
+from talik.cache.write import locks
 from talik.errors import StoreError, StoreLockedError, StoreMismatchError
 
 
@@ -156,7 +156,7 @@ def test_what_a_killed_writer_left_is_written_over(make_sample, tmp_path, tree):
     leftover = durable.temporary_beside(path / sample.spec.path / "hidden" / "c.1.0.0.0")
     leftover.write_bytes(b"half a shard, longer than the whole one will be" * 1000)
     durable.temporary_beside(path / sample.spec.path / "receipts" / "c.1.0").write_text("{")
-    (path / sample.spec.path / claim.WORKERS_NAME).touch()
+    (path / sample.spec.path / locks.WORKERS_NAME).touch()
     sample.fill(path, sample.items(5))
     sample.fill(tmp_path / "whole", sample.items(2))
     sample.fill(tmp_path / "whole", sample.items(5))
@@ -218,7 +218,10 @@ def test_a_worker_outlives_its_owner_and_nothing_is_written_twice(make_sample, t
         writing = rf"process {child} on .* is writing shard 1"
         with pytest.raises(StoreLockedError, match=writing):
             second.write(missing[1], sample.states(missing[1]))
-        with pytest.raises(StoreLockedError, match="still writing"), claim.nobody_working(path / sample.spec.path):
+        with (
+            pytest.raises(StoreLockedError, match="still writing"),
+            locks.no_shards_being_written(path / sample.spec.path),
+        ):
             raise AssertionError
         for one in (missing[0], missing[2]):
             second.write(one, sample.states(one))

@@ -138,9 +138,9 @@ def test_another_identity_names_the_fields(make_sample, tmp_path):
     with pytest.raises(Mismatch) as caught:
         store.reader("visual", 9, identity=asked)
     for clause in (
-        "weights: asked 'abd', stored 'abc'",
-        "frames.mean: asked [0.5, 0.4], stored [0.5, 0.5]",
-        "window: asked 1.0, stored '(absent)'",
+        "weights: requested 'abd', stored 'abc'",
+        "frames.mean: requested [0.5, 0.4], stored [0.5, 0.5]",
+        "window: requested 1.0, stored '(absent)'",
     ):
         assert clause in str(caught.value)
     assert "size" not in str(caught.value)

@@ -47,6 +47,6 @@ def test_fields_of_the_nearest_one(make_sample, tmp_path):
     found = why(FeatureStore.open(tmp_path / "s"), asked, near.items(1))
     assert found.stored == near.spec
     assert [str(f) for f in found.fields] == [
-        "dtype: asked 'bfloat16', stored 'float16'",
-        "size: asked 112, stored 224",
+        "dtype: requested 'bfloat16', stored 'float16'",
+        "size: requested 112, stored 224",
     ]

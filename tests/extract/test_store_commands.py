@@ -158,7 +158,7 @@ def test_why_names_every_field(experiment: Path, clips: Path) -> None:
     asked = other(experiment, ('dtype = "float16"', 'dtype = "bfloat16"'), ("segments = 2", "segments = 3"))
     result = CliRunner().invoke(app, ["store", "why", str(store), str(asked), "--quiet"])
     assert result.exit_code == 0, result.output
-    fields = [line.split(":")[0].strip() for line in result.output.splitlines() if ": asked " in line]
+    fields = [line.split(":")[0].strip() for line in result.output.splitlines() if ": requested " in line]
     assert fields == ["dtype", "sampling.num_segments", "shape"]
     assert "4 items are to be computed" in result.output
     assert "this experiment does not ask for it" in result.output
