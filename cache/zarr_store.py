@@ -26,7 +26,7 @@ from .format.store_root import sorted_boundaries
 from .format.zarr_metadata import group_document
 from .read.batch import Allocate, AllocateArray
 from .read.boundary_reader import BoundaryReader, Verify
-from .read.local_rows import ReadPath, corrupt
+from .read.local_rows import ReadPath, RowSource, corrupt_item
 
 
 class ZarrStore(FeatureStore):
@@ -146,7 +146,7 @@ THREADS = 16  # a remote store answers late, and many at once
 _DAMAGE = (ValueError, RuntimeError, KeyError, IndexError)  # what codecs raise; what a network does is an OSError
 
 
-class ZarrRows:
+class ZarrRows(RowSource):
     """The rows of a boundary in a Zarr group."""
 
     def __init__(self, catalog: Catalog, group: Group) -> None:
@@ -168,7 +168,7 @@ class ZarrRows:
         self._pool: ThreadPoolExecutor | None = None
 
     def read(self, rows: Array, check: Sequence[bool], allocate: AllocateArray) -> list[Array]:
-        """Return the values of rows; see `rows.RowSource.read`."""
+        """Read rows; see `RowSource.read`."""
         spec, layout = self._catalog.layout.spec, self._catalog.layout
         begins, ends = rows, rows + 1
         lead: tuple[int, ...] = (len(rows),)
@@ -188,7 +188,7 @@ class ZarrRows:
                 out[i, : end - begin], out[i, end - begin :] = found, 0
                 crc = google_crc32c.extend(crc, found.reshape(-1).view(np.uint8)) if found.size else crc
             if crcs is not None and check[i] and crc != crcs[row]:
-                raise corrupt(self._catalog, row, "fails its CRC32C in hidden or inputs")
+                raise corrupt_item(self._catalog, row, "fails its CRC32C in hidden or inputs")
 
         waiting = [self._threads().submit(one, i) for i in range(len(rows))]
         errors = [future.exception() for future in waiting]  # all are done with `values` from here on
@@ -212,7 +212,7 @@ class ZarrRows:
         try:
             values = np.asarray(array[begin:end])  # a list of rows at once (oindex) takes 80 times the processor time
         except _DAMAGE as error:
-            raise corrupt(self._catalog, row, f"cannot be read in {data.name} ({_one_line(error)})") from None
+            raise corrupt_item(self._catalog, row, f"cannot be read in {data.name} ({_one_line(error)})") from None
         return np.ascontiguousarray(values).view(data.numpy_dtype)
 
     def _require(self, number: int, row: int, begin: int, end: int) -> None:
@@ -222,7 +222,7 @@ class ZarrRows:
         for file in set(range(begin // per_file, (end - 1) // per_file + 1)) - self._seen[number]:
             key = array.metadata.encode_chunk_key((file, *(0 for _ in array.shape[1:])))
             if not sync((array.store_path / key).exists()):
-                raise corrupt(
+                raise corrupt_item(
                     self._catalog, row, f"lies in {self._catalog.layout.data[number].name}/{key}, which is missing"
                 )
             self._seen[number].add(file)

@@ -1,7 +1,7 @@
-"""The bfloat16 data type for zarr-python, which has none; tensorstore reads it natively.
+"""The bfloat16 data type for zarr-python, which has none of its own; tensorstore reads it natively.
 
-The package declares it as an entry point of the group `zarr.data_type`, so that zarr-python finds it wherever talik is
-installed; `register` does the same by hand. Values are ml_dtypes' NumPy scalars, the same that JAX and tensorstore use.
+An entry point of the group `zarr.data_type` in pyproject.toml names it, so that zarr-python finds it wherever talik is
+installed; `register` does the same in this process. Values are ml_dtypes' NumPy scalars, as in JAX and tensorstore.
 """
 
 from __future__ import annotations

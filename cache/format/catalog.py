@@ -1,8 +1,7 @@
-"""What a boundary says of itself: attributes, items, offsets and receipts, read and extended in an order that a kill
-at any instant leaves readable.
+"""The catalog of a boundary: its attributes, items, offsets and receipts, read and extended.
 
-The boundary's own `zarr.json` is written last and is what counts: rows and records beyond the numbers it gives are
-those of an extension that did not finish, and the next one writes over them.
+Whatever moment a process is killed at, the catalog stays readable: the boundary's own `zarr.json` is written last, and
+rows and records beyond the numbers in it belong to an extension that did not finish, which the next one overwrites.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import CorruptItemError, StoreFormatError, StoreMismatchError
 from ..atomic_io import disk_errors, make_folder, sync_folder
@@ -23,37 +23,35 @@ from .records import ItemTable, Records
 from .spec import FORMAT_VERSION, BoundarySpec
 from .zarr_metadata import METADATA_NAME, group_document, read_document, write_document
 
-Array = np.ndarray[Any, Any]
-
 
 @dataclass(frozen=True)
 class Catalog:
-    """The small arrays of one boundary in memory.
+    """The small arrays and attributes of one boundary, in memory.
 
     Args:
-        layout: where everything stands.
-        records: of the items.
-        offsets: ragged: (rows + 1,) int64; dense: empty.
-        generations: first row and number of rows of each first write or extension.
-        provenance: what computed the shards; a shard's receipt names its number here.
-        stored: False until the first write.
+        layout: places and sizes of its files.
+        records: the table of its items.
+        offsets: ragged: (rows + 1,) first token of each row; dense: empty.
+        generations: first row and number of rows of the first write and of each extension.
+        provenance: plain JSON of each environment that computed shards; a shard's receipt holds an index into it.
+        stored: whether it was ever written.
     """
 
     layout: Layout
     records: Records
-    offsets: Array
+    offsets: NDArray[np.int64]
     generations: tuple[tuple[int, int], ...] = ()
     provenance: tuple[dict[str, Any], ...] = ()
     stored: bool = True
 
     @property
     def num_rows(self) -> int:
-        """Rows allotted, those without an item included."""
+        """Number of allocated rows, those without an item included."""
         return sum(self.generations[-1]) if self.generations else 0
 
     @property
     def num_shards(self) -> int:
-        """Shards that the rows make."""
+        """Number of shards that the rows fill, the last one perhaps in part."""
         return -(-self.num_rows // self.layout.grid.rows_per_shard)
 
     @property
@@ -67,8 +65,8 @@ class Catalog:
         return ItemTable(self.records, self.num_rows)
 
     @cached_property
-    def receipts(self) -> Array:
-        """(shards, fields) uint64 as they stood when first asked for; a row of zeros is a shard not yet there."""
+    def receipts(self) -> NDArray[np.uint64]:
+        """Receipts (shards, fields) as they were at the first access; zeros for a shard that is not stored."""
         values = np.zeros((self.num_shards, *self.layout.receipts.row_shape), np.uint64)
         for shard in range(self.num_shards):
             values[shard] = read_receipt(self.layout, shard)
@@ -78,18 +76,19 @@ class Catalog:
         """Return the shard that holds a row."""
         return row // self.layout.grid.rows_per_shard
 
-    def rows_of_shard(self, shard: int) -> Array:
+    def rows_of_shard(self, shard: int) -> NDArray[np.int64]:
         """Return the rows of a shard that have an item, ascending."""
         first = shard * self.layout.grid.rows_per_shard
         return first + np.flatnonzero(self.table.record_of_row[first : first + self.layout.grid.rows_per_shard] >= 0)
 
-    def lengths(self, rows: Array) -> Array:
-        """Return the tokens of each row (ragged)."""
-        return self.offsets[rows + 1] - self.offsets[rows]
+    def lengths(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the number of tokens of each row, for a ragged boundary."""
+        lengths: NDArray[np.int64] = self.offsets[rows + 1] - self.offsets[rows]
+        return lengths
 
 
-def read_receipt(layout: Layout, shard: int) -> Array:
-    """Return a shard's receipt (fields,) uint64, zeros if it has none.
+def read_receipt(layout: Layout, shard: int) -> NDArray[np.uint64]:
+    """Return a shard's receipt (fields,), zeros if it has none.
 
     Raises:
         CorruptItemError: a damaged one.
@@ -97,16 +96,17 @@ def read_receipt(layout: Layout, shard: int) -> Array:
     array = layout.receipts
     if not array.chunk_path(shard).exists():
         return np.zeros(array.row_shape, np.uint64)
-    return array.read_chunk(shard)[0]
+    receipt: NDArray[np.uint64] = array.read_chunk(shard)[0]
+    return receipt
 
 
 def read_attributes(folder: Path) -> dict[str, Any]:
-    """Return what a boundary's `zarr.json` says under `talik`.
+    """Return the attributes under `talik` of the boundary in `folder`.
 
     Raises:
         StoreFormatError: damaged, or of another format version.
     """
-    ours = read_document(folder)["attributes"]["talik"]
+    ours: dict[str, Any] = read_document(folder)["attributes"]["talik"]
     if ours.get("format") != FORMAT_VERSION:
         raise StoreFormatError(
             f"{folder}: format version {ours.get('format')}, this talik reads {FORMAT_VERSION}; "
@@ -116,7 +116,7 @@ def read_attributes(folder: Path) -> dict[str, Any]:
 
 
 def load(store: Path, spec: BoundarySpec) -> Catalog | None:
-    """Return the catalog of a boundary, or None if the store has it not.
+    """Read the catalog of a boundary, or return None if the store does not have it.
 
     Raises:
         StoreFormatError: damaged metadata.
@@ -144,10 +144,10 @@ def load(store: Path, spec: BoundarySpec) -> Catalog | None:
 
 
 def new(store: Path, spec: BoundarySpec, grid: Grid) -> Catalog:
-    """Return the catalog of a boundary that is not there yet; nothing is written.
+    """Return the empty catalog of a boundary that is not stored yet; nothing is written.
 
     Raises:
-        StoreFormatError: shards are there and the document that says what they are is gone.
+        StoreFormatError: the folder holds shards and no document that describes them.
     """
     layout = Layout(store=store, spec=spec, grid=grid)
     if any(layout.receipts.folder.glob("c.*")):
@@ -159,7 +159,7 @@ def new(store: Path, spec: BoundarySpec, grid: Grid) -> Catalog:
 
 
 def commit(before: Catalog, after: Catalog) -> Catalog:
-    """Write what `after` has beyond `before`: chunks, then the arrays' lengths, then the boundary's own document."""
+    """Write the part of `after` beyond `before`: chunks, then the arrays' lengths, then the boundary's own document."""
     layout, grid = after.layout, after.layout.grid
     for folder in (layout.folder, layout.folder / "items", *(a.folder for a in layout.data)):
         make_folder(folder)
@@ -176,9 +176,9 @@ def commit(before: Catalog, after: Catalog) -> Catalog:
 
 
 def forget_beyond(catalog: Catalog) -> None:
-    """Take away the receipts of shards beyond the boundary's rows, which `gc` wrote before it was killed.
+    """Remove the receipts of shards beyond the boundary's rows, which a killed `gc` left.
 
-    Their rows were never given, so no reader has seen them; only the owner of the store's lock may call this.
+    No reader has seen them, since their rows were never committed; only the owner of the store's lock may call this.
     """
     folder = catalog.layout.receipts.folder
     beyond = [path for path in folder.glob("c.*") if int(path.name.split(".")[1]) >= catalog.num_shards]
@@ -190,7 +190,7 @@ def forget_beyond(catalog: Catalog) -> None:
 
 
 def documents(catalog: Catalog) -> dict[Path, dict[str, Any]]:
-    """Return every metadata file of a boundary but its own, by folder: the groups above and in it, and the arrays."""
+    """Return the metadata of the groups and arrays above and in a boundary, by folder, without the boundary's own."""
     layout, chunk = catalog.layout, catalog.layout.grid.records_per_chunk
     found = {layout.folder.parent: group_document(), layout.folder / "items": group_document()}
     if layout.spec.inputs:
@@ -207,7 +207,7 @@ def documents(catalog: Catalog) -> dict[Path, dict[str, Any]]:
 
 
 def attributes(catalog: Catalog) -> dict[str, Any]:
-    """Return what the boundary's document says under `talik`, without the digest."""
+    """Return the attributes of a boundary's document under `talik`, without the digest."""
     return {
         "format": FORMAT_VERSION,
         **catalog.layout.spec.to_json(),
@@ -220,7 +220,7 @@ def attributes(catalog: Catalog) -> dict[str, Any]:
 
 
 def size_of(path: Path) -> int:
-    """Return the bytes of a file, -1 if there is none."""
+    """Return the size of a file, -1 if it does not exist."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
@@ -228,11 +228,11 @@ def size_of(path: Path) -> int:
 
 
 def check_sizes(catalog: Catalog, size_of: Callable[[Path], int] = size_of) -> None:
-    """Compare each committed shard's files with the sizes in its receipt.
+    """Compare the files of each stored shard with the sizes in its receipt.
 
     Args:
         catalog: of the boundary.
-        size_of: gives the bytes of a file, -1 if there is none.
+        size_of: returns the size of a file, -1 if it does not exist.
 
     Raises:
         CorruptItemError: a file that is missing or of another size (a short file under mmap would kill the process).

@@ -1,7 +1,6 @@
-"""Digests: one canonical JSON form, and SHA-256 of it, of files and of texts.
+"""Digests: a canonical JSON form, and SHA-256 of it, of files and of texts.
 
-Items and boundaries are known by what they are, never by what they are called; these are the only functions that
-make such names.
+Items and boundaries are identified by the digest of their content, never by file name.
 """
 
 from __future__ import annotations
@@ -17,8 +16,11 @@ from ...errors import SettingsError
 def canonical_json(obj: Any) -> bytes:
     """Return `obj` as UTF-8 JSON with sorted keys and no spaces; equal objects give equal bytes.
 
+    >>> canonical_json({"b": 1, "a": [True, None]})
+    b'{"a":[true,null],"b":1}'
+
     Raises:
-        SettingsError: something that JSON cannot hold (NaN and Inf included, since readers differ about them).
+        SettingsError: a value that JSON has no form for, or NaN or Inf, which readers treat differently.
     """
     try:
         text = json.dumps(obj, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

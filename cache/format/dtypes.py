@@ -1,4 +1,4 @@
-"""From what an encoder gives to what is stored: one conversion, and no NaN, Inf or overflow gets through."""
+"""Conversion of states and inputs to their storage data types; NaN, Inf and overflow are errors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import NumericsError, StoreMismatchError
 from .spec import ArraySpec, BoundarySpec
@@ -14,20 +15,20 @@ _EXPONENT = {"float16": 0x7C00, "bfloat16": 0x7F80}  # all exponent bits set: In
 _LARGEST = {"float16": 65504.0, "bfloat16": 3.39e38, "float32": 3.4e38}
 
 
-def to_storage(hidden: np.ndarray[Any, Any], spec: BoundarySpec, source: str) -> np.ndarray[Any, Any]:
-    """Return `hidden` as the contiguous array that is stored.
+def to_storage(hidden: NDArray[Any], spec: BoundarySpec, source: str) -> NDArray[Any]:
+    """Convert a state to the contiguous array that is stored.
 
     Args:
-        hidden: floats of any width; for bfloat16 also int16 or uint16 bit patterns; for int8 what `quantized` gave.
-        spec: what the boundary holds.
+        hidden: floats of any width; for bfloat16 also int16 or uint16 bit patterns; for int8 the result of `quantized`.
+        spec: of the boundary.
         source: the item's source, for messages.
 
     Raises:
-        NumericsError: NaN, Inf, or a value beyond the storage data type.
-        StoreMismatchError: an array of another kind.
+        NumericsError: NaN, Inf, or a value beyond the range of the storage data type.
+        StoreMismatchError: an array that is not of floats.
     """
     if spec.dtype == "int8":
-        return np.ascontiguousarray(hidden, dtype=np.int8)  # what int8.quantized gave
+        return np.ascontiguousarray(hidden, dtype=np.int8)
     if spec.dtype == "bfloat16":
         if hidden.dtype in (np.int16, np.uint16):
             stored = np.ascontiguousarray(hidden).view(np.int16)
@@ -46,8 +47,8 @@ def to_storage(hidden: np.ndarray[Any, Any], spec: BoundarySpec, source: str) ->
     return stored
 
 
-def to_input(values: np.ndarray[Any, Any], spec: ArraySpec, where: str) -> np.ndarray[Any, Any]:
-    """Return a small input as it is stored, the same values in the data type of `spec`.
+def to_input(values: NDArray[Any], spec: ArraySpec, where: str) -> NDArray[Any]:
+    """Convert a small input to the data type of `spec` without changing its values.
 
     Raises:
         NumericsError: values that this data type cannot hold.
@@ -61,7 +62,7 @@ def to_input(values: np.ndarray[Any, Any], spec: ArraySpec, where: str) -> np.nd
     return stored
 
 
-def _all_finite(stored: np.ndarray[Any, Any], dtype: str) -> bool:
+def _all_finite(stored: NDArray[Any], dtype: str) -> bool:
     if dtype == "float32":
         return bool(np.isfinite(stored).all())
     if not stored.size:
@@ -70,7 +71,7 @@ def _all_finite(stored: np.ndarray[Any, Any], dtype: str) -> bool:
     return bool(stored.view(np.int16).max() < bits and stored.view(np.uint16).max() < 0x8000 | bits)
 
 
-def _not_finite(hidden: np.ndarray[Any, Any], spec: BoundarySpec, source: str) -> NumericsError:
+def _not_finite(hidden: NDArray[Any], spec: BoundarySpec, source: str) -> NumericsError:
     if spec.dtype == "bfloat16" and hidden.dtype in (np.int16, np.uint16):
         hidden = hidden.view(ml_dtypes.bfloat16)
     values = hidden.astype(np.float64)
@@ -85,7 +86,7 @@ def _not_finite(hidden: np.ndarray[Any, Any], spec: BoundarySpec, source: str) -
     return NumericsError(f"{where}: reaches {largest:.6g}, beyond {spec.dtype} ({_LARGEST[spec.dtype]:g}); {advice}")
 
 
-def _wrong_kind(hidden: np.ndarray[Any, Any], spec: BoundarySpec, source: str) -> StoreMismatchError:
+def _wrong_kind(hidden: NDArray[Any], spec: BoundarySpec, source: str) -> StoreMismatchError:
     return StoreMismatchError(
         f"{spec.modality} boundary {spec.boundary}: item {source!r} is an array of {hidden.dtype}, expected floats "
         f"to be stored as {spec.dtype}"

@@ -1,4 +1,4 @@
-"""States as int8 with a scale for each token, and what that costs in accuracy.
+"""Quantization of states to int8 with one scale for each token, and its rounding error.
 
 A token x of D values is stored as q = round(x / s), s = max |x| / 127 in float32, and read back as q * s in float32; a
 token of zeros has the scale 0. So no value is off by more than s / 2, a 254th of its token's largest. The scales stand
@@ -13,23 +13,28 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import NumericsError, StoreMismatchError
 
-Array = np.ndarray[Any, Any]
-SCALE = "scale"  # the input that holds the scales
-MEASURED = "int8"  # the key of a provenance that holds the error; no part of what a run says of itself
+SCALE = "scale"  # name of the input that holds the scales
+MEASURED = "int8"  # key of the measured error in a provenance; it does not tell provenances apart
 LARGEST = 127
 
 
 @dataclass
 class Int8Error:
-    """What rounding to int8 changed, summed over items.
+    """Rounding error of int8, summed over items.
+
+    >>> error = Int8Error()
+    >>> stored, scale = quantized(np.array([[1.0, -2.0]]), "item", error)
+    >>> stored.tolist(), error.num_items
+    ([[64, -127]], 1)
 
     Args:
-        squared_error: sum of the squared differences between what was given and what is read back.
-        squared: sum of the squares of what was given.
-        num_items: items that were counted.
+        squared_error: sum of the squared differences between the values and their restored int8 form.
+        squared: sum of the squares of the values.
+        num_items: number of items summed.
     """
 
     squared_error: float = 0.0
@@ -42,31 +47,33 @@ class Int8Error:
         return math.sqrt(self.squared_error / self.squared) if self.squared else 0.0
 
     def add(self, other: Int8Error) -> None:
-        """Count another's items too."""
+        """Add the sums of another error."""
         self.squared_error += other.squared_error
         self.squared += other.squared
         self.num_items += other.num_items
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as a provenance holds it."""
+        """Return plain JSON for a provenance."""
         return {"relative_rms": self.relative_rms, **vars(self)}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Int8Error:
-        """Return what `to_json` gave."""
+        """Return the error that `to_json` described."""
         return cls(**{name: fields[name] for name in ("squared_error", "squared", "num_items")})
 
 
-def quantized(hidden: Array, where: str, error: Int8Error | None = None) -> tuple[Array, Array]:
-    """Return one item as int8 and the scales of its tokens.
+def quantized(
+    hidden: NDArray[Any], where: str, error: Int8Error | None = None
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Quantize one item to int8 with a scale for each token.
 
     Args:
         hidden: (…, D) floats.
         where: names boundary and item, for messages.
-        error: where the item is counted.
+        error: accumulates the rounding error.
 
     Returns:
-        (…, D) int8 from -127 to 127, and (…) float32.
+        The values (…, D) from -127 to 127, and the scales (…).
 
     Raises:
         NumericsError: NaN, Inf, or a value beyond float32.
@@ -90,6 +97,8 @@ def quantized(hidden: Array, where: str, error: Int8Error | None = None) -> tupl
     return stored, scale
 
 
-def restored(stored: Array, scale: Array, out: Array | None = None) -> Array:
-    """Return the values (…, D) float32 of int8 `stored` (…, D) and the scales (…) of its tokens, in `out` if given."""
+def restored(
+    stored: NDArray[np.int8], scale: NDArray[np.float32], out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """Return the values (…, D) of int8 `stored` (…, D) and the scales (…) of its tokens, in `out` if given."""
     return np.multiply(stored, scale[..., None], out=out, dtype=np.float32)

@@ -1,16 +1,16 @@
-"""Where everything of a boundary stands, and how large its files are.
+"""Layout of a boundary: the paths and sizes of its files.
 
     <modality>/b09-<key12>/
       hidden        dense: (rows, *shape); ragged: (tokens, *shape)      files of one shard each
       inputs/NAME   the same for each small input
       offsets       ragged: (rows + 1,) int64; row r is the tokens offsets[r] … offsets[r + 1]
       crc           ragged: (rows,) uint32; CRC32C of a row's hidden bytes, then of its inputs' in order of name
-      items/…       the records of items.py
-      receipts      (shards, 3 + arrays) uint64: 1, items, provenance, then each data file's bytes; zeros: not there
+      items/…       the table of records.py
+      receipts      (shards, 3 + arrays) uint64: 1, items, provenance, then each data file's bytes; zeros: not stored
 
-Row r belongs to shard r // rows_per_shard, dense or ragged. Rows without an item exist: those between the last item of
-a shard that is not full and the next shard's first row. In a ragged boundary shard s holds the tokens from
-s * tokens_per_shard on, and a row without an item takes up what is left of them.
+Row r belongs to shard r // rows_per_shard, dense or ragged. Between the last item of a shard that is not full and the
+next shard's first row there are rows without an item. In a ragged boundary shard s holds the tokens from
+s * tokens_per_shard on, and its last row, without an item, takes up the unused ones.
 """
 
 from __future__ import annotations
@@ -36,7 +36,14 @@ RECEIPT_FIELDS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """The sizes that are chosen at the first write and never again, since every file's place depends on them."""
+    """Sizes that are chosen at the first write and never changed, since the path of every value depends on them.
+
+    Args:
+        rows_per_shard: rows of a file of each data array.
+        tokens_per_shard: ragged: tokens of a file; dense: 0.
+        tokens_per_chunk: ragged: tokens of an inner chunk; dense: 0.
+        records_per_chunk: rows of a chunk of the small arrays.
+    """
 
     rows_per_shard: int
     tokens_per_shard: int
@@ -45,13 +52,13 @@ class Grid:
 
     @classmethod
     def choose(cls, spec: BoundarySpec, *, num_items: int, longest: int, max_seconds_per_item: float | None) -> Grid:
-        """Choose shards of at most TARGET_SHARD_BYTES and TARGET_SHARD_SECONDS, but of one item at least.
+        """Choose shards of at most TARGET_SHARD_BYTES and TARGET_SHARD_SECONDS, but of at least one item.
 
         Args:
-            spec: what is stored.
-            num_items: of the first write; sizes the small arrays' chunks only.
-            longest: tokens of its longest item, for a ragged boundary.
-            max_seconds_per_item: what computing one item takes, if known.
+            spec: of the boundary.
+            num_items: number of items of the first write; it sizes the chunks of the small arrays only.
+            longest: number of tokens of the longest item, for a ragged boundary.
+            max_seconds_per_item: time to compute one item, if known.
         """
         rows = ROWS_WHEN_TIME_UNKNOWN
         if max_seconds_per_item:
@@ -63,7 +70,7 @@ class Grid:
         chunk = 1 << max(0, (TARGET_CHUNK_BYTES // spec.hidden_bytes).bit_length() - 1)
         tokens = max(min(rows * longest, TARGET_SHARD_BYTES // spec.unit_bytes), 4 * longest, 1)
         tokens = -(-tokens // chunk) * chunk
-        rows = rows + 1  # the row that takes up what is left
+        rows = rows + 1  # for the row without an item
         return cls(rows_per_shard=rows, tokens_per_shard=tokens, tokens_per_chunk=chunk, records_per_chunk=records)
 
     def to_json(self) -> dict[str, int]:
@@ -78,10 +85,12 @@ class DataArray:
     Args:
         name: `hidden` or `inputs/NAME`.
         folder: of the array.
-        dtype: Zarr's name of the data type; `numpy_dtype` is what it is in memory.
-        unit_shape: of one item (dense) or one token (ragged).
-        units_per_shard, units_per_chunk: items or tokens of a file and of an inner chunk.
-        checksums: each inner chunk ends in its CRC32C (dense).
+        dtype: Zarr's name of the data type.
+        numpy_dtype: data type in memory.
+        unit_shape: shape of one item (dense) or one token (ragged).
+        units_per_shard: items or tokens of a file.
+        units_per_chunk: items or tokens of an inner chunk.
+        checksums: whether each inner chunk ends in its CRC32C (dense).
     """
 
     name: str
@@ -105,12 +114,12 @@ class DataArray:
 
     @property
     def stored_chunk_bytes(self) -> int:
-        """Bytes of an inner chunk as it stands in the file."""
+        """Bytes of an inner chunk in the file, with its checksum."""
         return self.chunk_bytes + 4 * self.checksums
 
     @property
     def chunks_per_shard(self) -> int:
-        """Entries of a shard's index."""
+        """Number of entries of a shard's index."""
         return self.units_per_shard // self.units_per_chunk
 
     @property
@@ -123,7 +132,7 @@ class DataArray:
         return self.folder / ".".join(["c", str(shard), *("0" for _ in self.unit_shape)])
 
     def document(self, num_units: int) -> dict[str, Any]:
-        """Return the array's metadata at a length."""
+        """Return the array's metadata for a number of items or tokens."""
         return array_document(
             shape=(num_units, *self.unit_shape),
             chunk=(self.units_per_shard, *self.unit_shape),
@@ -135,7 +144,14 @@ class DataArray:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """All arrays of one boundary; messages call the store `shown` if that is given (a URL), else by its path."""
+    """Places of all arrays of one boundary.
+
+    Args:
+        store: folder of the store.
+        spec: of the boundary.
+        grid: its sizes.
+        shown: the store's name in messages, such as a URL; "" for its folder.
+    """
 
     store: Path
     spec: BoundarySpec
@@ -149,7 +165,7 @@ class Layout:
 
     @property
     def where(self) -> str:
-        """How messages name the boundary: store, modality, boundary."""
+        """The boundary's name in messages: store, modality, boundary."""
         return f"{self.shown or self.store}: {self.spec.path}"
 
     @cached_property
@@ -174,16 +190,16 @@ class Layout:
 
     @cached_property
     def receipts(self) -> SmallArray:
-        """One row, and one file, a shard: what was committed."""
+        """The receipts of stored shards, one row and one file each."""
         width = RECEIPT_FIELDS + len(self.data)
         return SmallArray(folder=self.folder / "receipts", dtype="uint64", chunk_rows=1, row_shape=(width,))
 
     @cached_property
     def offsets(self) -> SmallArray:
-        """Where each row of a ragged boundary begins, in tokens."""
+        """The first token of each row of a ragged boundary."""
         return SmallArray(folder=self.folder / "offsets", dtype="int64", chunk_rows=self.grid.records_per_chunk)
 
     @cached_property
     def crc(self) -> SmallArray:
-        """The checksums of a ragged boundary's rows, one file a shard."""
+        """The CRC32C of each row of a ragged boundary, one file a shard."""
         return SmallArray(folder=self.folder / "crc", dtype="uint32", chunk_rows=self.grid.rows_per_shard)

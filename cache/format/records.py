@@ -1,7 +1,7 @@
-"""Which item stands in which row: a table of records that only grows, and the index of keys over it.
+"""The table of a boundary's items and their rows, which only grows, and the index of keys over it.
 
     items/key              (records, 32) uint8; the item's digest
-    items/row              (records,) int64; its row, or ~row: row `row` was given up before anything was written
+    items/row              (records,) int64; its row, or ~row: row `row` was given up before it was written
     items/size_bytes       (records,) int64
     items/mtime_ns         (records,) int64
     items/source_offsets   (records + 1,) int64; record i's source is the bytes source_offsets[i] … [i + 1] of
@@ -18,15 +18,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .key_index import KeyIndex
 from .small_arrays import SmallArray
 from .spec import Item
 
-Array = np.ndarray[Any, Any]
 _SOURCE_BYTES = 64  # of a typical source; sets the chunk of items/source only
 
 
@@ -34,22 +33,22 @@ _SOURCE_BYTES = 64  # of a typical source; sets the chunk of items/source only
 class Records:
     """The table in memory; its columns are as in the module's docstring."""
 
-    key: Array
-    row: Array
-    size_bytes: Array
-    mtime_ns: Array
-    source_offsets: Array
-    source: Array
+    key: NDArray[np.uint8]
+    row: NDArray[np.int64]
+    size_bytes: NDArray[np.int64]
+    mtime_ns: NDArray[np.int64]
+    source_offsets: NDArray[np.int64]
+    source: NDArray[np.uint8]
 
     @classmethod
     def empty(cls) -> Records:
-        """Return the table without records."""
+        """Return a table without records."""
         none = np.zeros(0, np.int64)
         return cls(np.zeros((0, 32), np.uint8), none, none, none, np.zeros(1, np.int64), np.zeros(0, np.uint8))
 
     @classmethod
-    def of(cls, items: Sequence[Item], rows: Sequence[int] | Array) -> Records:
-        """Return a table of its own that puts `items` at `rows`."""
+    def of(cls, items: Sequence[Item], rows: Sequence[int] | NDArray[np.int64]) -> Records:
+        """Return a new table with one record for each of `items`, at `rows`."""
         sources = [item.source.encode() for item in items]
         return cls(
             key=np.frombuffer(bytes.fromhex("".join(i.key for i in items)), np.uint8).reshape(-1, 32),
@@ -65,7 +64,7 @@ class Records:
         return len(self.row)
 
     def extended(self, new: Records) -> Records:
-        """Return this table with `new` after it."""
+        """Return a table of these records followed by `new`."""
         if not len(self):
             return new  # a first write would hold it twice
         both = {n: np.concatenate([getattr(self, n), getattr(new, n)]) for n in _COLUMNS}
@@ -98,8 +97,8 @@ class Records:
         newest = {source: i for i, source in enumerate(self.sources()) if self.row[i] >= 0}
         return [self.item(record) for record in newest.values()]
 
-    def by_row(self, num_rows: int) -> Array:
-        """Return the newest record of each row (num_rows,) int64, -1 where no item stands."""
+    def by_row(self, num_rows: int) -> NDArray[np.int64]:
+        """Return the newest record (num_rows,) of each row, -1 for a row without an item."""
         newest = np.full(num_rows, -1, np.int64)
         row = np.where(self.row < 0, ~self.row, self.row)
         newest[row] = np.arange(len(row))
@@ -111,7 +110,7 @@ _COLUMNS = ("key", "row", "size_bytes", "mtime_ns", "source")
 
 
 def load(folder: Path, num_records: int, chunk: int) -> Records:
-    """Return the first `num_records` records under `folder`."""
+    """Read the first `num_records` records under `folder`."""
     table = arrays(folder, chunk)
     columns = {n: table[n].read(num_records) for n in _COLUMNS if n != "source"}
     offsets = table["source_offsets"].read(num_records + 1)
@@ -119,7 +118,7 @@ def load(folder: Path, num_records: int, chunk: int) -> Records:
 
 
 def append(folder: Path, old: Records, both: Records, chunk: int) -> None:
-    """Write what `both` has beyond `old`, which is what is stored."""
+    """Write the records of `both` beyond `old`, the stored ones."""
     for name, array in arrays(folder, chunk).items():
         stored = getattr(old, name)
         if name == "source_offsets" and not len(old):
@@ -128,7 +127,7 @@ def append(folder: Path, old: Records, both: Records, chunk: int) -> None:
 
 
 def length(name: str, records: Records) -> int:
-    """Return the length of the array `name` of the table."""
+    """Return the length of one array of the table."""
     return len(getattr(records, name))
 
 
@@ -145,19 +144,19 @@ def arrays(folder: Path, chunk: int) -> dict[str, SmallArray]:
 
 @dataclass(frozen=True)
 class ItemTable:
-    """The records as the boundary's rows have them."""
+    """The newest record of each of a boundary's rows."""
 
     records: Records
     num_rows: int
 
     @cached_property
-    def record_of_row(self) -> Array:
-        """(num_rows,) int64; -1 where no item stands."""
+    def record_of_row(self) -> NDArray[np.int64]:
+        """The newest record (num_rows,) of each row, -1 for a row without an item."""
         return self.records.by_row(self.num_rows)
 
     @cached_property
     def index(self) -> KeyIndex:
-        """The keys of all rows with an item."""
+        """The index over the keys of all rows with an item."""
         rows = np.flatnonzero(self.record_of_row >= 0)
         return KeyIndex(self.records.key, self.record_of_row[rows], rows)
 
@@ -166,7 +165,6 @@ class ItemTable:
         return self.records.item(int(self.record_of_row[row]))
 
     def row_by_source(self) -> dict[str, int]:
-        """Return the row of each source that any record names; the newest record of a source counts."""
-        standing = self.record_of_row
+        """Return the row of each source that a record names; the newest record of a source counts."""
         newest = self.records.newest_by_source().items()
-        return {source: row for source, (row, _, _) in newest if standing[row] >= 0}
+        return {source: row for source, (row, _, _) in newest if self.record_of_row[row] >= 0}

@@ -7,16 +7,14 @@ order; `parse_index` takes them in any.
 
 from __future__ import annotations
 
-from typing import Any
-
 import google_crc32c
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import CorruptItemError
 from .layout import DataArray
 
 ABSENT = np.uint64(2**64 - 1)
-Array = np.ndarray[Any, Any]
 
 
 def file_bytes(array: DataArray, num_units: int) -> int:
@@ -24,21 +22,22 @@ def file_bytes(array: DataArray, num_units: int) -> int:
     return -(-num_units // array.units_per_chunk) * array.stored_chunk_bytes + array.index_bytes
 
 
-def encode_index(array: DataArray, slots: Array) -> bytes:
+def encode_index(array: DataArray, slots: NDArray[np.int64]) -> bytes:
     """Return the index, with its checksum, of a file whose chunks are `slots` (ascending), one after the other."""
     index = np.full((array.chunks_per_shard, 2), ABSENT, "<u8")
     index[slots, 0] = np.arange(len(slots), dtype=np.uint64) * np.uint64(array.stored_chunk_bytes)
     index[slots, 1] = array.stored_chunk_bytes
-    return index.tobytes() + google_crc32c.value(index).to_bytes(4, "little")
+    crc: int = google_crc32c.value(index)
+    return index.tobytes() + crc.to_bytes(4, "little")
 
 
-def parse_index(array: DataArray, tail: bytes, size_bytes: int, where: str) -> Array:
-    """Return where each inner chunk of a shard begins (chunks_per_shard,) int64, -1 where it is not there.
+def parse_index(array: DataArray, tail: bytes, size_bytes: int, where: str) -> NDArray[np.int64]:
+    """Return the offset of each inner chunk of a shard (chunks_per_shard,), -1 where it is absent.
 
     Args:
-        array: which the shard is of.
+        array: the array of the shard.
         tail: the file's last `array.index_bytes` bytes, or all of a shorter file.
-        size_bytes: of the file.
+        size_bytes: size of the file.
         where: names store, boundary and shard, for messages.
 
     Raises:
@@ -50,12 +49,12 @@ def parse_index(array: DataArray, tail: bytes, size_bytes: int, where: str) -> A
     if google_crc32c.value(tail[:-4]) != int.from_bytes(tail[-4:], "little"):
         raise CorruptItemError(f"{where}: its index fails its CRC32C; run `talik store repair`")
     index = np.frombuffer(tail, "<u8", 2 * array.chunks_per_shard).reshape(-1, 2)
-    there = index[:, 0] != ABSENT
-    begin, size = index[there, 0], index[there, 1]
+    present = index[:, 0] != ABSENT
+    begin, size = index[present, 0], index[present, 1]
     if (size != array.stored_chunk_bytes).any() or (begin > data_end).any() or (begin + size > data_end).any():
         raise CorruptItemError(f"{where}: its index points outside the data; run `talik store repair`")
     offsets = np.full(array.chunks_per_shard, -1, np.int64)
-    offsets[there] = begin.astype(np.int64)
+    offsets[present] = begin.astype(np.int64)
     return offsets
 
 

@@ -1,7 +1,7 @@
-"""Small arrays that grow at their end and live in memory: item keys, rows, offsets.
+"""Small Zarr arrays that grow at their end and are read into memory whole: item keys, rows, offsets.
 
-A Zarr array of rank 1 or 2 in chunks of whole rows, one file a chunk, CRC32C at its end. To grow it, the last partial
-chunk is replaced by one that holds more, so readers that know the old length go on seeing the old values.
+Rank 1 or 2, in chunks of whole rows, one file a chunk with a CRC32C at its end. To grow an array, its last partial
+chunk is replaced by a fuller one, so that readers that know the old length still see the old values.
 """
 
 from __future__ import annotations
@@ -13,17 +13,23 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import CorruptItemError
 from ..atomic_io import make_folder, write_file
 from .zarr_metadata import array_document, write_document
 
-Array = np.ndarray[Any, Any]
-
 
 @dataclass(frozen=True, kw_only=True)
 class SmallArray:
-    """One such array: its folder, data type, the shape of a row, and the rows of a chunk."""
+    """Place and chunk sizes of one small array.
+
+    Args:
+        folder: of the array.
+        dtype: Zarr's name of the data type.
+        chunk_rows: rows of a chunk.
+        row_shape: shape of a row; () for an array of rank 1.
+    """
 
     folder: Path
     dtype: str
@@ -35,13 +41,13 @@ class SmallArray:
         return self.folder / ".".join(["c", str(index), *("0" for _ in self.row_shape)])
 
     def document(self, num_rows: int) -> dict[str, Any]:
-        """Return the array's metadata at a length."""
+        """Return the array's metadata for a number of rows."""
         return array_document(
             shape=(num_rows, *self.row_shape), chunk=(self.chunk_rows, *self.row_shape), dtype=self.dtype
         )
 
-    def append(self, old: Array, new: Array) -> None:
-        """Write `new` (rows, *row_shape) after `old`, which is what is stored; chunks first, then the length."""
+    def append(self, old: NDArray[Any], new: NDArray[Any]) -> None:
+        """Write `new` (rows, *row_shape) after `old`, the stored rows; chunks first, then the length."""
         make_folder(self.folder)
         changed = range(len(old) // self.chunk_rows, -(-(len(old) + len(new)) // self.chunk_rows))
         for index in changed if len(new) else ():
@@ -50,12 +56,12 @@ class SmallArray:
             self.write_chunk(index, np.concatenate([kept, added]) if len(kept) else added)
         write_document(self.folder, self.document(len(old) + len(new)))
 
-    def write_chunk(self, index: int, values: Array) -> None:
-        """Write one chunk; rows that `values` lacks are zeros."""
+    def write_chunk(self, index: int, values: NDArray[Any]) -> None:
+        """Write one chunk durably; rows beyond `values` are zeros."""
         write_file(self.chunk_path(index), self.encode(values))
 
-    def encode(self, values: Array) -> memoryview:
-        """Return the bytes of a chunk that begins with `values`."""
+    def encode(self, values: NDArray[Any]) -> memoryview:
+        """Return the bytes of a chunk that begins with `values`, with their checksum."""
         dtype = np.dtype(self.dtype).newbyteorder("<")
         content = np.zeros(self.chunk_rows * prod(self.row_shape) * dtype.itemsize + 4, np.uint8)
         rows, crc = content[:-4], content[-4:]
@@ -63,8 +69,8 @@ class SmallArray:
         crc[:] = np.frombuffer(google_crc32c.value(rows).to_bytes(4, "little"), np.uint8)
         return content.data
 
-    def read_chunk(self, index: int) -> Array:
-        """Return chunk `index` (chunk_rows, *row_shape), read-only.
+    def read_chunk(self, index: int) -> NDArray[Any]:
+        """Read chunk `index` (chunk_rows, *row_shape); the array is read-only.
 
         Raises:
             CorruptItemError: the file is missing, of another size, or fails its checksum.
@@ -82,8 +88,8 @@ class SmallArray:
             raise CorruptItemError(f"{path}: fails its CRC32C; restore it, or extract into a new store")
         return np.frombuffer(content, dtype, size // dtype.itemsize).reshape(self.chunk_rows, *self.row_shape)
 
-    def read(self, num_rows: int) -> Array:
-        """Return the first `num_rows` rows, in memory of the caller's own."""
+    def read(self, num_rows: int) -> NDArray[Any]:
+        """Read the first `num_rows` rows into new memory."""
         values = np.empty((num_rows, *self.row_shape), np.dtype(self.dtype))
         for at in range(0, num_rows, self.chunk_rows):
             values[at : at + self.chunk_rows] = self.read_chunk(at // self.chunk_rows)[: num_rows - at]

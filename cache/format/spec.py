@@ -1,4 +1,4 @@
-"""What a store holds, in values: an item, an array of it, and a boundary with its identity."""
+"""Specifications of what a store holds: items, small arrays, boundaries with their identity; and their comparison."""
 
 from __future__ import annotations
 
@@ -25,9 +25,12 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 class Item:
     """One clip or one text.
 
+    >>> Item(key=digest_json("what is heard first?"), source="question 12").key[:12]
+    'bc981a143dc1'
+
     Args:
-        key: SHA-256 of its content, 64 lower-case hex digits; what it is known by.
-        source: where it came from: a path relative to the data root, or a text's id. For people; may change.
+        key: SHA-256 of its content, 64 lower-case hex digits; its identity.
+        source: its origin, for people: a path relative to the data root, or a text's id. It may change.
         size_bytes: size of the source file, 0 where there is none.
         mtime_ns: modification time of the source file in nanoseconds, 0 where there is none.
     """
@@ -38,20 +41,25 @@ class Item:
     mtime_ns: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse a key that is no digest."""
+        """Check that the key is a digest."""
         if not re.fullmatch(r"[0-9a-f]{64}", self.key) or self.key == "0" * 64:
             raise SettingsError(f"item {self.source!r}: key {self.key!r} is not a SHA-256 digest of 64 hex digits")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArraySpec:
-    """Data type (a name of INPUT_DTYPES) and shape of one item (dense) or of one token (ragged)."""
+    """Data type and shape of a small array that is stored beside the state.
+
+    Args:
+        dtype: a name of INPUT_DTYPES.
+        shape: of one item (dense) or of one token (ragged).
+    """
 
     dtype: str
     shape: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse data types that the format has not, and shapes that are none."""
+        """Check the data type and the shape."""
         if self.dtype not in INPUT_DTYPES:
             raise SettingsError(unknown_name("data type of an input", self.dtype, INPUT_DTYPES))
         object.__setattr__(self, "shape", _checked_shape(self.shape, "an input"))
@@ -64,19 +72,23 @@ class ArraySpec:
 
 @dataclass(frozen=True, kw_only=True)
 class BoundarySpec:
-    """One boundary of one encoder prefix, as a store keeps it.
+    """Specification of one stored boundary of one encoder prefix.
+
+    >>> spec = BoundarySpec(modality="visual", boundary=9, identity={"weights": "1f2e"}, dtype="float16", shape=(8, 4))
+    >>> spec.path, spec.hidden_bytes
+    ('visual/b09-020418781f7a', 64)
 
     Args:
         modality: `visual`, `audio`, `text` or another plain name.
-        boundary: the place before this unit; 0 is after the embedding.
-        identity: plain JSON, all that the values depend on (weights digest, configuration, preprocessing).
-        dtype: storage data type, `float32`, `float16`, `bfloat16` or `int8`, which adds the input `scale`.
+        boundary: number of the unit that follows; 0 is after the embedding.
+        identity: plain JSON of all that the values depend on (weights digest, configuration, preprocessing).
+        dtype: storage data type: `float32`, `float16`, `bfloat16`, or `int8`, which adds the input `scale`.
         shape: dense: of one item, such as (T, N, D); ragged: of one token, such as (D,).
-        ragged: items have different numbers of tokens.
+        ragged: whether items have different numbers of tokens.
         inputs: the small arrays stored beside the state, by name.
 
     Raises:
-        SettingsError: a value that is none of these.
+        SettingsError: another value.
     """
 
     modality: str
@@ -88,7 +100,7 @@ class BoundarySpec:
     inputs: dict[str, ArraySpec] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check every field and bring `identity` into the form that JSON gives back."""
+        """Check every field, and bring `identity` into the form that reading its JSON gives."""
         for name in (self.modality, *self.inputs):
             if not _NAME.fullmatch(name):
                 raise SettingsError(f"{name!r} names a modality or an input: expected letters, digits, '_' and '-'")
@@ -110,22 +122,22 @@ class BoundarySpec:
 
     @property
     def key(self) -> str:
-        """12 hex digits of the digest of everything here and of the format version."""
+        """First 12 hex digits of the digest of all fields and of the format version."""
         return digest_json({"format": FORMAT_VERSION, **self.to_json()})[:12]
 
     @property
     def name(self) -> str:
-        """The folder's name, such as `b09-1f2e3d4c5b6a`."""
+        """Name of the boundary's folder, such as `b09-1f2e3d4c5b6a`."""
         return f"b{self.boundary:02d}-{self.key}"
 
     @property
     def path(self) -> str:
-        """The folder's path in the store, such as `visual/b09-1f2e3d4c5b6a`."""
+        """Path of the boundary's folder in the store, such as `visual/b09-1f2e3d4c5b6a`."""
         return f"{self.modality}/{self.name}"
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
-        """The NumPy data type of the values in memory; int16 bit patterns for bfloat16."""
+        """NumPy data type of the stored values; int16 bit patterns for bfloat16."""
         return np.dtype(STORAGE_DTYPES[self.dtype])
 
     @property
@@ -153,7 +165,7 @@ class BoundarySpec:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> BoundarySpec:
-        """Return the specification that `to_json` gave; other keys are left alone."""
+        """Return the specification that `to_json` described; other keys are ignored."""
         inputs = {n: ArraySpec(dtype=a["dtype"], shape=tuple(a["shape"])) for n, a in fields["inputs"].items()}
         return cls(
             modality=fields["modality"],

@@ -1,8 +1,8 @@
-"""The `zarr.json` files: groups and arrays as Zarr v3 has them, each with a digest of itself.
+"""The `zarr.json` documents of Zarr v3 groups and arrays, each with a digest of itself.
 
-The digest stands inside the file, at attributes → talik → digest: the SHA-256 of the file's own canonical JSON with
-that field empty. One rename so replaces a document and its digest together, and a folder lists nothing that is not
-Zarr. A file is good if it is, byte for byte, the canonical JSON of what it says.
+The digest is in the document, at attributes → talik → digest: the SHA-256 of the document's canonical JSON with that
+field empty. So one rename replaces a document together with its digest, and folders hold nothing that is not Zarr. A
+file is intact if it is, byte for byte, the canonical JSON of its own content.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _CRC = {"name": "crc32c"}
 
 
 def group_document(attributes: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return the document of a group whose attributes stand under `talik`."""
+    """Return the document of a group with `attributes` under `talik`."""
     return _sealed({"zarr_format": 3, "node_type": "group", "attributes": {"talik": attributes or {}}})
 
 
@@ -52,7 +52,7 @@ def array_document(
             "index_location": "end",
         }
         codecs = [{"name": "sharding_indexed", "configuration": sharding}]
-    fill: Any = "NaN" if "float" in dtype else dtype != "bool" and 0  # a row that is not there must not read as zeros
+    fill: Any = "NaN" if "float" in dtype else dtype != "bool" and 0  # a row without data must not read as zeros
     document = {
         "zarr_format": 3,
         "node_type": "array",
@@ -68,17 +68,17 @@ def array_document(
 
 
 def write_document(folder: Path, document: dict[str, Any]) -> None:
-    """Write `folder/zarr.json`, unless it says exactly this already."""
+    """Write `folder/zarr.json` durably, unless it is the same already."""
     path, content = folder / METADATA_NAME, canonical_json(document)
     if not (path.is_file() and path.read_bytes() == content):
         write_file(path, content)
 
 
 def read_document(folder: Path) -> dict[str, Any]:
-    """Return the document in `folder/zarr.json`.
+    """Read and check the document in `folder/zarr.json`.
 
     Raises:
-        StoreFormatError: no such file, not ours, or not what its digest says.
+        StoreFormatError: no such file, not one of ours, or content that does not match its digest.
     """
     path = folder / METADATA_NAME
     try:
@@ -86,7 +86,7 @@ def read_document(folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise StoreFormatError(f"{path}: no such file; {folder} is not part of a talik store") from None
     try:
-        document = json.loads(content)
+        document: dict[str, Any] = json.loads(content)
         digest = document["attributes"]["talik"]["digest"]
     except (ValueError, KeyError, TypeError):
         raise StoreFormatError(

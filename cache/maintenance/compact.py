@@ -20,7 +20,7 @@ from ..format.records import Records
 from ..format.spec import Item
 from ..read.mmap_shards import MappedShard
 from ..write.disk_space import shard_bytes
-from ..write.row_allocation import allot
+from ..write.row_allocation import allocate_rows
 from ..write.shard_writer import Shard, ShardWriter
 
 Array = np.ndarray[Any, Any]
@@ -80,7 +80,7 @@ def compaction(catalog: Catalog, keys: AbstractSet[str]) -> Compaction | None:
     for number in np.unique(numbers).tolist():  # a shard has one provenance
         part = moving[numbers == number]
         lengths = catalog.lengths(part).tolist() if catalog.layout.spec.ragged else []
-        after = allot(after, [table.item(row) for row in part.tolist()], lengths)
+        after = allocate_rows(after, [table.item(row) for row in part.tolist()], lengths)
         new = after.records.row[-len(part) :].tolist()
         moved.update(zip(new, part.tolist(), strict=True))
         provenance.update({row // per_shard: number for row in new})

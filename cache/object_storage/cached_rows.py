@@ -17,8 +17,7 @@ from ..format.catalog import Catalog
 from ..format.layout import DataArray, Layout
 from ..read.batch import AllocateArray
 from ..read.local_rows import LocalRows, ReadPath
-from ..read.shard_index import ShardPlaces
-from ..read.shard_reader import OpenShards, StoredShard
+from ..read.shard_reader import OpenShards, ShardIndex, StoredShard
 from .client import Stored, in_parallel
 from .mirror import Mirror
 from .shard_cache import ShardCache, get_shard
@@ -59,14 +58,14 @@ class HeldShards(OpenShards[S]):
         self._bring, self._let_go = bring, let_go
         self._one = one
 
-    def get(self, array: DataArray, shard: int, places: dict[tuple[str, int], ShardPlaces]) -> S:
+    def get(self, array: DataArray, shard: int, indexes: dict[tuple[str, int], ShardIndex]) -> S:
         """Return a shard, brought and opened if it is not; see `OpenShards.get`."""
         if (array.name, shard) in self._shards:
-            return super().get(array, shard, places)
+            return super().get(array, shard, indexes)
         with self._one:
             try:
                 self._bring(array, shard)
-                return super().get(array, shard, places)
+                return super().get(array, shard, indexes)
             except BaseException:
                 self._let_go(array.name, shard)
                 raise
@@ -114,7 +113,7 @@ class ReadThroughRows(LocalRows):
             self.close()
             for array, shard in self._wanted(rows):
                 array.shard_path(shard).unlink(missing_ok=True)
-                self._places.pop((array.name, shard), None)
+                self._indexes.pop((array.name, shard), None)
             return super().read(rows, check, allocate)
 
     def _run(self, job: Any, rows: Array, flat: list[Array]) -> None:

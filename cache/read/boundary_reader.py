@@ -1,16 +1,18 @@
-"""Reads batches of one boundary by item key, into buffers that the caller owns.
+"""Reads batches of one boundary by item key, one after the other or ahead of their consumer.
 
-How the bytes are reached is a `RowSource`'s: `local_rows.LocalRows` on this machine, `zarr_store.ZarrRows` elsewhere.
+How the bytes are reached is a `RowSource`: `local_rows.LocalRows` on this machine, `zarr_store.ZarrRows` elsewhere.
 """
 
 from __future__ import annotations
 
+import queue
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import MissingItemError, SettingsError, unknown_name
 from ..format.catalog import Catalog
@@ -19,17 +21,19 @@ from ..format.layout import RECEIPT_FIELDS
 from ..format.spec import Item
 from .batch import Allocate, Batch, BatchMemory, BufferPool
 from .local_rows import RowSource
-from .prefetch import prefetched
 
-Array = np.ndarray[Any, Any]
 Verify = Literal["first", "always", "never"]
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class BoundaryReader:
-    """One boundary, open for reading; made by `FeatureStore.reader`.
+    """Reads the items of one boundary; made by `FeatureStore.reader`, used as a context manager.
+
+    Any number of threads may read at once.
 
     Attributes:
-        spec: what is stored.
+        spec: specification of the stored boundary.
     """
 
     def __init__(
@@ -39,7 +43,7 @@ class BoundaryReader:
 
         Args:
             catalog: of the boundary.
-            rows: gives the values of its rows.
+            rows: reads the values of its rows.
             verify: when an item's checksum is compared: on its first read by this reader, on every one, or never.
             allocate: returns memory for batches; see `BufferPool`.
         """
@@ -51,24 +55,24 @@ class BoundaryReader:
         self._verify = verify
         self._pool = BufferPool(allocate=allocate)
         self._checked = np.zeros(catalog.num_rows, bool)
-        self._there = catalog.receipts[:, 0] != 0
+        self._stored = catalog.receipts[:, 0] != 0  # (shards,)
         self._guard = threading.Lock()
 
     @cached_property
     def items(self) -> tuple[Item, ...]:
         """The items that can be read, in the order of their rows."""
-        table, there = self._catalog.table, self._there
+        table = self._catalog.table
         rows = np.flatnonzero(table.record_of_row >= 0)
-        rows = rows[there[rows // self._catalog.layout.grid.rows_per_shard]] if len(rows) else rows
+        rows = rows[self._stored[rows // self._catalog.layout.grid.rows_per_shard]] if len(rows) else rows
         return tuple(table.item(int(row)) for row in rows)
 
     @cached_property
     def row_by_source(self) -> dict[str, int]:
-        """The row of each source, moved files and second names included."""
+        """The row of each source name, names of moved and of equal files included."""
         return self._catalog.table.row_by_source()
 
-    def rows_of(self, keys: Sequence[str]) -> Array:
-        """Return the row of each key (len(keys),) int64.
+    def rows_of(self, keys: Sequence[str]) -> NDArray[np.int64]:
+        """Return the row (keys,) of each item key.
 
         Raises:
             MissingItemError: a key that the store has not, or has not extracted yet.
@@ -82,12 +86,8 @@ class BoundaryReader:
             self._raise_missing(keys, rows)
         return rows
 
-    def allotted(self, keys: Iterable[str]) -> list[int]:
-        """Return the row of each key, -1 where it has none; a row that is allotted may have no data yet."""
-        return self._catalog.table.index.find(list(keys)).tolist()
-
-    def lengths_of(self, keys: Sequence[str]) -> Array:
-        """Return the tokens of each item of a ragged boundary (len(keys),) int64.
+    def lengths_of(self, keys: Sequence[str]) -> NDArray[np.int64]:
+        """Return the number of tokens (keys,) of each item of a ragged boundary.
 
         Raises:
             MissingItemError: a key that cannot be read.
@@ -99,13 +99,14 @@ class BoundaryReader:
 
     @property
     def provenance(self) -> tuple[dict[str, Any], ...]:
-        """What computed the states, one entry for each environment that did."""
+        """The environments that computed the states, plain JSON each."""
         return self._catalog.provenance
 
-    def provenance_of(self, keys: Sequence[str]) -> Array:
-        """Return which entry of `provenance` each item is of (len(keys),) int64."""
+    def provenance_of(self, keys: Sequence[str]) -> NDArray[np.int64]:
+        """Return the index in `provenance` (keys,) of each item."""
         shards = self.rows_of(keys) // self._catalog.layout.grid.rows_per_shard
-        return self._catalog.receipts[shards, 2].astype(np.int64)
+        indices: NDArray[np.int64] = self._catalog.receipts[shards, 2].astype(np.int64)
+        return indices
 
     @property
     def size_bytes(self) -> int:
@@ -141,7 +142,7 @@ class BoundaryReader:
     def _read(self, keys: Sequence[str], memory: BatchMemory) -> Batch:
         rows = self.rows_of(keys)
         with self._guard:
-            values = self._rows.read(rows, self._unchecked(rows), memory.allocate)
+            values = self._rows.read(rows, self._to_check(rows), memory.allocate)
             self._checked[rows] = True
         lengths = self._catalog.lengths(rows) if self.spec.ragged else None
         inputs = dict(zip(self.spec.inputs, values[1:], strict=True))
@@ -163,7 +164,7 @@ class BoundaryReader:
         return prefetched(self.read, batches_of_keys, depth)
 
     def close(self) -> None:
-        """Drop memory maps and open files, and end the threads that read."""
+        """Close memory maps and files, and end the threads that read; batches keep their values."""
         with self._guard:  # a thread that reads ahead may be copying out of a map
             self._rows.close()
 
@@ -179,17 +180,19 @@ class BoundaryReader:
     def _where(self) -> str:
         return self._catalog.layout.where
 
-    def _unchecked(self, rows: Array) -> list[bool]:
+    def _to_check(self, rows: NDArray[np.int64]) -> list[bool]:
         if self._verify == "first":
-            return (~self._checked[rows]).tolist()
+            to_check: list[bool] = (~self._checked[rows]).tolist()
+            return to_check
         return [self._verify == "always"] * len(rows)
 
-    def _readable(self, rows: Array) -> Array:
-        if not len(self._there):
+    def _readable(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        if not len(self._stored):
             return np.zeros(len(rows), bool)
-        return (rows >= 0) & self._there[np.maximum(rows, 0) // self._catalog.layout.grid.rows_per_shard]
+        readable: NDArray[np.bool_] = self._stored[np.maximum(rows, 0) // self._catalog.layout.grid.rows_per_shard]
+        return readable & (rows >= 0)
 
-    def _raise_missing(self, keys: Sequence[str], rows: Array) -> None:
+    def _raise_missing(self, keys: Sequence[str], rows: NDArray[np.int64]) -> None:
         bad = np.flatnonzero(~self._readable(rows))
         first = int(bad[0])
         many = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
@@ -207,3 +210,52 @@ class BoundaryReader:
 
 def _is_hex(text: str) -> bool:
     return all(c in "0123456789abcdefABCDEF" for c in text)
+
+
+def prefetched(read: Callable[[K], V], wanted: Iterable[K], depth: int) -> Iterator[V]:
+    """Yield `read(w)` for each `w` of `wanted`, up to `depth` results ahead of the consumer, read by one thread.
+
+    Args:
+        read: called in the thread.
+        wanted: iterated in the thread. An error of it or of `read` is raised here, after the results before it.
+        depth: most results read ahead, at least 1.
+
+    Closing the generator, or dropping it, ends the thread and waits for it.
+    """
+    done: queue.Queue[tuple[V | None, BaseException | None, bool]] = queue.Queue(max(1, depth))
+    stop = threading.Event()
+
+    def put(value: V | None, error: BaseException | None, last: bool) -> bool:
+        while not stop.is_set():
+            try:
+                done.put((value, error, last), timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for one in wanted:
+                if stop.is_set() or not put(read(one), None, False):
+                    return
+            put(None, None, True)
+        except BaseException as error:  # passed on, whatever it is: the consumer must not wait for ever
+            put(None, error, True)
+
+    thread = threading.Thread(target=work, name="talik-prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            value, error, last = done.get()
+            if error is not None:
+                raise error
+            if last:
+                return
+            yield value  # type: ignore[misc]
+            del value
+    finally:
+        stop.set()
+        while not done.empty():
+            done.get_nowait()
+        thread.join()

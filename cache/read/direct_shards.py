@@ -1,7 +1,7 @@
-"""Shards reached by `preadv`: for what is not in memory, cannot be, or lies behind a network and is never mapped.
+"""Shards reached by `preadv`: for data that is not in memory, does not fit, or lies on a network file system.
 
-On a local disk the kernel's page cache is passed by (O_DIRECT), which takes a third of the processor's time and leaves
-to others what is in memory; where a file system has no such reads, ordinary ones are made.
+On a local disk these reads bypass the page cache (O_DIRECT), which takes a third of the processor time and leaves other
+data in the cache; where a file system has no such reads, ordinary ones are made.
 """
 
 from __future__ import annotations
@@ -11,17 +11,15 @@ import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import CorruptItemError
 from ..format.layout import DataArray
 from ..format.sharding import shard_where
-from .shard_index import ShardPlaces
-from .shard_reader import BLOCK_BYTES, StoredShard, copy_block
+from .shard_reader import BLOCK_BYTES, ShardIndex, StoredShard, copy_block
 
-Array = np.ndarray[Any, Any]
 _ALIGNED = 4096  # at least what any disk asks of offset, size and address
 _BOUNCE_BYTES = 8 * BLOCK_BYTES  # of each thread; one read at once keeps a disk busier than several in turn
 _NETWORKS = {  # statfs(2), f_type
@@ -29,11 +27,11 @@ _NETWORKS = {  # statfs(2), f_type
     *(0x65735546, 0x0BD00BD0, 0x47504653, 0x19830326, 0x01021997),  # FUSE (sshfs, gcsfuse …), Lustre, GPFS, BeeGFS, 9p
     *(0x7461636F, 0x73757245, 0xAAD7AAEA),  # OCFS2, Coda, PanFS
 }
-_bounce: list[Array] = []  # a list's own pop and append are safe between threads
+_bounce: list[NDArray[np.uint8]] = []  # a list's pop and append are safe between threads
 
 
 def file_system_type(path: str | os.PathLike[str]) -> int:
-    """Return the file system's magic number, as statfs(2) gives it; 0 if it does not."""
+    """Return the magic number of the file system of `path` (statfs(2), f_type); 0 if the call fails."""
     answer = (ctypes.c_long * 64)()  # struct statfs begins with f_type
     failed = ctypes.CDLL(None).statfs(os.fsencode(path), ctypes.byref(answer))
     return 0 if failed else answer[0] & 0xFFFFFFFF
@@ -47,20 +45,20 @@ def is_network(path: str | os.PathLike[str]) -> bool:
 class DirectShard(StoredShard):
     """One shard's file, open for reading; any number of threads may read at once."""
 
-    def __init__(self, array: DataArray, shard: int, where: str, places: ShardPlaces, *, direct: bool) -> None:
+    def __init__(self, array: DataArray, shard: int, where: str, index: ShardIndex, *, direct: bool) -> None:
         """Open the file.
 
         Args:
-            array: which the shard is of.
+            array: the shard's array.
             shard: its number.
             where: names store and boundary, for messages.
-            places: its parsed index.
-            direct: pass the page cache by, if the file system can.
+            index: its parsed index.
+            direct: bypass the page cache.
 
         Raises:
             CorruptItemError: no such file.
         """
-        super().__init__(array, places)
+        super().__init__(array, index)
         self._descriptor = -1
         self._where = shard_where(where, array, shard)
         path = array.shard_path(shard)
@@ -75,26 +73,26 @@ class DirectShard(StoredShard):
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def copy(self, begin: int, out: Array, crc: int | None) -> int | None:
-        """Copy the file's bytes from `begin` on into `out` (bytes,) uint8; return `crc` extended by them, or None."""
+    def copy(self, begin: int, out: NDArray[np.uint8], crc: int | None) -> int | None:
+        """Copy the file's bytes from `begin` on into `out` (bytes,); return `crc` extended by them, or None."""
         return self._read(begin, out, crc, 0)[0]
 
-    def copy_sealed(self, begin: int, out: Array) -> bool:
+    def copy_checked(self, begin: int, out: NDArray[np.uint8]) -> bool:
         """Copy likewise; return whether the CRC32C that follows in the file is that of the bytes."""
         crc, seal = self._read(begin, out, 0, 4)
         return crc == int.from_bytes(seal, "little")
 
-    def _read(self, begin: int, out: Array, crc: int | None, more: int) -> tuple[int | None, bytes]:
-        """Read block by block into memory that is aligned as the disk asks, and copy (and sum) from there.
+    def _read(self, begin: int, out: NDArray[np.uint8], crc: int | None, more: int) -> tuple[int | None, bytes]:
+        """Read block by block into aligned memory, as O_DIRECT requires, and copy and sum from there.
 
         Returns:
-            The checksum, and `more` bytes that follow.
+            The checksum, and the `more` bytes that follow.
         """
         with _bounce_buffer() as buffer:
             return self._read_through(buffer, begin, out, crc, more)
 
     def _read_through(
-        self, buffer: Array, begin: int, out: Array, crc: int | None, more: int
+        self, buffer: NDArray[np.uint8], begin: int, out: NDArray[np.uint8], crc: int | None, more: int
     ) -> tuple[int | None, bytes]:
         end = begin + len(out)
         at = begin // _ALIGNED * _ALIGNED
@@ -115,23 +113,23 @@ class DirectShard(StoredShard):
 
 
 class DirectOpener:
-    """Opens shards of a boundary; finds out with the first whether the page cache can be passed by."""
+    """Opens shards of a boundary; finds out with the first one whether the page cache can be bypassed."""
 
     def __init__(self, where: str, direct: bool) -> None:
-        """Remember how.
+        """Keep the settings.
 
         Args:
             where: names store and boundary, for messages.
-            direct: pass the page cache by, if the file system can.
+            direct: bypass the page cache, if the file system can.
         """
         self._where = where
         self.direct: bool | None = None if direct else False
 
-    def __call__(self, array: DataArray, shard: int, places: ShardPlaces) -> DirectShard:
+    def __call__(self, array: DataArray, shard: int, index: ShardIndex) -> DirectShard:
         """Open a shard's file."""
         if self.direct is None:
-            self.direct = can_pass_cache(array.shard_path(shard))
-        return DirectShard(array, shard, self._where, places, direct=self.direct)
+            self.direct = can_bypass_cache(array.shard_path(shard))
+        return DirectShard(array, shard, self._where, index, direct=self.direct)
 
 
 def _open(path: os.PathLike[str], direct: bool) -> int:
@@ -139,11 +137,11 @@ def _open(path: os.PathLike[str], direct: bool) -> int:
         return os.open(path, os.O_RDONLY | os.O_DIRECT)
     descriptor = os.open(path, os.O_RDONLY)
     if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # no more than is asked for
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead
     return descriptor
 
 
-def can_pass_cache(path: str | os.PathLike[str]) -> bool:
+def can_bypass_cache(path: str | os.PathLike[str]) -> bool:
     """Return whether the file at `path` can be read with O_DIRECT; tmpfs and some others cannot."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
@@ -160,8 +158,8 @@ def can_pass_cache(path: str | os.PathLike[str]) -> bool:
 
 
 @contextmanager
-def _bounce_buffer() -> Iterator[Array]:
-    """Lend aligned memory (_BOUNCE_BYTES,) uint8 that nobody else has; as much is kept as was lent at once."""
+def _bounce_buffer() -> Iterator[NDArray[np.uint8]]:
+    """Lend aligned memory (_BOUNCE_BYTES,) to one thread at a time; what was lent is kept for the next."""
     try:
         buffer = _bounce.pop()
     except IndexError:

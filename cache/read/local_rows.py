@@ -1,62 +1,64 @@
-"""Reads rows of a boundary on a local disk, each from where its bytes are: memory, or the disk by several threads.
+"""Reads rows of a boundary from files of this machine: from the page cache by memory maps, else by several threads.
 
-Letters: B rows asked for.
+Letters: B rows of a batch.
 
-Path `auto` asks the kernel whether a row is in memory (mincore). If it is, it is copied from a map by the caller's
-own thread. If it is not, `THREADS` threads share the rows of a batch that come from the disk: through the map while the
-boundary fits in memory, so that later epochs find it there; by direct `preadv` if it does not, since it would then only
-push other data out.
+With path `auto` the kernel is asked whether a row is in memory (mincore). If so, the caller's thread copies it from a
+map. If not, `THREADS` threads share the rows of a batch that come from the disk: through the map while the boundary
+fits in memory, so that later epochs find it in the page cache; by direct `preadv` if it does not, since it would only
+evict other data.
 """
 
 from __future__ import annotations
 
 import os
 import resource
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import CorruptItemError
 from ..format.catalog import Catalog
 from ..format.layout import DataArray
 from .batch import AllocateArray
 from .direct_shards import DirectOpener, is_network
-from .fast_copy import Addresses
-from .mmap_shards import MAX_MAPS, MappedShard
-from .shard_index import ShardPlaces
-from .shard_reader import OpenShards, StoredShard
+from .mmap_shards import MAX_MAPS, MappedAddresses, MappedShard
+from .shard_reader import OpenShards, ShardIndex, StoredShard
 
-Array = np.ndarray[Any, Any]
 ReadPath = Literal["auto", "mmap", "preadv"]
-THREADS = 8  # more than keep a disk busy, since each also copies and sums what it read
+THREADS = 8  # more than keep a disk busy, since each also copies and checks its bytes
 _MAX_DESCRIPTORS = 256
 
 
-class RowSource(Protocol):
-    """What gives the values of rows, wherever they are stored."""
+class RowSource(ABC):
+    """Reads the values of rows of one boundary, wherever they are stored."""
 
-    def read(self, rows: Array, check: Sequence[bool], allocate: AllocateArray) -> list[Array]:
-        """Return `hidden` and then the inputs in order of name, in memory from `allocate`.
+    @abstractmethod
+    def read(self, rows: NDArray[np.int64], check: Sequence[bool], allocate: AllocateArray) -> list[NDArray[Any]]:
+        """Read rows into memory from `allocate`.
 
         Args:
-            rows: (B,) int64.
-            check: of each row, whether its checksum is compared.
+            rows: (B,) rows, each with a stored item.
+            check: (B,) whether each row's checksum is compared.
             allocate: returns an array of undefined values for a shape and data type.
 
         Returns:
-            Dense: each (B, *shape); ragged: (B, longest, *shape), zeros beyond each row's length.
+            `hidden` and then the inputs in order of name; dense: each (B, *shape); ragged: (B, longest, *shape), zeros
+            beyond each row's length.
 
         Raises:
-            CorruptItemError: a checksum that differs, or bytes that are not there.
+            CorruptItemError: a checksum that differs, or missing bytes.
         """
 
+    @abstractmethod
     def close(self) -> None:
-        """Give back maps, open files and threads."""
+        """Close maps and files, and end threads; a later `read` opens them again."""
 
 
-def corrupt(catalog: Catalog, row: int, how: str = "fails its CRC32C") -> CorruptItemError:
+def corrupt_item(catalog: Catalog, row: int, how: str = "fails its CRC32C") -> CorruptItemError:
     """Return the error that names store, boundary, item, row and shard."""
     return CorruptItemError(
         f"{catalog.layout.where}: item {catalog.table.item(row).source!r} (row {row}, shard {catalog.shard_of(row)}) "
@@ -64,33 +66,33 @@ def corrupt(catalog: Catalog, row: int, how: str = "fails its CRC32C") -> Corrup
     )
 
 
-class LocalRows:
-    """The rows of a boundary in files of this machine."""
+class LocalRows(RowSource):
+    """Reads the rows of a boundary from files of this machine."""
 
     def __init__(self, catalog: Catalog, path: ReadPath = "auto") -> None:
-        """Open nothing yet.
+        """Prepare to read; no file is opened yet.
 
         Args:
-            catalog: of the boundary; its files' sizes are those of their receipts.
+            catalog: of the boundary; its files have the sizes in their receipts.
             path: how bytes are reached; a network file system is never mapped.
         """
         layout = catalog.layout
         self._catalog = catalog
         self._path: ReadPath = "preadv" if is_network(layout.store) else path
-        self._places: dict[tuple[str, int], ShardPlaces] = {}
-        self._addresses = Addresses(layout, catalog.num_shards)
-        self._maps = OpenShards(layout, self._addresses.map, MAX_MAPS, self._addresses.unmapped)
+        self._indexes: dict[tuple[str, int], ShardIndex] = {}
+        self._addresses = MappedAddresses(layout, catalog.num_shards)
+        self._maps = OpenShards(layout, self._addresses.map, MAX_MAPS, self._addresses.forget)
         descriptors = min(_MAX_DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._files = OpenShards(layout, DirectOpener(layout.where, not is_network(layout.store)), descriptors)
         self._touched = np.zeros(catalog.num_rows, bool)
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         self._beyond_memory = int(catalog.receipts[:, 3:].sum()) > memory // 2
-        self._told = os.access(layout.folder, os.W_OK)  # others hear from mincore that all is in memory
-        self._crcs: dict[int, Array] = {}  # ragged: of each shard (rows_per_shard,) uint32
+        self._mincore_answers = os.access(layout.folder, os.W_OK)  # to other users it always says yes
+        self._crcs: dict[int, NDArray[np.uint32]] = {}  # ragged: by shard (rows_per_shard,)
         self._pool: ThreadPoolExecutor | None = None
 
-    def read(self, rows: Array, check: Sequence[bool], allocate: AllocateArray) -> list[Array]:
-        """Return the values of rows; see `RowSource.read`."""
+    def read(self, rows: NDArray[np.int64], check: Sequence[bool], allocate: AllocateArray) -> list[NDArray[Any]]:
+        """Read rows; see `RowSource.read`."""
         layout, grid = self._catalog.layout, self._catalog.layout.grid
         shards = rows // grid.rows_per_shard
         lead: tuple[int, ...] = (len(rows),)
@@ -103,17 +105,17 @@ class LocalRows:
         values = [allocate((*lead, *array.unit_shape), array.numpy_dtype) for array in layout.data]
         flat = [one.view(np.uint8).reshape(len(rows), -1) if one.size else one for one in values]
         if not self._by_address(rows, shards, begins, lengths, check, flat):
-            asked = (shards.tolist(), begins.tolist(), check)
+            places = (shards.tolist(), begins.tolist(), check)
             if layout.spec.ragged:
-                job: _Job = _Tokens(self._catalog, rows, *asked, lengths.tolist(), self._crcs_of)
+                job: _Job = _Tokens(self._catalog, rows, *places, lengths.tolist(), self._crcs_of)
             else:
-                job = _Items(self._catalog, *asked)
+                job = _Items(self._catalog, *places)
             self._run(job, rows, flat)
             self._touched[rows] = True
         return values
 
     def close(self) -> None:
-        """Drop maps and open files, and end the threads."""
+        """Close maps and files, and end the threads."""
         self._addresses.clear()
         self._maps.clear()
         self._files.clear()
@@ -122,33 +124,39 @@ class LocalRows:
             self._pool = None
 
     def _by_address(
-        self, rows: Array, shards: Array, begins: Array, lengths: Array, check: Sequence[bool], flat: list[Array]
+        self,
+        rows: NDArray[np.int64],
+        shards: NDArray[np.int64],
+        begins: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        check: Sequence[bool],
+        flat: list[NDArray[np.uint8]],
     ) -> bool:
-        """Copy rows that are mapped, in memory, and not to be checked; False: nothing was done, something is not so."""
+        """Copy rows that are all mapped, in memory and need no check; else do nothing and return False."""
         if self._path == "preadv" or self._beyond_memory or not len(rows) or any(check) or not lengths.any():
             return False
         data = self._catalog.layout.data
-        if not (self._touched[rows].all() and self._addresses.know(shards)):
+        if not (self._touched[rows].all() and self._addresses.has(shards)):
             return False
         steps = [array.unit_bytes if self._catalog.layout.spec.ragged else array.stored_chunk_bytes for array in data]
-        if self._told and not self._addresses.resident(int(shards[0]), int(begins[0]) * steps[0]):
-            return False  # pushed out since it was read
+        if self._mincore_answers and not self._addresses.resident(int(shards[0]), int(begins[0]) * steps[0]):
+            return False  # evicted since it was read
         for number, (array, out) in enumerate(zip(data, flat, strict=True)):
             sizes = (lengths * array.unit_bytes).tolist()
             self._addresses.copy(number, shards, begins * steps[number], sizes, out)
         return True
 
-    def _run(self, job: _Job, rows: Array, flat: list[Array]) -> None:
-        """Do every row of a job: those in memory here, those on the disk in the threads, at the same time."""
+    def _run(self, job: _Job, rows: NDArray[np.int64], flat: list[NDArray[np.uint8]]) -> None:
+        """Copy every row of a job: rows in memory here, rows on the disk in the threads, at the same time."""
         absent = self._absent(job, rows)
         by_map = self._path == "mmap" or (self._path == "auto" and not self._beyond_memory)
         opened = self._maps if by_map else self._files
 
         def get(array: DataArray, shard: int) -> StoredShard:
-            return opened.get(array, shard, self._places)
+            return opened.get(array, shard, self._indexes)
 
         def get_mapped(array: DataArray, shard: int) -> StoredShard:
-            return self._maps.get(array, shard, self._places)
+            return self._maps.get(array, shard, self._indexes)
 
         waiting = [self._threads().submit(job.copy, i, get, flat) for i in absent]
         away = set(absent)
@@ -162,21 +170,21 @@ class LocalRows:
             if error is not None:
                 raise error
 
-    def _absent(self, job: _Job, rows: Array) -> list[int]:
-        """Return which rows of a batch the threads are to get."""
+    def _absent(self, job: _Job, rows: NDArray[np.int64]) -> list[int]:
+        """Return the indices of the rows that the threads are to read."""
         if self._path == "preadv":
             return list(range(len(rows)))
-        if not self._told:
+        if not self._mincore_answers:
             return list(range(len(rows))) if self._beyond_memory else np.flatnonzero(~self._touched[rows]).tolist()
-        asked = range(len(rows))
+        suspects = range(len(rows))
         if len(rows) and not self._beyond_memory and self._touched[rows].all() and job.resident(0, self._mapped):
-            asked = range(0)  # read before; one of them tells whether they have been pushed out since
-        return [i for i in asked if not job.resident(i, self._mapped)]
+            suspects = range(0)  # read before; the first of them tells whether they were evicted since
+        return [i for i in suspects if not job.resident(i, self._mapped)]
 
     def _mapped(self, array: DataArray, shard: int) -> MappedShard:
-        return self._maps.get(array, shard, self._places)
+        return self._maps.get(array, shard, self._indexes)
 
-    def _crcs_of(self, shard: int) -> Array:
+    def _crcs_of(self, shard: int) -> NDArray[np.uint32]:
         found = self._crcs.get(shard)
         if found is None:
             found = self._crcs[shard] = self._catalog.layout.crc.read_chunk(shard)
@@ -193,40 +201,40 @@ GetMapped = Callable[[DataArray, int], MappedShard]
 
 
 class _Items:
-    """Rows of a dense boundary, to be copied one by one in any order, by any thread."""
+    """The rows of a batch of a dense boundary, copied one by one in any order by any thread."""
 
     def __init__(self, catalog: Catalog, shards: list[int], slots: list[int], check: Sequence[bool]) -> None:
         self._catalog, self._data = catalog, catalog.layout.data
         self._shards, self._slots, self._check = shards, slots, check
 
-    def copy(self, i: int, get: Get, flat: list[Array]) -> None:
+    def copy(self, i: int, get: Get, flat: list[NDArray[np.uint8]]) -> None:
         shard, slot, check = self._shards[i], self._slots[i], self._check[i]
         for array, out in zip(self._data, flat, strict=True):
             if not get(array, shard).copy_item(slot, out[i], check=check):
                 row = shard * self._catalog.layout.grid.rows_per_shard + slot
-                raise corrupt(self._catalog, row, f"fails its CRC32C in {array.name}")
+                raise corrupt_item(self._catalog, row, f"fails its CRC32C in {array.name}")
 
     def resident(self, i: int, get: GetMapped) -> bool:
         return get(self._data[0], self._shards[i]).item_resident(self._slots[i])
 
 
 class _Tokens:
-    """Rows of a ragged boundary, likewise."""
+    """The rows of a batch of a ragged boundary, likewise."""
 
     def __init__(
         self,
         catalog: Catalog,
-        rows: Array,
+        rows: NDArray[np.int64],
         shards: list[int],
         begins: list[int],
         check: Sequence[bool],
         lengths: list[int],
-        crcs_of: Callable[[int], Array],
+        crcs_of: Callable[[int], NDArray[np.uint32]],
     ) -> None:
         self._catalog, self._data, self._crcs_of = catalog, catalog.layout.data, crcs_of
         self._rows, self._shards, self._begins, self._lengths, self._check = rows, shards, begins, lengths, check
 
-    def copy(self, i: int, get: Get, flat: list[Array]) -> None:
+    def copy(self, i: int, get: Get, flat: list[NDArray[np.uint8]]) -> None:
         shard, begin, length, check = self._shards[i], self._begins[i], self._lengths[i], self._check[i]
         crc = 0
         for array, out in zip(self._data, flat, strict=True):
@@ -237,7 +245,7 @@ class _Tokens:
         if check:
             row = int(self._rows[i])
             if crc != self._crcs_of(shard)[row - shard * self._catalog.layout.grid.rows_per_shard]:
-                raise corrupt(self._catalog, row, "fails its CRC32C in hidden or inputs")
+                raise corrupt_item(self._catalog, row, "fails its CRC32C in hidden or inputs")
 
     def resident(self, i: int, get: GetMapped) -> bool:
         return get(self._data[0], self._shards[i]).tokens_resident(self._begins[i], self._lengths[i])

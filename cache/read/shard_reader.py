@@ -1,67 +1,161 @@
-"""Copies items and tokens out of one shard's file, whichever way its bytes are reached, and checks them on the way."""
+"""Reads items and tokens out of shard files: their index, parsed once, and copies that are checked on the way.
+
+How the bytes of a file are reached is a subclass of `StoredShard`: `mmap_shards.MappedShard` or
+`direct_shards.DirectShard`.
+"""
 
 from __future__ import annotations
 
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import google_crc32c
 import numpy as np
+from numpy.typing import NDArray
 
+from ...errors import CorruptItemError
 from ..format.layout import DataArray, Layout
-from .shard_index import ShardPlaces, read_places
+from ..format.sharding import parse_index, shard_where
 
-Array = np.ndarray[Any, Any]
 BLOCK_BYTES = 1 << 19  # copied, and then summed while in the processor's cache; larger single copies are slower too
 
 
-class StoredShard(ABC):
-    """One shard's file of one array."""
+class ShardIndex:
+    """Offsets of the items or tokens in one shard's file.
 
-    def __init__(self, array: DataArray, places: ShardPlaces) -> None:
-        """Take where the items stand."""
-        self.places = places
+    Chunks that follow each other in order, as our writer leaves them, are kept as three numbers; any other order as a
+    table.
+
+    Attributes:
+        size_bytes: size of the file when the index was read.
+    """
+
+    __slots__ = ("_array", "_base", "_begins", "_first", "_last", "_where", "size_bytes")
+
+    def __init__(self, array: DataArray, begins: NDArray[np.int64], size_bytes: int, where: str) -> None:
+        """Keep the result of `parse_index`.
+
+        Args:
+            array: the array of the shard.
+            begins: (chunks_per_shard,) offset of each inner chunk, -1 where it is absent.
+            size_bytes: size of the file.
+            where: names store, boundary and shard, for messages.
+        """
+        self.size_bytes = size_bytes
+        self._array = array
+        self._where = where
+        present = np.flatnonzero(begins >= 0)
+        self._first = int(present[0]) if len(present) else 0
+        self._last = int(present[-1]) if len(present) else -1
+        steps = begins[present] - present * array.stored_chunk_bytes
+        regular = len(present) == self._last + 1 - self._first and (steps == steps[:1]).all()
+        self._base = int(steps[0]) if len(steps) else 0  # where chunk 0 begins, or would
+        self._begins: NDArray[np.int64] | None = None if regular else begins
+
+    @property
+    def regular_base(self) -> int | None:
+        """Offset at which chunk 0 begins, or would, if the chunks follow each other in order; else None."""
+        return self._base if self._begins is None and self._last >= self._first else None
+
+    def item(self, slot: int) -> int:
+        """Return the offset of an item of a dense array, -1 if it is absent."""
+        if self._begins is not None:
+            return int(self._begins[slot])
+        return self._base + slot * self._array.stored_chunk_bytes if self._first <= slot <= self._last else -1
+
+    def tokens(self, first: int, size: int) -> list[tuple[int, int]]:
+        """Return where `size` bytes from token `first` of a ragged array lie, as (offset, bytes) pieces in order.
+
+        Raises:
+            CorruptItemError: a chunk is absent.
+        """
+        begin, chunk_bytes = first * self._array.unit_bytes, self._array.chunk_bytes
+        if (
+            self._begins is None
+            and self._first * chunk_bytes <= begin
+            and begin + size <= (self._last + 1) * chunk_bytes
+        ):
+            return [(self._base + begin, size)]
+        pieces = []
+        while size:
+            chunk, inside = divmod(begin, chunk_bytes)
+            part = min(chunk_bytes - inside, size)
+            at = self.item(chunk)
+            if at < 0:
+                raise CorruptItemError(f"{self._where}: chunk {chunk} is absent; run `talik store repair`")
+            pieces.append((at + inside, part))
+            begin, size = begin + part, size - part
+        return pieces
+
+
+def read_index(array: DataArray, shard: int, where: str) -> ShardIndex:
+    """Read the index at the end of a shard's file, without mapping it.
+
+    Raises:
+        CorruptItemError: no such file, or a damaged index.
+    """
+    path, what = array.shard_path(shard), shard_where(where, array, shard)
+    try:
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            tail = os.pread(file.fileno(), array.index_bytes, max(0, size - array.index_bytes))
+    except FileNotFoundError:
+        raise CorruptItemError(f"{what}: {path.name} is missing; run `talik store repair`") from None
+    return ShardIndex(array, parse_index(array, tail, size, what), size, what)
+
+
+class StoredShard(ABC):
+    """One shard's file of one array, open for reading.
+
+    Attributes:
+        index: offsets of its items or tokens.
+    """
+
+    def __init__(self, array: DataArray, index: ShardIndex) -> None:
+        """Keep the parsed index of the file."""
+        self.index = index
         self._array = array
 
     @abstractmethod
-    def copy(self, begin: int, out: Array, crc: int | None) -> int | None:
-        """Copy the file's bytes from `begin` on into `out` (bytes,) uint8; return `crc` extended by them, or None."""
+    def copy(self, begin: int, out: NDArray[np.uint8], crc: int | None) -> int | None:
+        """Copy the file's bytes from `begin` on into `out` (bytes,); return `crc` extended by them, or None."""
 
     @abstractmethod
-    def copy_sealed(self, begin: int, out: Array) -> bool:
+    def copy_checked(self, begin: int, out: NDArray[np.uint8]) -> bool:
         """Copy likewise; return whether the CRC32C that follows in the file is that of the bytes."""
 
-    def copy_item(self, slot: int, out: Array, *, check: bool) -> bool:
-        """Copy one item of a dense array into `out` (its bytes,) uint8; False: not there, or fails its CRC32C."""
-        begin = self.places.item(slot)
+    def copy_item(self, slot: int, out: NDArray[np.uint8], *, check: bool) -> bool:
+        """Copy one item of a dense array into `out` (bytes,); return False if it is absent or fails its CRC32C."""
+        begin = self.index.item(slot)
         if begin < 0:
             return False
         if check:
-            return self.copy_sealed(begin, out)
+            return self.copy_checked(begin, out)
         self.copy(begin, out, None)
         return True
 
-    def copy_tokens(self, first: int, out: Array, *, check: bool, crc: int = 0) -> int:
-        """Copy the tokens from `first` on into `out` (their bytes,) uint8.
+    def copy_tokens(self, first: int, out: NDArray[np.uint8], *, check: bool, crc: int = 0) -> int:
+        """Copy the tokens from `first` on into `out` (bytes,).
 
         Returns:
             `crc` extended by their bytes if `check`, else `crc`.
 
         Raises:
-            CorruptItemError: tokens of a chunk that is not there.
+            CorruptItemError: a chunk is absent.
         """
         done = 0
-        for begin, size in self.places.tokens(first, len(out)):
+        for begin, size in self.index.tokens(first, len(out)):
             crc = self.copy(begin, out[done : done + size], crc if check else None) or crc
             done += size
         return crc
 
 
-def copy_block(source: Array, out: Array, crc: int | None) -> int | None:
-    """Copy bytes (n,) uint8 block by block; return `crc` extended by them, or None if it is None."""
+def copy_block(source: NDArray[np.uint8], out: NDArray[np.uint8], crc: int | None) -> int | None:
+    """Copy bytes (n,) block by block; return `crc` extended by them, or None if it is None."""
     if len(out) <= BLOCK_BYTES:
         np.copyto(out, source)
         return None if crc is None else google_crc32c.extend(crc, out)
@@ -77,22 +171,22 @@ S = TypeVar("S", bound=StoredShard)
 
 
 class OpenShards(Generic[S]):
-    """The shards of a boundary that are open in one way; the longest unused is dropped beyond a number."""
+    """Open shards of a boundary, of one kind; beyond a limit the least recently used one is dropped."""
 
     def __init__(
         self,
         layout: Layout,
-        open_: Callable[[DataArray, int, ShardPlaces], S],
+        open_: Callable[[DataArray, int, ShardIndex], S],
         limit: int,
         dropped: Callable[[str, int], None] = lambda name, shard: None,
     ) -> None:
-        """Begin without any.
+        """Start with none open.
 
         Args:
             layout: of the boundary.
             open_: opens a shard of an array.
-            limit: of shards open at once.
-            dropped: is told the array's name and the shard that is no longer open.
+            limit: most shards open at once.
+            dropped: called with the array's name and the number of a shard that was dropped.
         """
         self._dropped = dropped
         self._layout = layout
@@ -103,11 +197,17 @@ class OpenShards(Generic[S]):
         self._guard = threading.Lock()
 
     def __len__(self) -> int:
-        """Return how many are open."""
+        """Return the number of open shards."""
         return len(self._shards)
 
-    def get(self, array: DataArray, shard: int, places: dict[tuple[str, int], ShardPlaces]) -> S:
-        """Return a shard, opened if it is not; `places` are the indexes parsed so far, and gets this one's."""
+    def get(self, array: DataArray, shard: int, indexes: dict[tuple[str, int], ShardIndex]) -> S:
+        """Return an open shard, opened first if necessary.
+
+        Args:
+            array: the shard's array.
+            shard: its number.
+            indexes: the indexes parsed so far; the shard's is added.
+        """
         key = (array.name, shard)
         with self._guard:
             found = self._shards.get(key)
@@ -119,9 +219,9 @@ class OpenShards(Generic[S]):
             found = self._shards.get(key)
             if found is not None:
                 return found
-            if key not in places:
-                places[key] = read_places(array, shard, self._layout.where)
-            found = self._open(array, shard, places[key])
+            if key not in indexes:
+                indexes[key] = read_index(array, shard, self._layout.where)
+            found = self._open(array, shard, indexes[key])
             with self._guard:
                 self._shards[key] = found
                 self._opening.pop(key, None)
@@ -130,6 +230,6 @@ class OpenShards(Generic[S]):
         return found
 
     def clear(self) -> None:
-        """Drop all."""
+        """Drop all shards."""
         with self._guard:
             self._shards.clear()

@@ -1,4 +1,4 @@
-"""Says which shards of a boundary are missing, and writes them one by one under the store's lock.
+"""Writer of one boundary: lists the shards that are missing, and stores them one by one under the store's lock.
 
 with store.writer(spec, items) as writer:
     for shard in writer.missing():
@@ -7,7 +7,7 @@ with store.writer(spec, items) as writer:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,10 +26,8 @@ from ..format.spec import BoundarySpec, Item
 from ..format.zarr_metadata import group_document, write_document
 from . import locks
 from .disk_space import refuse_if_full, shard_bytes
-from .row_allocation import check_lengths, missing_shards, plan
-from .shard_writer import Shard, ShardWriter
-
-Array = np.ndarray[Any, Any]
+from .row_allocation import check_lengths, missing_shards, plan_rows
+from .shard_writer import Shard, ShardWriter, States
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +42,11 @@ class BoundaryRequest:
 
 
 class BoundaryWriter:
-    """The one writer of a boundary; made by `FeatureStore.writer`, used as a context manager.
+    """Writes the missing shards of one boundary; made by `FeatureStore.writer`, used as a context manager.
 
     Attributes:
-        spec: what is written.
-        bytes_written: by this writer, data files only.
+        spec: the specification of the boundary.
+        bytes_written: bytes of data files that this writer has stored.
     """
 
     def __init__(
@@ -87,7 +85,7 @@ class BoundaryWriter:
             )
             self._stored = catalog_.load(store, spec) or catalog_.new(store, spec, grid)
             catalog_.forget_beyond(self._stored)
-            self._catalog, self._provenance = plan(self._stored, items, lengths, provenance or {})
+            self._catalog, self._provenance = plan_rows(self._stored, items, lengths, provenance or {})
             if commit:
                 self.commit()
         except BaseException:
@@ -141,18 +139,18 @@ class BoundaryWriter:
         return sum(shard_bytes(self._catalog, s) for s in missing_shards(self._catalog, self._items))
 
     def missing(self) -> list[Shard]:
-        """Return the shards that are still to be computed for the items asked for; [] when there are none."""
+        """Return the shards of the requested items that are not stored yet, in order; [] when all are stored."""
         for index in missing_shards(self._catalog, self._items):  # other processes may have written some
             self._catalog.receipts[index] = catalog_.read_receipt(self._catalog.layout, index)
         return [self._shard(index) for index in missing_shards(self._catalog, self._items)]
 
-    def write(self, shard: Shard, states: Iterable[tuple[Array, Mapping[str, Array]]]) -> None:
-        """Compute and store one shard; it is there wholly or not at all.
+    def write(self, shard: Shard, states: States) -> None:
+        """Store one shard, whole or not at all.
 
         Args:
-            shard: one that `missing` gave.
+            shard: one of `missing()`.
             states: for each of `shard.items`, in order, its hidden state (dense: `spec.shape`; ragged: (length,
-                *spec.shape)) and its inputs by name; consumed one by one.
+                *spec.shape)) of floats, and its inputs by name; consumed one by one.
 
         Raises:
             NumericsError: NaN, Inf or overflow; names the item.
@@ -218,8 +216,8 @@ class BoundaryWriter:
     def _shard(self, index: int) -> Shard:
         rows = self._catalog.rows_of_shard(index)
         numbers = self._number_of_row[rows]
-        asked = {row: self._items[n] for row, n in zip(rows.tolist(), numbers, strict=True) if n >= 0}
-        return Shard.of(self._catalog, index, asked)
+        requested = {row: self._items[n] for row, n in zip(rows.tolist(), numbers, strict=True) if n >= 0}
+        return Shard.of(self._catalog, index, requested)
 
     def _refuse_if_full(self, catalog: Catalog, only: int | None = None) -> None:
         shards = missing_shards(catalog, self._items) if only is None else [only]

@@ -1,4 +1,4 @@
-"""How many bytes are still to be written, known before the first of them, and the refusal of what cannot fit."""
+"""The bytes that a write will need, known before the first of them, and the refusal of a write that cannot fit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..format.catalog import Catalog
 from ..format.layout import Grid
 from ..format.sharding import file_bytes
 from ..format.spec import BoundarySpec, Item
-from .row_allocation import missing_shards, plan
+from .row_allocation import missing_shards, plan_rows
 
 _SPARE_BYTES = 1_000_000  # for the small arrays and metadata of a boundary
 
@@ -44,7 +44,7 @@ def bytes_missing(store: Path, asked: Asked, *, max_seconds_per_item: float | No
         asked.spec, num_items=len(asked.items), longest=longest, max_seconds_per_item=max_seconds_per_item
     )
     before = catalog_.load(store, asked.spec) or catalog_.new(store, asked.spec, grid)
-    after, _ = plan(before, asked.items, asked.lengths, before.provenance[-1] if before.provenance else {})
+    after, _ = plan_rows(before, asked.items, asked.lengths, before.provenance[-1] if before.provenance else {})
     return sum(shard_bytes(after, shard) for shard in missing_shards(after, asked.items))
 
 

@@ -1,4 +1,7 @@
-"""What a writer is to do: which items get new rows, which give theirs up, which shards are missing."""
+"""Plans a write: which items get new rows, which rows are given up, and which shards are missing.
+
+Letters: K distinct keys of the requested items.
+"""
 
 from __future__ import annotations
 
@@ -8,68 +11,70 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import SettingsError, StoreMismatchError
 from ..format.catalog import Catalog
 from ..format.int8 import MEASURED
 from ..format.records import Records
-from ..format.spec import BoundarySpec, Item
+from ..format.spec import BoundarySpec, Item, differences
 
-Array = np.ndarray[Any, Any]
 _log = logging.getLogger(__name__)
 
 
-def plan(
+def plan_rows(
     before: Catalog, items: Sequence[Item], lengths: Sequence[int] | None, provenance: dict[str, Any]
 ) -> tuple[Catalog, int]:
-    """Return the catalog with every one of `items` in it, and the number of `provenance` there; nothing is written.
+    """Plan a row for each of `items`; nothing is written.
 
-    A provenance is added only if a shard is missing that it can be of.
+    The provenance is added to the catalog only if a shard is missing that it may describe.
 
     Args:
-        before: what is stored.
-        items: all that is asked for; the same key twice is one row.
-        lengths: tokens of each, for a ragged boundary.
-        provenance: of the shards to come.
+        before: the catalog as stored.
+        items: all requested items; the same key twice is one row.
+        lengths: number of tokens of each item, for a ragged boundary; None for a dense one.
+        provenance: plain JSON that describes what computes the missing shards.
+
+    Returns:
+        The catalog with every item in it, and the index of `provenance` among its provenances.
 
     Raises:
         StoreMismatchError: lengths that differ from the stored ones, or an item longer than a shard.
     """
-    after = _give_up_unasked(before, items)
-    asked = _first_of_each_key(items)
-    rows = after.table.index.find([items[i].key for i in asked])
+    after = _give_up_rows(before, items)
+    firsts = _first_of_each_key(items)
+    rows = after.table.index.find([items[i].key for i in firsts])
     if lengths is not None:
-        _check_stored_lengths(after, items, asked, rows, lengths)
-    fresh = asked[rows < 0]
-    if len(fresh):
-        after = allot(after, [items[i] for i in fresh], [lengths[i] for i in fresh] if lengths is not None else [])
-    after = _learn_sources(after, items)
+        _check_stored_lengths(after, items, firsts, rows, lengths)
+    new = firsts[rows < 0]
+    if len(new):
+        new_lengths = [lengths[i] for i in new] if lengths is not None else []
+        after = allocate_rows(after, [items[i] for i in new], new_lengths)
+    after = _record_sources(after, items)
     if not missing_shards(after, items):
         return after, 0
     provenance, *known = ({k: v for k, v in p.items() if k != MEASURED} for p in (provenance, *after.provenance))
     if provenance in known:
         return after, known.index(provenance)
     if known:
-        last = known[-1]
-        fields = sorted(k for k in {*provenance, *last} if provenance.get(k) != last.get(k))
-        _log.warning(
-            "%s: goes on under another provenance (%s); its shards are marked", after.layout.where, ", ".join(fields)
-        )
+        fields = ", ".join(difference.field for difference in differences(provenance, known[-1]))
+        _log.warning("%s: continued under another provenance (%s); its shards are marked", after.layout.where, fields)
     return replace(after, provenance=(*after.provenance, provenance)), len(after.provenance)
 
 
 def missing_shards(catalog: Catalog, items: Sequence[Item]) -> list[int]:
-    """Return the shards that have no receipt and hold one of `items`."""
+    """Return the shards that hold one of `items` and have no receipt, ascending."""
     rows = catalog.table.index.find([item.key for item in items])
     shards = np.unique(rows[rows >= 0] // catalog.layout.grid.rows_per_shard)
-    return shards[catalog.receipts[shards, 0] == 0].tolist()
+    missing: list[int] = shards[catalog.receipts[shards, 0] == 0].tolist()
+    return missing
 
 
 def check_lengths(spec: BoundarySpec, items: Sequence[Item], lengths: Sequence[int] | None) -> None:
-    """Refuse lengths that are missing, superfluous, negative or not one an item.
+    """Check that a ragged boundary has one length from 0 on for each item, and a dense one none.
 
     Raises:
-        SettingsError: any of these.
+        SettingsError: it is not so.
     """
     if spec.ragged != (lengths is not None):
         what = "needs the number of tokens of each item" if spec.ragged else "takes no lengths"
@@ -78,8 +83,8 @@ def check_lengths(spec: BoundarySpec, items: Sequence[Item], lengths: Sequence[i
         raise SettingsError(f"{spec.path}: {len(lengths)} lengths for {len(items)} items; expected one from 0 on each")
 
 
-def _first_of_each_key(items: Sequence[Item]) -> Array:
-    """Return the number of the first item of each key (keys,) int64, ascending."""
+def _first_of_each_key(items: Sequence[Item]) -> NDArray[np.int64]:
+    """Return the index of the first item of each key (K,), ascending."""
     seen: set[str] = set()
     is_first = np.zeros(len(items), bool)
     for number, item in enumerate(items):
@@ -89,25 +94,25 @@ def _first_of_each_key(items: Sequence[Item]) -> Array:
     return np.flatnonzero(is_first)
 
 
-def _give_up_unasked(catalog: Catalog, items: Sequence[Item]) -> Catalog:
-    """Give up rows in shards that are to be written now without their items (a clip taken out as broken)."""
+def _give_up_rows(catalog: Catalog, items: Sequence[Item]) -> Catalog:
+    """Give up the rows of other items in shards that are still to be written (a clip left out as broken)."""
     shards = missing_shards(catalog, items)
     waiting = np.concatenate([np.zeros(0, np.int64), *(catalog.rows_of_shard(shard) for shard in shards)])
-    unasked = np.setdiff1d(waiting, catalog.table.index.find([item.key for item in items]))
-    gone = [(row, catalog.table.item(row)) for row in unasked.tolist()]
+    unwanted = np.setdiff1d(waiting, catalog.table.index.find([item.key for item in items]))
+    gone = [(row, catalog.table.item(row)) for row in unwanted.tolist()]
     if not gone:
         return catalog
-    _log.info("%s: %d items without data are no longer asked for", catalog.layout.where, len(gone))
+    _log.info("%s: gives up the rows of %d items without data", catalog.layout.where, len(gone))
     records = Records.of([item for _, item in gone], [~row for row, _ in gone])
     return replace(catalog, records=catalog.records.extended(records))
 
 
-def _learn_sources(catalog: Catalog, items: Sequence[Item]) -> Catalog:
+def _record_sources(catalog: Catalog, items: Sequence[Item]) -> Catalog:
     """Record every source that is new, or that now names another key, size or time."""
     records = catalog.records
     rows = catalog.table.index.find([item.key for item in items])
     given = {item.source: number for number, item in enumerate(items)}  # a source's last item
-    newest = np.full(len(items), -1, np.int64)  # of each item's source the newest record of a row
+    newest = np.full(len(items), -1, np.int64)  # newest record of a row that names each item's source
     for record, source in enumerate(records.sources()):
         number = given.get(source, -1)
         if number >= 0 and records.row[record] >= 0:
@@ -125,9 +130,13 @@ def _learn_sources(catalog: Catalog, items: Sequence[Item]) -> Catalog:
 
 
 def _check_stored_lengths(
-    catalog: Catalog, items: Sequence[Item], asked: Array, rows: Array, lengths: Sequence[int]
+    catalog: Catalog,
+    items: Sequence[Item],
+    firsts: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    lengths: Sequence[int],
 ) -> None:
-    for number, row in zip(asked, rows, strict=True):
+    for number, row in zip(firsts, rows, strict=True):
         if row < 0:
             continue
         found = int(catalog.offsets[row + 1] - catalog.offsets[row])
@@ -138,16 +147,16 @@ def _check_stored_lengths(
             )
 
 
-def allot(catalog: Catalog, items: Sequence[Item], lengths: Sequence[int]) -> Catalog:
-    """Give `items` (none of them there yet) the rows of a new generation; nothing is written.
+def allocate_rows(catalog: Catalog, items: Sequence[Item], lengths: Sequence[int]) -> Catalog:
+    """Give `items`, none of which has a row, the rows of a new generation; nothing is written.
 
     Args:
-        catalog: as it is.
-        items: in the order in which rows are given.
-        lengths: tokens of each, for a ragged boundary.
+        catalog: as stored, or planned.
+        items: in the order of their rows.
+        lengths: number of tokens of each item, for a ragged boundary; [] for a dense one.
 
     Returns:
-        The catalog with the rows and the new records.
+        The catalog with the new rows and records.
 
     Raises:
         StoreMismatchError: an item longer than a shard of this boundary.
@@ -155,7 +164,7 @@ def allot(catalog: Catalog, items: Sequence[Item], lengths: Sequence[int]) -> Ca
     grid, spec = catalog.layout.grid, catalog.layout.spec
     first = -(-catalog.num_rows // grid.rows_per_shard) * grid.rows_per_shard
     if spec.ragged:
-        rows, offsets = _allot_ragged(catalog, first, items, lengths)
+        rows, offsets = _allocate_ragged(catalog, first, items, lengths)
     else:
         rows, offsets = np.arange(first, first + len(items)), catalog.offsets
     generations = (*catalog.generations, (first, int(rows[-1]) + 1 - first))
@@ -163,7 +172,10 @@ def allot(catalog: Catalog, items: Sequence[Item], lengths: Sequence[int]) -> Ca
     return replace(catalog, offsets=offsets, generations=generations, records=records)
 
 
-def _allot_ragged(catalog: Catalog, first: int, items: Sequence[Item], lengths: Sequence[int]) -> tuple[Array, Array]:
+def _allocate_ragged(
+    catalog: Catalog, first: int, items: Sequence[Item], lengths: Sequence[int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows (items,) from `first` on, and the offsets (rows + 1,) of the boundary with them."""
     grid = catalog.layout.grid
     rows: list[int] = []
     starts = catalog.offsets.tolist()  # starts[-1] is where the next row begins, unless a shard begins there

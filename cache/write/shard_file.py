@@ -9,6 +9,7 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
+from numpy.typing import NDArray
 
 from ..atomic_io import disk_errors, start_writeback, temporary_beside
 from ..format.layout import DataArray
@@ -18,7 +19,6 @@ from ..format.sharding import encode_index
 # larger pieces the kernel, where memory is in use, first moves other pages about, which takes longer.
 _PIECE_BYTES = 1 << 17
 _WRITEBACK_BYTES = 64 * _PIECE_BYTES
-Array = np.ndarray[Any, Any]
 
 
 class ShardFile:
@@ -39,13 +39,13 @@ class ShardFile:
             self._raw = io.FileIO(self._temporary, "w")
         self._file = io.BufferedWriter(self._raw, _PIECE_BYTES)
 
-    def add_item(self, slot: int, values: Array) -> None:
+    def add_item(self, slot: int, values: NDArray[Any]) -> None:
         """Write one inner chunk of a dense array: an item and its checksum."""
         self._write(values)
         self._write(google_crc32c.value(values).to_bytes(4, "little"))
         self._slots.append(slot)
 
-    def add_tokens(self, first: int, values: Array) -> None:
+    def add_tokens(self, first: int, values: NDArray[Any]) -> None:
         """Write the tokens of one item of a ragged array at their place in the shard; a gap before them is zeros."""
         if first > self._tokens:
             self._write(bytes((first - self._tokens) * self._array.unit_bytes))
@@ -77,7 +77,7 @@ class ShardFile:
         with suppress(OSError):
             self._temporary.unlink()
 
-    def _write(self, content: Array | bytes) -> None:
+    def _write(self, content: NDArray[Any] | bytes) -> None:
         view = content.data if isinstance(content, np.ndarray) else memoryview(content)
         if not view.nbytes:
             return

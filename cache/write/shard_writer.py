@@ -1,4 +1,4 @@
-"""Writes one shard of a boundary: all its files, then the receipt that makes them count."""
+"""Writer of single shards of a boundary: all files of a shard, then the receipt that makes them count."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import StoreMismatchError
 from ..atomic_io import sync_folder
@@ -20,19 +21,19 @@ from ..format.spec import Item
 from .locks import ShardLock, shards_being_written
 from .shard_file import ShardFile
 
-Array = np.ndarray[Any, Any]
+States = Iterable[tuple[NDArray[Any], Mapping[str, NDArray[Any]]]]  # hidden state and inputs of each item, in order
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A unit of work: the items of one shard in the order of their rows.
+    """The items of one shard in the order of their rows: the unit of extraction.
 
     Args:
-        index: the shard's number.
-        rows: of the items.
-        items: what is to be computed.
-        lengths: tokens of each item, for a ragged boundary; () for a dense one.
-        starts: where each item's tokens begin in the shard, for a ragged boundary.
+        index: number of the shard.
+        rows: row of each item.
+        items: the items whose states the shard holds.
+        lengths: number of tokens of each item, for a ragged boundary; () for a dense one.
+        starts: first token of each item in the shard, for a ragged boundary; () for a dense one.
     """
 
     index: int
@@ -58,49 +59,47 @@ class Shard:
 class ShardWriter:
     """Writes shards of one boundary; pickles, so that other processes, on other machines too, can write some.
 
-    It does not need the store's lock: rows were given by the `BoundaryWriter` that made it, a shard's lock keeps two
-    from writing it at once, and a shard whose rows were given anew since is refused. So it may outlive that writer.
+    It needs no store lock and may outlive the `BoundaryWriter` that allocated the rows and made it: a lock on each
+    shard keeps two processes from writing it at once, and a shard whose rows have changed since is refused.
 
     Args:
         layout: of the boundary.
-        provenance: the number of what computes the states.
-        num_records: of the items, as they stood when the shards were planned.
+        provenance: index of the provenance of the states.
+        num_records: number of item records when the shards were planned.
     """
 
     layout: Layout
     provenance: int
     num_records: int
 
-    def write(
-        self, shard: Shard, states: Iterable[tuple[Array, Mapping[str, Array]]], error: Int8Error | None = None
-    ) -> Array:
-        """Stream `states` to the shard's files and make them count; see `BoundaryWriter.write`.
+    def write(self, shard: Shard, states: States, error: Int8Error | None = None) -> NDArray[np.uint64]:
+        """Stream `states` to the files of a shard, then write its receipt; see `BoundaryWriter.write`.
 
         Args:
-            shard, states: as there.
-            error: where what int8 changes is counted.
+            shard: the shard.
+            states: of each of its items, in order.
+            error: accumulates the rounding error of int8.
 
         Returns:
-            The receipt (fields,) uint64; if another process has written the shard already, its receipt, and `states`
-            are not looked at.
+            The receipt (fields,); that of another process if it has stored the shard, and then no state is consumed.
 
         Raises:
             StoreLockedError: another process is writing this shard.
-            StoreMismatchError: the shard's rows were given anew; or states that are not those of its items.
+            StoreMismatchError: the shard's rows have changed; or states that are not those of its items.
         """
         with shards_being_written(self.layout):
             lock = ShardLock(self.layout, shard.index)
             try:
-                there = catalog_.read_receipt(self.layout, shard.index)
-                if there[0]:
-                    return there
+                stored = catalog_.read_receipt(self.layout, shard.index)
+                if stored[0]:
+                    return stored
                 self._check_plan(shard)
                 return self._publish(lock, shard, self._converted_all(shard, states, error), self.provenance)
             finally:
                 lock.release()
 
-    def copy(self, shard: Shard, arrays: Iterable[Sequence[Array]], provenance: int) -> Array:
-        """Write a shard from values as they are stored; for `gc`, which has the boundary to itself."""
+    def copy(self, shard: Shard, arrays: Iterable[Sequence[NDArray[Any]]], provenance: int) -> NDArray[np.uint64]:
+        """Write a shard from stored values, `hidden` and inputs of each item; for `gc`, which owns the boundary."""
         lock = ShardLock(self.layout, shard.index)
         try:
             return self._publish(lock, shard, arrays, provenance)
@@ -108,7 +107,7 @@ class ShardWriter:
             lock.release()
 
     def _check_plan(self, shard: Shard) -> None:
-        """Refuse a shard that is not, or no longer, what the boundary's items say."""
+        """Refuse a shard whose rows and items are not those of the stored catalog."""
         if catalog_.read_attributes(self.layout.folder)["num_records"] == self.num_records:
             return
         catalog = catalog_.load(self.layout.store, self.layout.spec)
@@ -120,7 +119,9 @@ class ShardWriter:
                 f"{self.layout.where}: shard {shard.index} has other items now; take it from a new writer"
             )
 
-    def _publish(self, lock: ShardLock, shard: Shard, arrays: Iterable[Sequence[Array]], provenance: int) -> Array:
+    def _publish(
+        self, lock: ShardLock, shard: Shard, arrays: Iterable[Sequence[NDArray[Any]]], provenance: int
+    ) -> NDArray[np.uint64]:
         layout = self.layout
         files: list[ShardFile] = []
         try:
@@ -144,8 +145,10 @@ class ShardWriter:
         lock.record(receipt)
         return receipt
 
-    def _stream(self, shard: Shard, arrays: Iterable[Sequence[Array]], files: Sequence[ShardFile]) -> Array:
-        """Write every item, and return the checksums of a ragged boundary's rows (rows_per_shard,) uint32."""
+    def _stream(
+        self, shard: Shard, arrays: Iterable[Sequence[NDArray[Any]]], files: Sequence[ShardFile]
+    ) -> NDArray[np.uint32]:
+        """Write every item; return the CRC32C of each row (rows_per_shard,) of a ragged boundary."""
         per_shard = self.layout.grid.rows_per_shard
         checksums = np.zeros(per_shard, np.uint32)
         for number, values in enumerate(arrays):
@@ -157,10 +160,8 @@ class ShardWriter:
                     file.add_item(slot, part)
         return checksums
 
-    def _converted_all(
-        self, shard: Shard, states: Iterable[tuple[Array, Mapping[str, Array]]], error: Int8Error | None
-    ) -> Iterator[Sequence[Array]]:
-        """Yield what is stored of each item; refuse too many states, and too few."""
+    def _converted_all(self, shard: Shard, states: States, error: Int8Error | None) -> Iterator[Sequence[NDArray[Any]]]:
+        """Yield the arrays to store of each item; refuse too many states, and too few."""
         where = f"{self.layout.where}: shard {shard.index}"
         number = 0
         for hidden, inputs in states:
@@ -172,8 +173,13 @@ class ShardWriter:
             raise StoreMismatchError(f"{where} got {number} states, expected {len(shard.items)}, one an item")
 
     def _converted(
-        self, shard: Shard, number: int, hidden: Array, inputs: Mapping[str, Array], error: Int8Error | None
-    ) -> list[Array]:
+        self,
+        shard: Shard,
+        number: int,
+        hidden: NDArray[Any],
+        inputs: Mapping[str, NDArray[Any]],
+        error: Int8Error | None,
+    ) -> list[NDArray[Any]]:
         """Return `hidden` and then the inputs in order of name, as they are stored."""
         spec, source = self.layout.spec, shard.items[number].source
         where = f"{spec.modality} boundary {spec.boundary}: item {source!r}"
@@ -194,7 +200,7 @@ class ShardWriter:
         return arrays
 
 
-def _add_tokens(files: Sequence[ShardFile], start: int, arrays: Sequence[Array]) -> int:
+def _add_tokens(files: Sequence[ShardFile], start: int, arrays: Sequence[NDArray[Any]]) -> int:
     """Write one item's tokens to each file and return the CRC32C over all of them."""
     crc = 0
     for file, values in zip(files, arrays, strict=True):

@@ -19,7 +19,7 @@ from talik.cache.read import direct_shards as direct
 from talik.cache.read import local_rows as rows
 from talik.cache.read.batch import BatchMemory, BufferPool
 from talik.cache.read.mmap_shards import FileMap
-from talik.cache.read.shard_index import read_places
+from talik.cache.read.shard_reader import read_index
 from talik.errors import CorruptItemError, SettingsError
 
 
@@ -70,7 +70,7 @@ def test_items_of_many_blocks(large, make_sample, tmp_path):
 
 def test_without_direct_reads(sample, tmp_path, monkeypatch):
     """tmpfs and some network file systems refuse O_DIRECT."""
-    monkeypatch.setattr(direct, "can_pass_cache", lambda path: False)
+    monkeypatch.setattr(direct, "can_bypass_cache", lambda path: False)
     sample.fill(tmp_path / "s", sample.items(7))
     reader = read_all(sample, tmp_path / "s", sample.items(7), path="preadv")
     assert reader._rows._files._open.direct is False
@@ -169,7 +169,7 @@ def test_chunks_in_any_order(name, path, make_sample, tmp_path, monkeypatch):
         _turn_round(array, shard, reader._catalog.layout.where)
     parsed = []
     monkeypatch.setattr(
-        "talik.cache.read.shard_reader.read_places", lambda *about: parsed.append(about[:2]) or read_places(*about)
+        "talik.cache.read.shard_reader.read_index", lambda *about: parsed.append(about[:2]) or read_index(*about)
     )
     reader = read_all(sample, tmp_path / "s", items[::-1], path=path, verify="always")
     parsed.clear()
@@ -184,8 +184,8 @@ def _turn_round(array, shard: int, where: str) -> None:
     """Write the shard's chunks in reverse order, with an index that says so."""
     path = array.shard_path(shard)
     content = path.read_bytes()
-    places = read_places(array, shard, where)
-    begins = [places.item(slot) for slot in range(array.chunks_per_shard)]
+    stored = read_index(array, shard, where)
+    begins = [stored.item(slot) for slot in range(array.chunks_per_shard)]
     index = np.full((array.chunks_per_shard, 2), ABSENT, "<u8")
     turned = b""
     for slot in reversed(range(array.chunks_per_shard)):
@@ -262,7 +262,7 @@ def test_maps_are_bounded_and_what_was_read_by_address_stays_right(sample, tmp_p
     reader = FeatureStore.open(tmp_path / "s").reader(sample.spec.modality, 9)
     expected = reader.read(keys)
     copied = []
-    monkeypatch.setattr(rows.Addresses, "copy", _noting(rows.Addresses.copy, copied))
+    monkeypatch.setattr(rows.MappedAddresses, "copy", _noting(rows.MappedAddresses.copy, copied))
     for start in (0, 0, 3, 3, 9, 9, 0, 0):  # a shard's items, twice each: the second time by address
         part = reader.read(keys[start : start + 3])
         width = part.hidden.shape[1]
@@ -287,7 +287,7 @@ def test_by_address_only_what_was_checked(make_sample, tmp_path, monkeypatch):
     sample = make_sample()
     items = sample.items(6)
     sample.fill(tmp_path / "s", items)
-    monkeypatch.setattr(rows.Addresses, "copy", lambda *about: pytest.fail("copied without a checksum"))
+    monkeypatch.setattr(rows.MappedAddresses, "copy", lambda *about: pytest.fail("copied without a checksum"))
     for verify in ("first", "always"):
         reader = FeatureStore.open(tmp_path / "s").reader("visual", 9, verify=verify)
         reader.read([items[0].key])
@@ -304,7 +304,7 @@ def test_what_was_pushed_out_comes_by_the_threads_again(make_sample, tmp_path, m
     keys = [i.key for i in items]
     before = reader.read(keys).hidden
     assert reader._rows._pool is None
-    monkeypatch.setattr(rows.Addresses, "resident", lambda *about: False)
+    monkeypatch.setattr(rows.MappedAddresses, "resident", lambda *about: False)
     monkeypatch.setattr(FileMap, "resident", lambda *about: False)
     np.testing.assert_array_equal(reader.read(keys).hidden, before)
     assert reader._rows._pool is not None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from talik.cache.feature_store import FeatureStore
-from talik.cache.read.prefetch import prefetched
+from talik.cache.read.boundary_reader import prefetched
 from talik.errors import MissingItemError
 
 
