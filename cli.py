@@ -54,6 +54,14 @@ def init(
 
 
 @app.command()
+def schema() -> None:
+    """Print the JSON Schema of the experiment file, from which editors complete and check it."""
+    from .adapt.config.experiment_schema import experiment_schema
+
+    typer.echo(json.dumps(experiment_schema(), indent=1, ensure_ascii=False))
+
+
+@app.command()
 def data(experiment: ExperimentPath, allow_missing: AllowMissing = False) -> None:
     """Say what the data set holds: counts, release, duplicates, clips shared between splits, the blind baseline."""
     from .adapt.config.experiment import load_experiment

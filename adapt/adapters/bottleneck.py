@@ -16,22 +16,22 @@ adapter changes no bit. The published method also trains the layer norms of the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...config import Count, settings_class
 from ...extract.encoders.options import MODALITIES
 from .base import AdapterPerInsertion, Deltas, InsertionModule, Triple
-from .latents import check_sizes, real_text
+from .latents import real_text
 from .registry import register_adapter
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class BottleneckSettings:
     """Every choice of the bottleneck adapter.
 
@@ -43,14 +43,11 @@ class BottleneckSettings:
         text: the text's tokens have an adapter too.
     """
 
-    d_bottleneck: int = 64
+    d_bottleneck: Count = 64
     activation: Literal["gelu", "relu"] = "gelu"
     pre_norm: bool = False
     start: Literal["zero", "small"] = "zero"
     text: bool = True
-
-    def __post_init__(self) -> None:
-        check_sizes(self, ("d_bottleneck",))
 
 
 class Bottleneck(nn.Module):

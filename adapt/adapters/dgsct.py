@@ -22,20 +22,20 @@ Published are L₀ = 0, c = 0, g = 0, reduction 8, 4 groups, 2 latents. What dif
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from ...errors import SettingsError
+from ...config import Count, Positive, settings_class
 from .base import AdapterPerInsertion, Triple
-from .latents import BothWays, GroupedBottleneck, LatentRead, OtherTokens, check_sizes
+from .latents import BothWays, GroupedBottleneck, LatentRead, OtherTokens
 from .layers import masked_mean
 from .registry import register_adapter
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class DgsctSettings:
     """Every choice of DG-SCT; the defaults are the published ones but for `cross_gate` and what the module left out.
 
@@ -53,24 +53,17 @@ class DgsctSettings:
         after_attention: a second adapter after the attention of the unit, as published; needs placement = "parallel".
     """
 
-    channel: float = 0.3
-    spatial: float = 0.05
-    reduction: int = 8
-    groups: int = 4
-    num_latents: int = 2
+    channel: Annotated[float, Field(gt=0, le=1)] = 0.3
+    spatial: Positive = 0.05
+    reduction: Count = 8
+    groups: Count = 4
+    num_latents: Count = 2
     latents: Literal["zero", "random"] = "zero"
     cross_gate: float = 0.1
     pre_norm: bool = True
     post_norm: bool = True
     text: bool = False
     after_attention: bool = False
-
-    def __post_init__(self) -> None:
-        check_sizes(self, ("reduction", "groups", "num_latents"))
-        if not 0 < self.channel <= 1:
-            raise SettingsError(f"channel: found {self.channel}, expected more than 0 and at most 1")
-        if self.spatial <= 0:
-            raise SettingsError(f"spatial: found {self.spatial}, expected more than 0")
 
 
 class Gates(nn.Module):

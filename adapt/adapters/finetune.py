@@ -12,22 +12,21 @@ the bit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import nn
 
+from ...config import settings_class
 from ...errors import SettingsError
 from ...extract.encoders.unit_replacement import UnitCopies, is_norm
 from .registry import register_adapter
 from .unit_tuner import UnitTuner
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class BitFitSettings:
     """No choices: every bias of the units named."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class NormSettings:
     """Which parameters of the normalisations.
 
@@ -38,7 +37,7 @@ class NormSettings:
     bias: bool = True
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class FinetuneSettings:
     """No choices: every parameter of the units named."""
 

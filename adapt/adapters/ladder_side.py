@@ -24,23 +24,23 @@ number of tokens changes from rung to rung (pyramids of feature maps) neighbouri
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...config import Count, settings_class
 from ...errors import SettingsError
 from ...extract.encoders.options import MODALITIES
 from .base import BesideAdapter, Triple
-from .latents import check_sizes, real_text
+from .latents import real_text
 from .layers import CrossAttention, masked_mean
 from .registry import register_adapter
 
 TEMPERATURE = 0.1  # of the ladder's gates
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class SideSettings:
     """Every choice of the side network.
 
@@ -53,15 +53,12 @@ class SideSettings:
         text: the text has a ladder too; false: the head reads its frozen end.
     """
 
-    reduction: int = 8
-    num_heads: int = 4
-    expand: int = 4
+    reduction: Count = 8
+    num_heads: Count = 4
+    expand: Count = 4
     attention: bool = True
     residual: bool = True
     text: bool = True
-
-    def __post_init__(self) -> None:
-        check_sizes(self, ("reduction", "num_heads", "expand"))
 
 
 class Block(nn.Module):

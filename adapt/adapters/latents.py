@@ -189,10 +189,3 @@ def check_pair(kind: str, dims: dict[str, int]) -> None:
     missing = [m for m in OTHER if m not in dims]
     if missing:
         raise SettingsError(f"{kind}: the insertion has no {missing[0]}; expected visual and audio to meet")
-
-
-def check_sizes(settings: Any, names: tuple[str, ...]) -> None:
-    """Refuse settings of those names that are below 1."""
-    for name in names:
-        if getattr(settings, name) < 1:
-            raise SettingsError(f"{name}: found {getattr(settings, name)}, expected at least 1")

@@ -23,17 +23,17 @@ batch influence each other. The published model hands the question to the head o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
 
+from ...config import Count, settings_class
 from .base import AdapterPerInsertion, Triple
-from .latents import BothWays, GroupedBottleneck, LatentRead, OtherTokens, check_sizes
+from .latents import BothWays, GroupedBottleneck, LatentRead, OtherTokens
 from .registry import register_adapter
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class LavishSettings:
     """Every choice of LAVISH; the defaults are the published ones but for `cross_gate`.
 
@@ -49,18 +49,15 @@ class LavishSettings:
         after_attention: a second adapter after the attention of the unit, as published; needs placement = "parallel".
     """
 
-    reduction: int = 8
-    groups: int = 4
-    num_latents: int = 64
+    reduction: Count = 8
+    groups: Count = 4
+    num_latents: Count = 64
     latents: Literal["zero", "random"] = "zero"
     cross_gate: float = 0.1
     pre_norm: bool = True
     post_norm: bool = True
     text: bool = False
     after_attention: bool = False
-
-    def __post_init__(self) -> None:
-        check_sizes(self, ("reduction", "groups", "num_latents"))
 
 
 class _Direction(nn.Module):

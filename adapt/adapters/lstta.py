@@ -24,23 +24,23 @@ is projected up by a matrix that starts at zero.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...config import Count, CountOrZero, settings_class
 from ...errors import SettingsError
 from .base import AdapterPerInsertion, Deltas, InsertionModule, Triple
-from .latents import check_sizes, real_text
+from .latents import real_text
 from .layers import CrossAttention, sinusoids
 from .registry import register_adapter
 
 MEDIA = ("visual", "audio")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class LsttaSettings:
     """Every choice of LSTTA.
 
@@ -57,17 +57,14 @@ class LsttaSettings:
     filtering: bool = True
     interaction: bool = True
     importance: Literal["sigmoid", "softmax"] = "sigmoid"
-    window: int = 1
-    d_model: int = 64
-    num_heads: int = 4
+    window: CountOrZero = 1
+    d_model: Count = 64
+    num_heads: Count = 4
     text: bool = True
 
     def __post_init__(self) -> None:
         if not (self.filtering or self.interaction):
             raise SettingsError('filtering and interaction: both false; expected at least one (or kind = "probe")')
-        check_sizes(self, ("d_model", "num_heads"))
-        if self.window < 0:
-            raise SettingsError(f"window: found {self.window}, expected 0 or more segments")
         if self.d_model % self.num_heads:
             raise SettingsError(f"d_model: found {self.d_model}, expected a multiple of num_heads = {self.num_heads}")
 

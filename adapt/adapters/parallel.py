@@ -12,17 +12,15 @@ the untrained adapter changes no bit. Each modality has its own, and none sees a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
-from ...errors import SettingsError
+from ...config import Count, Positive, settings_class
 from .base import AdapterPerInsertion
 from .bottleneck import EachItsOwn, bottlenecks
-from .latents import check_sizes
 from .registry import register_adapter
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class ParallelSettings:
     """Every choice of the parallel adapter.
 
@@ -34,16 +32,11 @@ class ParallelSettings:
         text: the text's tokens have an adapter too.
     """
 
-    d_bottleneck: int = 64
-    scale: float = 4.0
+    d_bottleneck: Count = 64
+    scale: Positive = 4.0
     activation: Literal["gelu", "relu"] = "relu"
     pre_norm: bool = False
     text: bool = True
-
-    def __post_init__(self) -> None:
-        check_sizes(self, ("d_bottleneck",))
-        if self.scale <= 0:
-            raise SettingsError(f"scale: found {self.scale}, expected more than 0")
 
 
 class ParallelAdapter(AdapterPerInsertion):

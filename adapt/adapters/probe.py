@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from ...errors import SettingsError, unknown_name
-from ...extract.encoders.options import MODALITIES
+from ...config import settings_class
+from ...errors import SettingsError
+from ...extract.encoders.options import MODALITIES, Modality
 from .registry import register_adapter
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class ProbeSettings:
     """Which modalities the head reads.
 
@@ -18,12 +17,9 @@ class ProbeSettings:
             and the picture. Without "text" the head cannot know what is asked.
     """
 
-    modalities: tuple[str, ...] = MODALITIES
+    modalities: tuple[Modality, ...] = MODALITIES
 
     def __post_init__(self) -> None:
-        for name in self.modalities:
-            if name not in MODALITIES:
-                raise SettingsError(f"modalities: {unknown_name('modality', name, MODALITIES)}")
         if not self.modalities:
             raise SettingsError("modalities: found none, expected at least one of visual, audio, text")
 

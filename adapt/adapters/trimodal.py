@@ -23,11 +23,11 @@ scan, "global" for the window).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, overload
 
 from torch import Tensor
 
+from ...config import Count, CountOrZero, Positive, settings_class
 from ...errors import SettingsError
 from ...extract.encoders.options import MODALITIES
 from .base import AdapterPerInsertion, Deltas, Gates, InsertionModule, Triple
@@ -36,7 +36,7 @@ from .registry import register_adapter
 from .selection import Selection, mean_gate
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class TrimodalSettings:
     """Every choice of the tri-modal adapter.
 
@@ -57,27 +57,20 @@ class TrimodalSettings:
     selection: Literal["ssm", "attention", "none"] = "ssm"
     interaction: Literal["windowed", "global", "none"] = "windowed"
     center: Literal["visual", "audio"] = "visual"
-    window: int = 1
-    num_latents: int = 8
-    d_model: int = 64
-    d_state: int = 16
-    d_conv: int = 4
-    expand: int = 2
+    window: CountOrZero = 1
+    num_latents: Count = 8
+    d_model: Count = 64
+    d_state: Count = 16
+    d_conv: Count = 4
+    expand: Count = 2
     bidirectional: bool = True
-    num_heads: int = 4
-    scale: float = 1.0
+    num_heads: Count = 4
+    scale: Positive = 1.0
     share_across_insertions: bool = False
 
     def __post_init__(self) -> None:
         if self.selection == "none" and self.interaction == "none":
             raise SettingsError('selection and interaction are both "none"; expected at least one (or kind = "probe")')
-        if self.window < 0:
-            raise SettingsError(f"window: found {self.window}, expected 0 or more segments")
-        for name in ("num_latents", "d_model", "d_state", "d_conv", "expand", "num_heads"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name}: found {getattr(self, name)}, expected at least 1")
-        if self.scale <= 0:
-            raise SettingsError(f"scale: found {self.scale}, expected more than 0")
         if self.d_model % self.num_heads:
             raise SettingsError(f"d_model: found {self.d_model}, expected a multiple of num_heads = {self.num_heads}")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ...config import from_mapping
+from ...config import Amount, Count, CountOrZero, ShareBelowOne, from_mapping, settings_class
 from ...errors import SettingsError, unknown_name
 from ...extract.stage.settings import ExtractSettings, extract_settings, read_toml
 from ..adapters.registry import adapter_settings
@@ -16,7 +16,7 @@ from ..model.heads import TaskSettings
 from ..model.registry import LOSSES, check_part
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class TrainSettings:
     """How a variant is trained.
 
@@ -45,40 +45,31 @@ class TrainSettings:
         compile: run the encoders' units through torch.compile; on CUDA only.
     """
 
-    epochs: int = 10
-    batch_size: int = 32
-    eval_batch_size: int = 64
-    lr: float = 1e-3
-    head_lr: float | None = None
-    weight_decay: float = 0.05
-    warmup: float = 0.1
-    clip_norm: float = 1.0
-    label_smoothing: float = 0.0
+    epochs: Count = 10
+    batch_size: Count = 32
+    eval_batch_size: Count = 64
+    lr: Amount = 1e-3
+    head_lr: Amount | None = None
+    weight_decay: Amount = 0.05
+    warmup: ShareBelowOne = 0.1
+    clip_norm: Amount = 1.0
+    label_smoothing: ShareBelowOne = 0.0
     loss: dict[str, Any] | None = None
-    patience: int = 0
+    patience: CountOrZero = 0
     amp: Literal["auto", "off", "bf16"] = "auto"
-    num_threads: int = 0
+    num_threads: CountOrZero = 0
     drop_last: bool = False
-    accumulate: int = 1
+    accumulate: Count = 1
     group_by_clip: bool = False
     checkpoint_units: bool = False
-    ema: float = 0.0
+    ema: ShareBelowOne = 0.0
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "eval_batch_size", "accumulate"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name}: found {getattr(self, name)}, expected at least 1")
-        for name in ("lr", "weight_decay", "clip_norm", "patience", "num_threads"):
-            if getattr(self, name) < 0:
-                raise SettingsError(f"{name}: found {getattr(self, name)}, expected at least 0")
         if self.loss is not None:
             check_part(LOSSES, self.loss, where="loss")
             if self.label_smoothing:
                 raise SettingsError("label_smoothing: is of the cross-entropy; expected 0 beside a loss of one's own")
-        for name in ("warmup", "label_smoothing", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise SettingsError(f"{name}: found {getattr(self, name)}, expected 0 or more and less than 1")
 
     @property
     def data_order(self) -> str:
@@ -89,7 +80,7 @@ class TrainSettings:
         return ", ".join(parts)
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class VariantSettings:
     """A named adapter with its settings, its insertion and what differs in its training.
 
@@ -117,7 +108,7 @@ class VariantSettings:
         adapter_settings(self.adapter)
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class SweepSettings:
     """Which seeds every variant is trained with, and how those of a group run.
 
@@ -131,18 +122,14 @@ class SweepSettings:
 
     seeds: tuple[int, ...] = (0,)
     stack: Literal["auto"] | bool = "auto"
-    stack_size: int = 0
-
-    def __post_init__(self) -> None:
-        if self.stack_size < 0:
-            raise SettingsError(f"stack_size: found {self.stack_size}, expected at least 0")
+    stack_size: CountOrZero = 0
 
     def stacks(self, device: str) -> bool:
         """Whether variants are stacked on a kind of device ("cpu", "cuda", …)."""
         return device == "cuda" if self.stack == "auto" else self.stack
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class LogSettings:
     """Where a run's numbers go beside metrics.jsonl; they change no number.
 
@@ -166,7 +153,7 @@ class Experiment:
     train: TrainSettings
     variants: tuple[VariantSettings, ...]
     sweep: SweepSettings
-    log: LogSettings = LogSettings()
+    log: LogSettings = field(default_factory=LogSettings)
 
     @property
     def runs(self) -> Path:
@@ -186,8 +173,10 @@ class Experiment:
         return from_mapping(TrainSettings, {**base, **variant.train}, where=f"variants.{variant.name}.train")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Tables:
+@settings_class
+class Tables:
+    """The tables of an experiment file that stage 2 reads; `ExtractTables` are the others."""
+
     task: TaskSettings = field(default_factory=TaskSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     variants: tuple[VariantSettings, ...] = ()
@@ -219,7 +208,7 @@ def experiment_from_tables(tables: Mapping[str, Any], *, path: Path) -> Experime
     extraction = extract_settings(tables, path=path)
     wanted = {k: v for k, v in tables.items() if k in ("task", "train", "variants", "sweep", "log")}
     try:
-        parsed = from_mapping(_Tables, wanted, where="")
+        parsed = from_mapping(Tables, wanted, where="")
         experiment = Experiment(
             name=path.stem,
             base=path.parent.resolve(),

@@ -10,18 +10,18 @@ encoding and the exact fusion are ours.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ...config import Count, ShareBelowOne, settings_class
 from ...errors import SettingsError
 from ..adapters.layers import masked_mean, sinusoids
 from .registry import HEADS, check_part
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class TaskSettings:
     """What is predicted, and the head's size.
 
@@ -35,18 +35,16 @@ class TaskSettings:
     """
 
     kind: Literal["answers", "classes", "events"] = "answers"
-    d_head: int = 256
-    num_heads: int = 4
-    dropout: float = 0.1
+    d_head: Count = 256
+    num_heads: Count = 4
+    dropout: ShareBelowOne = 0.1
     head: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if self.num_heads < 1 or self.d_head < 1 or self.d_head % self.num_heads:
+        if self.d_head % self.num_heads:
             raise SettingsError(f"d_head: found {self.d_head}, expected a multiple of num_heads = {self.num_heads}")
         if self.head is not None:
             check_part(HEADS, self.head, where="head")
-        if not 0 <= self.dropout < 1:
-            raise SettingsError(f"dropout: found {self.dropout}, expected 0 or more and less than 1")
 
 
 class Head(nn.Module):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from ...config import from_mapping
+from ...config import Count, Positive, from_mapping, settings_class
 from ...errors import SettingsError
 
 #: Of a GPU where none is measured: NVIDIA's published float32 rate of an A100, which talik's encoders compute in.
 PEAK_TFLOPS, UTILISATION = 19.5, 0.6
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class SimulateSettings:
     """What a cluster is taken to be: `gpus=64,tflops=40,hours=24` on the command line.
 
@@ -25,20 +23,16 @@ class SimulateSettings:
         hours: also say how many GPUs end within as many hours.
     """
 
-    gpus: tuple[int, ...]
-    tflops: float | None = None
-    cores: int = 8
-    decode: float = 1.0
-    disk: float = 2.0
-    hours: float | None = None
+    gpus: tuple[Count, ...]
+    tflops: Positive | None = None
+    cores: Count = 8
+    decode: Positive = 1.0
+    disk: Positive = 2.0
+    hours: Positive | None = None
 
     def __post_init__(self) -> None:
-        if not self.gpus or min(self.gpus) < 1:
-            raise SettingsError(f"gpus: found {list(self.gpus)}, expected numbers of at least 1")
-        for name in ("tflops", "cores", "decode", "disk", "hours"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise SettingsError(f"{name}: found {value}, expected more than 0")
+        if not self.gpus:
+            raise SettingsError("gpus: found none, expected numbers of at least 1")
 
     @property
     def shown(self) -> tuple[int, ...]:

@@ -13,11 +13,12 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import get_args
 
 from ...errors import ManifestError, unknown_name
 from .json_records import Record, inside, read_json_list
 from .media_index import annotation_folder, find_clips
-from .settings import MUSIC_RELEASES, DataSettings
+from .settings import DataSettings, Release
 from .types import SPLITS, Manifest, Question
 
 #: The 42 answers in the order of their classes: first appearance in the original training file, as upstream counts.
@@ -244,6 +245,6 @@ def _find(folder: Path, folders: tuple[str, ...], name: str, split: str) -> Path
     places = " or ".join(str(folder / below) for below in folders)
     raise ManifestError(
         f"{places}: no {name} for split {split!r} (there is: {there}); put it there, name data.release "
-        f"({', '.join(MUSIC_RELEASES)}), or name each split's file in data.files, for instance "
+        f"({', '.join(get_args(Release))}), or name each split's file in data.files, for instance "
         '{train = "avqa-train_real.json", test = "avqa-test.json"}'
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ...config import Count, Positive, settings_class
 from ...errors import SettingsError
 
 if TYPE_CHECKING:
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 Fit = Literal["crop", "stretch"]
-MODALITIES = ("visual", "audio", "text")
+Modality = Literal["visual", "audio", "text"]
+MODALITIES: tuple[Modality, ...] = ("visual", "audio", "text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +87,7 @@ class EncoderOptions:
         return self.weights == "random"
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class PictureSettings:
     """The front end of an image model that hears: how a window of sound becomes a picture.
 
@@ -103,24 +105,19 @@ class PictureSettings:
             Spectrogram Transformer (Gong et al., Interspeech 2021), by default.
     """
 
-    sample_rate_hz: int = 16000
-    num_mel_bins: int = 128
-    num_frames: int | None = None
-    frame_seconds: float = 0.025
-    hop_seconds: float = 0.01
+    sample_rate_hz: Count = 16000
+    num_mel_bins: Count = 128
+    num_frames: Count | None = None
+    frame_seconds: Positive = 0.025
+    hop_seconds: Positive = 0.01
     min_hz: float = 0.0
     max_hz: float | None = None
     mean: float = -4.2677393
-    std: float = 2 * 4.5689974
+    std: Positive = 2 * 4.5689974
 
     def __post_init__(self) -> None:
-        for name in ("sample_rate_hz", "num_mel_bins", "frame_seconds", "hop_seconds", "std"):
-            if getattr(self, name) <= 0:
-                raise SettingsError(f"picture.{name}: found {getattr(self, name)}, expected more than 0")
-        if self.num_frames is not None and self.num_frames < 1:
-            raise SettingsError(f"picture.num_frames: found {self.num_frames}, expected at least 1")
         half = self.sample_rate_hz / 2
         if not 0 <= self.min_hz < (half if self.max_hz is None else self.max_hz) <= half:
             raise SettingsError(
-                f"picture.min_hz, max_hz: found {self.min_hz:g}, {self.max_hz}, expected 0 ≤ min_hz < max_hz ≤ {half:g}"
+                f"min_hz, max_hz: found {self.min_hz:g}, {self.max_hz}, expected 0 ≤ min_hz < max_hz ≤ {half:g}"
             )

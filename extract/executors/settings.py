@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal, get_args
 
+from ...config import Amount, Count, Positive, settings_class
 from ...errors import SettingsError, unknown_name
 
 Kind = Literal["local", "ray", "submitit"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class EngineSettings:
     """How the work is spread.
 
@@ -37,24 +38,16 @@ class EngineSettings:
     """
 
     kind: Kind = "local"
-    jobs: int | None = None
+    jobs: Count | None = None
     address: str | None = None
-    memory_gb: float | None = None
-    threads: int | None = None
-    gpus: float | None = None
-    attempts: int = 3
+    memory_gb: Positive | None = None
+    threads: Count | None = None
+    gpus: Amount | None = None
+    attempts: Count = 3
     slurm: dict[str, Any] = field(default_factory=dict)
     folder: str = "engine"
 
     def __post_init__(self) -> None:
-        for name, least in (("jobs", 1), ("threads", 1), ("attempts", 1)):
-            found = getattr(self, name)
-            if found is not None and found < least:
-                raise SettingsError(f"{name}: found {found}, expected at least {least}")
-        if self.memory_gb is not None and self.memory_gb <= 0:
-            raise SettingsError(f"memory_gb: found {self.memory_gb}, expected more than 0")
-        if self.gpus is not None and self.gpus < 0:
-            raise SettingsError(f"gpus: found {self.gpus}, expected 0 or more")
         if self.address is not None and self.kind == "local":
             raise SettingsError(f"address: found {self.address!r}, but the local engine has none; remove the key")
         if self.slurm and self.kind != "submitit":

@@ -22,11 +22,10 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ...config import from_mapping
+from ...config import Count, CountOrZero, from_mapping, settings_class
 from ...errors import SettingsError, unknown_name
 
 AXES = "TNHWD"
@@ -49,7 +48,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class FeatureMapping:
     """The mapping; paths count from the mapping's file, or from the features' folder for a preset.
 
@@ -79,13 +78,13 @@ class FeatureMapping:
     ids: str | None = None
     rows: str | None = None
     delimiter: str = ""
-    column: int = 0
+    column: CountOrZero = 0
     header: str | None = None
     id_map: tuple[str, ...] = ()
     order: tuple[str, ...] = ()
     suffix: str = ".npy"
-    step: int = 1
-    segments: int | None = None
+    step: Count = 1
+    segments: Count | None = None
     dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
 
     def __post_init__(self) -> None:
@@ -99,8 +98,6 @@ class FeatureMapping:
                 raise SettingsError(f"axes: found {axes!r}, expected either N or H and W, not both")
         if self.ids is not None and self.rows is not None:
             raise SettingsError("ids and rows: both name the rows; expected one of them")
-        if self.step < 1 or (self.segments is not None and self.segments < 1) or self.column < 0:
-            raise SettingsError("step, segments and column: expected 1 or more (column: 0 or more)")
         if self.segments is not None and self.step != 1:
             raise SettingsError("step and segments: both choose the time steps; expected one of them")
 

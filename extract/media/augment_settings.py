@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
+from ...config import Amount, Share, settings_class
 from ...errors import SettingsError
 
 VISUAL = ("crop", "flip", "jitter")
 AUDIO = ("shift_seconds", "time_mask", "frequency_mask")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class AugmentSettings:
     """What an augmented view changes of a clip; the same draw holds for all its frames or windows.
 
@@ -29,11 +30,11 @@ class AugmentSettings:
     """
 
     crop: tuple[float, float] | None = None
-    flip: float = 0.0
-    jitter: float = 0.0
-    shift_seconds: float = 0.0
-    time_mask: float = 0.0
-    frequency_mask: float = 0.0
+    flip: Share = 0.0
+    jitter: Share = 0.0
+    shift_seconds: Amount = 0.0
+    time_mask: Share = 0.0
+    frequency_mask: Share = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -41,11 +42,6 @@ class AugmentSettings:
             raise SettingsError(
                 f"crop: found {list(self.crop)}, expected [smallest, largest] share, above 0, at most 1"
             )
-        for name in ("flip", "jitter", "time_mask", "frequency_mask"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise SettingsError(f"{name}: found {getattr(self, name)}, expected 0 to 1")
-        if self.shift_seconds < 0:
-            raise SettingsError(f"shift_seconds: found {self.shift_seconds}, expected 0 or more")
 
     def active(self) -> dict[str, Any]:
         """The changes that are not left out, as JSON."""
@@ -63,8 +59,6 @@ def check_views(views: int, augment: AugmentSettings | None) -> None:
     Raises:
         SettingsError: either.
     """
-    if views < 0:
-        raise SettingsError(f"views: found {views}, expected 0 or more")
     active = list(augment.active()) if augment is not None else []
     if active and not views:
         raise SettingsError(

@@ -7,13 +7,13 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ...cache.feature_store import FeatureStore
 from ...cache.object_storage.address import ObjectAddress, is_object_url
-from ...config import from_mapping
+from ...config import Count, CountOrZero, Positive, from_mapping, settings_class
 from ...errors import SettingsError, unknown_name
 from ..datasets.settings import DataSettings
 from ..encoders.options import PictureSettings
@@ -24,7 +24,7 @@ MODALITIES = ("visual", "audio", "text")
 EXPERIMENT_TABLES = ("data", "encoders", "store", "task", "train", "variants", "sweep", "log", "engine")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class EncoderSettings:
     """One frozen encoder and the boundaries whose states are cached.
 
@@ -49,23 +49,17 @@ class EncoderSettings:
     model: str
     weights: str | None = None
     cut: int | tuple[int, ...] | Literal["auto"] = "auto"
-    image_size: int | None = None
+    image_size: Count | None = None
     fit: Literal["crop", "stretch"] | None = None
-    num_frames: int | None = None
-    window_seconds: float | None = None
+    num_frames: Count | None = None
+    window_seconds: Positive | None = None
     picture: PictureSettings | None = None
-    views: int = 0
+    views: CountOrZero = 0
     augment: AugmentSettings | None = None
-    batch_size: int = 64
+    batch_size: Count = 64
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise SettingsError(f"batch_size: found {self.batch_size}, expected at least 1")
-        if self.num_frames is not None and self.num_frames < 1:
-            raise SettingsError(f"num_frames: found {self.num_frames}, expected at least 1")
-        if self.window_seconds is not None and self.window_seconds <= 0:
-            raise SettingsError(f"window_seconds: found {self.window_seconds}, expected more than 0")
         check_views(self.views, self.augment)
         if self.is_imported:
             self._check_imported()
@@ -93,7 +87,7 @@ class EncoderSettings:
         return (self.cut,) if isinstance(self.cut, int) else tuple(self.cut)
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class EncodersSettings:
     """The encoders of an experiment, at most one a modality."""
 
@@ -116,7 +110,7 @@ class EncodersSettings:
         return tuple((m, s) for m, s in self.items() if not s.is_imported)
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class StoreSettings:
     """Where and how the states lie.
 
@@ -142,16 +136,14 @@ class StoreSettings:
     path: str = "features.zarr"
     storage: dict[str, Any] = field(default_factory=dict)
     cache_dir: str | None = None
-    cache_gb: float | None = None
+    cache_gb: Positive | None = None
     dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float16"
     verify: Literal["first", "always", "never"] = "first"
     read_path: Literal["auto", "mmap", "preadv"] = "auto"
-    shard_items: int | None = None
+    shard_items: Count | None = None
     disk_budget: str | None = None
 
     def __post_init__(self) -> None:
-        if self.shard_items is not None and self.shard_items < 1:
-            raise SettingsError(f"shard_items: found {self.shard_items}, expected at least 1")
         _ = self.disk_budget_bytes
         if is_object_url(self.path):
             ObjectAddress(url=self.path, options=self.storage, cache_gb=self.cache_gb)
@@ -169,7 +161,7 @@ class StoreSettings:
         return int(float(match[1]) * {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}[match[2]])
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class ExtractSettings:
     """Everything that stage 1 reads; `base` is the folder that relative paths count from."""
 
@@ -240,7 +232,7 @@ def extract_settings(tables: Mapping[str, Any], *, path: Path) -> ExtractSetting
     """Build stage 1's settings from an experiment's tables; messages begin with the file's name."""
     wanted = {name: tables[name] for name in ("data", "encoders", "store", "engine") if name in tables}
     try:
-        parsed = from_mapping(_Tables, wanted, where="")
+        parsed = from_mapping(ExtractTables, wanted, where="")
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from None
     return ExtractSettings(
@@ -273,8 +265,10 @@ def _planned(encoders: EncodersSettings, path: Path) -> EncodersSettings:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Tables:
+@settings_class
+class ExtractTables:
+    """The tables of an experiment file that stage 1 reads."""
+
     data: DataSettings
     encoders: EncodersSettings
     store: StoreSettings = field(default_factory=StoreSettings)

@@ -197,7 +197,7 @@ def test_a_sweep_goes_on_past_a_failure(place: Path, context: Any) -> None:
         ('insertion = "last 1"', 'insertion = "final 1"', "found 'final 1', expected \"last K\""),
         ('insertion = "last 1"', "insertion = { visual = [7], audio = [1], text = [1] }", "insertion.visual: found 7"),
         ('insertion = "last 1"', "insertion = { visual = [1, 2], audio = [1], text = [1] }", "lists of one length"),
-        ("epochs = 2", "epochs = 0", "train: epochs: found 0, expected at least 1"),
+        ("epochs = 2", "epochs = 0", "train.epochs: found 0, expected at least 1"),
         ('name = "trimodal"', 'name = "probe"', "the name 'probe' stands twice"),
     ],
 )

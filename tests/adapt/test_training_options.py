@@ -267,7 +267,10 @@ def test_a_run_of_before_these_settings_still_counts_as_done(write: Any, context
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
-    [("accumulate", 0, "accumulate: found 0, expected at least 1"), ("ema", 1.0, "ema: found 1.0, expected 0 or more")],
+    [
+        ("accumulate", 0, "accumulate: found 0, expected at least 1"),
+        ("ema", 1.0, "ema: found 1.0, expected at least 0 and less than 1"),
+    ],
 )
 def test_options_out_of_range_are_refused(key: str, value: Any, message: str) -> None:
     with pytest.raises(SettingsError, match=message):

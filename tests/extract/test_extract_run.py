@@ -288,7 +288,7 @@ def test_a_full_disk_keeps_what_is_finished(
         ("segments = 3", "segmnets = 3", r"exp.toml: data.segmnets: unknown key 'segmnets'; did you mean 'segments'"),
         ("[store]", "[stor]", r"exp.toml: unknown table 'stor'; did you mean 'store'"),
         ("segments = 3", 'segments = "3"', r"data.segments: found '3', expected a whole number"),
-        ("segments = 3", "segments = 0", r"data: segments: found 0, expected 1 or more"),
+        ("segments = 3", "segments = 0", r"data\.segments: found 0, expected at least 1"),
         ('dataset = "demo"', 'dataset = "demos"', r"did you mean 'demo'"),
         ("cut = [1, 3]", "cut = [9]", r"boundary 9"),
         ("cut = [1, 3]", 'cut = "deep"', r"encoders.visual.cut: found 'deep'"),

@@ -386,7 +386,7 @@ def test_a_stride_gives_segments_of_one_length(frames_set: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"dataset": "music-avqa", "root": "x", "release": "v2"}, "unknown release of MUSIC-AVQA 'v2'"),
+        ({"dataset": "music-avqa", "root": "x", "release": "v2"}, "release: found 'v2', expected one of 'original', "),
         ({"dataset": "ave", "root": "x", "release": "r"}, "release"),
         (
             {"dataset": "music-avqa", "root": "x", "release": "r", "files": {"test": "a.json"}},

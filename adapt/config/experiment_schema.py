@@ -1,0 +1,60 @@
+"""The JSON Schema of an experiment file, from which editors complete and check its TOML."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...config import json_schema
+from ...errors import TalikError
+from ...extract.datasets.settings import DATASETS
+from ...extract.stage.settings import ExtractTables
+from ..adapters.peft_settings import TUNERS, config_fields
+from ..adapters.registry import adapter_kind, known_adapters
+from .experiment import Tables
+
+
+def experiment_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of an experiment file: every table, key, range, default and meaning.
+
+    A variant's `adapter` is one of the kinds that can be used here, those of entry points included, each with its own
+    keys. Of a kind whose package is missing, any keys are let through.
+
+    Example:
+        >>> from talik.adapt.config.experiment_schema import experiment_schema
+        >>> experiment_schema()["$defs"]["TrainSettings"]["properties"]["epochs"]["minimum"]
+        1
+    """
+    stage1, stage2 = json_schema(ExtractTables), json_schema(Tables)
+    kinds = {name: _adapter_schema(name) for name in known_adapters()}
+    definitions = {**stage1.pop("$defs"), **stage2.pop("$defs"), **{f"adapter {n}": s for n, s in kinds.items()}}
+    definitions["DataSettings"]["properties"]["dataset"]["enum"] = sorted(DATASETS.names())
+    adapter = definitions["VariantSettings"]["properties"]["adapter"]
+    adapter.update(required=["kind"], anyOf=[{"$ref": f"#/$defs/adapter {name}"} for name in kinds])
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "An experiment of talik",
+        "type": "object",
+        "properties": {**stage1["properties"], **stage2["properties"]},
+        "required": stage1["required"],
+        "additionalProperties": False,
+        "$defs": definitions,
+    }
+
+
+def _adapter_schema(name: str) -> dict[str, Any]:
+    """Return the schema of `[variants.adapter]` for one kind."""
+    try:
+        own = _peft_schema(name) if name.startswith("peft:") else json_schema(adapter_kind(name).settings)
+    except TalikError:  # it, or its package, cannot be imported
+        own = {"type": "object", "properties": {}}
+    own.setdefault("properties", {})["kind"] = {"const": name}
+    return {**own, "title": name, "required": ["kind", *own.get("required", ())]}
+
+
+def _peft_schema(name: str) -> dict[str, Any]:
+    """Return the keys of a tuner's PEFT config; PEFT checks their values itself."""
+    tuner = name.removeprefix("peft:")
+    fields = {n: f for n, f in config_fields(tuner).items() if n not in TUNERS[tuner].preset}
+    texts = {n: " ".join(str(f.metadata.get("help", "")).split()) for n, f in fields.items()}
+    properties = {n: {"description": text} for n, text in texts.items()}
+    return {"type": "object", "properties": properties, "additionalProperties": False}
