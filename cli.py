@@ -64,11 +64,11 @@ def schema() -> None:
 @app.command()
 def data(experiment: ExperimentPath, allow_missing: AllowMissing = False) -> None:
     """Say what the data set holds: counts, release, duplicates, clips shared between splits, the blind baseline."""
-    from .adapt.config.experiment import load_experiment
     from .extract.datasets.describe import describe
     from .extract.datasets.load import load_manifest
+    from .extract.stage.settings import read_settings
 
-    settings = load_experiment(experiment, allow_missing=allow_missing).extraction
+    settings = read_settings(experiment, allow_missing=allow_missing)
     for line in describe(load_manifest(settings.manifest_settings, base=settings.base)):
         typer.echo(line)
 
@@ -84,11 +84,11 @@ def extract(
     quiet: Quiet = False,
 ) -> None:
     """Stage 1: compute and store the states that an experiment names. Resumable; a second run does nothing."""
-    from .adapt.config.experiment import load_experiment
     from .extract.executors.settings import with_engine
     from .extract.stage.extract import extract as run
+    from .extract.stage.settings import read_settings
 
-    settings = load_experiment(experiment, allow_missing=allow_missing).extraction
+    settings = read_settings(experiment, allow_missing=allow_missing)
     workers = with_engine(settings.engine, engine, jobs)
     for line in run(settings, device=device, progress=not quiet, deep=deep, engine=workers).lines():
         typer.echo(line)
@@ -383,7 +383,7 @@ def store_repair(
     quiet: Quiet = False,
 ) -> None:
     """Forget the shards that fail their checksums, and compute them again."""
-    from .extract.stage.repair import repair_store
+    from .extract.stage.maintenance import repair_store
 
     for line in repair_store(store, experiment, device=device, progress=not quiet).lines():
         typer.echo(line)
@@ -398,7 +398,7 @@ def store_why(
     quiet: Quiet = False,
 ) -> None:
     """Say what an experiment would compute, and why: fields that differ, items that are new, changed or gone."""
-    from .extract.stage.explain import why_store
+    from .extract.stage.maintenance import why_store
 
     for line in why_store(store, experiment, deep=deep, device=device, progress=not quiet).lines():
         typer.echo(line)
@@ -413,7 +413,7 @@ def store_gc(
     quiet: Quiet = False,
 ) -> None:
     """List what no experiment given needs, ask, and delete it. Nothing else ever deletes states."""
-    from .extract.stage.gc import find_store_garbage
+    from .extract.stage.maintenance import find_store_garbage
 
     report = find_store_garbage(store, experiments, device=device, progress=not quiet)
     for line in report.lines():

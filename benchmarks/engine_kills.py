@@ -29,12 +29,12 @@ from ray_nodes import Nodes
 from store_extraction import tiny_encoders
 from store_sample import surroundings
 
-import talik.extract.stage.extract as extraction
 from talik.adapt.config.experiment import load_experiment
 from talik.adapt.sweep.sweep import receipts_path, sweep
 from talik.demo.make import make_demo
 from talik.extract.executors.settings import EngineSettings
 from talik.extract.stage.extract import extract
+from talik.extract.stage.run_records import receipts_path as store_receipts
 
 
 @dataclass
@@ -124,7 +124,7 @@ def kill_while(
 def extractions(nodes: Nodes, experiment: Path, engine: EngineSettings, *, kills: int, seed: int) -> Seen:
     """Kill nodes while a store is filled."""
     store = experiment.parent / "features.zarr"
-    receipts = extraction.receipts_path(store)
+    receipts = store_receipts(store)
 
     def begin_again() -> None:
         shutil.rmtree(store, ignore_errors=True)

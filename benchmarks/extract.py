@@ -26,9 +26,9 @@ from talik.extract.datasets.load import load_manifest
 from talik.extract.encoders.encoder import Encoder
 from talik.extract.media.decode import ClipMedia, iter_media
 from talik.extract.stage.extract import extract
+from talik.extract.stage.prefix import open_encoder
 from talik.extract.stage.sampling import sampling_of
 from talik.extract.stage.settings import ExtractSettings, extract_settings
-from talik.extract.stage.units import open_encoder
 
 EXPERIMENT = {
     "encoders": {

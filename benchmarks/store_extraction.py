@@ -9,13 +9,11 @@ from typing import Any
 import torch
 import transformers as hf
 
-import talik.extract.stage.clips as run_clips
-import talik.extract.stage.texts as run_texts
+import talik.extract.stage.plan as planning
 from talik.cache.feature_store import FeatureStore
 from talik.demo.make import make_demo
 from talik.extract.stage.extract import extract
-from talik.extract.stage.requested import asked_of
-from talik.extract.stage.settings import extract_settings, read_toml
+from talik.extract.stage.settings import RunOptions, read_settings
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] is the in video how many instruments are sounding left right violin piano ? first a"
 EXPERIMENT = """
@@ -52,7 +50,7 @@ def made_extraction(folder: Path, *, num_clips: int) -> tuple[Path, Callable[[],
 def extraction(experiment: Path) -> Callable[[], object]:
     """Return what runs an experiment's extraction with encoders that are opened only once, here."""
     opened: dict[str, Any] = {}
-    real = run_clips.open_encoder
+    real = planning.open_encoder
 
     def open_encoder(settings: Any, *, modality: str, **more: Any) -> Any:
         if modality not in opened:
@@ -61,19 +59,19 @@ def extraction(experiment: Path) -> Callable[[], object]:
 
     def work() -> object:
         torch.set_num_threads(1)
-        run_clips.open_encoder = run_texts.open_encoder = open_encoder
+        planning.open_encoder = open_encoder
         try:
             return extract(experiment, progress=False)
         finally:
-            run_clips.open_encoder = run_texts.open_encoder = real
+            planning.open_encoder = real
 
-    settings = extract_settings(read_toml(experiment), path=experiment)
+    settings = read_settings(experiment)
     store = FeatureStore.open(settings.store_path, "a")
-    run_clips.open_encoder = run_texts.open_encoder = open_encoder
+    planning.open_encoder = open_encoder
     try:
-        asked_of(settings, store, progress=False)
+        planning.requested_boundaries(settings, store, RunOptions(progress=False))
     finally:
-        run_clips.open_encoder = run_texts.open_encoder = real
+        planning.open_encoder = real
     return work
 
 

@@ -25,7 +25,7 @@ from talik.adapt.training.run_folder import RunFolder
 from talik.adapt.training.trainer import Trainer
 from talik.extract.datasets.types import Question
 from talik.extract.media.decode import iter_media
-from talik.extract.stage.units import boundary_states
+from talik.extract.stage.prefix import boundary_states
 from talik.extract.trunk.state import State
 
 WAYS = ("naive", "npy", "solo", "fused", "bound")

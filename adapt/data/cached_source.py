@@ -23,11 +23,11 @@ from ...extract.datasets.types import Manifest, Question
 from ...extract.encoders.encoder import Encoder
 from ...extract.encoders.imported_features import imported_key
 from ...extract.media.frame_folder import FrameFolder, digest_media, stat_media
-from ...extract.stage.clip_items import source_of
-from ...extract.stage.failures import read_left_out
+from ...extract.stage.items import source_of
+from ...extract.stage.prefix import clip_identity, text_identity
+from ...extract.stage.run_records import read_failed_clips
 from ...extract.stage.sampling import Sampling
 from ...extract.stage.settings import EncoderSettings
-from ...extract.stage.units import clip_identity, text_identity
 from ...extract.trunk.state import State
 from .augmented_views import mixed_views, view_readers
 from .batch import Batch, ClipRows, distinct, distinct_index
@@ -113,7 +113,7 @@ class CachedSource:
         if lacking == ["text"]:
             return f"text {question.text!r}"
         source = source_of(self._manifest, self._manifest.clips[question.clip_id])
-        reasons = {entry.source: entry.reason for entry in read_left_out(self._store)}
+        reasons = {entry.source: entry.reason for entry in read_failed_clips(self._store)}
         reason = reasons.get(source or question.clip_id, "")
         return f"clip {question.clip_id!r}" + (f" ({reason})" if reason else "")
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from ...extract.datasets.types import Question
 from ...extract.encoders.encoder import Encoder
 from ...extract.media.decode import ClipMedia
+from ...extract.stage.prefix import boundary_states
 from ...extract.stage.sampling import Sampling
-from ...extract.stage.units import boundary_states
 from ..model.flops import operations
 from ..model.joint_model import JointModel, forward
 from .measure import stored_numbers, timed

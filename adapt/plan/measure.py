@@ -23,8 +23,8 @@ from ...errors import MissingMediaError
 from ...extract.datasets.types import Clip, Manifest
 from ...extract.encoders.encoder import Encoder
 from ...extract.media.decode import ClipMedia, iter_media
+from ...extract.stage.prefix import boundary_states
 from ...extract.stage.sampling import Sampling
-from ...extract.stage.units import boundary_states
 from ...extract.trunk.state import State
 from .cost_model import EncoderCosts, MachineCosts
 

@@ -14,7 +14,7 @@ from ...extract.datasets.load import load_manifest
 from ...extract.datasets.types import Clip, Manifest, Question
 from ...extract.media.decode import ClipMedia
 from ...extract.presets.datasets import DATA, DataPart
-from ...extract.stage.synthetic_clips import stand_in
+from ...extract.stage.random_weights import with_random_weights
 from ..config.experiment import Experiment
 from ..training.experiment_context import ExperimentContext
 
@@ -33,7 +33,7 @@ class PlaceholderContext(ExperimentContext):
         for modality, chosen in encoders.items():
             if chosen.is_imported:
                 raise SettingsError(f"encoders.{modality}: {chosen.model} are imported; nothing of them is computed")
-        opened = {m: stand_in(chosen, folder) for m, chosen in encoders.items()}
+        opened = {m: with_random_weights(chosen, folder) for m, chosen in encoders.items()}
         extraction = dataclasses.replace(experiment.extraction, encoders=dataclasses.replace(encoders, **opened))
         super().__init__(dataclasses.replace(experiment, extraction=extraction), device=device)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ...config import from_mapping
+from ...extract.stage.run_records import read_costs
 from ...extract.stage.settings import StoreSettings, plan_path, store_folder
-from ...extract.stage.time_log import read_spent
 from .formats import format_time
 from .runs import Run
 
@@ -112,7 +112,7 @@ def make_cost_table(variants: Mapping[str, Sequence[Run]]) -> CostTable:
     if len(cached) < len(every):
         notes.append(f"{len(every) - len(cached)} of {len(every)} runs were trained live, without the cache.")
     stores = dict.fromkeys(path for run in cached if (path := _store_path(run)) is not None)
-    records = {store: read_spent(store) for store in stores}
+    records = {store: read_costs(store) for store in stores}
     missing = [store.name for store, runs in records.items() if not runs]
     if missing:
         notes.append(f"What extraction took is not recorded beside {', '.join(missing)}.")

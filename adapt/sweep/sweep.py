@@ -17,9 +17,8 @@ from tqdm import tqdm
 
 from ...errors import RunError, TalikError
 from ...extract.executors.open import open_executor
-from ...extract.executors.receipts import ReceiptFile
 from ...extract.executors.settings import EngineSettings
-from ...extract.executors.tasks import Receipt, Task
+from ...extract.executors.tasks import Receipt, ReceiptFile, Task
 from ...extract.stage.settings import plan_path
 from ..config.experiment import Experiment, load_experiment
 from ..training.adapt import RunResult, result_of

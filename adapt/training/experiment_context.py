@@ -17,9 +17,9 @@ from ...extract.encoders.encoder import Encoder
 from ...extract.encoders.imported_features import open_features_encoder
 from ...extract.encoders.load import usable_device
 from ...extract.encoders.unit_replacement import CompiledUnits
+from ...extract.stage.prefix import open_encoder
 from ...extract.stage.sampling import Sampling, sampling_of
 from ...extract.stage.settings import EncoderSettings
-from ...extract.stage.units import open_encoder
 from ..adapters.base import Site
 from ..adapters.registry import adapter_kind, adapter_settings, modalities_of
 from ..config.experiment import Experiment, VariantSettings

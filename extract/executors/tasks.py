@@ -6,6 +6,7 @@ results (a shard, a run's folder) and gives back a receipt, plain JSON; no tenso
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import socket
@@ -13,10 +14,12 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from ... import errors
+from ...cache.atomic_io import disk_errors
 from ...errors import BackendError, TalikError
 
 Outcome = dict[str, Any]
@@ -170,3 +173,27 @@ class Waiting:
             self._entries.append(entry)
             return None
         return Receipt(task=name, attempts=entry.attempts, lost=tuple(entry.lost), **outcome)
+
+
+class ReceiptFile:
+    """A file that receipts are added to; a line torn by a kill is passed over by whoever reads it.
+
+    Args:
+        path: of the file.
+        run: what the lines are of; every line has it.
+    """
+
+    def __init__(self, path: Path, *, run: str) -> None:
+        self.path = path
+        self._run = run
+
+    def add(self, receipt: Receipt) -> None:
+        """Add a line.
+
+        Raises:
+            StoreError: the disk refuses.
+        """
+        line = {"run": self._run, "time": round(time.time(), 3), **asdict(receipt)}
+        with disk_errors(self.path):
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")

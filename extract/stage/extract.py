@@ -1,8 +1,10 @@
-"""Stage 1: the states of every clip and text at the named boundaries, computed once and written to the store.
+"""Stage 1: computes the states of every clip and text at the named boundaries, once, and writes them to the store.
 
-Work is cut into units: the rows of one shard, for all boundaries that miss it, so that a clip is decoded once and a
-prefix runs once however many boundaries and modalities want it. A unit that is interrupted is done again, a finished
-one never; which items share a forward is fixed by their rows, so a resumed store equals an uninterrupted one.
+    manifest → items that lack states → shards to compute → decode → preprocess → prefix → convert → shard → receipt
+
+`extract` below takes the first steps in this order; `shard_worker` and `clip_worker` take the others, shard by shard.
+A unit of work is the rows of one shard, for all boundaries that miss it, so that a clip is decoded once and a prefix
+runs once however many boundaries and modalities need it. An interrupted unit is done again, a finished one never.
 """
 
 from __future__ import annotations
@@ -17,21 +19,19 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ...cache.feature_store import FeatureStore
 from ...errors import MediaError, StoreError
 from ..datasets.describe import describe
 from ..datasets.load import load_manifest
 from ..datasets.types import Manifest
 from ..executors.open import open_executor
-from ..executors.receipts import ReceiptFile
 from ..executors.settings import EngineSettings
-from .clip_items import source_of
-from .clips import ask_clips, extract_clips
-from .failures import LeftOut, read_left_out, record_path, write_left_out
-from .progress import Ledger
-from .requested import refuse_what_cannot_fit, trainable
-from .settings import ExtractSettings, extract_settings, read_toml
-from .texts import ask_texts, extract_texts
-from .time_log import add_spent
+from ..executors.tasks import ReceiptFile
+from .compute_shards import ExtractionResult, compute_shards
+from .items import source_of
+from .plan import StateRequest, plan_shards, request_states, undecodable
+from .run_records import FailedClip, FailedClipRecord, failed_clips_path, receipts_path, record_cost
+from .settings import ExtractSettings, RunOptions, read_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class ExtractReport:
     retried: tuple[tuple[str, str], ...] = ()
 
     def lines(self) -> list[str]:
-        """The report as a person reads it."""
+        """Return the report as a person reads it."""
         out = [f"left out {source}: {reason}" for source, reason in self.skipped]
         if self.up_to_date:
             return [*out, "nothing to do: every state is in the store"]
@@ -76,68 +76,107 @@ def extract(
 
     Args:
         experiment: an experiment's TOML, or its settings for stage 1.
-        device: where the encoders run.
+        device: where the encoders run: "cpu", "cuda", "cuda:1".
         progress: show tqdm bars with rates.
         deep: digest every media file, also those whose size and time are as they were.
-        engine: in place of the experiment's: who computes.
+        engine: who computes, in place of the experiment's [engine].
+
+    Returns:
+        What was computed and written.
 
     Raises:
         SettingsError: a key or value of the file.
-        ManifestError, MissingMediaError: annotations, or media they name that are not there.
-        MediaError: files that could not be decoded; all others are finished and kept. With `allow_missing` they stand
-            in the report instead. Either way they are listed beside the store (`left_out.record_path`).
+        ManifestError, MissingMediaError: annotations, or media that they name, are not found.
+        MediaError: files that could not be decoded; all others are finished and kept. With `allow_missing` they are
+            in the report instead. Either way they are listed beside the store (`run_records.failed_clips_path`).
         StoreError: a folder that is no store, a full disk, another writer.
         BackendError: the engine cannot run; or workers were lost on a unit again and again, all others are kept.
+
+    >>> import talik
+    >>> report = talik.extract("experiment.toml", device="cuda")  # doctest: +SKIP
+    >>> print(*report.lines(), sep="\\n")  # doctest: +SKIP
+    visual/b09-1f2e3d4c5b6a: 9288 items computed
+    17403.2 MB written in 2210.4 s
     """
-    settings = experiment if isinstance(experiment, ExtractSettings) else _read(Path(experiment))
+    settings = experiment if isinstance(experiment, ExtractSettings) else read_settings(experiment)
     settings = settings if engine is None else replace(settings, engine=engine)
+    options = RunOptions(device=device, progress=progress, deep=deep)
     started = time.perf_counter()
     store = settings.open_store("a")
     manifest = load_manifest(settings.manifest_settings, base=settings.base)
     for line in describe(manifest, brief=True) if progress else ():
         tqdm.write(line, file=sys.stderr)
-    done = Ledger()
+    result = _new_result(settings, manifest, store)
     with _threads(settings.engine):
-        here = device if settings.engine.is_local or torch.cuda.is_available() else "cpu"
-        clips = ask_clips(settings, manifest, store, device=here, progress=progress, deep=deep)
-        texts = ask_texts(settings, trainable(settings, manifest), device=here)
-        refuse_what_cannot_fit(store, clips, texts)
-        if not settings.engine.in_process:
-            done.receipts = ReceiptFile(receipts_path(store.path), run="extract")
-        kind = torch.device(device).type
-        where = device if settings.engine.in_process else kind  # each worker has its own first GPU
+        requests = _decodable(request_states(settings, manifest, store, options), result)
         prepared = time.perf_counter()
         try:
-            with open_executor(settings.engine, device=device, base=settings.base) as workers:
-                extract_clips(clips, settings, manifest, store, workers, done, device=where, progress=progress)
-                extract_texts(texts, settings, store, workers, done, device=where, progress=progress)
+            _compute(requests, settings, store, result, options)
         finally:  # what was computed is kept, so its cost counts
-            ended = time.perf_counter() if done.receipts is None else prepared + done.worker_seconds
-            seconds = ended - started
+            ended = time.perf_counter() if result.receipts is None else prepared + result.worker_seconds
             with suppress(StoreError):  # a disk that is full says so by itself
-                add_spent(store.path, seconds=seconds, device=kind, size_bytes=done.bytes_written, items=done.items)
-    _record(store.path, manifest, done)
+                record_cost(
+                    store.path,
+                    seconds=ended - started,
+                    device=options.device_kind,
+                    size_bytes=result.bytes_written,
+                    items=result.items,
+                )
+    result.write_record()
     store.put_records()
-    if done.failures and not settings.data.allow_missing:
-        raise MediaError(_failure_line(done.failures, len(manifest.clips), store.path))
+    if result.failed and not settings.data.allow_missing:
+        raise MediaError(_failure_line(result.failed, len(manifest.clips), store.path))
     return ExtractReport(
-        items=done.items,
-        bytes_written=done.bytes_written,
+        items=result.items,
+        bytes_written=result.bytes_written,
         seconds=time.perf_counter() - started,
-        up_to_date=not any(done.items.values()),
-        skipped=tuple((entry.source, entry.reason) for entry in (*done.missing, *done.failures)),
-        retried=tuple((receipt.task, "; ".join(receipt.lost)) for receipt in done.retried),
+        up_to_date=not any(result.items.values()),
+        skipped=tuple((clip.source, clip.reason) for clip in (*result.missing, *result.failed)),
+        retried=tuple((receipt.task, "; ".join(receipt.lost)) for receipt in result.retried),
     )
 
 
-def receipts_path(store: Path) -> Path:
-    """Return where the receipts of a store's units lie, those that other processes have done."""
-    return store.with_name(f"{store.name}.units.jsonl")
+def _compute(
+    requests: Sequence[StateRequest],
+    settings: ExtractSettings,
+    store: FeatureStore,
+    result: ExtractionResult,
+    options: RunOptions,
+) -> None:
+    """Allot rows, plan the missing shards, and have them computed and written."""
+    boundaries = [boundary for request in requests for boundary in request.boundaries]
+    device = options.worker_device(settings.engine)
+    with (
+        open_executor(settings.engine, device=options.device, base=settings.base) as executor,
+        store.writers(boundaries) as writers,
+    ):
+        for request in requests:
+            units = plan_shards(request, writers)
+            compute_shards(request, units, executor, result, options, device=device)
+
+
+def _new_result(settings: ExtractSettings, manifest: Manifest, store: FeatureStore) -> ExtractionResult:
+    """Return a result with the clips that have no file, if any encoder would decode them."""
+    sources = {source_of(manifest, clip) for clip in manifest.clips.values()} | set(manifest.missing)
+    result = ExtractionResult(record=FailedClipRecord(store.path, sources))
+    if not settings.engine.in_process:
+        result.receipts = ReceiptFile(receipts_path(store.path), run="extract")
+    if any(modality != "text" for modality, _ in settings.encoders.live()):
+        result.missing += [FailedClip(source=id_, key="", reason="the file is missing") for id_ in manifest.missing]
+    return result
+
+
+def _decodable(requests: Sequence[StateRequest], result: ExtractionResult) -> list[StateRequest]:
+    """Take out of the requests the clips that an earlier run could not decode and that still cannot be decoded."""
+    failed = [clip for request in requests for clip in undecodable(request, result.record.earlier_keys)]
+    if failed:
+        result.add_failed(failed)
+    return [request.without({clip.key for clip in failed}) for request in requests]
 
 
 @contextmanager
 def _threads(engine: EngineSettings) -> Iterator[None]:
-    """Have this process use the threads that its engine's settings say, and give them back."""
+    """Set the number of torch threads that the engine's settings name, and restore it afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(engine.threads or before)
     try:
@@ -146,23 +185,10 @@ def _threads(engine: EngineSettings) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _read(path: Path) -> ExtractSettings:
-    return extract_settings(read_toml(path), path=path)
-
-
-def _record(store: Path, manifest: Manifest, done: Ledger) -> None:
-    """Write down what was left out; what other data sets of this store left out stays."""
-    here = {source_of(manifest, clip) for clip in manifest.clips.values()} | set(manifest.missing)
-    others = [entry for entry in read_left_out(store) if entry.source not in here and entry.key]
-    entries = [*others, *done.missing, *done.failures]
-    if entries or read_left_out(store):
-        write_left_out(store, entries)
-
-
-def _failure_line(failures: Sequence[LeftOut], total: int, store: Path) -> str:
-    first = "; ".join(entry.reason for entry in failures[:3])
-    more = f"; and {len(failures) - 3} more, listed in {record_path(store).name}" if len(failures) > 3 else ""
+def _failure_line(failed: Sequence[FailedClip], total: int, store: Path) -> str:
+    first = "; ".join(clip.reason for clip in failed[:3])
+    more = f"; and {len(failed) - 3} more, listed in {failed_clips_path(store).name}" if len(failed) > 3 else ""
     return (
-        f"{len(failures)} of {total} clips could not be decoded, all others are stored: {first}{more}; "
+        f"{len(failed)} of {total} clips could not be decoded, all others are stored: {first}{more}; "
         "replace or remove them and run again, or go on without them with allow_missing = true in [data]"
     )

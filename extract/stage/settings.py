@@ -81,8 +81,9 @@ class EncoderSettings:
         """The boundaries to cache, as written (negative ones not yet resolved)."""
         if self.cut == "auto":
             raise SettingsError(
-                'cut = "auto" takes its boundaries from a plan that caches: run talik plan first, or name them, '
-                "for instance cut = [-1]"
+                'cut = "auto" takes its boundaries from a plan that caches, and there is none beside the experiment: '
+                "run talik plan first (it reads the variants, so what their adapters need has to be installed), or "
+                "name the boundaries, for instance cut = [-1]"
             )
         return (self.cut,) if isinstance(self.cut, int) else tuple(self.cut)
 
@@ -206,6 +207,44 @@ def store_folder(store: StoreSettings, base: Path) -> Path:
 def _address(store: StoreSettings, base: Path) -> ObjectAddress:
     cache = None if store.cache_dir is None else str((base / Path(store.cache_dir).expanduser()).resolve())
     return ObjectAddress(url=store.path, options=store.storage, cache_dir=cache, cache_gb=store.cache_gb)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What a call of stage 1 says beside the experiment.
+
+    Args:
+        device: where encoders run: "cpu", "cuda", "cuda:1".
+        progress: show tqdm bars.
+        deep: digest every media file, also those whose size and time are as they were.
+    """
+
+    device: str = "cpu"
+    progress: bool = True
+    deep: bool = False
+
+    @property
+    def device_kind(self) -> str:
+        """The device without its number: "cpu" or "cuda"."""
+        return self.device.partition(":")[0]
+
+    def worker_device(self, engine: EngineSettings) -> str:
+        """Return the device that workers use: this process the one named, any other the first GPU that it is given."""
+        return self.device if engine.in_process else self.device_kind
+
+
+def read_settings(path: Path | str, *, allow_missing: bool = False) -> ExtractSettings:
+    """Read stage 1's settings from an experiment's TOML; its task, variants and training are not looked at.
+
+    Args:
+        path: of the file.
+        allow_missing: as if `[data]` had `allow_missing = true`.
+
+    Raises:
+        SettingsError: anything that stage 1 cannot read, with the file's name, the key and what was expected.
+    """
+    settings = extract_settings(read_toml(Path(path)), path=Path(path))
+    return replace(settings, data=replace(settings.data, allow_missing=True)) if allow_missing else settings
 
 
 def read_toml(path: Path) -> dict[str, Any]:

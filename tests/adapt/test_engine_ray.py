@@ -18,7 +18,8 @@ from talik.errors import BackendError
 from talik.extract.executors.ray import RayExecutor
 from talik.extract.executors.settings import EngineSettings
 from talik.extract.executors.tasks import Task
-from talik.extract.stage.extract import extract, receipts_path
+from talik.extract.stage.extract import extract
+from talik.extract.stage.run_records import receipts_path
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 pytestmark = [

@@ -13,7 +13,7 @@ from talik.adapt.report.figures import cost_over_depth
 from talik.adapt.report.runs import Epoch, Run
 from talik.adapt.report.tables_text import cells_to_markdown, cost_table_cells
 from talik.adapt.scoring.metrics import score
-from talik.extract.stage.time_log import add_spent
+from talik.extract.stage.run_records import record_cost
 
 OLDER = json.dumps(
     {
@@ -74,7 +74,7 @@ def sweep(base: Path, together: int = 2) -> dict[str, tuple[Run, ...]]:
 
 def test_seconds_of_runs_and_of_extraction_add_up(tmp_path: Path) -> None:
     for seconds in (30.0, 12.0):
-        add_spent(tmp_path / "features.zarr", seconds=seconds, device="cpu", size_bytes=1, items={"visual/b12": 3})
+        record_cost(tmp_path / "features.zarr", seconds=seconds, device="cpu", size_bytes=1, items={"visual/b12": 3})
     write_plan(tmp_path)
     costs = make_cost_table(sweep(tmp_path))
     assert (costs.training, costs.extraction) == (260.0, 42.0)

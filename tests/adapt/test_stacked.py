@@ -169,7 +169,7 @@ def test_on_cuda_the_first_batch_shows_how_many_fit(monkeypatch: pytest.MonkeyPa
 
 def in_double(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make encoders and all that is trained of float64, and let them start from the float32 states of the store."""
-    monkeypatch.setattr("talik.extract.stage.units.load_encoder", partial(load_encoder, dtype=torch.float64))
+    monkeypatch.setattr("talik.extract.stage.prefix.load_encoder", partial(load_encoder, dtype=torch.float64))
     monkeypatch.setattr("talik.adapt.data.cached_source.differences", lambda asked, stored: [])
     build = ExperimentContext.build
     monkeypatch.setattr(

@@ -22,7 +22,8 @@ from talik.extract.executors.memory_budget import Budget
 from talik.extract.executors.open import open_executor
 from talik.extract.executors.settings import EngineSettings, with_engine
 from talik.extract.executors.tasks import Receipt, Task, Waiting
-from talik.extract.stage.extract import extract, receipts_path
+from talik.extract.stage.extract import extract
+from talik.extract.stage.run_records import receipts_path
 
 WriteExperiment = Callable[..., Path]
 SMALL_SHARDS = ('dtype = "float32"', 'dtype = "int8"\nshard_items = 2')  # int8: its error is summed in a fixed order
@@ -49,7 +50,7 @@ class Sleeper:
 @pytest.fixture
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers are other processes: they find `Sleeper` by this module's name."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[Sleeper.__module__.count(".")]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[Sleeper.__module__.count(".")]), prepend=os.pathsep)
 
 
 def tree(store: Path) -> dict[str, bytes]:

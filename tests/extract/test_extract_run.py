@@ -6,13 +6,14 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 
 import talik.extract.stage.clip_worker as clip_work
-import talik.extract.stage.clips as run_clips
+import talik.extract.stage.plan as planning
 from talik.cache.feature_store import FeatureStore
 from talik.cache.maintenance.verify import verify
 from talik.cache.open import open_store
@@ -23,9 +24,11 @@ from talik.errors import (
     SettingsError,
     StoreFormatError,
     StoreFullError,
+    TrunkError,
 )
+from talik.extract.encoders.encoder import Encoder
 from talik.extract.stage.extract import extract
-from talik.extract.stage.failures import read_left_out
+from talik.extract.stage.run_records import read_failed_clips
 
 WriteExperiment = Callable[..., Path]
 SMALL_SHARDS = ('dtype = "float32"', 'dtype = "float32"\nshard_items = 3')
@@ -85,7 +88,7 @@ def test_an_interrupted_run_goes_on_and_equals_one_that_was_not(
     whole = states(tmp_path / "features.zarr")
     shutil.rmtree(tmp_path / "features.zarr")
 
-    real, calls = clip_work._forward, iter(range(100))
+    real, calls = clip_work.run_clips, iter(range(100))
 
     def dies(*args: object, **kwargs: object) -> None:
         if next(calls) == 3:
@@ -93,7 +96,7 @@ def test_an_interrupted_run_goes_on_and_equals_one_that_was_not(
         real(*args, **kwargs)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(clip_work, "_forward", dies)
+        patch.setattr(clip_work, "run_clips", dies)
         with pytest.raises(KeyboardInterrupt):
             extract(path, progress=False)
     before = len([k for k in states(tmp_path / "features.zarr") if k[0] == "visual" and k[1] == 1])
@@ -107,19 +110,24 @@ def test_an_interrupted_run_goes_on_and_equals_one_that_was_not(
 
 
 def test_units_above_the_cut_never_run(write_experiment: WriteExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = []
-    real = run_clips.open_encoder
-    monkeypatch.setattr(run_clips, "open_encoder", lambda *a, **k: opened.append(real(*a, **k)) or opened[-1])
+    opened, highest, real = [], [], planning.open_encoder
+
+    def watched(*args: Any, **more: Any) -> Encoder:
+        encoder = real(*args, **more)
+        opened.append(encoder)
+        run = encoder.run
+        encoder.run = lambda state, start, stop: highest.append(stop) or run(state, start, stop)  # type: ignore[method-assign]
+        return encoder
+
+    monkeypatch.setattr(planning, "open_encoder", watched)
     extract(write_experiment(("cut = [1, 3]", "cut = 1")), progress=False)
+    assert {encoder.modality for encoder in opened} == {"visual", "audio", "text"}
+    assert len(highest) > 3
+    assert max(highest) == 1
     for encoder in opened:
-        with pytest.raises(Exception, match="dropped"):
-            encoder.run(encoder.embed(encoder.preprocess(_blank(encoder))), 0, 2)
-
-
-def _blank(encoder: object) -> np.ndarray:
-    if encoder.modality == "visual":  # type: ignore[attr-defined]
-        return np.zeros((1, 32, 32, 3), np.uint8)
-    return np.zeros((1, 6400), np.float32)
+        assert encoder.num_units > 1
+        with pytest.raises(TrunkError, match="dropped"):
+            encoder.run(encoder.embed(encoder.probe()), 0, 2)
 
 
 def test_missing_video_is_named_before_anything_is_computed(write_experiment: WriteExperiment, own_set: Path) -> None:
@@ -149,12 +157,12 @@ def test_a_bad_video_is_named_and_the_others_are_kept(
     for modality in ("visual", "audio"):
         with FeatureStore.open(store).reader(modality, 1) as reader:
             assert len(reader.items) == 7  # the clips that share a shard with the bad one are there
-    (entry,) = read_left_out(store)
+    (entry,) = read_failed_clips(store)
     assert (entry.source, bad.name in entry.reason) == (f"videos/{bad.name}", True)
     bad.write_bytes(good)
     report = extract(path, progress=False)
     assert report.items[next(n for n in report.items if n.startswith("visual/b01"))] == 1
-    assert read_left_out(store) == ()
+    assert read_failed_clips(store) == ()
     assert verify(open_store(store)) == []
 
 

@@ -23,7 +23,7 @@ from talik.extract.datasets.split import source_id
 from talik.extract.datasets.types import MUSIC_AVQA_TYPES, Manifest
 from talik.extract.media.decode import SegmentSettings, decode_clip, iter_media
 from talik.extract.media.frame_folder import FrameFolder, frame_files
-from talik.extract.stage.clip_items import clip_items, source_of
+from talik.extract.stage.items import clip_items, source_of
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "music-avqa"
 needs_real = pytest.mark.skipif(not (REAL / "avqa-test.json").is_file(), reason="MUSIC-AVQA's annotations are not here")

@@ -10,7 +10,7 @@ import pytest
 
 from talik.errors import MediaError
 from talik.extract.stage.extract import extract
-from talik.extract.stage.time_log import add_spent, read_spent, spent_path
+from talik.extract.stage.run_records import costs_path, read_costs, record_cost
 
 
 def test_a_run_that_computed_something_is_recorded_and_one_that_did_not_is_not(
@@ -19,7 +19,7 @@ def test_a_run_that_computed_something_is_recorded_and_one_that_did_not_is_not(
     path = write_experiment(("cut = [1, 3]", "cut = [3]"))
     first = extract(path, progress=False)
     assert extract(path, progress=False).up_to_date
-    (spent,) = read_spent(tmp_path / "features.zarr")
+    (spent,) = read_costs(tmp_path / "features.zarr")
     assert 0 < spent.seconds <= first.seconds
     assert (spent.device, spent.size_bytes, spent.items) == ("cpu", first.bytes_written, first.items)
     assert "extraction" not in {p.name for p in (tmp_path / "features.zarr").iterdir()}
@@ -27,13 +27,13 @@ def test_a_run_that_computed_something_is_recorded_and_one_that_did_not_is_not(
 
 def test_runs_add_up_and_a_torn_line_is_passed_over(tmp_path: Path) -> None:
     store = tmp_path / "features.zarr"
-    assert read_spent(store) == ()
+    assert read_costs(store) == ()
     for seconds in (1.5, 2.5):
-        add_spent(store, seconds=seconds, device="cpu", size_bytes=10, items={"text/b3": 2})
-    add_spent(store, seconds=9.0, device="cpu", size_bytes=0, items={"text/b3": 0})
-    with spent_path(store).open("a") as file:
+        record_cost(store, seconds=seconds, device="cpu", size_bytes=10, items={"text/b3": 2})
+    record_cost(store, seconds=9.0, device="cpu", size_bytes=0, items={"text/b3": 0})
+    with costs_path(store).open("a") as file:
         file.write('{"seconds": 3.0, "dev')
-    assert [spent.seconds for spent in read_spent(store)] == [1.5, 2.5]
+    assert [spent.seconds for spent in read_costs(store)] == [1.5, 2.5]
 
 
 def test_an_extraction_that_fails_has_cost_too(
@@ -45,5 +45,5 @@ def test_an_extraction_that_fails_has_cost_too(
     path = write_experiment(root=own)
     with pytest.raises(MediaError, match="1 of 8 clips"):
         extract(path, progress=False)
-    (spent,) = read_spent(tmp_path / "features.zarr")
+    (spent,) = read_costs(tmp_path / "features.zarr")
     assert sum(spent.items.values()) > 0

@@ -15,9 +15,8 @@ from talik.cache.maintenance.verify import verify
 from talik.cache.open import open_store
 from talik.cli import app
 from talik.errors import CorruptItemError, SettingsError, StoreFullError
-from talik.extract.stage.explain import why_store
 from talik.extract.stage.extract import extract
-from talik.extract.stage.gc import find_store_garbage
+from talik.extract.stage.maintenance import find_store_garbage, why_store
 
 WriteExperiment = Callable[..., Path]
 VISUAL_ONLY = """
@@ -148,7 +147,7 @@ def test_two_names_of_one_content_are_digested_once_for_all(
     def never(media: object) -> str:
         raise AssertionError(media)
 
-    monkeypatch.setattr("talik.extract.stage.clip_items.digest_media", never)
+    monkeypatch.setattr("talik.extract.stage.items.digest_media", never)
     assert extract(experiment, progress=False).up_to_date
 
 

@@ -20,7 +20,7 @@ from talik.extract.media.augment_settings import AugmentSettings, drawn_view, vi
 from talik.extract.media.decode import ClipMedia
 from talik.extract.stage.augment import _spectrogram, augmented, masked
 from talik.extract.stage.extract import extract
-from talik.extract.stage.repair import repair_store
+from talik.extract.stage.maintenance import repair_store
 from talik.extract.stage.settings import extract_settings, read_toml
 
 PICTURE = "views = 2\naugment = { crop = [0.3, 0.9], flip = 0.5, jitter = 0.4, seed = 3 }\n"

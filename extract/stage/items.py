@@ -1,4 +1,4 @@
-"""The items of a manifest: every clip known by the digest of its file, its source told relative to the data's root."""
+"""The items of a manifest: a clip is known by the digest of its file, a text by the digest of its letters."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ...cache.feature_store import Item
+from ...cache.format.digests import digest_text
 from ..datasets.types import Clip, Manifest
 from ..media.frame_folder import FrameFolder, digest_media, stat_media
 
 
 def source_of(manifest: Manifest, clip: Clip) -> str | None:
-    """The clip's file relative to the manifest's root, with forward slashes; None where the file is missing.
+    """Return the clip's file relative to the manifest's root, with forward slashes; None where the file is missing.
 
-    A folder of frames is told with its rate and its sound: "frames/0001 (8 fps) + audio/0001.wav".
+    A folder of frames is named with its rate and its sound: "frames/0001 (8 fps) + audio/0001.wav".
     """
     if clip.path is None:
         return None
@@ -57,3 +58,9 @@ def clip_items(
             item = Item(key=digest_media(media), source=source, size_bytes=size_bytes, mtime_ns=mtime_ns)
         found[clip.id] = (item, media)
     return found
+
+
+def text_items(manifest: Manifest) -> list[Item]:
+    """Return an item for each distinct text of a manifest's questions, in the order in which they appear."""
+    texts = dict.fromkeys(question.text for question in manifest.questions if question.text)
+    return [Item(key=digest_text(text), source=text, size_bytes=len(text.encode())) for text in texts]

@@ -14,7 +14,7 @@ from typing import Any
 from .settings import EncoderSettings
 
 
-def stand_in(settings: EncoderSettings, folder: Path) -> EncoderSettings:
+def with_random_weights(settings: EncoderSettings, folder: Path) -> EncoderSettings:
     """Return settings that open the same architecture with random weights, without network where that can be.
 
     Args:

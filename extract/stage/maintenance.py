@@ -1,0 +1,176 @@
+"""The store commands that know an experiment: why it would compute, what no experiment needs, repair of bad shards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...cache.feature_store import FeatureStore
+from ...cache.maintenance.explain import Why, why
+from ...cache.maintenance.gc import Garbage, Needed, collect_garbage, find_garbage
+from ...cache.maintenance.repair import repair
+from ...cache.maintenance.verify import verify
+from ...cache.open import open_store
+from ...errors import SettingsError, StoreError
+from .extract import ExtractReport, extract
+from .plan import requested_boundaries
+from .settings import RunOptions, read_settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhyReport:
+    """How an experiment's request differs from what a store holds.
+
+    Args:
+        answers: one for each boundary that the experiment caches.
+        unrequested: paths of the stored boundaries that it does not request.
+    """
+
+    answers: tuple[Why, ...]
+    unrequested: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Return the report as a person reads it."""
+        lines = [line for answer in self.answers for line in answer.lines()]
+        return lines + [f"{path}: is stored; this experiment does not ask for it" for path in self.unrequested]
+
+
+def why_store(
+    store: Path | str, experiment: Path | str, *, deep: bool = False, device: str = "cpu", progress: bool = True
+) -> WhyReport:
+    """Compare what an experiment requests with what a store holds; nothing is written.
+
+    Args:
+        store: its folder; the experiment's own [store] path does not matter.
+        experiment: an experiment's TOML.
+        deep: digest every media file, also those whose size and time are as they were.
+        device: where the encoders are opened.
+        progress: show a tqdm bar over the digests.
+
+    Raises:
+        StoreError: no store, or a damaged one.
+        SettingsError, ManifestError, MissingMediaError, EncoderError: as `extract` does.
+    """
+    opened = open_store(store)
+    options = RunOptions(device=device, progress=progress, deep=deep)
+    requests, imported = requested_boundaries(read_settings(experiment), opened, options)
+    answers = tuple(why(opened, request.spec, request.items) for request in requests)
+    needed = {*(request.spec.path for request in requests), *imported}
+    return WhyReport(answers=answers, unrequested=tuple(s.path for s in opened.boundaries() if s.path not in needed))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GarbageReport:
+    """What none of some experiments needs of a store; `collect` deletes it.
+
+    Args:
+        store: open for reading.
+        needed: what the experiments need, by boundary.
+        garbage: all else.
+    """
+
+    store: FeatureStore
+    needed: Needed
+    garbage: tuple[Garbage, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that become free."""
+        return sum(one.size_bytes for one in self.garbage)
+
+    def lines(self) -> list[str]:
+        """Return the report as a person reads it."""
+        if not self.garbage:
+            return ["nothing to delete: the experiments given need all that is stored"]
+        return [*(str(one) for one in self.garbage), f"{self.size_bytes / 1e6:.1f} MB in all"]
+
+    def collect(self) -> int:
+        """Delete what is listed, and nothing else; return the bytes that became free.
+
+        Raises:
+            StoreMismatchError: the store has changed since; nothing was deleted.
+            StoreError: a writer is at work, no room to write shards anew, or damage.
+        """
+        return collect_garbage(open_store(self.store.path, "a"), self.needed, self.garbage)
+
+
+def find_store_garbage(
+    store: Path | str, experiments: Sequence[Path | str], *, device: str = "cpu", progress: bool = True
+) -> GarbageReport:
+    """List what none of `experiments` needs of a store; nothing is deleted.
+
+    Args:
+        store: its folder; the experiments' own [store] paths do not matter.
+        experiments: TOML files, at least one.
+        device: where the encoders are opened.
+        progress: show a tqdm bar over the digests.
+
+    Raises:
+        SettingsError: no experiment given; or a key or value of one.
+        StoreError: no store, or a damaged one.
+        ManifestError, MissingMediaError, EncoderError: as `extract` does.
+    """
+    if not experiments:
+        raise SettingsError("gc: no experiment given; name every one whose states are to stay")
+    opened = open_store(store)
+    opened.garbage_folder()  # refuses a store that is not in a folder before anything is computed
+    options = RunOptions(device=device, progress=progress)
+    needed: dict[str, set[str] | None] = {}
+    for experiment in experiments:
+        requests, imported = requested_boundaries(read_settings(experiment), opened, options)
+        for request in requests:
+            keys = needed.setdefault(request.spec.path, set())
+            if keys is not None:
+                keys.update(item.key for item in request.items)
+        needed.update(dict.fromkeys(imported))
+    return GarbageReport(store=opened, needed=needed, garbage=find_garbage(opened, needed))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairReport:
+    """What a repair found and did.
+
+    Args:
+        findings: what `verify` found, a line each.
+        forgotten: (boundary, shard) that are to be computed again.
+        extraction: of what was computed again; None without an experiment.
+    """
+
+    findings: tuple[str, ...]
+    forgotten: tuple[tuple[str, int], ...]
+    extraction: ExtractReport | None = None
+
+    def lines(self) -> list[str]:
+        """The report as a person reads it."""
+        if not self.findings:
+            return ["every checksum holds; nothing to repair"]
+        lines = [*self.findings, *(f"to be computed again: {name}, shard {shard}" for name, shard in self.forgotten)]
+        if self.extraction is None:
+            return [*lines, "run `talik extract` with the experiment that made the store to compute them again"]
+        return lines + self.extraction.lines()
+
+
+def repair_store(
+    store: Path | str, experiment: Path | str | None = None, *, device: str = "cpu", progress: bool = True
+) -> RepairReport:
+    """Forget the shards that fail their checksums; with an experiment, compute them again at once.
+
+    Raises:
+        StoreError: damage that only a new store mends; a shard computed again that is still bad.
+    """
+    findings = verify(open_store(store, check=False))
+    forgotten, beyond = repair(open_store(store, "a", check=False), findings) if findings else ([], [])
+    if beyond:
+        more = f" and {len(beyond) - 1} more" if len(beyond) > 1 else ""
+        raise StoreError(f"{store}: {beyond[0]}{more}: cannot be derived again; remove that boundary's folder, extract")
+    said = tuple(str(finding) for finding in findings)
+    if experiment is None or not findings:
+        return RepairReport(findings=said, forgotten=tuple(forgotten))
+    extraction = extract(Path(experiment), device=device, progress=progress)
+    left = verify(open_store(store))
+    if left:
+        raise StoreError(
+            f"{store}: still bad after computing it again: {left[0]}; does the experiment fill this store?"
+        )
+    return RepairReport(findings=said, forgotten=tuple(forgotten), extraction=extraction)

@@ -1,0 +1,137 @@
+"""Frozen prefixes: opens an experiment's encoders, identifies the states at their cuts, runs the units below a cut."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...cache.feature_store import ArraySpec
+from ...errors import StoreMismatchError
+from ..encoders.encoder import Encoder
+from ..encoders.load import load_encoder
+from ..executors.settings import EngineSettings
+from ..trunk.state import State
+from .sampling import Sampling
+from .settings import EncoderSettings
+
+
+def open_encoder(settings: EncoderSettings, *, modality: str, device: str, num_segments: int | None = None) -> Encoder:
+    """Load the encoder that the settings name; `num_segments` (T) regroups the tokens of one that takes whole clips."""
+    return load_encoder(
+        settings.model,
+        modality=modality,
+        weights=settings.weights,
+        image_size=settings.image_size,
+        fit=settings.fit,
+        num_frames=settings.num_frames,
+        num_segments=num_segments,
+        window_seconds=settings.window_seconds,
+        picture=settings.picture,
+        device=device,
+        trust_remote_code=settings.trust_remote_code,
+    )
+
+
+def cut_boundaries(encoder: Encoder, settings: EncoderSettings) -> list[int]:
+    """Return the boundaries to cache, ascending, negative numbers resolved; units above the last never run."""
+    return sorted({encoder.boundary(k) for k in settings.cuts})
+
+
+def clip_identity(encoder: Encoder, cut: int, sampling: Sampling) -> dict[str, Any]:
+    """Identify the states of clips at one boundary by the prefix and the sampling of clips, as JSON."""
+    return {"encoder": encoder.identity(cut), "sampling": sampling.identity(encoder.modality)}
+
+
+def text_identity(encoder: Encoder, cut: int) -> dict[str, Any]:
+    """Identify the states of texts at one boundary by the prefix, tokenizer included, as JSON."""
+    return {"encoder": encoder.identity(cut)}
+
+
+def boundary_states(encoder: Encoder, inputs: dict[str, Tensor], cuts: Sequence[int]) -> Iterator[State]:
+    """Run the prefix once and yield its state at each of `cuts` (ascending boundaries).
+
+    Args:
+        encoder: whose units are run.
+        inputs: as `encoder.preprocess` makes them, batch first.
+        cuts: ascending; units above the last never run.
+    """
+    state = encoder.embed(inputs)
+    for k in cuts:
+        state = encoder.run(state, state.boundary, k)
+        yield state
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixMeasurement:
+    """What one forward of a prefix shows.
+
+    Attributes:
+        shapes: of the hidden tensor at each cut, batch first.
+        inputs: dtype and shape, batch first, of the small inputs that rebuild the context.
+        seconds: that the forward took, preprocessing and the copy to the host included.
+    """
+
+    shapes: dict[int, tuple[int, ...]]
+    inputs: dict[str, ArraySpec]
+    seconds: float
+
+
+@torch.no_grad()
+def measure_prefix(encoder: Encoder, raw: Any, cuts: Sequence[int]) -> PrefixMeasurement:
+    """Run the prefix once on a raw item; return the shapes at every cut, and the time.
+
+    Args:
+        encoder: whose units are run, up to the last cut.
+        raw: as `encoder.preprocess` takes it: frames, waveforms or texts.
+        cuts: ascending boundaries.
+    """
+    started = time.perf_counter()
+    inputs = encoder.preprocess(raw)
+    states = [(state.boundary, state.hidden.float().cpu()) for state in boundary_states(encoder, inputs, cuts)]
+    seconds = time.perf_counter() - started
+    small = encoder.context_inputs(inputs).items()
+    return PrefixMeasurement(
+        shapes={boundary: tuple(hidden.shape) for boundary, hidden in states},
+        inputs={name: ArraySpec(dtype=str(v.cpu().numpy().dtype), shape=tuple(v.shape)) for name, v in small},
+        seconds=seconds,
+    )
+
+
+def planned_provenance(encoder: Encoder, engine: EngineSettings, device: str) -> dict[str, Any]:
+    """Return the provenance that workers will have, if all of them have the environment of this process."""
+    if engine.in_process:
+        return encoder.provenance()
+    return {**encoder.provenance(), "device": device, "threads": engine.num_threads}
+
+
+def open_planned(
+    settings: EncoderSettings,
+    planned: Mapping[str, Any],
+    *,
+    modality: str,
+    device: str,
+    num_segments: int | None = None,
+) -> Encoder:
+    """Open an encoder in a worker, for states whose provenance is `planned`; drop the units above its cuts.
+
+    Raises:
+        StoreMismatchError: the provenance of this process differs from the planned one.
+    """
+    encoder = open_encoder(settings, modality=modality, device=device, num_segments=num_segments)
+    found = encoder.provenance()
+    differs = [
+        f"{name} {found.get(name)!r}, not {planned.get(name)!r}"
+        for name in sorted({*found, *planned})
+        if found.get(name) != planned.get(name)
+    ]
+    if differs:
+        raise StoreMismatchError(
+            f"{modality}: this worker has {'; '.join(differs)}; give all workers the environment of the one that plans"
+        )
+    encoder.drop_above(cut_boundaries(encoder, settings)[-1])
+    return encoder

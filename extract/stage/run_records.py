@@ -1,0 +1,141 @@
+"""Records that stage 1 keeps beside a store, a JSON line each: clips that could not be stored, and what runs cost.
+
+They stand beside the store and not in it, so that a store depends on nothing but its content.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ...cache import atomic_io
+from ...config import from_mapping
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailedClip:
+    """A clip without states: it could not be decoded, or its file is missing.
+
+    Attributes:
+        source: its file, as items name it; the clip's id where there is no file.
+        key: the digest of the file's content; "" where there is no file.
+        reason: the decoder's message, in one line.
+    """
+
+    source: str
+    key: str
+    reason: str
+
+
+def failed_clips_path(store: Path) -> Path:
+    """Return the path of the record of a store's failed clips: `<store>.left-out.jsonl`."""
+    return store.with_name(f"{store.name}.left-out.jsonl")
+
+
+def read_failed_clips(store: Path) -> tuple[FailedClip, ...]:
+    """Return the failed clips recorded of a store, () where there is no record; unreadable lines are passed over."""
+    return _read_lines(failed_clips_path(store), _failed_clip)
+
+
+class FailedClipRecord:
+    """The failed clips of one data set in a store's record; those of other data sets stay in it.
+
+    Args:
+        store: the store's folder.
+        sources: of every clip of the data set, missing ones included.
+
+    Attributes:
+        earlier_keys: of all clips that were recorded before.
+    """
+
+    def __init__(self, store: Path, sources: Collection[str | None]) -> None:
+        earlier = read_failed_clips(store)
+        self.path = failed_clips_path(store)
+        self.earlier_keys = frozenset(entry.key for entry in earlier if entry.key)
+        self._others = [entry for entry in earlier if entry.key and entry.source not in sources]
+
+    def write(self, failed: Sequence[FailedClip]) -> None:
+        """Replace the data set's entries; without any entry there is no file.
+
+        Raises:
+            StoreError: the disk refuses.
+        """
+        _write_lines(self.path, [*self._others, *failed])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionCost:
+    """What one run of stage 1 cost; one that ended in an error counts too, one that was killed does not.
+
+    Attributes:
+        seconds: wall time, loading the encoders included.
+        device: "cpu" or "cuda".
+        size_bytes: of the states written.
+        items: how many were computed for each boundary, by "modality/name".
+    """
+
+    seconds: float
+    device: str
+    size_bytes: int
+    items: dict[str, int] = field(default_factory=dict)
+
+
+def costs_path(store: Path) -> Path:
+    """Return the path of the record of what filling a store cost: `<store>.extraction.jsonl`."""
+    return store.with_name(f"{store.name}.extraction.jsonl")
+
+
+def read_costs(store: Path) -> tuple[ExtractionCost, ...]:
+    """Return the runs recorded of a store, () where there is no record; unreadable lines are passed over."""
+    return _read_lines(costs_path(store), partial(from_mapping, ExtractionCost, where=""))
+
+
+def record_cost(store: Path, *, seconds: float, device: str, size_bytes: int, items: Mapping[str, int]) -> None:
+    """Add a run to the record; one that computed nothing is not recorded.
+
+    Raises:
+        StoreError: the disk refuses.
+    """
+    if any(items.values()):
+        run = ExtractionCost(seconds=seconds, device=device, size_bytes=size_bytes, items=dict(items))
+        _write_lines(costs_path(store), (*read_costs(store), run))
+
+
+def receipts_path(store: Path) -> Path:
+    """Return the path of the receipts of the shards that other processes computed: `<store>.units.jsonl`."""
+    return store.with_name(f"{store.name}.units.jsonl")
+
+
+def _failed_clip(values: Any) -> FailedClip:
+    return FailedClip(**{name: str(values[name]) for name in ("source", "key", "reason")})
+
+
+def _read_lines(path: Path, make: Callable[[Any], T]) -> tuple[T, ...]:
+    """Make a value of each line; a line that is not JSON, or of which `make` can make nothing, is passed over."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ()
+    found = []
+    for line in text.split("\n"):  # not splitlines: a file's name may hold other ends of lines, unescaped in JSON
+        try:
+            found.append(make(json.loads(line)))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return tuple(found)
+
+
+def _write_lines(path: Path, entries: Sequence[Any]) -> None:
+    """Replace the file by dataclasses, a line each; without entries there is none."""
+    if entries:
+        lines = [json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in entries]
+        atomic_io.write_file(path, "".join(lines).encode("utf-8", errors="replace"))
+    else:
+        with atomic_io.disk_errors(path):
+            path.unlink(missing_ok=True)

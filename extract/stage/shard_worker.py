@@ -1,0 +1,174 @@
+"""Units of work of stage 1, and what workers on clips and on texts share: compute a unit's states, write its shards.
+
+A worker opens its encoders once and then does unit after unit, in this process or, pickled, in others. Which items
+share a forward follows from the unit's items alone, so a shard is the same bytes whoever computes it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...cache.feature_store import BoundarySpec, BoundaryWriter, Item, Shard
+from ...cache.format.catalog import read_receipt
+from ...cache.format.int8 import Int8Error
+from ...cache.format.layout import RECEIPT_FIELDS
+from ...cache.write.shard_writer import ShardWriter
+from ..encoders.encoder import Encoder
+from ..media.augment_settings import view_number
+from ..media.frame_folder import FrameFolder
+from .prefix import open_planned
+from .run_records import FailedClip
+from .settings import EncoderSettings
+
+ItemState = tuple[NDArray[np.float32], dict[str, NDArray[Any]]]
+"""An item's hidden tensor, (rows, …) of a clip or (tokens, D) of a text, and its small inputs by name."""
+
+Place = tuple[str, int, int]
+"""Modality, boundary, and number of the augmented view, 0 for the plain one."""
+
+States = dict[Place, dict[str, ItemState]]
+"""States by place and item key."""
+
+
+def place_of(spec: BoundarySpec) -> Place:
+    """Return the place of a boundary's states among those of a unit."""
+    return spec.modality, spec.boundary, view_number(spec.identity)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardUnit:
+    """The items of one shard, and that shard of every boundary that misses it.
+
+    Attributes:
+        items: in the order of their rows.
+        targets: the writer of each boundary, and its shard.
+    """
+
+    items: tuple[Item, ...]
+    targets: list[tuple[BoundaryWriter, Shard]] = field(default_factory=list)
+
+    def without(self, keys: Collection[str]) -> ShardUnit | None:
+        """Give up the rows of the items of these keys; return the unit of those that are left, None if none is.
+
+        The shards are then what they would be had these items never been named; all others stay as they are.
+        """
+        items = tuple(item for item in self.items if item.key not in keys)
+        if len(items) == len(self.items):
+            return self
+        left = [(writer, writer.give_up(shard, keys)) for writer, shard in self.targets]
+        return ShardUnit(items=items, targets=[(w, shard) for w, shard in left if shard is not None]) if items else None
+
+    def task(self, media: Mapping[str, Path | FrameFolder]) -> ShardTask:
+        """Return the unit as a worker takes it; `media` has the file of each clip by item key."""
+        return ShardTask(
+            items=self.items,
+            media=tuple(media[item.key] for item in self.items) if media else (),
+            targets=tuple((writer.shard_writer, shard) for writer, shard in self.targets),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """A unit as a worker takes it; it pickles.
+
+    Attributes:
+        items: in the order of their rows.
+        media: the file of each clip; () for texts.
+        targets: what writes each boundary's shard, and the shard.
+    """
+
+    items: tuple[Item, ...]
+    media: tuple[Path | FrameFolder, ...]
+    targets: tuple[tuple[ShardWriter, Shard], ...]
+
+    def missing_places(self) -> list[Place]:
+        """Return the places of the shards that nobody has written yet."""
+        missing = [w.layout for w, shard in self.targets if not read_receipt(w.layout, shard.index)[0]]
+        return [place_of(layout.spec) for layout in missing]
+
+
+@dataclass(kw_only=True)
+class ShardWorker(ABC):
+    """What computes and writes units, in this process or, pickled, in others; a `Job` of the executors.
+
+    Args:
+        settings: of the encoders, by modality.
+        device: where they run.
+        provenance: of the states, by modality; a worker whose own would differ refuses.
+        num_segments: T of clips, which regroups the tokens of encoders that take whole clips.
+        opened: the encoders, where this process has them; never pickled.
+        advance: called with the number of items computed; never pickled.
+    """
+
+    settings: Mapping[str, EncoderSettings]
+    device: str
+    provenance: Mapping[str, dict[str, Any]]
+    num_segments: int | None = None
+    opened: dict[str, Encoder] | None = None
+    advance: Callable[[int], object] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what this process has opened."""
+        return {n: v for n, v in vars(self).items() if n != "encoders"} | {"opened": None, "advance": None}
+
+    @cached_property
+    def encoders(self) -> dict[str, Encoder]:
+        """The encoders by modality, without the units above their highest cuts."""
+        if self.opened is not None:
+            return self.opened
+        segments = self.num_segments
+        return {
+            m: open_planned(chosen, self.provenance[m], modality=m, device=self.device, num_segments=segments)
+            for m, chosen in self.settings.items()
+        }
+
+    def run(self, task: ShardTask) -> dict[str, Any]:
+        """Compute and write a unit; if a clip cannot be decoded, write nothing.
+
+        Returns:
+            JSON: `written` (see `write_shards`), or `failed`, the clips that could not be decoded.
+        """
+        states, failed = self.compute_states(task, task.missing_places())
+        if failed:
+            return {"failed": [vars(clip) for clip in failed]}
+        return {"written": write_shards(task, states)}
+
+    @abstractmethod
+    def compute_states(self, task: ShardTask, places: list[Place]) -> tuple[States, list[FailedClip]]:
+        """Return the states of a unit's items at these places, and the clips that could not be decoded."""
+
+
+def write_shards(task: ShardTask, states: States) -> list[dict[str, Any]]:
+    """Write a unit's shards; one that another process has written already is left as it is.
+
+    Returns:
+        JSON of each shard: its boundary's path, items, bytes, and what int8 changed in it (zeros where it is not int8,
+        or was written before).
+    """
+    written = []
+    for writer, shard in task.targets:
+        error = Int8Error()
+        receipt = writer.write(shard, _rows(states, writer.layout.spec, shard), error)
+        written.append(
+            {
+                "boundary": writer.layout.spec.path,
+                "items": len(shard.items),
+                "size_bytes": int(receipt[RECEIPT_FIELDS:].sum()),
+                "int8": vars(error),
+            }
+        )
+    return written
+
+
+def _rows(states: States, spec: BoundarySpec, shard: Shard) -> Iterator[ItemState]:
+    """Yield the states of a shard's items; looked up when the first is read, which a written shard's never is."""
+    for item in shard.items:
+        yield states[place_of(spec)][item.key]
