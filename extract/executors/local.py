@@ -1,4 +1,7 @@
-"""The engine of this machine: workers are processes, each with its own threads and, on CUDA, its own GPU."""
+"""The executor of this machine: workers are processes, each with its own threads and, on CUDA, its own GPU.
+
+A worker runs this file: `python -m talik.extract.executors.local FD`, FD being its end of a pipe.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,21 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe, wait
 
 import torch
 
 from .settings import EngineSettings
-from .tasks import Job, Outcome, Task
-from .worker_pool import Crew
+from .tasks import Job, Outcome, Task, perform
+from .worker_pool import WorkerPool
 
 
-class _Process:
-    """One worker process and the pipe to it.
+class WorkerProcess:
+    """A worker process and the pipe to it.
 
-    It is begun by name and not forked, for threads and CUDA contexts do not survive a fork; and not by
+    It is started by name and not forked, for threads and CUDA contexts do not survive a fork; and not by
     `multiprocessing`, which would run the caller's script again.
     """
 
@@ -36,7 +40,7 @@ class _Process:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "talik.extract.executors.worker", str(theirs.fileno())],
+                [sys.executable, "-m", "talik.extract.executors.local", str(theirs.fileno())],
                 stdin=subprocess.PIPE,  # its end says that we are gone
                 pass_fds=[theirs.fileno()],
                 env=environment,
@@ -56,25 +60,26 @@ class _Process:
         return f"worker {self.process.pid} was killed by {signal.Signals(-code).name}{hint}"
 
 
-class LocalExecutor(Crew[_Process]):
+class LocalExecutor(WorkerPool[WorkerProcess]):
     """Several processes on this machine.
 
     Args:
-        settings: of the engine.
+        settings: of the executor.
         device: that the work is for.
     """
 
     def __init__(self, settings: EngineSettings, *, device: str) -> None:
         super().__init__(settings, memory_bytes=settings.memory_bytes)
-        self._idle: list[_Process] = []
-        self._busy: list[_Process] = []
+        self._idle: list[WorkerProcess] = []
+        self._busy: list[WorkerProcess] = []
         self._gpus = _visible_gpus() if torch.device(device).type == "cuda" else []
 
     def num_workers(self) -> int:
         """The number of jobs."""
         return self.settings.jobs or 1
 
-    def _worker(self, wanted: int) -> _Process | None:
+    def idle_worker(self, wanted: int) -> WorkerProcess | None:
+        """See `WorkerPool.idle_worker`."""
         if self._idle:
             return self._idle.pop()
         if len(self._busy) >= self.num_workers():
@@ -82,15 +87,17 @@ class LocalExecutor(Crew[_Process]):
         assert self._job is not None
         slot = min(set(range(self.num_workers())) - {worker.slot for worker in self._busy})
         gpu = self._gpus[slot % len(self._gpus)] if self._gpus else None
-        return _Process(self._job, slot, self.settings.num_threads, gpu)
+        return WorkerProcess(self._job, slot, self.settings.num_threads, gpu)
 
-    def _give(self, worker: _Process, task: Task) -> None:
+    def begin(self, worker: WorkerProcess, task: Task) -> None:
+        """See `WorkerPool.begin`."""
         self._busy.append(worker)
         with suppress(OSError):  # it is gone, as its end of the pipe will say
             worker.connection.send(task)
 
-    def _news(self, seconds: float) -> list[tuple[_Process, Outcome | str]]:
-        found: list[tuple[_Process, Outcome | str]] = []
+    def poll(self, seconds: float) -> list[tuple[WorkerProcess, Outcome | str]]:
+        """See `WorkerPool.poll`."""
+        found: list[tuple[WorkerProcess, Outcome | str]] = []
         ready = wait([worker.connection for worker in self._busy], seconds)
         for worker in [worker for worker in self._busy if worker.connection in ready]:
             self._busy.remove(worker)
@@ -98,26 +105,28 @@ class LocalExecutor(Crew[_Process]):
                 found.append((worker, worker.connection.recv()))
                 self._idle.append(worker)
             except (EOFError, OSError):
-                found.append((worker, _how(worker)))
+                found.append((worker, _why_lost(worker)))
         return found
 
-    def _dismiss(self, worker: _Process) -> None:
+    def stop(self, worker: WorkerProcess) -> None:
+        """Kill a worker that does a task."""
         if worker in self._busy:
             self._busy.remove(worker)
             worker.end()
 
-    def _dismiss_idle(self) -> None:
+    def stop_idle(self) -> None:
+        """Kill the idle workers."""
         while self._idle:
             self._idle.pop().end()
 
     def close(self) -> None:
         """Kill all workers."""
-        self._dismiss_idle()
+        self.stop_idle()
         for worker in list(self._busy):
-            self._dismiss(worker)
+            self.stop(worker)
 
 
-def _how(worker: _Process) -> str:
+def _why_lost(worker: WorkerProcess) -> str:
     with suppress(subprocess.TimeoutExpired):
         worker.process.wait(5)  # its pipe may be closed a little before it is dead
     return worker.end()
@@ -128,3 +137,31 @@ def _visible_gpus() -> list[str]:
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip()]
     return [str(i) for i in range(torch.cuda.device_count())]
+
+
+def main() -> None:
+    """Do the tasks that come through the pipe, as a worker process, until it is closed."""
+    connection = Connection(int(sys.argv[1]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that began us
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    job: Job | None = None
+    while True:
+        try:
+            message = connection.recv()
+        except EOFError:
+            return
+        if isinstance(message, Task):
+            assert job is not None
+            connection.send(perform(job, message))
+        else:
+            job = message
+
+
+def _end_with_parent() -> None:
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

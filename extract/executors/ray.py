@@ -1,7 +1,7 @@
-"""The engine of a Ray cluster: workers are actors on its nodes, each with its encoders loaded; only receipts come back.
+"""The executor of a Ray cluster: workers are actors on its nodes, which return receipts alone.
 
-Nodes may join and leave at any time: an actor that is gone costs the task that it was at, and others are asked for as
-long as there is room. Ray is imported here, and only when it is asked for.
+Nodes may join and leave at any time: an actor that is gone costs the task that it did, and others are started as long
+as there is room. Ray is imported here, and only when it is asked for.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from tqdm import tqdm
 from ...errors import BackendError
 from .settings import EngineSettings
 from .tasks import Job, Outcome, Task, perform, worker_name
-from .worker_pool import Crew
+from .worker_pool import WorkerPool
 
-_PATIENCE_SECONDS = 300.0
-_FAILED_STARTS = 20
+_MAX_WAIT_SECONDS = 300.0
+_MAX_FAILED_STARTS = 20
 _SECONDS_TO_ANSWER = 20.0
 
 
@@ -49,11 +49,11 @@ class _Worker:
         return perform(self._job, task)
 
 
-class RayExecutor(Crew[Any]):
+class RayExecutor(WorkerPool[Any]):
     """Actors of a Ray cluster.
 
     Args:
-        settings: of the engine.
+        settings: of the executor.
         device: that the work is for.
 
     Raises:
@@ -72,7 +72,7 @@ class RayExecutor(Crew[Any]):
         self._ours = not ray.is_initialized()
         if self._ours:
             try:
-                _knock(settings.address)
+                _check_reachable(settings.address)
                 ray.init(address=settings.address, logging_level=logging.WARNING)
             except (OSError, RuntimeError, ValueError) as error:
                 where = settings.address or "this machine"
@@ -83,8 +83,8 @@ class RayExecutor(Crew[Any]):
             memory=settings.memory_bytes,
             max_restarts=0,
         )(_Worker)
-        self._hired: dict[Any, Any] = {}  # actors that have not begun yet, by what they will say when they have
-        self._given: dict[Any, Any] = {}  # those at a task, by its outcome to come
+        self._starting: dict[Any, Any] = {}  # actors that have not started yet, by the reference of their first answer
+        self._running: dict[Any, Any] = {}  # actors that do a task, by the reference of its outcome
         self._idle: list[Any] = []
         self._without_since: float | None = None
         self._failed_starts = 0
@@ -97,14 +97,15 @@ class RayExecutor(Crew[Any]):
             room += int(min(have.get(name, 0.0) // need for name, need in self._needs.items() if need))
         return min(room, self.settings.jobs or room)
 
-    def _worker(self, wanted: int) -> Any | None:
+    def idle_worker(self, wanted: int) -> Any | None:
+        """See `WorkerPool.idle_worker`; starts actors where the cluster has room."""
         if self._idle:
             return self._idle.pop()
-        coming = len(self._hired)
-        for _ in range(min(self.num_workers() - len(self._given), wanted) - coming):
+        starting = len(self._starting)
+        for _ in range(min(self.num_workers() - len(self._running), wanted) - starting):
             actor = self._actor.remote(self._job, self.settings.num_threads, os.getcwd())
-            self._hired[actor.ready.remote()] = actor
-        if self._given or self.num_workers():
+            self._starting[actor.ready.remote()] = actor
+        if self._running or self.num_workers():
             self._without_since = None
         else:
             self._wait_for_nodes()
@@ -115,20 +116,22 @@ class RayExecutor(Crew[Any]):
         now = time.monotonic()
         if self._without_since is None:
             self._without_since = now
-        elif now - self._without_since > _PATIENCE_SECONDS:
-            raise BackendError(f"{self._shortage()}; none came in {_PATIENCE_SECONDS:.0f} s; run again when there are")
+        elif now - self._without_since > _MAX_WAIT_SECONDS:
+            raise BackendError(f"{self._shortage()}; none came in {_MAX_WAIT_SECONDS:.0f} s; run again when there are")
         elif self._without_since + 20 < now < self._without_since + 22:
             tqdm.write(f"{self._shortage()}; waiting", file=sys.stderr)
 
     def _shortage(self) -> str:
-        asked = ", ".join(f"{need:g} {name}" for name, need in self._needs.items() if need)
-        return f"no node of the Ray cluster has room for a worker ({asked})"
+        needs = ", ".join(f"{need:g} {name}" for name, need in self._needs.items() if need)
+        return f"no node of the Ray cluster has room for a worker ({needs})"
 
-    def _give(self, worker: Any, task: Task) -> None:
-        self._given[worker.run.remote(task)] = worker
+    def begin(self, worker: Any, task: Task) -> None:
+        """See `WorkerPool.begin`."""
+        self._running[worker.run.remote(task)] = worker
 
-    def _news(self, seconds: float) -> list[tuple[Any, Outcome | str]]:
-        refs = [*self._hired, *self._given]
+    def poll(self, seconds: float) -> list[tuple[Any, Outcome | str]]:
+        """See `WorkerPool.poll`."""
+        refs = [*self._starting, *self._running]
         if not refs:
             time.sleep(seconds)
             return []
@@ -136,8 +139,8 @@ class RayExecutor(Crew[Any]):
         ready, _ = self._ray.wait(refs, num_returns=len(refs), timeout=0)
         found: list[tuple[Any, Outcome | str]] = []
         for ref in ready:
-            begun = ref in self._hired
-            actor = self._hired.pop(ref) if begun else self._given.pop(ref)
+            begun = ref in self._starting
+            actor = self._starting.pop(ref) if begun else self._running.pop(ref)
             outcome: Outcome | str
             try:
                 outcome = self._ray.get(ref)
@@ -156,29 +159,31 @@ class RayExecutor(Crew[Any]):
     def _did_not_begin(self, why: str) -> None:
         """A node that went away is one thing; workers that never begin, for want of a folder or a package, another."""
         self._failed_starts += 1
-        if self._failed_starts >= _FAILED_STARTS:
+        if self._failed_starts >= _MAX_FAILED_STARTS:
             raise BackendError(f"{self._failed_starts} workers in a row did not begin; the last: {why}")
 
-    def _dismiss(self, worker: Any) -> None:
-        self._given = {ref: actor for ref, actor in self._given.items() if actor is not worker}
+    def stop(self, worker: Any) -> None:
+        """Kill an actor that does a task."""
+        self._running = {ref: actor for ref, actor in self._running.items() if actor is not worker}
         self._ray.kill(worker)
 
-    def _dismiss_idle(self) -> None:
-        for actor in (*self._idle, *self._hired.values()):
+    def stop_idle(self) -> None:
+        """Kill the actors that do nothing, or have not started yet."""
+        for actor in (*self._idle, *self._starting.values()):
             self._ray.kill(actor)
-        self._idle, self._hired = [], {}
+        self._idle, self._starting = [], {}
 
     def close(self) -> None:
         """Kill the actors; leave the cluster if it was joined here."""
-        self._dismiss_idle()
-        for actor in self._given.values():
+        self.stop_idle()
+        for actor in self._running.values():
             self._ray.kill(actor)
-        self._given = {}
+        self._running = {}
         if self._ours:
             self._ray.shutdown()
 
 
-def _knock(address: str | None) -> None:
+def _check_reachable(address: str | None) -> None:
     """Raise OSError if nobody is at "HOST:PORT"; Ray itself tries for minutes."""
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if host and port.isdigit():

@@ -1,4 +1,4 @@
-"""The engine of Slurm's array jobs, through submitit: each element does a share of the tasks, one after another.
+"""The executor of Slurm's array jobs, through submitit: each element does a share of the tasks, one after another.
 
 An element leaves a receipt, a small JSON file, as soon as a task is done, and it begins by passing over the tasks that
 have one; so an element that Slurm preempts, requeues or submits again goes on where it was. submitit is imported here,
@@ -20,10 +20,10 @@ from ...cache.atomic_io import make_folder, write_file
 from ...errors import BackendError
 from .base import Executor
 from .settings import EngineSettings
-from .tasks import Job, Receipt, Task, Waiting, perform
+from .tasks import Job, Receipt, Task, TaskQueue, perform
 
 _DEFAULT_JOBS = 8
-_SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_BETWEEN_POLLS = 1.0
 _SECONDS_TO_END = 10.0
 
 
@@ -83,7 +83,7 @@ class SlurmExecutor(Executor):
         self._complete = True
         try:
             self._executor = submitit.AutoExecutor(folder=self._folder / "%j", cluster=settings.address or "slurm")
-            self._executor.update_parameters(**self._asked(device))
+            self._executor.update_parameters(**self._requirements(device))
         except (RuntimeError, ValueError, TypeError, NameError) as error:
             raise BackendError(f"submitit: {' '.join(str(error).split())[:300]}") from None
 
@@ -91,29 +91,29 @@ class SlurmExecutor(Executor):
         """Elements of an array."""
         return self.settings.jobs or _DEFAULT_JOBS
 
-    def _asked(self, device: str) -> dict[str, Any]:
-        """What Slurm is asked for, under the names of submitit's executors."""
+    def _requirements(self, device: str) -> dict[str, Any]:
+        """Return the resources to request, under the names of submitit's executors."""
         settings = self.settings
-        asked: dict[str, Any] = {"name": "talik", "cpus_per_task": settings.num_threads}
+        wanted: dict[str, Any] = {"name": "talik", "cpus_per_task": settings.num_threads}
         if settings.memory_gb is not None:
-            asked["mem_gb"] = settings.memory_gb
+            wanted["mem_gb"] = settings.memory_gb
         if gpus := settings.gpus_of(device):
-            asked["gpus_per_node"] = int(gpus)
+            wanted["gpus_per_node"] = int(gpus)
         if (settings.address or "slurm") == "slurm":
-            asked["slurm_array_parallelism"] = self.num_workers()
+            wanted["slurm_array_parallelism"] = self.num_workers()
         for name, value in settings.slurm.items():
-            asked["timeout_min" if name == "time" else f"slurm_{name}"] = value
-        return asked
+            wanted["timeout_min" if name == "time" else f"slurm_{name}"] = value
+        return wanted
 
     def run(self, job: Job, tasks: Sequence[Task]) -> Iterator[Receipt]:
         """See `Executor.run`."""
-        waiting = Waiting(tasks, attempts=self.settings.attempts)
+        queue = TaskQueue(tasks, attempts=self.settings.attempts)
         shares: list[tuple[Any, list[tuple[Task, Path]]]] = []
         self._complete = False
-        while waiting or shares:
-            begun = waiting.first()
+        while queue or shares:
+            begun = queue.ready()
             for task in begun:
-                waiting.begin(task)
+                queue.begin(task)
             if begun:
                 shares += self._submit(job, begun)
             for submitted, left in list(shares):
@@ -121,19 +121,19 @@ class SlurmExecutor(Executor):
                 for task, path in list(left):
                     if path.exists():
                         left.remove((task, path))
-                        receipt = waiting.ended(task.name, json.loads(path.read_bytes()))
+                        receipt = queue.ended(task.name, json.loads(path.read_bytes()))
                         if receipt is not None:
                             yield receipt
                 if left and not over:
                     continue
                 shares.remove((submitted, left))
                 if left:
-                    receipt = waiting.lost(left[0][0].name, _how(submitted))
+                    receipt = queue.lost(left[0][0].name, _why_lost(submitted))
                     for task, _ in reversed(left[1:]):
-                        waiting.back(task.name)
+                        queue.put_back(task.name)
                     if receipt is not None:
                         yield receipt
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            time.sleep(_SECONDS_BETWEEN_POLLS)
         self._complete = True
 
     def _submit(self, job: Job, tasks: Sequence[Task]) -> list[tuple[Any, list[tuple[Task, Path]]]]:
@@ -163,7 +163,7 @@ class SlurmExecutor(Executor):
         self._running = []
 
 
-def _how(submitted: Any) -> str:
+def _why_lost(submitted: Any) -> str:
     """Why an element ended before its share was done."""
     error = submitted.exception()
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] if error is not None else []

@@ -1,4 +1,4 @@
-"""Tasks, what does them, and the receipts that come back; and what is still to be given out, and to whom again.
+"""Tasks, the job that does them, their receipts, and the queue of those still to be done.
 
 A task is idempotent: done twice, or begun by one worker and again by another, it ends as done once. It writes its own
 results (a shard, a run's folder) and gives back a receipt, plain JSON; no tensor ever travels.
@@ -60,7 +60,7 @@ class Receipt:
         task: its name.
         worker: "HOST:PID" of who ended it; "" where nobody did.
         seconds: that the last attempt took.
-        attempts: how often it was begun; more than 1 where workers were lost on it, or others held what it writes.
+        attempts: how often it was begun; more than 1 where workers were lost on it, or others held its lock.
         result: what the job said of it.
         error, kind: why it failed, in one line, and the class of the error; "" where it did not.
         lost: why each earlier attempt ended.
@@ -116,8 +116,8 @@ class _Begun:
     not_before: float = 0.0
 
 
-class Waiting:
-    """The tasks that nobody is at.
+class TaskQueue:
+    """The tasks that no worker does now: which may begin, which begin again after a worker was lost.
 
     Args:
         tasks: all, in the order in which they are given out.
@@ -126,7 +126,7 @@ class Waiting:
 
     def __init__(self, tasks: Iterable[Task], *, attempts: int) -> None:
         self._entries = [_Begun(task) for task in tasks]
-        self._out: dict[str, _Begun] = {}
+        self._begun: dict[str, _Begun] = {}
         self._attempts = attempts
 
     def __len__(self) -> int:
@@ -135,27 +135,27 @@ class Waiting:
     def __bool__(self) -> bool:
         return bool(self._entries)
 
-    def first(self) -> list[Task]:
-        """The tasks that may be begun now, in order."""
+    def ready(self) -> list[Task]:
+        """Return the tasks that may begin now, in order."""
         now = time.monotonic()
         return [entry.task for entry in self._entries if entry.not_before <= now]
 
     def begin(self, task: Task) -> None:
-        """Give a task out."""
+        """Take a task out of the queue for a worker."""
         (entry,) = (e for e in self._entries if e.task.name == task.name)
         self._entries.remove(entry)
         entry.attempts += 1
-        self._out[task.name] = entry
+        self._begun[task.name] = entry
 
-    def back(self, name: str) -> None:
-        """A task that was given out and not begun waits again."""
-        entry = self._out.pop(name)
+    def put_back(self, name: str) -> None:
+        """Put a task that no worker has begun after all back to the front."""
+        entry = self._begun.pop(name)
         entry.attempts -= 1
         self._entries.insert(0, entry)
 
     def lost(self, name: str, why: str) -> Receipt | None:
-        """The worker that was at a task is gone: it waits again, or has failed if that was too often."""
-        entry = self._out.pop(name)
+        """Queue a task again whose worker was lost; return the receipt of its failure if that happened too often."""
+        entry = self._begun.pop(name)
         entry.lost.append(why)
         if entry.attempts < self._attempts:
             self._entries.insert(0, entry)
@@ -165,8 +165,8 @@ class Waiting:
         return Receipt(task=name, attempts=entry.attempts, error=error, lost=tuple(entry.lost))
 
     def ended(self, name: str, outcome: Outcome) -> Receipt | None:
-        """A worker came back: the receipt; None where another process held what the task writes, and it waits again."""
-        entry = self._out.pop(name)
+        """Return the receipt of a task that ended; None, and it is queued again, if another process held its lock."""
+        entry = self._begun.pop(name)
         if outcome.get("kind") in _HELD_BY_ANOTHER and entry.attempts < self._attempts:
             entry.lost.append(str(outcome["error"]))
             entry.not_before = time.monotonic() + _SECONDS_BETWEEN_TRIES

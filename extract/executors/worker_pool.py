@@ -1,29 +1,31 @@
-"""Workers that each do one task at a time: who is given what, what happens when one is lost; the same for all of them.
+"""An executor of workers that each do one task at a time: which task begins when, and what happens when one is lost.
 
-`local` says how workers of this machine are started and spoken to, `on_ray` how those of a cluster are.
+`local` starts workers of this machine, `ray` those of a cluster; both take their tasks from here.
 """
 
 from __future__ import annotations
 
+import sys
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Generic, TypeVar
 
+from tqdm import tqdm
+
 from .base import Executor
-from .memory_budget import Budget
 from .settings import EngineSettings
-from .tasks import Job, Outcome, Receipt, Task, Waiting
+from .tasks import Job, Outcome, Receipt, Task, TaskQueue
 
 Worker = TypeVar("Worker")
 
-_SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_BETWEEN_POLLS = 1.0
 
 
-class Crew(Executor, Generic[Worker]):
-    """An engine of workers.
+class WorkerPool(Executor, Generic[Worker]):
+    """An executor that gives tasks to workers.
 
     Args:
-        settings: of the engine.
+        settings: of the executor.
         memory_bytes: what all workers together may use; None for no limit.
     """
 
@@ -33,24 +35,24 @@ class Crew(Executor, Generic[Worker]):
         self._job: Job | None = None
 
     @abstractmethod
-    def _worker(self, wanted: int) -> Worker | None:
-        """Return a worker that has nothing to do; None where there is none now. `wanted` tasks could be begun."""
+    def idle_worker(self, wanted: int) -> Worker | None:
+        """Return an idle worker, None if there is none now; `wanted` is the number of tasks that could be begun."""
 
     @abstractmethod
-    def _give(self, worker: Worker, task: Task) -> None:
+    def begin(self, worker: Worker, task: Task) -> None:
         """Have a worker begin a task."""
 
     @abstractmethod
-    def _news(self, seconds: float) -> list[tuple[Worker, Outcome | str]]:
-        """Wait for at most so long; return what workers gave back, or why they are lost."""
+    def poll(self, seconds: float) -> list[tuple[Worker, Outcome | str]]:
+        """Wait for at most `seconds`; return the workers that ended a task with its outcome, or why they are lost."""
 
     @abstractmethod
-    def _dismiss(self, worker: Worker) -> None:
+    def stop(self, worker: Worker) -> None:
         """End a worker, whatever it does."""
 
     @abstractmethod
-    def _dismiss_idle(self) -> None:
-        """End the workers that have nothing to do, for the memory that they hold."""
+    def stop_idle(self) -> None:
+        """End the idle workers, to free the memory that they hold."""
 
     @abstractmethod
     def close(self) -> None:
@@ -59,36 +61,79 @@ class Crew(Executor, Generic[Worker]):
     def run(self, job: Job, tasks: Sequence[Task]) -> Iterator[Receipt]:
         """See `Executor.run`."""
         if job is not self._job:
-            self._dismiss_idle()
+            self.stop_idle()
             self._job = job
-        waiting = Waiting(tasks, attempts=self.settings.attempts)
-        budget = Budget(self._memory_bytes)
+        queue = TaskQueue(tasks, attempts=self.settings.attempts)
+        budget = MemoryBudget(self._memory_bytes)
         busy: dict[Worker, Task] = {}
         try:
-            while waiting or busy:
-                self._give_out(waiting, busy, budget)
-                for worker, outcome in self._news(_SECONDS_BETWEEN_LOOKS):
+            while queue or busy:
+                self._begin_tasks(queue, busy, budget)
+                for worker, outcome in self.poll(_SECONDS_BETWEEN_POLLS):
                     task = busy.pop(worker)
                     if isinstance(outcome, str):
-                        receipt = waiting.lost(task.name, outcome)
+                        receipt = queue.lost(task.name, outcome)
                     else:
-                        receipt = waiting.ended(task.name, outcome)
+                        receipt = queue.ended(task.name, outcome)
                     if receipt is not None:
                         budget.learn(task, receipt)
                         yield receipt
         finally:
             for worker in busy:
-                self._dismiss(worker)
+                self.stop(worker)
 
-    def _give_out(self, waiting: Waiting, busy: dict[Worker, Task], budget: Budget) -> None:
-        for task in waiting.first():
+    def _begin_tasks(self, queue: TaskQueue, busy: dict[Worker, Task], budget: MemoryBudget) -> None:
+        for task in queue.ready():
             if not budget.admits(task, busy.values()):
                 continue
-            worker = self._worker(len(waiting))
+            worker = self.idle_worker(len(queue))
             if worker is None:
                 return
-            waiting.begin(task)
+            queue.begin(task)
             busy[worker] = task
-            self._give(worker, task)
+            self.begin(worker, task)
         if budget.limited:
-            self._dismiss_idle()
+            self.stop_idle()
+
+
+class MemoryBudget:
+    """The memory that all workers of this machine together may use: decides which task may begin beside others.
+
+    A task of unknown need is taken to need what such tasks have used so far; so the first of them is
+    done alone. One that needs more than everything is done alone, too.
+
+    Args:
+        limit_bytes: None for no limit.
+    """
+
+    def __init__(self, limit_bytes: int | None) -> None:
+        self._limit = limit_bytes
+        self._measured = 0
+        self._noted: set[str] = set()
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit."""
+        return self._limit is not None
+
+    def admits(self, task: Task, beside: Collection[Task]) -> bool:
+        """Return whether a task may begin beside others."""
+        if self._limit is None:
+            return True
+        need = self._need(task)
+        if not beside:
+            if need > self._limit and task.name not in self._noted:
+                self._noted.add(task.name)
+                said = f"needs about {need / 1e9:.1f} GB, more than memory_gb = {self._limit / 1e9:g}; it runs alone"
+                tqdm.write(f"{task.name}: {said}", file=sys.stderr)
+            return True
+        others = [self._need(other) for other in beside]
+        return bool(need) and all(others) and need + sum(others) <= self._limit
+
+    def learn(self, task: Task, receipt: Receipt) -> None:
+        """Remember the memory that a worker used for a task of unknown need."""
+        if not task.memory_bytes:
+            self._measured = max(self._measured, receipt.peak_bytes)
+
+    def _need(self, task: Task) -> int:
+        return task.memory_bytes or self._measured

@@ -47,7 +47,7 @@ def ray_engine(nodes: Any) -> EngineSettings:
 def one_is_killed(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """As soon as both nodes have a task, one of them is killed; another joins. Returns the tasks in order of begin."""
     begun: list[str] = []
-    give = RayExecutor._give
+    give = RayExecutor.begin
 
     def give_and_kill(self: RayExecutor, worker: Any, task: Task) -> None:
         give(self, worker, task)
@@ -55,7 +55,7 @@ def one_is_killed(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         if len(begun) == 2:
             nodes.replace_one()
 
-    monkeypatch.setattr(RayExecutor, "_give", give_and_kill)
+    monkeypatch.setattr(RayExecutor, "begin", give_and_kill)
     return begun
 
 

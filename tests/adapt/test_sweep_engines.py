@@ -52,7 +52,7 @@ def test_processes_leave_what_one_leaves_though_one_is_killed(
     alone, together = experiment("alone"), experiment("together")
     sweep(alone, progress=False)
     begun: list[str] = []
-    give = LocalExecutor._give
+    give = LocalExecutor.begin
 
     def give_and_kill(self: LocalExecutor, worker: Any, task: Task) -> None:
         give(self, worker, task)
@@ -60,7 +60,7 @@ def test_processes_leave_what_one_leaves_though_one_is_killed(
         if len(begun) == 2:
             worker.process.kill()
 
-    monkeypatch.setattr(LocalExecutor, "_give", give_and_kill)
+    monkeypatch.setattr(LocalExecutor, "begin", give_and_kill)
     result = sweep(together, progress=False, engine=EngineSettings(jobs=2, threads=1))
     assert [run.folder.parent.name for run in result.runs] == ["probe", "trimodal"]
     assert [name for name, _ in result.retried] == ["seed 0, group 1"]

@@ -18,10 +18,10 @@ import pytest
 from talik.errors import BackendError, MediaError, NumericsError, SettingsError
 from talik.extract.executors.in_process import InProcessExecutor
 from talik.extract.executors.local import LocalExecutor
-from talik.extract.executors.memory_budget import Budget
 from talik.extract.executors.open import open_executor
 from talik.extract.executors.settings import EngineSettings, with_engine
-from talik.extract.executors.tasks import Receipt, Task, Waiting
+from talik.extract.executors.tasks import Receipt, Task, TaskQueue
+from talik.extract.executors.worker_pool import MemoryBudget
 from talik.extract.stage.extract import extract
 from talik.extract.stage.run_records import receipts_path
 
@@ -69,7 +69,7 @@ def test_a_store_is_the_same_bytes_whoever_fills_it_though_workers_are_killed(
     alone = extract(path, progress=False, engine=EngineSettings(threads=1))
     expected = tree(store)
     shutil.rmtree(store)
-    killed, real = [], LocalExecutor._give
+    killed, real = [], LocalExecutor.begin
 
     def give(self: LocalExecutor, worker: Any, task: Task) -> None:
         real(self, worker, task)
@@ -77,7 +77,7 @@ def test_a_store_is_the_same_bytes_whoever_fills_it_though_workers_are_killed(
             killed.append(task.name)
             worker.process.kill()
 
-    monkeypatch.setattr(LocalExecutor, "_give", give)
+    monkeypatch.setattr(LocalExecutor, "begin", give)
     together = extract(path, progress=False, engine=engine())
     assert tree(store) == expected
     assert (together.items, together.bytes_written) == (alone.items, alone.bytes_written)
@@ -157,16 +157,16 @@ def test_tasks_wait_for_memory(capfd: pytest.CaptureFixture[str]) -> None:
     lock = threading.Lock()
 
     class Watched(LocalExecutor):
-        def _give(self, worker: Any, task: Task) -> None:
+        def begin(self, worker: Any, task: Task) -> None:
             nonlocal at_once, most
             with lock:
                 at_once += 1
                 most = max(most, at_once)
-            super()._give(worker, task)
+            super().begin(worker, task)
 
-        def _news(self, seconds: float) -> Any:
+        def poll(self, seconds: float) -> Any:
             nonlocal at_once
-            news = super()._news(seconds)
+            news = super().poll(seconds)
             at_once -= len(news)
             return news
 
@@ -179,7 +179,7 @@ def test_tasks_wait_for_memory(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_first_of_unknown_need_is_measured_alone() -> None:
-    budget = Budget(10_000)
+    budget = MemoryBudget(10_000)
     one, two, three = (Task(name=n, given=None) for n in "abc")
     assert budget.admits(one, [])
     assert not budget.admits(two, [one])
@@ -191,13 +191,13 @@ def test_the_first_of_unknown_need_is_measured_alone() -> None:
 def test_what_another_process_holds_is_tried_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    waiting = Waiting([Task(name="a", given=None)], attempts=2)
+    waiting = TaskQueue([Task(name="a", given=None)], attempts=2)
     held = {"error": "process 5 is writing shard 1", "kind": "StoreLockedError"}
-    waiting.begin(waiting.first()[0])
+    waiting.begin(waiting.ready()[0])
     assert waiting.ended("a", held) is None
-    assert waiting.first() == []
+    assert waiting.ready() == []
     now[0] += 60.0
-    waiting.begin(waiting.first()[0])
+    waiting.begin(waiting.ready()[0])
     receipt = waiting.ended("a", held)
     assert receipt is not None
     assert (receipt.attempts, receipt.error, receipt.lost) == (2, held["error"], (held["error"],))
