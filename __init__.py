@@ -7,7 +7,11 @@ imports no network library. `extract` and `adapt` are rooms (packages) that can 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # at run time these are the rooms themselves, which `_callable_room` makes callable
+    from .adapt.training.adapt import adapt
+    from .extract.stage.extract import extract
 
 _HOMES = {
     "FeatureStore": "cache.feature_store",

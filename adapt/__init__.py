@@ -1,19 +1,5 @@
 """Stage 2: scan, adapters, joint model, training, evaluation, sweeps, reports. Called, it trains one variant."""
 
-from __future__ import annotations
+from .._callable_room import make_callable
 
-import sys
-from types import ModuleType
-from typing import Any
-
-
-class _Room(ModuleType):
-    """The package, callable: `talik.adapt("experiment.toml", variant="a")` is `talik.adapt.training.adapt.adapt`."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        from .training.adapt import adapt
-
-        return adapt(*args, **kwargs)
-
-
-sys.modules[__name__].__class__ = _Room
+make_callable(__name__, ".training.adapt", "adapt")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+import pydoc
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -51,6 +54,35 @@ def test_rooms_are_packages_and_calls_at_once() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.startswith("True <module 'talik.adapt'")
+
+
+def test_a_room_shows_the_function_that_it_is_called_as() -> None:
+    """`help`, signatures and imports of modules below a callable room."""
+    from talik.adapt.training.adapt import adapt
+    from talik.extract.media.decode import decode_clip
+    from talik.extract.stage.extract import extract
+
+    assert callable(decode_clip)
+    for room, function in ((talik.extract, extract), (talik.adapt, adapt)):
+        assert isinstance(room, ModuleType)
+        assert inspect.signature(room) == inspect.signature(function)
+        shown = pydoc.render_doc(room, renderer=pydoc.plaintext)
+        first = (inspect.getdoc(function) or "").splitlines()[0]
+        assert f"{room.__name__} - {first}" in shown
+        assert "The package: Stage" in shown
+    with pytest.raises(TypeError, match="experiment"):
+        talik.extract()
+    with pytest.raises(TypeError, match="variant"):
+        talik.adapt("experiment.toml")
+
+
+@pytest.mark.slow
+def test_type_checkers_see_the_function_behind_a_room(tmp_path: Path) -> None:
+    api = pytest.importorskip("mypy.api", reason="mypy is not installed: pip install 'talik[test]'")
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text("import talik\n\ntalik.extract('experiment.toml', device=3)\n")
+    out, _, _ = api.run(["--follow-imports=silent", "--ignore-missing-imports", f"--cache-dir={tmp_path}", str(wrong)])
+    assert 'Argument "device" to "extract" has incompatible type "int"; expected "str"' in out
 
 
 def test_the_store_imports_no_network_library() -> None:
