@@ -115,7 +115,7 @@ class Ways:
         for depth in self.grid.depths:
             training = self.cached[size, depth]
             predictions = training.answers(self._batch(training, questions, by_clip=True))
-            found.end[depth] = taken(lambda t=training, p=predictions: t.end_epoch(p, shared_seconds=0.0))  # type: ignore[misc]
+            found.end[depth] = taken(lambda t=training, p=predictions: t.end_epoch(p, seconds=0.0))  # type: ignore[misc]
         return found
 
     def _each_way(

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ..data.batch import Batch
+from .frozen_units import states_at
 from .joint_model import JointModel, forward
 
 
@@ -41,6 +42,18 @@ def forward_flops(model: JointModel, batch: Batch, *, amp: str = "off") -> dict[
         model.train(was_training)
     found = {"flops": round(counter.total / len(batch))}
     return found if model.tunes_units else {**found, "flops_trained": round(counter.inside / len(batch))}
+
+
+@torch.no_grad()
+def at_starts(model: JointModel, batch: Batch) -> Batch:
+    """Return a batch with the states that a model starts from and reads, computed from those that it holds."""
+    starts, reads = model.starts(), model.reads()
+    known = {
+        m: states_at(model.encoders[m], [state, *batch.above.get(m, ())], {starts[m], *reads.get(m, ())})
+        for m, state in batch.states.items()
+    }
+    above = {m: tuple(known[m][k] for k in sorted(set(ks)) if k > starts[m]) for m, ks in reads.items()}
+    return replace(batch, states={m: known[m][starts[m]] for m in known}, above=above)
 
 
 def operations(call: Callable[[], Any]) -> int:

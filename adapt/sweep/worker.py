@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from ..config.experiment import Experiment
-from ..training.adapt import RunResult, open_training
+from ..training.adapt import RunResult, open_trainer
 from ..training.experiment_context import ExperimentContext
 from ..training.lockstep_group import data_order, reason_of, train_together
 from ..training.run_folder import RunFolder
@@ -68,7 +68,7 @@ class SweepWork:
         groups: dict[object, list[Trainer]] = {}
         for name in runs.names:
             try:
-                opened = open_training(self.context, name, runs.seed, resume=True, live=self.live)
+                opened = open_trainer(self.context, name, runs.seed, resume=True, live=self.live)
             except Exception as error:
                 failures[name] = reason_of(error)
                 continue

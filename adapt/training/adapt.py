@@ -15,9 +15,9 @@ from ...errors import RunError
 from ...extract.datasets.describe import describe
 from ..config.experiment import Experiment, load_experiment
 from ..config.run_config import run_config
+from ..model.insertion import insertion_lines
 from .distributed import Processes, joined
 from .experiment_context import ExperimentContext
-from .lockstep_group import train_together
 from .run_folder import RunFolder
 from .trainer import Trainer
 
@@ -78,18 +78,18 @@ def adapt(
         announce = progress and processes.leads and context is None
         context = context or ExperimentContext(experiment, device=processes.device)
         with processes.in_turn():
-            opened = open_training(context, variant, seed, resume=resume, live=live, processes=processes)
-        if isinstance(opened, RunResult):
-            return opened
-        processes.agree(opened.model, opened.loss)
+            trainer = open_trainer(context, variant, seed, resume=resume, live=live, processes=processes)
+        if isinstance(trainer, RunResult):
+            return trainer
+        processes.agree(trainer.model, trainer.loss)
         for line in describe(context.manifest, brief=True) if announce else ():
             tqdm.write(line, file=sys.stderr)
-        train_together([opened], progress=progress and processes.leads)
+        trainer.fit(show_progress=progress and processes.leads)
         processes.wait()  # until the result is written
-        return result_of(opened.folder)
+        return result_of(trainer.folder)
 
 
-def open_training(
+def open_trainer(
     context: ExperimentContext,
     variant: str,
     seed: int,
@@ -98,10 +98,9 @@ def open_training(
     live: bool = False,
     processes: Processes | None = None,
 ) -> Trainer | RunResult:
-    """Claim a run's folder and open its training, brought to where it was interrupted; its result where it is done.
+    """Prepare a run's folder and open its trainer, brought to its checkpoint; or return a finished run's result.
 
-    The number of threads that the settings ask for is set here, so that whatever the training computes is computed
-    with it.
+    The number of threads that the settings name is set here, so that whatever the trainer computes is computed with it.
 
     Args:
         context: of the experiment.
@@ -109,11 +108,11 @@ def open_training(
         seed: of the weights, the order of the data and dropout.
         resume: go on with an unfinished run of the same settings.
         live: decode and encode the media files for every batch, without a store.
-        processes: those that train it together; the first of them claims the folder for all.
+        processes: those that train it together; the first of them prepares the folder for all.
 
     Raises:
-        SettingsError, ManifestError, StoreError: what the experiment names is not there or does not fit.
-        RunError: the run's folder is another run's, or an unfinished one and `resume` is not asked for.
+        SettingsError, ManifestError, StoreError: what the experiment names does not exist or does not fit.
+        RunError: the run's folder is another run's, or an unfinished one without `resume`.
     """
     chosen = context.experiment.variant(variant)
     settings = context.experiment.train_settings(chosen)
@@ -124,7 +123,12 @@ def open_training(
         return result_of(folder, skipped=True)
     if settings.num_threads and torch.device(context.device).type == "cpu":
         torch.set_num_threads(settings.num_threads)
-    return Trainer(context, chosen, settings, seed, folder, live=live, processes=processes)
+    trainer = Trainer(context, chosen, settings, seed, folder, live=live, processes=processes)
+    num_units = {m: e.num_units for m, e in trainer.model.encoders.items()}
+    notes = insertion_lines(trainer.model.insertions, num_units, chosen.insertion)
+    for note in notes if trainer.processes.leads else ():
+        tqdm.write(f"{trainer.label}: {note}", file=sys.stderr)
+    return trainer
 
 
 def result_of(folder: RunFolder, *, skipped: bool = False) -> RunResult:

@@ -1,11 +1,14 @@
-"""A training run's whole state as safetensors and JSON: weights, optimiser, random state, position; no pickle."""
+"""A training's whole state as safetensors and JSON: weights, optimiser, random state, position; no pickle."""
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,99 +17,154 @@ from torch import Tensor
 from ...cache.atomic_io import sync_file, sync_folder
 from ...errors import RunError
 from ..model.joint_model import JointModel
-from .ema import Averages
+from .optimizer import Averages
 from .run_folder import writing
 
 
-def save_checkpoint(
-    folder: Path,
-    *,
-    model: JointModel,
-    optimizer: torch.optim.Optimizer,
-    best: dict[str, Tensor],
-    progress: dict[str, Any],
-    averages: Averages | None = None,
-) -> None:
-    """Write the checkpoint beside its place and move it there, so that a kill leaves the old one or the new one.
+class EpochRecord(TypedDict):
+    """One epoch's line of metrics.jsonl; `step` counts optimiser steps from the start of the training."""
+
+    event: str
+    epoch: int
+    step: int
+    train_loss: float
+    val_loss: float
+    val_accuracy: float
+    lr: float
+    seconds: float
+
+
+@dataclass
+class Progress:
+    """Where a training stands.
+
+    Attributes:
+        epoch: epochs done.
+        step: optimiser steps done.
+        best_epoch: the epoch, from 1, with the best validation; 0 before the first.
+        best_accuracy: its accuracy, 0 to 1; -1 before the first.
+        best_loss: its validation loss.
+        seconds: wall time of all epochs.
+        history: one record an epoch.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    best_epoch: int = 0
+    best_accuracy: float = -1.0
+    best_loss: float = math.inf
+    seconds: float = 0.0
+    history: list[EpochRecord] = field(default_factory=list)
+
+
+class Checkpointer:
+    """Saves the exact state of a training to a folder, and restores it.
+
+    The folder holds state.safetensors (tensors by `model.*`, `best.*`, `optimizer.*`, `average.*`, `adapter.*`,
+    `rng.*`) and progress.json.
 
     Args:
-        folder: the checkpoint's folder.
+        folder: the checkpoint's folder; it need not exist.
         model: whose `state_dict()` is what is trained.
         optimizer: AdamW; its moments and steps are kept.
-        best: the weights of the best epoch so far, empty before the first validation.
-        progress: JSON: the epoch, the step, the history.
         averages: of the weights, where they are kept.
     """
-    with writing(folder):
-        partial, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        partial.mkdir(parents=True)
-        tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-        tensors |= {f"best.{k}": v for k, v in best.items()}
-        tensors |= _optimizer_tensors(optimizer)
-        tensors |= {f"average.{k}": v for k, v in (averages.state() if averages else {}).items()}
-        adapter_state = {} if model.adapter is None else model.adapter.training_state()
-        tensors |= {f"adapter.{k}": v for k, v in adapter_state.items()}
-        tensors["rng.cpu"] = torch.get_rng_state()
+
+    def __init__(
+        self, folder: Path, model: JointModel, optimizer: torch.optim.Optimizer, averages: Averages | None = None
+    ) -> None:
+        self.folder, self.model, self.optimizer, self.averages = folder, model, optimizer, averages
+
+    @property
+    def _old(self) -> Path:
+        return self.folder.with_name(self.folder.name + ".old")
+
+    def save(self, progress: Progress, best: Mapping[str, Tensor]) -> None:
+        """Write the checkpoint beside its place and move it there; a kill leaves the old one or the new one.
+
+        The random state is that of torch's generators at the call.
+
+        Args:
+            progress: where the training stands.
+            best: the weights of the best epoch so far, empty before the first validation.
+
+        Raises:
+            RunError: the disk refuses it.
+        """
+        with writing(self.folder):
+            partial = self.folder.with_name(self.folder.name + ".partial")
+            for leftover in (partial, self._old):
+                shutil.rmtree(leftover, ignore_errors=True)
+            partial.mkdir(parents=True)
+            tensors = {k: v.detach().cpu().contiguous().clone() for k, v in self._tensors(best).items()}
+            save_file(tensors, partial / "state.safetensors")
+            (partial / "progress.json").write_text(json.dumps(vars(progress)), encoding="utf-8")
+            for written in (partial / "state.safetensors", partial / "progress.json", partial):
+                sync_file(written)
+            if self.folder.exists():
+                self.folder.rename(self._old)
+            partial.rename(self.folder)
+            sync_folder(self.folder.parent)
+            shutil.rmtree(self._old, ignore_errors=True)
+
+    def load(self) -> tuple[Progress, dict[str, Tensor]] | None:
+        """Restore model, optimiser, averages and torch's random state; return the progress and the best weights.
+
+        Returns:
+            None where there is no checkpoint.
+
+        Raises:
+            RunError: the checkpoint is damaged or belongs to another model.
+        """
+        if not self.folder.exists() and self._old.exists():  # killed between the two renames
+            self._old.rename(self.folder)
+        if not self.folder.exists():
+            return None
+        try:
+            tensors = load_file(self.folder / "state.safetensors")
+            progress = Progress(**json.loads((self.folder / "progress.json").read_text(encoding="utf-8")))
+            self._restore(tensors)
+        except Exception as error:
+            raise RunError(
+                f"{self.folder}: the checkpoint cannot be read ({error}); remove the run's folder and start again"
+            ) from error
+        return progress, _under(tensors, "best.")
+
+    def clear(self) -> None:
+        """Remove the checkpoint; a finished run needs none."""
+        for folder in (self._old, self.folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _tensors(self, best: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        found |= {f"best.{k}": v for k, v in best.items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            found |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+        found |= {f"average.{k}": v for k, v in (self.averages.state() if self.averages else {}).items()}
+        adapter = self.model.adapter
+        found |= {f"adapter.{k}": v for k, v in (adapter.training_state() if adapter else {}).items()}
+        found["rng.cpu"] = torch.get_rng_state()
         if torch.cuda.is_available():
-            tensors["rng.cuda"] = torch.cuda.get_rng_state()
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, partial / "state.safetensors")
-        (partial / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
-        for written in (partial / "state.safetensors", partial / "progress.json", partial):
-            sync_file(written)
-        if folder.exists():
-            folder.rename(old)
-        partial.rename(folder)
-        sync_folder(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
+            found["rng.cuda"] = torch.cuda.get_rng_state()
+        return found
 
-
-def load_checkpoint(
-    folder: Path, *, model: JointModel, optimizer: torch.optim.Optimizer, averages: Averages | None = None
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Bring model, optimiser, averages and random state to what they were; return the best weights and the progress.
-
-    Raises:
-        RunError: the checkpoint is torn or belongs to another model.
-    """
-    old = folder.with_name(folder.name + ".old")
-    if not folder.exists() and old.exists():  # killed between the two renames
-        old.rename(folder)
-    try:
-        tensors = load_file(folder / "state.safetensors")
-        progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
-        model.load_state_dict(_under(tensors, "model."))
-        _load_optimizer(optimizer, _under(tensors, "optimizer."))
-        if model.adapter is not None and (adapter_state := _under(tensors, "adapter.")):
-            model.adapter.load_training_state(adapter_state)
-        if averages is not None:
-            averages.load(_under(tensors, "average."))
+    def _restore(self, tensors: Mapping[str, Tensor]) -> None:
+        self.model.load_state_dict(_under(tensors, "model."))
+        state: dict[int, dict[str, Any]] = {}
+        for key, value in _under(tensors, "optimizer.").items():
+            index, name = key.split(".", 1)
+            state.setdefault(int(index), {})[name] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        adapter_state = _under(tensors, "adapter.")
+        if self.model.adapter is not None and adapter_state:
+            self.model.adapter.load_training_state(adapter_state)
+        if self.averages is not None:
+            self.averages.load(_under(tensors, "average."))
         torch.set_rng_state(tensors["rng.cpu"])
         if torch.cuda.is_available() and "rng.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["rng.cuda"])
-    except Exception as error:
-        raise RunError(
-            f"{folder}: the checkpoint cannot be read ({error}); remove the run's folder and start again"
-        ) from error
-    return _under(tensors, "best."), progress
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    out = {}
-    for index, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
-            out[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
-    return out
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

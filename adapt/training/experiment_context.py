@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -28,6 +27,7 @@ from ..data.live_source import LiveSource
 from ..model.insertion import Placement, ResolvedInsertions, resolve_insertions
 from ..model.joint_model import JointModel
 from ..model.targets import check_task, make_head
+from .random_stream import derived_seed
 
 
 class ExperimentContext:
@@ -201,9 +201,3 @@ def _placement(variant: VariantSettings) -> Placement:
     """Return where the variant's adapter stands: what it says, or inside the units that it trains."""
     module = adapter_kind(variant.adapter["kind"]).module
     return "inside" if module is not None and module.tunes_units else variant.placement
-
-
-def derived_seed(seed: int, purpose: str) -> int:
-    """A seed of its own for each purpose, so that what one part draws never moves another's numbers."""
-    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
-    return int.from_bytes(digest[:7], "big")

@@ -1,4 +1,4 @@
-"""Variants trained in lockstep on the same batches: one read, one frozen prefix for all; a group of one is a solo run.
+"""Variants trained in lockstep on the same batches: one read, one frozen prefix for all.
 
 A batch is read once, from the lowest boundary that a variant of the group reads and the higher ones that others read.
 The frozen units from there to where each variant starts run once, without a graph; so does what lies above a start
@@ -30,8 +30,8 @@ from ..data.cached_source import CachedSource
 from ..model.frozen_units import states_at
 from ..model.joint_model import JointModel
 from ..scoring.predictions import Prediction, clip_order, in_order
-from .distributed import Processes
-from .experiment_context import ExperimentContext, derived_seed
+from .experiment_context import ExperimentContext
+from .random_stream import derived_seed
 from .stack_size import Member, Stacking
 from .trainer import Trainer
 
@@ -68,7 +68,13 @@ def train_together(trainings: Sequence[Trainer], *, progress: bool = True) -> Ou
     Args:
         trainings: of one context, equal in `data_order`; those that were interrupted go on from their checkpoints.
         progress: show a tqdm bar with the group's batches.
+
+    Raises:
+        Exception: that of a trainer that is alone, or of what a group shares.
     """
+    if len(trainings) == 1:
+        trainings[0].fit(show_progress=progress)
+        return Outcome()
     return _Group(trainings, progress=progress).run()
 
 
@@ -131,7 +137,7 @@ class _Group:
     def run(self) -> Outcome:
         """Epoch after epoch; after each, those that have ended are evaluated and leave."""
         lead = self.members[0]
-        label = lead.label if self.size == 1 else f"{self.size} variants, seed {lead.seed}"
+        label = f"{self.size} variants, seed {lead.seed}"
         each = lead.questions_per_epoch
         total = each * max(t.settings.epochs for t in self.members)
         first = each * min(t.progress.epoch for t in self.members)
@@ -163,8 +169,8 @@ class _Group:
         shared = self._share(list(predictions), started)
         for training, found in predictions.items():
             with self._failing_alone(training):
-                line = training.end_epoch(found, shared_seconds=shared)
-                bar.set_postfix_str(line if self.size == 1 else f"{training.variant.name}: {line}")
+                training.end_epoch(found, seconds=training.own_seconds + shared)
+                bar.set_postfix_str(f"{training.variant.name}: {training.last_validation}")
 
     def _step(self, members: Sequence[Member]) -> None:
         for some in self._stacking.measured_parts(members):
@@ -172,9 +178,7 @@ class _Group:
                 self._fail(training, error)
 
     def _fail(self, training: Trainer, error: Exception) -> None:
-        """Let a training leave with its reason; the error of one that is alone is the group's."""
-        if self.size == 1:
-            raise error
+        """Let a training leave with its reason."""
         self.outcome.failures[training.label] = reason_of(error)
         self.members.remove(training)
 
@@ -191,12 +195,11 @@ class _Group:
         if not trainings:
             return {}
         found: dict[Trainer, list[list[Prediction]]] = {training: [] for training in trainings}  # by batch
-        processes = trainings[0].processes
         batches, order = trainings[0].in_order(split), clip_order(trainings[0].split_questions(split))
         with ExitStack() as averaged:
             for training in trainings:
                 averaged.enter_context(training.averaged())
-            for own in self._shared_by(trainings).batches(processes.deal(batches), by_clip=True):
+            for own in self._shared_by(trainings).batches(batches, by_clip=True):
                 members = [(t, batch) for t, batch in zip(trainings, own, strict=True) if t in found]
                 for some in self._stacking.parts(members):
                     for training, answers in self._stacking.answers(some).items():
@@ -205,7 +208,7 @@ class _Group:
                             self._fail(training, answers)
                         else:
                             found[training].append(answers)
-        return {t: in_order(list(chain.from_iterable(_gathered(processes, own))), order) for t, own in found.items()}
+        return {t: in_order(list(chain.from_iterable(own)), order) for t, own in found.items()}
 
     def _finish(self, ended: list[Trainer]) -> None:
         if not ended:
@@ -217,7 +220,8 @@ class _Group:
         shared = self._share(list(predictions), started)
         for training, found in predictions.items():
             with self._failing_alone(training):
-                training.finish(found, shared_seconds=shared, together=self.size, stacked=self._stacking.size > 1)
+                seconds = training.own_seconds + shared
+                training.finish(found, seconds=seconds, together=self.size, stacked=self._stacking.size > 1)
                 self.members.remove(training)
 
     @staticmethod
@@ -225,10 +229,3 @@ class _Group:
         """Each one's share of the time since `started` that was nobody's own."""
         own = sum(t.own_seconds for t in trainings)
         return max(0.0, time.perf_counter() - started - own) / max(1, len(trainings))
-
-
-def _gathered(processes: Processes, batches: Sequence[Sequence[Prediction]]) -> list[list[Prediction]]:
-    """Return the predictions of all processes, by batch in their order."""
-    if processes.size == 1:
-        return [list(batch) for batch in batches]
-    return [[Prediction(**p) for p in batch] for batch in processes.gather([[vars(p) for p in b] for b in batches])]

@@ -13,7 +13,6 @@ runs/<experiment>/<variant>/seed<k>/
 from __future__ import annotations
 
 import json
-import shutil
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -189,10 +188,6 @@ class RunFolder:
     def write_lines(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
         """Write a JSON-lines file whole."""
         self._write(name, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
-
-    def clear_checkpoint(self) -> None:
-        """Remove the checkpoint; a finished run needs none."""
-        shutil.rmtree(self.checkpoint, ignore_errors=True)
 
     def _write(self, name: str, text: str) -> None:
         with writing(self.path / name):

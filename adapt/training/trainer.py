@@ -1,18 +1,17 @@
-"""One variant's training: model, optimiser, schedule, random stream, checkpoint and results; batches are given to it.
+"""One variant under training: model, optimiser, data order, random stream; steps, epochs, evaluation, results.
 
-`fused` drives one or several of these over the same batches. What a training computes does not depend on which others
-are driven beside it: nothing here is shared but the frozen encoders and the batches.
+`Trainer.fit` is the whole of a single run. A lockstep group calls the same methods for several trainers on batches that
+it reads once for all. What a trainer computes does not depend on which others are trained beside it: they share the
+frozen encoders and the batches, nothing else.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -25,52 +24,41 @@ from ..config.run_config import run_config
 from ..data.batch import Batch, shuffled, stored_questions
 from ..data.cached_source import CachedSource
 from ..data.live_source import LiveSource
-from ..model.flops import forward_flops
-from ..model.insertion import insertion_lines
+from ..model.flops import at_starts, forward_flops
 from ..model.joint_model import JointModel, forward
 from ..model.registry import LOSSES, make_part
 from ..model.targets import labels_of, loss_of
-from ..scoring.predictions import (
-    Prediction,
-    answer_batch,
-    batches_of,
-    clip_order,
-    prediction_records,
-    score_records,
-)
+from ..scoring.predictions import Prediction, answer_batch, batches_of, clip_order, in_order
 from .adapter_files import save_adapter
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import Checkpointer, Progress
 from .distributed import Processes
-from .ema import Averages
-from .experiment_context import ExperimentContext, derived_seed
-from .loggers import open_scalars
-from .optimizer import count_parameters, learning_rate_scale, make_optimizer
-from .rng import random_state, set_random_state
+from .experiment_context import ExperimentContext
+from .optimizer import Averages, count_parameters, learning_rate_scale, make_optimizer
+from .random_stream import RandomStream, derived_seed
 from .run_folder import RunFolder
-
-
-@dataclass
-class Progress:
-    """Where a training stands: what a checkpoint keeps beside tensors."""
-
-    epoch: int = 0
-    step: int = 0
-    best_epoch: int = 0
-    best_accuracy: float = -1.0
-    best_loss: float = math.inf
-    seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
+from .run_recorder import RunRecorder, epoch_line
 
 
 class Trainer:
-    """A variant with a seed, being trained.
+    """Trains one variant with one seed, from its last checkpoint where its folder has one.
 
     Args:
         context: the experiment's shared parts.
         variant, settings, seed: what is trained, and how.
-        folder: the run's, already claimed.
+        folder: the run's, prepared.
         live: take states from the media files instead of the store.
         processes: those that train it together, each on its own questions of every batch.
+
+    Attributes:
+        model: the joint model.
+        source: yields the batches of a single run.
+        questions: those of the splits `train` and `val` whose states are available.
+        progress: epochs and steps done, the best epoch, the records of all epochs.
+        own_seconds: time spent in `own_random_stream` since the epoch, or the final evaluation, began.
+
+    Raises:
+        SettingsError, ManifestError, StoreError: what the experiment names does not exist or does not fit.
+        RunError: the checkpoint is damaged.
     """
 
     def __init__(
@@ -84,56 +72,79 @@ class Trainer:
         live: bool = False,
         processes: Processes | None = None,
     ) -> None:
-        self.context, self.settings, self.seed, self.folder = context, settings, seed, folder
+        self.context, self.variant, self.settings, self.seed, self.folder = context, variant, settings, seed, folder
         self.processes = processes or Processes(device=context.device)
         self.label = f"{variant.name}/seed{seed}"
-        self.variant = variant
         self.model: JointModel = context.build(variant, seed=seed)
         self.model.recompute_units = settings.checkpoint_units
         if settings.compile:
             self.model.encoders.update(context.compiled(self.model.encoders))
-        self.source: CachedSource | LiveSource = context.live(self.model) if live else context.cached(self.model)
-        num_units = {m: e.num_units for m, e in self.model.encoders.items()}
-        notes = insertion_lines(self.model.insertions, num_units, variant.insertion)
-        for note in notes if self.processes.leads else ():
-            tqdm.write(f"{self.label}: {note}", file=sys.stderr)
+        self.source = context.shared(self.model.starts(), self.model.reads(), live=live)
         self.loss = None if settings.loss is None else make_part(LOSSES, settings.loss, where="loss").to(context.device)
-        self.questions = {s: self._stored(context.questions(s)) for s in ("train", "val")}
-        self.labels = {a: i for i, a in enumerate(context.manifest.answers)}
+        self.questions = {split: self._with_states(split) for split in ("train", "val")}
         self.optimizer = make_optimizer(self.model, settings)
-        self.peak = [group["lr"] for group in self.optimizer.param_groups]
         self.averages = Averages(self.model, settings.ema) if settings.ema else None
-        self.progress = Progress()
-        self.best: dict[str, Tensor] = {}
-        self.own_seconds = 0.0  # since the epoch began, or since the final evaluation did
+        self.own_seconds = 0.0
+        self._peak_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._labels = {answer: index for index, answer in enumerate(context.manifest.answers)}
         self._losses: list[float] = []  # of the epoch's steps
         self._batches = 0  # of the epoch, so far
         self._held: list[tuple[int, float]] = []  # questions and loss of each batch whose gradient waits for its step
         self._flops: dict[str, int] | None = None  # of the final evaluation's first batch
         self._counts_flops = False
-        torch.manual_seed(derived_seed(seed, "dropout"))
-        self._random = random_state(context.device)
-        self._resume()
-        config = run_config(context.experiment, variant, settings, seed)
-        log = context.experiment.log if self.processes.leads else LogSettings()
-        self._scalars = open_scalars(log, folder.path, name=self._name, config=config, history=self.progress.history)
+        self._random = RandomStream(context.device, seed=derived_seed(seed, "dropout"))
+        self.checkpointer = Checkpointer(folder.checkpoint, self.model, self.optimizer, self.averages)
+        self.progress, self.best = self._restored()
+        if self.model.adapter is not None:
+            self.model.adapter.begin_training(settings.epochs * self.steps_per_epoch)
+        self.recorder = RunRecorder(
+            folder,
+            name=f"{context.experiment.name}/{self.label}",
+            config=run_config(context.experiment, variant, settings, seed),
+            log=context.experiment.log if self.processes.leads else LogSettings(),
+            history=self.progress.history,
+        )
 
-    @property
-    def _name(self) -> str:
-        return f"{self.context.experiment.name}/{self.label}"
+    def _restored(self) -> tuple[Progress, dict[str, Tensor]]:
+        found = self.checkpointer.load()
+        if found is None:
+            return Progress(), {}
+        self._random.set_to_current()
+        return found
 
-    def _stored(self, questions: Sequence[Question]) -> list[Question]:
+    def _with_states(self, split: str) -> list[Question]:
+        questions = self.context.questions(split)
         return stored_questions(self.source, questions, allow_missing=self.context.allow_missing)
 
-    def _resume(self) -> None:
-        if self.folder.checkpoint.exists() or self.folder.checkpoint.with_name("checkpoint.old").exists():
-            self.best, saved = load_checkpoint(
-                self.folder.checkpoint, model=self.model, optimizer=self.optimizer, averages=self.averages
-            )
-            self.progress = Progress(**saved)
-            self._random = random_state(self.context.device)
-        if self.model.adapter is not None:
-            self.model.adapter.begin_training(self.settings.epochs * self.steps_per_epoch)
+    def fit(self, *, show_progress: bool = True) -> None:
+        """Train to the last epoch, or until validation stops improving; then score the best epoch's weights.
+
+        Args:
+            show_progress: show a tqdm bar that counts questions.
+
+        Raises:
+            RunError: the loss is not finite, or the disk refuses a file.
+        """
+        each = self.questions_per_epoch
+        total, done = each * self.settings.epochs, each * self.progress.epoch
+        with (
+            tqdm(total=total, initial=done, desc=self.label, unit=" questions", disable=not show_progress) as bar,
+            self.own_random_stream(),
+        ):
+            bar.set_postfix_str(self.last_validation, refresh=False)
+            while not self.ended:
+                started = time.perf_counter()
+                self.begin_epoch()
+                for index, batch in enumerate(self.train_batches()):
+                    self.step(batch)
+                    bar.update(self.batch_size(index))
+                predictions = self.evaluate("val")
+                self.end_epoch(predictions, seconds=time.perf_counter() - started)
+                bar.set_postfix_str(self.last_validation)
+            started = time.perf_counter()
+            self.use_best()
+            predictions = self.evaluate(self.final_split)
+            self.finish(predictions, seconds=time.perf_counter() - started)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -160,13 +171,15 @@ class Trainer:
     @property
     def last_validation(self) -> str:
         """The last epoch's losses in a line, "" before the first."""
-        if not self.progress.history:
-            return ""
-        last = self.progress.history[-1]
-        return f"loss {last['train_loss']:.3f}, val {100 * last['val_accuracy']:.1f} %"
+        return epoch_line(self.progress.history)
+
+    @property
+    def final_split(self) -> str:
+        """The split that a finished run is scored on."""
+        return "test" if "test" in self.context.manifest.splits else "val"
 
     def order(self, epoch: int) -> Iterator[list[Question]]:
-        """The batches of an epoch: they depend on the seed, the questions and the settings' `data_order` alone."""
+        """Yield the batches of an epoch, which depend on seed, questions and the settings' `data_order` alone."""
         seed, size = derived_seed(self.seed, f"order/{epoch}"), self.settings.batch_size
         questions = self.questions["train"]
         order = shuffled(questions, seed=seed, by_clip=self.settings.group_by_clip)
@@ -174,27 +187,32 @@ class Trainer:
             yield [questions[i] for i in self.processes.own(order[start : start + size])]
 
     def batch_size(self, index: int) -> int:
-        """Questions of an epoch's batch, from 0, those of all processes together."""
+        """Return the number of questions of an epoch's batch, from 0, those of all processes together."""
         return min(self.settings.batch_size, len(self.questions["train"]) - index * self.settings.batch_size)
 
+    def train_batches(self) -> Iterator[Batch]:
+        """Yield this process's part of the epoch's batches, in order."""
+        epoch, by_clip = self.progress.epoch, self.settings.group_by_clip
+        view_seed = derived_seed(self.seed, f"view/{epoch}")
+        return self.source.batches(self.order(epoch), view_seed=view_seed, by_clip=by_clip)
+
     def split_questions(self, split: str) -> list[Question]:
-        """The questions of a split whose states are at hand."""
-        return self.questions.get(split) or self._stored(self.context.questions(split))
+        """Return the questions of a split whose states are available."""
+        return self.questions.get(split) or self._with_states(split)
 
     def in_order(self, split: str) -> list[Sequence[Question]]:
-        """The batches in which a split is answered, the questions of a clip together (see `clip_order`)."""
+        """Return the batches in which a split is answered, the questions of a clip together (see `clip_order`)."""
         questions = self.split_questions(split)
         return batches_of([questions[i] for i in clip_order(questions)], self.settings.eval_batch_size)
 
     @contextmanager
     def own_random_stream(self) -> Iterator[None]:
-        """While this is open, random numbers come from this training's own stream, and time counts as its own."""
+        """While this is open, torch draws from this trainer's own stream, and time counts as its own."""
         started = time.perf_counter()
-        set_random_state(self._random, self.context.device)
         try:
-            yield
+            with self._random.active():
+                yield
         finally:
-            self._random = random_state(self.context.device)
             self.own_seconds += time.perf_counter() - started
 
     def begin_epoch(self) -> None:
@@ -202,8 +220,7 @@ class Trainer:
         self.model.train()
         self._losses, self._batches, self._held, self.own_seconds = [], 0, [], 0.0
         if not self.processes.leads:  # a stream for each epoch, so that a checkpoint keeps the first one's alone
-            torch.manual_seed(derived_seed(self.seed, f"dropout/{self.progress.epoch}/{self.processes.rank}"))
-            self._random = random_state(self.context.device)
+            self._random.restart(derived_seed(self.seed, f"dropout/{self.progress.epoch}/{self.processes.rank}"))
 
     def step(self, batch: Batch) -> None:
         """Train on one batch; every `accumulate` of them, and at the epoch's end, the optimiser takes a step.
@@ -217,11 +234,11 @@ class Trainer:
 
     def restore_point(self) -> Callable[[], None]:
         """Return a function that undoes a batch before its optimiser step: random stream, losses, gradients."""
-        random, held = self._random, list(self._held)
+        random, held = self._random.state, list(self._held)
         grads = [(p, p.grad.clone()) for p in self.model.parameters() if p.grad is not None] if held else []
 
         def restore() -> None:
-            self._random, self._held = random, held
+            self._random.state, self._held = random, held
             self.optimizer.zero_grad(set_to_none=True)
             for parameter, grad in grads:
                 parameter.grad = grad
@@ -229,7 +246,16 @@ class Trainer:
         return restore
 
     def share_of_step(self, logits: Tensor, questions: Sequence[Question]) -> Tensor:
-        """The batch's loss, weighed by its questions against those of the step's first batch; its gradient is awaited.
+        """Return the batch's loss, weighted by its number of questions against that of the step's first batch.
+
+        The caller takes its gradient before `end_batch`.
+
+        Args:
+            logits: (B, C), or (B, T, C) of a head that classifies segments.
+            questions: B of them.
+
+        Returns:
+            A scalar.
 
         Raises:
             RunError: the loss is not finite.
@@ -246,9 +272,15 @@ class Trainer:
         self._held.append((count, value))
         return loss * (count / self._base)
 
+    def _loss(self, logits: Tensor, questions: Sequence[Question]) -> Tensor:
+        if self.loss is None:
+            return loss_of(logits, questions, self._labels, label_smoothing=self.settings.label_smoothing)
+        found: Tensor = self.loss(logits, labels_of(questions, self._labels, logits))
+        return found
+
     @property
     def _base(self) -> int:
-        """What the sum of the step's losses is divided by as long as not all are known: its first batch's questions."""
+        """Divisor of the step's sum of losses while later batches are not known: the first batch's questions."""
         return self._held[0][0] or 1
 
     def end_batch(self) -> None:
@@ -256,18 +288,16 @@ class Trainer:
         self._batches += 1
         if self._batches % self.settings.accumulate and self._batches < self.batches_per_epoch:
             return
-        self._to_mean()
-        self._update()
-
-    def _to_mean(self) -> None:
-        """Make the gradients those of the mean loss over all questions of the step's batches."""
         count, loss = sum(c for c, _ in self._held), sum(c * value for c, value in self._held)
         self._losses.append(self.processes.to_mean(self.model.parameters(), base=self._base, count=count, loss=loss))
         self._held = []
+        self._update()
 
     def _update(self) -> None:
-        for group, rate in zip(self.optimizer.param_groups, self._rates(self.progress.step), strict=True):
-            group["lr"] = rate
+        total = self.settings.epochs * self.steps_per_epoch
+        scale = learning_rate_scale(self.progress.step, total=total, warmup=self.settings.warmup)
+        for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
+            group["lr"] = peak * scale
         if self.settings.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         self.optimizer.step()
@@ -277,21 +307,20 @@ class Trainer:
             self.averages.update()
         self.progress.step += 1
 
-    def _rates(self, step: int) -> list[float]:
-        """The learning rate of each parameter group at a step."""
-        total = self.settings.epochs * self.steps_per_epoch
-        scale = learning_rate_scale(step, total=total, warmup=self.settings.warmup)
-        return [peak * scale for peak in self.peak]
-
-    def _loss(self, logits: Tensor, questions: Sequence[Question]) -> Tensor:
-        if self.loss is None:
-            return loss_of(logits, questions, self.labels, label_smoothing=self.settings.label_smoothing)
-        found: Tensor = self.loss(logits, labels_of(questions, self.labels, logits))
-        return found
-
     def averaged(self) -> AbstractContextManager[None]:
-        """While this is open, the model is what is evaluated and kept: the averages, where there are any."""
+        """While this is open, the model has the weights that are evaluated and kept: averages, where there are any."""
         return nullcontext() if self.averages is None else self.averages.in_place()
+
+    @torch.no_grad()
+    def evaluate(self, split: str) -> list[Prediction]:
+        """Answer a split's questions, in their order, with the weights that are evaluated; all processes together."""
+        with self.averaged():
+            batches = self.source.batches(self.processes.deal(self.in_order(split)), by_clip=True)
+            own = [self.answers(batch) for batch in batches]
+        if self.processes.size > 1:
+            gathered = self.processes.gather([[vars(p) for p in predictions] for predictions in own])
+            own = [[Prediction(**fields) for fields in predictions] for predictions in gathered]
+        return in_order(list(chain.from_iterable(own)), clip_order(self.split_questions(split)))
 
     def answers(self, batch: Batch) -> list[Prediction]:
         """Answer one batch, in eval mode."""
@@ -301,57 +330,40 @@ class Trainer:
     def count_flops(self, batch: Batch) -> None:
         """Count, once in the final evaluation, what answering a question costs that shares its clip with no other."""
         if self._counts_flops and self._flops is None:
-            self._flops = forward_flops(self.model, batch.by_question(), amp=self.settings.amp)
+            self._flops = forward_flops(self.model, at_starts(self.model, batch.by_question()), amp=self.settings.amp)
 
-    def end_epoch(self, predictions: Sequence[Prediction], *, shared_seconds: float) -> str:
-        """Take the epoch's validation in, keep the best weights, write metrics and the checkpoint; return a line.
+    def end_epoch(self, predictions: Sequence[Prediction], *, seconds: float) -> None:
+        """Take in the epoch's validation: keep the best weights, record the epoch, save a checkpoint.
 
         Args:
             predictions: of the validation split.
-            shared_seconds: this training's share of what was done once for several.
+            seconds: that the epoch took this trainer.
         """
-        self.progress.epoch += 1
+        at = self.progress
+        at.epoch += 1
+        at.seconds += seconds
         accuracy = sum(p.correct for p in predictions) / len(predictions)
         loss = sum(-p.log_likelihood for p in predictions) / len(predictions)
-        if (accuracy, -loss) > (self.progress.best_accuracy, -self.progress.best_loss):
-            self.progress.best_accuracy, self.progress.best_loss, self.progress.best_epoch = (
-                accuracy,
-                loss,
-                self.progress.epoch,
-            )
+        if (accuracy, -loss) > (at.best_accuracy, -at.best_loss):
+            at.best_accuracy, at.best_loss, at.best_epoch = accuracy, loss, at.epoch
             with self.averaged():
                 self.best = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
-        seconds = self.own_seconds + shared_seconds
-        self.progress.seconds += seconds
-        train_loss = sum(self._losses) / len(self._losses)
-        self.progress.history.append(
+        at.history.append(
             {
                 "event": "epoch",
-                "epoch": self.progress.epoch,
-                "step": self.progress.step,
-                "train_loss": train_loss,
+                "epoch": at.epoch,
+                "step": at.step,
+                "train_loss": sum(self._losses) / len(self._losses),
                 "val_loss": loss,
                 "val_accuracy": accuracy,
                 "lr": self.optimizer.param_groups[0]["lr"],
                 "seconds": seconds,
             }
         )
-        line = self.last_validation
-        if not self.processes.leads:
-            return line
-        self.folder.write_lines("metrics.jsonl", self.progress.history)
-        with self.own_random_stream():  # the checkpoint keeps the random stream as it stands
-            save_checkpoint(
-                self.folder.checkpoint,
-                model=self.model,
-                optimizer=self.optimizer,
-                best=self.best,
-                progress=dict(vars(self.progress)),
-                averages=self.averages,
-            )
-        for scalars in self._scalars:
-            scalars.write(self.progress.history[-1])
-        return line
+        if self.processes.leads:
+            self.recorder.record_epoch()
+            with self.own_random_stream():  # the checkpoint keeps this stream's state
+                self.checkpointer.save(at, self.best)
 
     def use_best(self) -> None:
         """Take the best epoch's weights, for the final evaluation."""
@@ -359,49 +371,34 @@ class Trainer:
         self.averages = None  # the best weights were averages already
         self.own_seconds, self._counts_flops = 0.0, True
 
-    @property
-    def final_split(self) -> str:
-        """The split that a finished run is scored on."""
-        return "test" if "test" in self.context.manifest.splits else "val"
-
     def finish(
-        self, predictions: Sequence[Prediction], *, shared_seconds: float, together: int, stacked: bool = False
+        self, predictions: Sequence[Prediction], *, seconds: float, together: int = 1, stacked: bool = False
     ) -> None:
-        """Write the weights, the predictions of the final split and, last, the result.
+        """Write the weights, the predictions of the final split and, last, the result; remove the checkpoint.
 
         Args:
             predictions: of `final_split`, with the best weights.
-            shared_seconds: this training's share of what was done once for several.
+            seconds: that the final evaluation took this trainer.
             together: how many variants were trained in lockstep.
-            stacked: their units ran on the variants' states at once.
+            stacked: whether their units ran on the variants' states at once.
         """
         if not self.processes.leads:
             return
-        records = prediction_records(predictions)
-        seconds = self.progress.seconds + self.own_seconds + shared_seconds
-        trainable, every = count_parameters(self.model)
         boundaries = self.source.boundaries if isinstance(self.source, CachedSource) else {}
         save_adapter(self.folder, self.model, self.context, self.variant, cuts=boundaries)
-        self.folder.write_lines("predictions.jsonl", records)
-        last = {"event": "done", "best_epoch": self.progress.best_epoch, "seconds": seconds}
-        counts = {"trainable_params": trainable, "all_params": every}
-        self.folder.write_lines("metrics.jsonl", [*self.progress.history, {**last, **counts}])
-        self.folder.write_json(
-            "result.json",
-            {
-                "split": self.final_split,
-                **score_records(records, kind=self.context.experiment.task.kind),
-                "seconds": seconds,
-                "together": together,
-                "processes": self.processes.size,
-                **({"stacked": True} if stacked else {}),
-                "device": torch.device(self.context.device).type,
-                "live": isinstance(self.source, LiveSource),
-                "best_epoch": self.progress.best_epoch,
-                **counts,
-                **(self._flops or {}),
-            },
-        )
-        self.folder.clear_checkpoint()
-        for scalars in self._scalars:
-            scalars.close()
+        trainable, every = count_parameters(self.model)
+        facts = {
+            "seconds": self.progress.seconds + seconds,
+            "together": together,
+            "processes": self.processes.size,
+            **({"stacked": True} if stacked else {}),
+            "device": torch.device(self.context.device).type,
+            "live": isinstance(self.source, LiveSource),
+            "best_epoch": self.progress.best_epoch,
+            "trainable_params": trainable,
+            "all_params": every,
+            **(self._flops or {}),
+        }
+        task = self.context.experiment.task.kind
+        self.recorder.record_result(predictions, task=task, split=self.final_split, facts=facts)
+        self.checkpointer.clear()

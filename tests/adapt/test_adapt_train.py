@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import talik.adapt.training.trainer as training
 from talik.adapt.config.experiment import Experiment, load_experiment
 from talik.adapt.evaluation.evaluate import evaluate
 from talik.adapt.sweep.sweep import sweep
 from talik.adapt.training.adapt import adapt
+from talik.adapt.training.checkpoint import Checkpointer
 from talik.adapt.training.experiment_context import ExperimentContext
 from talik.adapt.training.optimizer import learning_rate_scale
 from talik.errors import MissingItemError, RunError, SettingsError, StoreMismatchError
@@ -100,7 +100,7 @@ def test_a_killed_and_resumed_run_equals_one_never_killed(
     kept = place.parent / "kept"
     shutil.move(whole.folder, kept)
 
-    real, calls = training.save_checkpoint, iter(range(100))
+    real, calls = Checkpointer.save, iter(range(100))
 
     def dies(*args: Any, **kwargs: Any) -> None:
         real(*args, **kwargs)
@@ -108,7 +108,7 @@ def test_a_killed_and_resumed_run_equals_one_never_killed(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_checkpoint", dies)
+        patch.setattr(Checkpointer, "save", dies)
         with pytest.raises(KeyboardInterrupt):
             adapt(experiment, variant=variant, progress=False, context=context(experiment))
     with pytest.raises(RunError, match="unfinished run; add --resume"):
@@ -136,14 +136,34 @@ def test_training_learns_what_it_is_shown(place: Path, context: Any) -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_early_stop_keeps_the_best_epoch(place: Path, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment = changed(place, ("epochs = 2", "epochs = 9\npatience = 2"))
+@pytest.mark.parametrize(("patience", "num_epochs"), [(2, 3), (0, 6)])
+def test_training_stops_when_validation_no_longer_improves(
+    place: Path, context: Any, patience: int, num_epochs: int
+) -> None:
+    experiment = changed(place, ("epochs = 2", f"epochs = 6\npatience = {patience}\nlr = 0.0"))  # nothing improves
+    run = adapt(experiment, variant="probe", progress=False, context=context(experiment))
+    epochs = [line["epoch"] for line in lines(run.folder / "metrics.jsonl") if line["event"] == "epoch"]
+    assert epochs == list(range(1, num_epochs + 1))
+    assert json.loads((run.folder / "result.json").read_text())["best_epoch"] == 1
+
+
+def test_the_best_epochs_weights_are_kept(place: Path, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = changed(place, ("epochs = 2", "epochs = 4\nlr = 0.1"))
+    after: list[dict[str, torch.Tensor]] = []  # each epoch's weights
+    save = Checkpointer.save
+
+    def keeping(self: Checkpointer, *args: Any) -> None:
+        after.append({name: weight.clone() for name, weight in self.model.state_dict().items()})
+        save(self, *args)
+
+    monkeypatch.setattr(Checkpointer, "save", keeping)
     run = adapt(experiment, variant="probe", progress=False, context=context(experiment))
     epochs = [line for line in lines(run.folder / "metrics.jsonl") if line["event"] == "epoch"]
     best = max(epochs, key=lambda e: (e["val_accuracy"], -e["val_loss"]))
-    result = json.loads((run.folder / "result.json").read_text())
-    assert result["best_epoch"] == best["epoch"]
-    assert len(epochs) in (9, best["epoch"] + 2)
+    assert json.loads((run.folder / "result.json").read_text())["best_epoch"] == best["epoch"]
+    kept = load_file(run.folder / "adapter.safetensors")
+    equal = [all(torch.equal(kept[name], weights[name]) for name in kept) for weights in after]
+    assert equal == [epoch == best["epoch"] for epoch in range(1, 5)]
     again = evaluate(run.folder, split="val", save=False)
     assert again.scores.overall.accuracy == pytest.approx(best["val_accuracy"])
 
@@ -155,7 +175,9 @@ def test_evaluate_gives_what_training_wrote_from_store_and_from_the_files(place:
     for live in (False, True):
         evaluation = evaluate(run.folder, live=live)
         assert evaluation.scores.overall.accuracy == run.accuracy
-        for p in lines(run.folder / "predictions-test.jsonl"):
+        again = lines(run.folder / "predictions-test.jsonl")
+        assert [p["question_id"] for p in again] == list(wrote)
+        for p in again:
             assert p["prediction"] == wrote[p["question_id"]]["prediction"]
             assert p["probability"] == pytest.approx(wrote[p["question_id"]]["probability"], abs=1e-5)
     with pytest.raises(Exception, match="dev"):

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import talik.adapt.training.trainer as training
 from talik.adapt.config.experiment import load_experiment
 from talik.adapt.data.augmented_views import mixed_views, view_readers
 from talik.adapt.evaluation.evaluate import evaluate
 from talik.adapt.training.adapt import adapt
+from talik.adapt.training.checkpoint import Checkpointer
 from talik.adapt.training.experiment_context import ExperimentContext
 from talik.cache.feature_store import FeatureStore
 from talik.errors import MissingItemError
@@ -89,14 +89,14 @@ def test_training_draws_views_by_seed_and_evaluation_sees_the_plain_one(
     without = adapt(plain(place), variant="probe", progress=False)
     assert not same(weights(kept), weights(without.folder))
 
-    real = training.save_checkpoint
+    real = Checkpointer.save
 
     def dies(*args: Any, **kwargs: Any) -> None:
         real(*args, **kwargs)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_checkpoint", dies)
+        patch.setattr(Checkpointer, "save", dies)
         with pytest.raises(KeyboardInterrupt):
             adapt(experiment, variant="probe", progress=False, context=context)
     resumed = adapt(experiment, variant="probe", resume=True, progress=False, context=context)

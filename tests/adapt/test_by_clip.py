@@ -76,6 +76,7 @@ def test_a_clips_rows_are_spread_to_its_questions(context: ExperimentContext) ->
     assert clips.of.tolist() == [0, 1, 0, 2, 1, 0, 1]
     apart = next(iter(context.cached(built(context, "trimodal")).batches([list(batch.questions)])))
     assert apart.clips is None
+    assert batch.by_question().states.keys() == apart.states.keys() == {"visual", "audio", "text"}
     for modality, state in batch.by_question().states.items():
         assert torch.equal(state.hidden, apart.states[modality].hidden), modality
     assert apart.by_question() is apart
@@ -174,6 +175,7 @@ def test_answering_by_clip_is_answering_apart(context: ExperimentContext) -> Non
     together = answer(model, context.cached(model), questions, batch_size=12, **how)
     apart = [p for q in questions for p in answer(model, context.cached(model), [q], batch_size=1, **how)]
     assert [p.record["question_id"] for p in together] == [q.id for q in questions]
+    assert len(questions) == 12
     for one, other in zip(together, apart, strict=True):
         assert one.record == other.record
         assert one.log_likelihood == pytest.approx(other.log_likelihood, abs=1e-5)

@@ -96,6 +96,7 @@ def test_three_processes_train_what_one_trains(experiments: dict[str, Path], tmp
     for name in names:
         alone, together = run_of(experiments["one"], name), run_of(experiments["three"], name)
         expected, found = load_file(alone / "adapter.safetensors"), load_file(together / "adapter.safetensors")
+        assert len(expected) > 0
         assert expected.keys() == found.keys()
         for key, tensor in expected.items():
             off = float((with_effect(key, found[key]) - with_effect(key, tensor)).abs().max())
@@ -103,8 +104,8 @@ def test_three_processes_train_what_one_trains(experiments: dict[str, Path], tmp
         steps = lines(together / "metrics.jsonl")
         assert steps[-2]["step"] >= 100
         for before, after in zip(lines(alone / "metrics.jsonl"), steps, strict=True):
-            for key in ("train_loss", "val_loss", "val_accuracy"):
-                assert after.get(key) == pytest.approx(before.get(key), abs=1e-6)
+            for key in ("train_loss", "val_loss", "val_accuracy") if before["event"] == "epoch" else ("best_epoch",):
+                assert after[key] == pytest.approx(before[key], abs=1e-6)
         answered, again = lines(alone / "predictions.jsonl"), lines(together / "predictions.jsonl")
         drop = "probability"
         assert [{**p, drop: 0} for p in again] == [{**p, drop: 0} for p in answered]

@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-import talik.adapt.training.trainer as training_module
 from talik.adapt.config.experiment import Experiment, TrainSettings, VariantSettings, load_experiment
 from talik.adapt.sweep.sweep import sweep
-from talik.adapt.training.adapt import adapt, open_training
-from talik.adapt.training.ema import Averages
+from talik.adapt.training.adapt import adapt, open_trainer
+from talik.adapt.training.checkpoint import Checkpointer
 from talik.adapt.training.experiment_context import ExperimentContext
 from talik.adapt.training.lockstep_group import SharedBatches
+from talik.adapt.training.optimizer import Averages
 from talik.adapt.training.trainer import Trainer
 from talik.errors import RunError, SettingsError
 from talik.extract.encoders.pretrained_encoder import PretrainedEncoder
@@ -93,13 +93,13 @@ def test_the_gradient_of_accumulated_batches_is_that_of_their_questions(write: A
         )
         own = ExperimentContext(experiment)
         own.__dict__["encoders"] = context.encoders
-        opened = open_training(own, "trimodal", 0)
+        opened = open_trainer(own, "trimodal", 0)
         assert isinstance(opened, Trainer)
         opened.begin_epoch()
         with opened.own_random_stream():
             for batch in opened.source.batches(opened.order(0)):
                 opened.step(batch)
-        assert opened.at.step == opened.steps_per_epoch == 1
+        assert opened.progress.step == opened.steps_per_epoch == 1
         made.append({n: p.grad for n, p in opened.model.named_parameters() if p.grad is not None})
     assert made[0].keys() == made[1].keys()
     for name, expected in made[1].items():
@@ -122,7 +122,7 @@ def test_a_run_with_every_option_resumes_exactly(
 ) -> None:
     options = {"epochs": 3, "accumulate": 3, "group_by_clip": True, "checkpoint_units": True, "ema": 0.8}
     whole, broken = trained(write("whole", **options), context), write("broken", **options)
-    real, calls = training_module.save_checkpoint, iter(range(9))
+    real, calls = Checkpointer.save, iter(range(9))
 
     def dies(*args: Any, **kwargs: Any) -> None:
         real(*args, **kwargs)
@@ -130,7 +130,7 @@ def test_a_run_with_every_option_resumes_exactly(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_module, "save_checkpoint", dies)
+        patch.setattr(Checkpointer, "save", dies)
         with pytest.raises(KeyboardInterrupt):
             trained(broken, context)
     torch.manual_seed(99)
@@ -288,7 +288,7 @@ def test_units_that_nothing_trained_has_entered_run_once_for_a_group(
         return run(self, state, start, stop)
 
     monkeypatch.setattr(PretrainedEncoder, "run", counted)
-    monkeypatch.setattr(training_module, "forward_flops", lambda *_, **__: {})  # counts each variant by itself
+    monkeypatch.setattr(Trainer, "count_flops", lambda *_: None)  # it runs units for each variant by itself
     more = "".join(
         f'\n[[variants]]\nname = "beside{i}"\ninsertion = "last 1"\nplacement = "parallel"\n'
         f'adapter = {{ kind = "lavish", reduction = 2, groups = 1, num_latents = 2 }}\ntrain = {{ lr = {i + 1}e-3 }}\n'
@@ -307,11 +307,11 @@ def test_variants_of_equal_boundaries_share_one_source(write: Any, context: Expe
     more = '\n[[variants]]\nname = "gentle"\nadapter = { kind = "probe" }\ntrain = { lr = 1e-4 }\n'
     own = ExperimentContext(write("shared", tables=more))
     own.__dict__["encoders"] = context.encoders
-    opened = [open_training(own, name, 0) for name in ("probe", "gentle")]
+    opened = [open_trainer(own, name, 0) for name in ("probe", "gentle")]
     trainings = [t for t in opened if isinstance(t, Trainer)]
     assert trainings[0].source is trainings[1].source
     for together in (trainings[:1], trainings):
         assert SharedBatches(own, together)._source is trainings[0].source
-    other = open_training(own, "trimodal", 0)
+    other = open_trainer(own, "trimodal", 0)
     assert isinstance(other, Trainer)
     assert other.source is not trainings[0].source
