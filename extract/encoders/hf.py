@@ -16,12 +16,12 @@ from ...cache.format.digests import digest_json
 from ...errors import EncoderError, SettingsError
 from .audio_windows import fit_window
 from .checkpoint_file import load_weights
-from .hf_video import native_size, open_frames
-from .model_sources import OpenedModel
+from .hf_video import native_size, prepare_frames
+from .model_sources import OpenedModel, Prepared
 from .options import EncoderOptions
 from .peft_weights import is_adapter_folder, load_adapter, unwrapped
-from .preprocess import AudioPreprocess, BytePreprocess, Preprocess, TextPreprocess
-from .spectrogram import SpectrogramPreprocess
+from .preprocess import BytePreprocess, Preprocess, TextPreprocess
+from .spectrogram import prepare_spectrogram
 
 # names of a configuration that say nothing about what a prefix computes
 _SILENT = {
@@ -48,16 +48,15 @@ def open_hf(options: EncoderOptions, *, model_class: str | None = None) -> Opene
     with quiet_transformers():
         model, wrapper = unwrapped(_load(name, options, model_class) if options.model is None else options.model)
         model, wrapper = (_part(model, part, name), None) if part else (model, wrapper)
-        preprocess, opened = _preprocess(model, name, options)
-    forward = caller(model, opened["image_size"])
+        prepared = _prepare(model, name, options)
+    forward = caller(model, prepared.image_size)
     return OpenedModel(
         model=model,
         forward=forward,
-        wrapper=None if wrapper is None else caller(model, opened["image_size"], run=wrapper),
-        preprocess=preprocess,
+        wrapper=None if wrapper is None else caller(model, prepared.image_size, run=wrapper),
         config=relevant_config(model.config),
         is_random=options.is_random,
-        **opened,
+        **vars(prepared),
     )
 
 
@@ -156,36 +155,33 @@ def caller(model: Any, image_size: tuple[int, int] | None, *, run: Callable[...,
     return forward
 
 
-def _preprocess(model: Any, name: str, options: EncoderOptions) -> tuple[Preprocess, dict[str, Any]]:
-    """Return the preprocessing and what of it the encoder declares."""
-    declared: dict[str, Any] = {"sample_rate_hz": None, "window_seconds": None, "image_size": None, "notes": []}
+def _prepare(model: Any, name: str, options: EncoderOptions) -> Prepared:
     if options.modality == "visual":
-        frames = open_frames(model, name, options, lambda size: caller(model, size))
-        declared.update(image_size=frames.image_size, num_frames=frames.num_frames)
-        return frames.preprocess, declared
+        return prepare_frames(model, name, options, lambda size: caller(model, size))
     if options.modality == "audio" and getattr(model, "main_input_name", "") == "pixel_values":
-        size, channels = native_size(model.config), int(getattr(model.config, "num_channels", 3))
-        picture = SpectrogramPreprocess.of(options, size=size, num_channels=channels)
-        declared.update(sample_rate_hz=picture.sample_rate_hz, window_seconds=picture.window_seconds)
-        declared["image_size"] = (picture.height, picture.width)
-        return picture, declared
+        num_channels = int(getattr(model.config, "num_channels", 3))
+        return prepare_spectrogram(options, size=native_size(model.config), num_channels=num_channels)
     if options.picture is not None:
         raise SettingsError("picture: found settings, expected none: the model takes sound, or frames, as they are")
     if options.modality == "audio":
-        audio, notes = _audio(model, name, options)
-        declared.update(sample_rate_hz=audio.sample_rate_hz, window_seconds=audio.window_seconds, notes=notes)
-        return audio, declared
-    return _texts(model, name, options), declared
+        return _prepare_sound(model, name, options)
+    return Prepared(preprocess=_texts(model, name, options))
 
 
-def _audio(model: Any, name: str, options: EncoderOptions) -> tuple[AudioPreprocess, list[str]]:
+def _prepare_sound(model: Any, name: str, options: EncoderOptions) -> Prepared:
     from transformers import AutoFeatureExtractor
 
     try:
         extractor = AutoFeatureExtractor.from_pretrained(name)
     except (OSError, ValueError):
         raise EncoderError(f"hf:{name}: has no feature extractor for sound (preprocessor_config.json)") from None
-    return fit_window(model, extractor, options.window_seconds)
+    audio, notes = fit_window(model, extractor, options.window_seconds)
+    return Prepared(
+        preprocess=audio,
+        sample_rate_hz=audio.sample_rate_hz,
+        window_seconds=audio.window_seconds,
+        notes=tuple(notes),
+    )
 
 
 def _texts(model: Any, name: str, options: EncoderOptions) -> Preprocess:

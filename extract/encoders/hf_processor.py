@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import EncoderError, SettingsError
@@ -31,7 +32,7 @@ class ProcessorPreprocess:
         self.names = frozenset(names)
         self.num_frames = num_frames
 
-    def __call__(self, raw: np.ndarray | Tensor) -> dict[str, Tensor]:
+    def __call__(self, raw: NDArray[np.uint8] | Tensor) -> dict[str, Tensor]:
         """Return the processor's tensors, each (N, …), of frames (N, H, W, 3) uint8; of B clips (B*F, H, W, 3) uint8.
 
         Raises:
@@ -70,7 +71,7 @@ class ClipPreprocess:
         self.num_frames = num_frames
         self.name = name
 
-    def __call__(self, raw: np.ndarray | Tensor) -> dict[str, Tensor]:
+    def __call__(self, raw: NDArray[np.uint8] | Tensor) -> dict[str, Tensor]:
         """Return {name: (B, F, 3, height, width) float32} of frames (B*F, H, W, 3) uint8, F of each clip in turn.
 
         Raises:
@@ -84,7 +85,7 @@ class ClipPreprocess:
         return {**self.frames.describe(), "num_frames": self.num_frames}
 
 
-def checked_frames(raw: np.ndarray | Tensor) -> Tensor:
+def checked_frames(raw: NDArray[np.uint8] | Tensor) -> Tensor:
     """Return frames as a tensor, or a SettingsError unless they are (N, H, W, 3) uint8."""
     frames = torch.as_tensor(raw)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != torch.uint8:

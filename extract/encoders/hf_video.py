@@ -7,7 +7,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ...errors import EncoderError, SettingsError
 from .hf_processor import ClipPreprocess, ProcessorPreprocess
+from .model_sources import Prepared
 from .options import EncoderOptions, Fit
-from .preprocess import ImagePreprocess, Preprocess
+from .preprocess import ImagePreprocess
 
 _INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 _FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
@@ -27,24 +28,9 @@ _GREY_LEVELS = 2.5  # how far ours may be from the processor's, of 255: both rou
 Call = Callable[[dict[str, Tensor]], Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Frames:
-    """How frames are preprocessed.
-
-    Attributes:
-        preprocess: frames to inputs.
-        image_size: height and width in pixels; None where the processor decides them by the frame.
-        num_frames: of a clip, where whole clips enter; else None.
-    """
-
-    preprocess: Preprocess
-    image_size: tuple[int, int] | None
-    num_frames: int | None
-
-
-def open_frames(
+def prepare_frames(
     model: Any, name: str, options: EncoderOptions, call: Callable[[tuple[int, int] | None], Call]
-) -> Frames:
+) -> Prepared:
     """Find how frames become inputs of `model`.
 
     Args:
@@ -78,13 +64,13 @@ def open_frames(
                 '"stretch" where it only resizes and normalises'
             )
         prepared = ProcessorPreprocess(own, names=tuple(accepted), num_frames=num_frames)
-        return Frames(preprocess=prepared, image_size=None, num_frames=num_frames)
+        return Prepared(preprocess=prepared, num_frames=num_frames)
     edge = min(size) / min(ours.height, ours.width)
     ours = replace(ours, height=size[0], width=size[1], resize=round(ours.resize * edge), fit=options.fit or ours.fit)
     if num_frames is not None:
         clips = ClipPreprocess(ours, num_frames=num_frames, name=main)
-        return Frames(preprocess=clips, image_size=size, num_frames=num_frames)
-    return Frames(preprocess=replace(ours, name=main), image_size=size, num_frames=None)
+        return Prepared(preprocess=clips, image_size=size, num_frames=num_frames)
+    return Prepared(preprocess=replace(ours, name=main), image_size=size)
 
 
 def _replica(config: dict[str, Any], model_config: Any) -> ImagePreprocess:

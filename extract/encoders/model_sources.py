@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,38 +15,47 @@ from .preprocess import Preprocess
 Inputs = dict[str, Tensor]
 
 
-@dataclass(kw_only=True)
-class OpenedModel:
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A model's preprocessing, and what it declares of the raw items.
+
+    Attributes:
+        preprocess: raw items to inputs.
+        image_size: (height, width) in pixels, of encoders that take pictures; None where the processor decides it.
+        num_frames: F, frames of a clip that enter together; None where frames enter one by one.
+        sample_rate_hz, window_seconds: of audio encoders.
+        notes: what was changed on the model (a shortened position table), for the provenance.
+    """
+
+    preprocess: Preprocess
+    image_size: tuple[int, int] | None = None
+    num_frames: int | None = None
+    sample_rate_hz: int | None = None
+    window_seconds: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedModel(Prepared):
     """A model with its weights and preprocessing, ready to be cut into units.
 
     Attributes:
         model: the modules, with weights.
         forward: runs the model on a dict of inputs.
         wrapper: runs the model with what a library put around it (PEFT), which must give the same; None without one.
-        preprocess: raw items to inputs.
         config: what of the configuration a prefix's result may depend on (JSON).
         excluded: a classifier, in which no unit may lie.
         backbone: from inputs, the parameters that the units' share is taken of; None for the usual ones.
-        sample_rate_hz, window_seconds: of audio encoders.
-        image_size: height and width in pixels, of visual encoders.
-        num_frames: frames of a clip that enter together; None where frames enter one by one.
         is_random: the weights were drawn, not read.
-        notes: what was changed on the model (a shortened position table), for the provenance.
     """
 
     model: nn.Module
-    forward: Callable[[dict[str, Tensor]], Any]
-    preprocess: Preprocess
-    wrapper: Callable[[dict[str, Tensor]], Any] | None = None
+    forward: Callable[[Inputs], Any]
+    wrapper: Callable[[Inputs], Any] | None = None
     config: dict[str, Any]
     excluded: tuple[nn.Module, ...] = ()
-    backbone: Callable[[dict[str, Tensor]], Sequence[nn.Parameter] | None] = lambda inputs: None
-    sample_rate_hz: int | None = None
-    window_seconds: float | None = None
-    image_size: tuple[int, int] | None = None
-    num_frames: int | None = None
+    backbone: Callable[[Inputs], Sequence[nn.Parameter] | None] = lambda inputs: None
     is_random: bool = False
-    notes: list[str] = field(default_factory=list)
 
 
 ModelSource = Callable[[EncoderOptions], OpenedModel]

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import SettingsError
@@ -48,7 +49,7 @@ class ImagePreprocess:
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     name: str = "pixel_values"
 
-    def __call__(self, raw: np.ndarray | Tensor) -> dict[str, Tensor]:
+    def __call__(self, raw: NDArray[np.uint8] | Tensor) -> dict[str, Tensor]:
         """Return {name: (N, 3, height, width) float32} of frames (N, H, W, 3) uint8.
 
         Resizing is antialiased and rounds to whole grey levels, as Pillow does.
@@ -103,7 +104,7 @@ class AudioPreprocess:
         self.window_seconds = window_seconds
         self.call = dict(call or {})
 
-    def __call__(self, raw: np.ndarray | Tensor) -> dict[str, Tensor]:
+    def __call__(self, raw: NDArray[np.float32] | Tensor) -> dict[str, Tensor]:
         """Return the extractor's features of waveforms (N, S) float32 in [-1, 1] at `sample_rate_hz`."""
         waves = np.asarray(raw, dtype=np.float32)
         if waves.ndim != 2:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import EncoderError, TalikError, TrunkError
@@ -22,7 +23,7 @@ from .model_sources import Inputs, OpenedModel
 _WORDS = ("which", "sound", "comes", "first", "from", "the", "left", "of", "stage")
 
 
-def raw_probe(opened: OpenedModel, modality: str, seed: int) -> Any:
+def raw_probe(opened: OpenedModel, modality: str, seed: int) -> NDArray[np.uint8] | NDArray[np.float32] | list[str]:
     """Return a batch of two raw items (three for seed 2): noise for frames and sound, texts of unequal lengths.
 
     Frames (N, H, W, 3) uint8 (N·F of whole clips), waveforms (N, S) float32, or a list of N str.
@@ -44,7 +45,7 @@ def probe_inputs(opened: OpenedModel, modality: str, seed: int) -> Inputs:
     Where the processor decides the size, the frames have unlike shapes, so that padding is tried too.
     """
     raw = raw_probe(opened, modality, seed)
-    if modality != "visual" or opened.image_size is not None:
+    if isinstance(raw, list) or modality == "audio" or opened.image_size is not None:
         return opened.preprocess(raw)
     rows = opened.num_frames or 1
     made = [opened.preprocess(raw[i : i + rows, :, : 224 - 48 * (i > 0)]) for i in range(0, len(raw), rows)]

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import SettingsError
+from .model_sources import Prepared
 from .options import EncoderOptions, PictureSettings
 
 
@@ -39,24 +41,12 @@ class SpectrogramPreprocess:
                 f"({self.settings.frame_seconds:g})"
             )
 
-    @classmethod
-    def of(cls, options: EncoderOptions, *, size: tuple[int, int], num_channels: int) -> SpectrogramPreprocess:
-        """Return the preprocessing that `options` choose; `size` is the model's own. A window is 1 s by default."""
-        height, width = options.size or size
-        return cls(
-            height=height,
-            width=width,
-            window_seconds=1.0 if options.window_seconds is None else options.window_seconds,
-            settings=options.picture or PictureSettings(),
-            num_channels=num_channels,
-        )
-
     @property
     def sample_rate_hz(self) -> int:
         """Of the waveforms."""
         return self.settings.sample_rate_hz
 
-    def __call__(self, raw: np.ndarray | Tensor) -> dict[str, Tensor]:
+    def __call__(self, raw: NDArray[np.float32] | Tensor) -> dict[str, Tensor]:
         """Return {"pixel_values": (N, num_channels, height, width) float32} of waveforms (N, S) float32 in [-1, 1].
 
         Raises:
@@ -100,3 +90,30 @@ class SpectrogramPreprocess:
     def describe(self) -> dict[str, Any]:
         """Return the settings."""
         return {"kind": "log-mel picture", **asdict(self)}
+
+
+def prepare_spectrogram(options: EncoderOptions, *, size: tuple[int, int], num_channels: int) -> Prepared:
+    """Return the preprocessing of an image model that hears.
+
+    Args:
+        options: picture size, window (1 s by default) and front end, as far as they are chosen.
+        size: the model's own (height, width).
+        num_channels: of the pictures that it takes.
+
+    Raises:
+        SettingsError: a window shorter than a frame of the spectrogram.
+    """
+    height, width = options.size or size
+    preprocess = SpectrogramPreprocess(
+        height=height,
+        width=width,
+        window_seconds=1.0 if options.window_seconds is None else options.window_seconds,
+        settings=options.picture or PictureSettings(),
+        num_channels=num_channels,
+    )
+    return Prepared(
+        preprocess=preprocess,
+        image_size=(height, width),
+        sample_rate_hz=preprocess.sample_rate_hz,
+        window_seconds=preprocess.window_seconds,
+    )

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from ...errors import EncoderError, SettingsError
 from .checkpoint_file import load_weights
 from .fingerprint import used_parameters
-from .model_sources import OpenedModel
+from .model_sources import OpenedModel, Prepared
 from .options import EncoderOptions
 from .peft_weights import is_adapter_folder, load_adapter, unwrapped
-from .preprocess import ImagePreprocess, Preprocess
-from .spectrogram import SpectrogramPreprocess
+from .preprocess import ImagePreprocess
+from .spectrogram import prepare_spectrogram
 
 
 def open_timm(options: EncoderOptions) -> OpenedModel:
-    """Open `timm:NAME[.tag]`; without its classifier.
+    """Open `timm:NAME[.tag]` without its classifier.
 
     Weights: None for the published ones (network needed), "random", or the path of a safetensors or .pt file.
 
@@ -49,9 +49,8 @@ def open_timm(options: EncoderOptions) -> OpenedModel:
     height, width = options.size or tuple(data["input_size"][1:])
     if not isinstance(data["interpolation"], str) or data["interpolation"] not in ("bicubic", "bilinear", "nearest"):
         data["interpolation"] = "bicubic"
-    preprocess: Preprocess
     if options.modality == "audio":
-        preprocess = SpectrogramPreprocess.of(options, size=(height, width), num_channels=data["input_size"][0])
+        prepared = prepare_spectrogram(options, size=(height, width), num_channels=data["input_size"][0])
     elif options.picture is not None or options.num_frames is not None:
         raise SettingsError(f"{options.spec}: picture is for modality 'audio', and num_frames for video models")
     else:
@@ -64,19 +63,17 @@ def open_timm(options: EncoderOptions) -> OpenedModel:
             mean=tuple(data["mean"]),
             std=tuple(data["std"]),
         )
+        prepared = Prepared(preprocess=preprocess, image_size=(height, width))
     name = options.name.split(".", 1)[0].removeprefix("hf-hub:")
     return OpenedModel(
         model=model,
         forward=lambda inputs: model(inputs["pixel_values"]),
         wrapper=None if wrapper is None else lambda inputs: wrapper(inputs["pixel_values"]),
-        preprocess=preprocess,
         config={"architecture": name, "image_size": [height, width]},
         excluded=classifier_of(model),
         is_random=options.is_random,
         backbone=lambda inputs: backbone_of(model, inputs["pixel_values"]),
-        image_size=(height, width),
-        sample_rate_hz=getattr(preprocess, "sample_rate_hz", None),
-        window_seconds=getattr(preprocess, "window_seconds", None),
+        **vars(prepared),
     )
 
 

@@ -13,12 +13,14 @@ from typing import Any, Protocol
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from ...cache.format.digests import digest_file, digest_json
 from ...errors import ManifestError, StoreFormatError
 from .column_mapping import FeatureMapping
 
-Array = np.ndarray[Any, Any]
+Array = NDArray[np.generic]
+"""One clip's features, of any numeric type, with the file's own axes."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ class NpyFolder:
         """Return one clip's array as the file has it."""
         path = self._folder / str(entry.place)
         try:
-            return np.load(path, mmap_mode="r", allow_pickle=False)
+            loaded: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+            return loaded
         except (ValueError, OSError, EOFError) as error:
             raise StoreFormatError(f"{path}: not an array in .npy ({' '.join(str(error).split())})") from None
 

@@ -169,6 +169,7 @@ def _sample_number(frame: AudioFrame, rate_hz: int) -> int | None:
 def _mono(frame: AudioFrame) -> npt.NDArray[np.float32]:
     """Return the mean of a frame's channels, (n,) float32 with full scale at 1."""
     samples = frame.to_ndarray()  # (C, n) planar, (1, n * C) packed
+    scaled: npt.NDArray[np.float32]
     if samples.dtype == np.uint8:
         scaled = (samples.astype(np.float32) - 128.0) / 128.0
     elif np.issubdtype(samples.dtype, np.integer):
@@ -177,7 +178,8 @@ def _mono(frame: AudioFrame) -> npt.NDArray[np.float32]:
         scaled = samples.astype(np.float32, copy=False)
     if frame.format.is_packed:
         scaled = scaled.reshape(frame.samples, -1).T
-    return scaled[0] if len(scaled) == 1 else scaled.mean(axis=0, dtype=np.float32)
+    mono: npt.NDArray[np.float32] = scaled[0] if len(scaled) == 1 else scaled.mean(axis=0, dtype=np.float32)
+    return mono
 
 
 def _resample(windows: _Windows, sample_rate_hz: int) -> npt.NDArray[np.float32]:

@@ -252,7 +252,7 @@ class Passes:
                 poisons.append(_Poison(entering, blank))
             if index == self.stop_at - 1:
                 raise _Stop
-            leaving = templates[index].stand_in(entering, blank=blank)
+            leaving = templates[index].hidden_for(entering, blank=blank)
             handed.append(leaving)
             return templates[index].fill(leaving, taken, self._beside(index, taken))
 
@@ -269,8 +269,7 @@ class Passes:
     def _entering(self, index: int, taken: Taken, expected: int, handed: list[Tensor]) -> Tensor:
         link = self.links[index]
         entering = at(taken, min(link.slots, key=str))
-        whole = isinstance(entering, Tensor) and (not handed or entering is handed[-1])
-        if index != expected or not whole:
+        if not isinstance(entering, Tensor) or index != expected or (handed and entering is not handed[-1]):
             raise TrunkError(f"{link.name}: the hidden tensor does not reach it untouched; the chain breaks here")
         return entering
 
@@ -296,7 +295,7 @@ class Passes:
                 poisons.append(_Poison(entering, blank))
             if index == len(self.links) - 1:
                 return templates[index].fill(final, taken, None)
-            leaving = templates[index].stand_in(entering, blank=blank)
+            leaving = templates[index].hidden_for(entering, blank=blank)
             return templates[index].fill(leaving, taken, self._beside(index, taken))
 
         try:

@@ -1,4 +1,4 @@
-"""Standing in for a unit that is skipped: what it returns beside the hidden tensor, and in which shape."""
+"""What a skipped unit returns in place of its own output: a hidden tensor of the right shape, and blanks beside it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Template:
     is_plain: bool
     batch_size: int
 
-    def stand_in(self, entering: Tensor, *, blank: float | None = None) -> Tensor:
+    def hidden_for(self, entering: Tensor, *, blank: float | None = None) -> Tensor:
         """Return a tensor such as the unit would return for `entering`: the same one, or one filled with `blank`."""
         if self.shape is None and blank is None:
             return entering

@@ -135,9 +135,9 @@ class State:
 
     def split(self, sizes: int | Sequence[int]) -> list[State]:
         """Cut the batch into pieces of `sizes` items (an int: pieces of that many); each gets its own context."""
-        bounds = [len(piece) for piece in torch.arange(self.batch_size).split(_sizes(sizes))]
-        starts = [sum(bounds[:i]) for i in range(len(bounds))]
-        return [self._rows(slice(start, start + size)) for start, size in zip(starts, bounds, strict=True)]
+        wanted = sizes if isinstance(sizes, int) else list(sizes)
+        pieces = torch.split(torch.arange(self.batch_size), wanted)
+        return [self._rows(slice(int(piece[0]), int(piece[-1]) + 1) if len(piece) else slice(0)) for piece in pieces]
 
     def take(self, rows: Tensor) -> State:
         """Return the items at `rows` (n,) int64, in that order, an item as often as it is named, with their context."""
@@ -177,10 +177,6 @@ class State:
         if all(s.lengths is not None for s in states):
             lengths = torch.cat([s.lengths for s in states if s.lengths is not None])
         return first.replace(hidden=hidden, lengths=lengths, context=context)
-
-
-def _sizes(sizes: int | Sequence[int]) -> Any:
-    return sizes if isinstance(sizes, int) else list(sizes)
 
 
 def _join(parts: Sequence[Tensor]) -> Tensor:
