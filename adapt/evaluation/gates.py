@@ -44,15 +44,6 @@ def gate_records(
                         kept = kept[mask[row]]
                     record[modality] = [round(v, 4) for v in kept.tolist()]
                 if "text" in record:
-                    record["tokens"] = _tokens(model, question.text)
+                    record["tokens"] = model.encoders["text"].token_names(question.text)
                 yield record
     model.train(was_training)
-
-
-def _tokens(model: JointModel, text: str) -> list[str]:
-    """The text's tokens as strings, [] where the encoder has no tokenizer that names them."""
-    tokenizer = getattr(model.encoders["text"].preprocess, "tokenizer", None)
-    if tokenizer is None:
-        return []
-    found: list[str] = tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"])
-    return found

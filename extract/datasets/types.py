@@ -13,7 +13,7 @@ from ..media.frame_folder import FrameFolder
 #: The splits in the order in which they are told; a manifest may name others, which come after these.
 SPLITS = ("train", "val", "test")
 
-#: The class of a segment in which nothing of what is asked for happens.
+#: The class of a segment in which no event happens.
 BACKGROUND = "background"
 
 #: The nine question types of MUSIC-AVQA in the order of its papers' tables.

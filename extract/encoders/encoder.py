@@ -82,6 +82,10 @@ class Encoder(ABC):
             SettingsError: out of range.
         """
 
+    def token_names(self, text: str) -> list[str]:
+        """Return the tokens of `text` as strings; [] where no tokenizer names them."""
+        return []
+
     # running
 
     @abstractmethod

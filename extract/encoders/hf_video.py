@@ -19,9 +19,9 @@ from ...errors import EncoderError, SettingsError
 from .hf_processor import ClipPreprocess, ProcessorPreprocess
 from .model_sources import Prepared
 from .options import EncoderOptions, Fit
-from .preprocess import ImagePreprocess
+from .preprocess import ImagePreprocess, Interpolation
 
-_INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+_INTERPOLATIONS: dict[int, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 _FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 _GREY_LEVELS = 2.5  # how far ours may be from the processor's, of 255: both round, not always alike
 
@@ -91,7 +91,7 @@ def _replica(config: dict[str, Any], model_config: Any) -> ImagePreprocess:
         width=cropped,
         resize=edge,
         fit=fit,
-        interpolation=_INTERPOLATIONS.get(config.get("resample", 3), "bicubic"),  # type: ignore[arg-type]
+        interpolation=_INTERPOLATIONS.get(config.get("resample", 3), "bicubic"),
         rescale=float(config.get("rescale_factor") or 1 / 255) if rescaled else 1.0,
         mean=mean,
         std=std,

@@ -56,9 +56,10 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, Callable[..., Any] | None]:
     """
     if not hasattr(model, "peft_config") or not hasattr(model, "get_base_model"):
         return model, None
-    for config in model.peft_config.values():  # type: ignore[operator]
+    wrapped: Any = model
+    for config in wrapped.peft_config.values():
         _check_kind(config, type(model).__name__)
-    return model.get_base_model(), model.forward  # type: ignore[operator]
+    return wrapped.get_base_model(), wrapped.forward
 
 
 def tuner_settings(model: nn.Module) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from torch import Tensor
 from ...errors import SettingsError
 from .options import Fit
 
+Interpolation = Literal["bicubic", "bilinear", "nearest"]
+
 
 class Preprocess(Protocol):
     """Turns raw items into the encoder's inputs (each with the batch first), and says all that this depends on."""
@@ -43,7 +45,7 @@ class ImagePreprocess:
     width: int
     resize: int
     fit: Fit
-    interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
+    interpolation: Interpolation = "bicubic"
     rescale: float = 1 / 255
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
@@ -150,6 +152,12 @@ class TextPreprocess:
                 return_tensors="pt",
             )
         return {"input_ids": found["input_ids"], "attention_mask": found["attention_mask"]}
+
+    def token_names(self, text: str) -> list[str]:
+        """Return the tokens of one text as strings, not cut at `max_length`."""
+        with _TOKENIZING:
+            found: list[str] = self.tokenizer.convert_ids_to_tokens(self.tokenizer(text)["input_ids"])
+        return found
 
     def describe(self) -> dict[str, Any]:
         """Return the tokenizer's class, the digest of its vocabulary, and the cut."""

@@ -25,6 +25,7 @@ from .encoder import Encoder, Identity
 from .fingerprint import PrefixWeights
 from .model_sources import OpenedModel
 from .options import EncoderOptions
+from .preprocess import TextPreprocess
 from .probe import check_tokens, clip_axis_of, probe_inputs, same_in_all, try_forward
 from .unit_replacement import CompiledUnits, UnitCopies
 from .verification_cache import proven_trunk
@@ -86,6 +87,10 @@ class PretrainedEncoder(Encoder):
         at_boundaries = [shape[axes[layout]] for shape, (layout, _) in shapes]
         with torch.no_grad():
             return (*at_boundaries, self.features(self(self.probe())).shape[-1])
+
+    def token_names(self, text: str) -> list[str]:
+        """Return the tokens of `text` as strings; [] where no tokenizer names them."""
+        return self.preprocess.token_names(text) if isinstance(self.preprocess, TextPreprocess) else []
 
     def probe(self) -> dict[str, Tensor]:
         """Return inputs of a small batch of noise, such as the trunk was found with."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from typing import Any
 
 import torch
@@ -98,7 +99,7 @@ def _create(timm: Any, name: str, made_with: dict[str, Any], size: int | tuple[i
         if size is None:
             return timm.create_model(name, **made_with)
         entry = timm.models.model_entrypoint(name.split(".", 1)[0]) if not name.startswith("hf-hub:") else None
-        takes_size = entry is None or "img_size" in inspect.getsource(inspect.getmodule(entry))  # type: ignore[arg-type]
+        takes_size = entry is None or "img_size" in inspect.getsource(sys.modules[entry.__module__])
         if takes_size:
             try:
                 return timm.create_model(name, img_size=size, **made_with)

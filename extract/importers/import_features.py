@@ -1,4 +1,4 @@
-"""Imports features that others computed into a store, as a boundary of their own that no encoder of ours can claim.
+"""Imports features that other programs computed into a store, as boundaries whose identity is no encoder's.
 
 T segments, N tokens, D channels; an item is (T, N, D).
 """
@@ -62,7 +62,7 @@ def import_features(
     """Add a file or folder of features to a store; resumable, and nothing that is there is written again.
 
     Values are stored as `mapping.dtype`; clips are known by the ids that the source gives, since the media that they
-    were computed from are not at hand. The boundary's identity begins with `imported` and holds the name, the digest of
+    were computed from are not given. The boundary's identity begins with `imported` and holds the name, the digest of
     an .h5 file (each item's key holds that of its own .npy file) and the mapping, so it never equals an encoder's.
 
     Args:

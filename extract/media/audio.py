@@ -1,6 +1,6 @@
 """Windows of sound around given instants: mono, at one rate, zero where the file has no sound.
 
-T: windows, S: samples of a window at the rate that is asked for, C: channels.
+T: windows, S: samples of a window at the wanted rate, C: channels.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _JITTER_SECONDS = 0.01
 #: More than any recorder has: what damaged headers claim is not allocated.
 _MAX_RATE_HZ = 768_000
 
-#: Codecs that cannot be entered midway, since a frame's bits may lie in those before it.
+#: Codecs that cannot be entered in the middle, since a frame's bits may lie in those before it.
 _NOT_SEEKABLE = frozenset({"mp3", "mp3float", "wmav1", "wmav2", "wmapro"})
 
 
@@ -74,7 +74,7 @@ def read_sound(
         window t lies within half a sample of instants[t] - window_seconds / 2 + s / sample_rate_hz.
 
     Raises:
-        MediaError: the stream is damaged, or changes its sample rate midway.
+        MediaError: the stream is damaged, or changes its sample rate.
     """
     assert file.audio is not None
     native_hz = file.audio.codec_context.sample_rate
@@ -152,7 +152,7 @@ def _positions(file: MediaFile, rate_hz: int) -> Iterator[tuple[int, AudioFrame]
         for frame in packet.decode():
             assert isinstance(frame, AudioFrame)
             if frame.sample_rate != rate_hz:
-                raise file.error(f"its sound changes from {rate_hz} to {frame.sample_rate} Hz midway")
+                raise file.error(f"its sound changes from {rate_hz} to {frame.sample_rate} Hz on its way")
             stamped = _sample_number(frame, rate_hz)
             if expected is None or (stamped is not None and abs(stamped - expected) > jitter):
                 expected = stamped or 0

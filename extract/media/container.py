@@ -163,7 +163,7 @@ def demux(path: Path, container: InputContainer, streams: Sequence[VideoStream |
     """Yield the packets of some streams from where the container stands, and at the end an empty one for each.
 
     Raises:
-        MediaError: a stream that was not there at the beginning turns up midway.
+        MediaError: a stream begins that the file's head does not list.
     """
     packets = container.demux(list(streams))
     while True:
@@ -172,7 +172,7 @@ def demux(path: Path, container: InputContainer, streams: Sequence[VideoStream |
         except StopIteration:
             return
         except IndexError:  # PyAV numbers the streams once, when it opens the file
-            raise MediaError(f"{path}: damaged: a stream turns up midway") from None
+            raise MediaError(f"{path}: damaged: a stream begins that its head does not list") from None
         yield packet
 
 
@@ -212,14 +212,14 @@ def _check_ends(file: MediaFile) -> None:
     tracks = [t for t in (file.picture, file.sound) if t is not None]
     if not tracks:
         raise file.error("damaged or cut off: its header is there, but no picture and no sound follow")
-    claimed = _claimed_end(file)
+    stated = _stated_end(file)
     frame = _usual_step(file.picture.times) * file.picture.unit_seconds if file.picture and file.picture.timed else 0.0
     ends_at = max(t.end_seconds for t in tracks)
-    if claimed is not None and claimed - ends_at > max(_SHORT_SECONDS, _SHORT_FRAMES * frame):
-        raise file.error(f"damaged or cut off: ends at {ends_at:.2f} s, its header says {claimed:.2f} s")
+    if stated is not None and stated - ends_at > max(_SHORT_SECONDS, _SHORT_FRAMES * frame):
+        raise file.error(f"damaged or cut off: ends at {ends_at:.2f} s, its header says {stated:.2f} s")
 
 
-def _claimed_end(file: MediaFile) -> float | None:
+def _stated_end(file: MediaFile) -> float | None:
     """Return when the file ends at the earliest by its header, on its own clock.
 
     Some containers count the duration from their first packet, others from zero.

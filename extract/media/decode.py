@@ -87,8 +87,8 @@ class ClipMedia:
     """One decoded clip.
 
     Attributes:
-        frames: (F, H, W, 3) uint8 RGB, upright (F = T unless more were asked for); None where none were asked for.
-        waveforms: (T, S) float32 mono in [-1, 1]; None where none were asked for.
+        frames: (F, H, W, 3) uint8 RGB, upright (F = T unless `num_frames` says otherwise); None without pictures.
+        waveforms: (T, S) float32 mono in [-1, 1]; None without sound.
         instants_seconds: (T,) float64, the segments' centres.
         duration_seconds: from the first frame to the end of the last.
     """
@@ -121,15 +121,41 @@ def decode_clip(
     missing_picture: Literal["error", "black"] = "error",
     stride_seconds: float | None = None,
 ) -> ClipMedia:
-    """Decode F frames and T windows of sound of one file; see SegmentSettings for the arguments.
+    """Decode F frames and T windows of sound of one file.
 
-    The instants do not depend on which of `frames` and `sound` is asked for. Never holds more than one decoded frame
+    The instants do not depend on whether frames, sound or both are decoded. Never holds more than one decoded frame
     beside the result.
+
+    Args:
+        path: the video or sound file, or a folder of extracted frames.
+        num_segments: T, equal segments of the clip; each gives a frame and a window of sound at its centre.
+        num_frames: F, frames at the centres of as many equal parts of the clip; None for one a segment.
+        window_seconds: length of a window of sound; required with `sound`.
+        sample_rate_hz: of the sound; required with `sound`.
+        frames: whether to decode pictures.
+        sound: whether to decode sound.
+        missing_sound: whether a file without sound is an error, or silence.
+        missing_picture: whether a file without picture is an error, or black.
+        stride_seconds: length of a segment; None where the T segments fill the clip.
+
+    Returns:
+        frames (F, H, W, 3) uint8 RGB or None, waveforms (T, S) float32 mono in [-1, 1] or None with S =
+        round(window_seconds * sample_rate_hz), the segments' centres (T,) and the duration in seconds.
 
     Raises:
         MissingMediaError: no such file.
-        MediaError: it cannot be decoded, is cut off, or lacks the picture or sound that was asked for.
-        SettingsError: arguments that do not go together.
+        MediaError: it cannot be decoded, is cut off, or lacks the picture or sound.
+        SettingsError: arguments out of range, or sound without window and rate.
+
+    Example:
+        >>> import pathlib, tempfile, wave
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "silence.wav"
+        >>> with wave.open(str(path), "wb") as file:
+        ...     file.setparams((1, 2, 8000, 0, "NONE", ""))
+        ...     file.writeframes(bytes(2 * 16000))
+        >>> clip = decode_clip(path, num_segments=4, window_seconds=0.5, sample_rate_hz=4000, frames=False)
+        >>> clip.waveforms.shape, clip.instants_seconds.tolist(), clip.duration_seconds
+        ((4, 2000), [0.25, 0.75, 1.25, 1.75], 2.0)
     """
     settings = SegmentSettings(
         num_segments=num_segments,

@@ -53,13 +53,13 @@ def read_frames(file: MediaFile, ordinals: npt.NDArray[np.intp]) -> npt.NDArray[
 
     Args:
         file: open, with a picture.
-        ordinals: which frames in order of display, (T,), sorted; the same may be asked for more than once.
+        ordinals: which frames in order of display, (T,), sorted; one may be listed several times.
 
     Returns:
         (T, H, W, 3) uint8; H and W are the first frame's, to which others of another size are scaled.
 
     Raises:
-        MediaError: the stream ends, or is damaged, before a frame that was asked for.
+        MediaError: the stream ends, or is damaged, before a wanted frame.
     """
     assert file.picture is not None
     wanted = sorted({int(o) for o in ordinals})
