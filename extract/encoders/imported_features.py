@@ -79,7 +79,8 @@ class FeatureEncoder(Encoder):
 
     def features(self, output: Any) -> Tensor:
         """Return what `finish` gave."""
-        return output
+        features: Tensor = output
+        return features
 
     def boundary(self, k: int) -> int:
         """Return 0, the only boundary."""

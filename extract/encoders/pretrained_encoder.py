@@ -55,10 +55,8 @@ class PretrainedEncoder(Encoder):
         self.window_seconds = opened.window_seconds
         self.image_size = opened.image_size
         self.num_frames = opened.num_frames
-        self._config = opened.config
-        self._notes = opened.notes
         self._forward = opened.forward
-        self._batch = lambda seed: self._place(probe_inputs(opened, modality, seed))  # 0 the probe, 1 to 3 the proof's
+        self._opened = opened
         probe = self._batch(0)
         try_forward(spec, self._forward, opened.wrapper, probe, modality=modality)
         backbone = opened.backbone(probe)
@@ -95,6 +93,10 @@ class PretrainedEncoder(Encoder):
     def probe(self) -> dict[str, Tensor]:
         """Return inputs of a small batch of noise, such as the trunk was found with."""
         return self._batch(0)
+
+    def _batch(self, seed: int) -> dict[str, Tensor]:
+        """Return a batch of noise: seed 0 is the probe, 1 to 3 are the proof's."""
+        return self._place(probe_inputs(self._opened, self.modality, seed))
 
     def _place(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         placed = {}
@@ -267,7 +269,7 @@ class PretrainedEncoder(Encoder):
         def cut(value: Any) -> Any:
             return value[:boundary] if isinstance(value, list) and len(value) == self.num_units else value
 
-        return {name: cut(value) for name, value in self._config.items()}
+        return {name: cut(value) for name, value in self._opened.config.items()}
 
     def identity(self, boundary: int) -> Identity:
         """Return, as JSON, all that the hidden tensor at `boundary` depends on, but for the raw item itself."""
@@ -290,5 +292,5 @@ class PretrainedEncoder(Encoder):
             "device": str(self.device),
             "attention": attention,
             "threads": torch.get_num_threads(),
-            "notes": list(self._notes),
+            "notes": list(self._opened.notes),
         }

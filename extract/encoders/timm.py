@@ -29,6 +29,7 @@ def open_timm(options: EncoderOptions) -> OpenedModel:
         SettingsError: a modality that an image model is not for.
     """
     import timm
+    from timm.data.config import resolve_model_data_config
 
     if options.modality == "text":
         raise SettingsError(f"{options.spec}: found modality 'text', expected 'visual' or 'audio'")
@@ -46,7 +47,7 @@ def open_timm(options: EncoderOptions) -> OpenedModel:
         head = model.default_cfg.get("classifier") or ()
         names = (head,) if isinstance(head, str) else tuple(head)
         load_weights(model, options.weights, ignored=tuple(f"{name}." for name in names))
-    data = timm.data.resolve_model_data_config(model)
+    data = resolve_model_data_config(model)
     height, width = options.size or tuple(data["input_size"][1:])
     if not isinstance(data["interpolation"], str) or data["interpolation"] not in ("bicubic", "bilinear", "nearest"):
         data["interpolation"] = "bicubic"
