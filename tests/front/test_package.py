@@ -16,7 +16,7 @@ import pytest
 import talik
 
 ROOT = Path(talik.__file__).parent
-ROOMS = ("adapt", "cache", "demo", "extract")
+ROOMS = ("adapt", "cache", "demo", "extract", "testing")
 
 
 def test_public_names_are_these() -> None:
