@@ -113,7 +113,7 @@ def plan(
     if simulate is not None:
         from .adapt.plan.cluster import parse_simulate
         from .adapt.plan.simulate import simulate as run_simulation
-        from .adapt.plan.simulated_lines import simulated_lines
+        from .adapt.plan.text import simulated_lines
 
         cluster = parse_simulate(simulate)
         simulation = run_simulation(experiment, cluster, device=device, fresh=fresh, progress=not quiet)

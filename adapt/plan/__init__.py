@@ -1,1 +1,1 @@
-"""What an experiment will cost on this machine, which boundaries to cache for it, and which variants train together."""
+"""Predict the cost of an experiment on this machine, and choose the boundaries to cache."""

@@ -1,4 +1,4 @@
-"""Which boundaries to cache: the set that makes the whole list of variants cheapest under a disk budget, or none.
+"""Choose the boundaries to cache: the set that makes all variants together cheapest under a disk budget, or none.
 
 For every modality each set of candidate boundaries has its bytes and its seconds: the extraction once, then, pass by
 pass, reading a state and running the units from there to where a variant starts. Sets are compared exhaustively; the
@@ -18,7 +18,7 @@ MAX_CANDIDATES = 10  # of one modality: 2^10 sets
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What to cache.
+    """Boundaries to cache.
 
     Args:
         cuts: boundaries by modality, ascending; empty where nothing is to be cached.
@@ -57,7 +57,7 @@ def choose(
     *,
     budget_bytes: int | None = None,
 ) -> Choice:
-    """Return the cheapest sets of boundaries whose states fit, or a Choice without cuts that says why.
+    """Choose the cheapest sets of boundaries whose states fit, or none, with the reason.
 
     Args:
         machine, encoders, variants: measured costs; every modality that a variant starts from is in `encoders`.
@@ -86,13 +86,13 @@ def choose(
 
 
 def decode_seconds(machine: MachineCosts, modalities: set[str]) -> float:
-    """Seconds of decoding one clip for these modalities in one pass over its file."""
+    """Look up the seconds of decoding one clip for these modalities in one pass over its file."""
     names = [m for m in ("visual", "audio") if m in modalities]
     return machine.decode["+".join(names)] if names else 0.0
 
 
 def live_seconds(machine: MachineCosts, encoders: Mapping[str, EncoderCosts], variant: VariantCosts) -> float:
-    """Seconds that one run of a variant takes below its starts when every batch is decoded and encoded anew."""
+    """Predict one run's seconds below a variant's starts when every batch is decoded and encoded anew."""
     per_pass = decode_seconds(machine, set(variant.starts)) * max(
         (variant.distinct[m] for m in variant.starts if m != "text"), default=0.0
     )
@@ -108,12 +108,12 @@ def cached_seconds(
     cuts: Mapping[str, tuple[int, ...]],
     variants: Sequence[VariantCosts],
 ) -> float:
-    """Seconds below the starts of variants that train in lockstep, one run each, from the cached boundaries."""
+    """Predict the seconds below the starts of variants in lockstep, one run each, from the cached boundaries."""
     return sum(_below(machine, encoders[m], cuts[m], [v for v in variants if m in v.starts]) for m in cuts)
 
 
 def _below(machine: MachineCosts, encoder: EncoderCosts, cut: Sequence[int], together: Sequence[VariantCosts]) -> float:
-    """Seconds that variants training on the same batches spend below their starts, in one modality."""
+    """Predict the seconds below the starts of variants that train on the same batches, in one modality."""
     if not together:
         return 0.0
     reads = max(v.passes * v.distinct[encoder.modality] for v in together)
@@ -133,7 +133,7 @@ def _below(machine: MachineCosts, encoder: EncoderCosts, cut: Sequence[int], tog
 
 
 def groups_of(variants: Sequence[VariantCosts]) -> list[list[VariantCosts]]:
-    """The variants that can train on the same batches, in the order given."""
+    """Group the variants that can train on the same batches, in the order given."""
     groups: dict[str, list[VariantCosts]] = {}
     for variant in variants:
         groups.setdefault(variant.group, []).append(variant)
@@ -156,7 +156,7 @@ def _options(machine: MachineCosts, encoder: EncoderCosts, variants: Sequence[Va
 
 
 def _candidates(encoder: EncoderCosts, using: Sequence[VariantCosts]) -> list[int]:
-    """Boundaries worth caching: where variants start, and, below each start, where a state is smallest."""
+    """List the boundaries worth caching: starts of variants, and, below each start, the one of the smallest state."""
     starts = sorted({v.starts[encoder.modality] for v in using})
     smallest = {min(range(s + 1), key=lambda k: (encoder.state_bytes[k], -k)) for s in starts}
     if len(starts) + len(smallest) > MAX_CANDIDATES:
@@ -183,21 +183,21 @@ def _cheapest(options: Sequence[tuple[str, list[_Option]]], budget: int | None) 
 
 
 def _undominated(options: Sequence[_Option]) -> list[_Option]:
-    kept: list[_Option] = []
+    best: list[_Option] = []
     for option in sorted(options, key=lambda o: (o.num_bytes, o.seconds)):
-        if not kept or option.seconds < kept[-1].seconds:
-            kept.append(option)
-    return kept
+        if not best or option.seconds < best[-1].seconds:
+            best.append(option)
+    return best
 
 
 def _undominated_sums(
     sums: Sequence[tuple[float, int, dict[str, _Option]]],
 ) -> list[tuple[float, int, dict[str, _Option]]]:
-    kept: list[tuple[float, int, dict[str, _Option]]] = []
+    best: list[tuple[float, int, dict[str, _Option]]] = []
     for found in sorted(sums, key=lambda s: (s[1], s[0])):
-        if not kept or found[0] < kept[-1][0]:
-            kept.append(found)
-    return kept
+        if not best or found[0] < best[-1][0]:
+            best.append(found)
+    return best
 
 
 def _num_clips(encoders: Mapping[str, EncoderCosts]) -> int:

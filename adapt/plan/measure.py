@@ -1,7 +1,6 @@
-"""Measuring this machine: decoding, each unit forward and backward, the store, and a training step of each variant.
+"""Measure this machine: decoding, each unit forward and backward, reading and writing the store.
 
-Everything runs on a few of the experiment's own clips and questions; medians of interleaved repeats. What depends on
-the encoders and variants alone is kept in the user's cache folder, by machine and model (`kept`).
+Everything runs on a few of the experiment's own clips and questions; medians of interleaved repeats.
 """
 
 from __future__ import annotations
@@ -35,22 +34,22 @@ _STORE_ITEMS, _STORE_ITEM_BYTES = 64, 1 << 20
 
 
 def sample_clips(manifest: Manifest, count: int = SAMPLE_CLIPS) -> list[Clip]:
-    """Return clips that are there, spread over the manifest.
+    """Choose up to `count` clips whose files exist, spread over the manifest.
 
     Raises:
-        MissingMediaError: no clip's file is there.
+        MissingMediaError: no clip's file exists.
     """
-    there = [c for c in manifest.clips.values() if c.path is not None and c.path.exists()]
-    if not there:
-        raise MissingMediaError(f"{manifest.root}: no clip's file is there; a plan needs a few to measure on")
-    step = max(1, len(there) // count)
-    return there[::step][:count]
+    existing = [c for c in manifest.clips.values() if c.path is not None and c.path.exists()]
+    if not existing:
+        raise MissingMediaError(f"{manifest.root}: no clip's file exists; expected a few to measure on")
+    step = max(1, len(existing) // count)
+    return existing[::step][:count]
 
 
 def measure_decoding(
     clips: Sequence[Clip], sampling: Sampling, encoders: Mapping[str, Encoder]
 ) -> tuple[dict[str, float], list[ClipMedia]]:
-    """Seconds a clip of decoding each combination of modalities, and the clips decoded for all of them."""
+    """Measure the seconds per clip of decoding each combination of modalities; return the decoded clips too."""
     modalities = [m for m in ("visual", "audio") if m in encoders]
     combinations = [{m} for m in modalities] + ([set(modalities)] if len(modalities) > 1 else [])
     paths = [c.path for c in clips if c.path is not None]
@@ -70,10 +69,10 @@ def measure_decoding(
 
 
 def measure_store(folder: Path) -> tuple[float, float]:
-    """Seconds a byte of reading (checked at first touch, then again without) and of writing, in `folder`'s file system.
+    """Measure the seconds per byte of reading (checked on first touch) and writing a store below `folder`.
 
     Args:
-        folder: where the experiment's store lies or will lie; nothing is left there.
+        folder: of the experiment's store; nothing is left behind.
     """
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
@@ -104,7 +103,7 @@ def measure_store(folder: Path) -> tuple[float, float]:
 
 
 def measure_transfer(device: str, num_bytes: int = 64 << 20) -> float:
-    """Seconds a byte from host to device; 0 on a CPU."""
+    """Measure the seconds per byte from host to device; 0 on a CPU."""
     if torch.device(device).type == "cpu":
         return 0.0
     block = torch.empty(num_bytes, dtype=torch.uint8)
@@ -114,7 +113,7 @@ def measure_transfer(device: str, num_bytes: int = 64 << 20) -> float:
 def measure_machine(
     clips: Sequence[Clip], sampling: Sampling, encoders: Mapping[str, Encoder], folder: Path, *, device: str
 ) -> tuple[MachineCosts, list[ClipMedia]]:
-    """The machine's costs, and the sample's clips decoded."""
+    """Measure the machine's costs; return the decoded sample clips too."""
     media: list[ClipMedia] = []
     decode: dict[str, float] = {}
     if any(m in encoders for m in ("visual", "audio")):
@@ -132,7 +131,7 @@ def measure_encoder(
     num_items: int,
     item_bytes: int,
 ) -> EncoderCosts:
-    """One encoder's costs for one item, its units one by one on the sample's clips, or texts, as one batch.
+    """Measure one encoder's costs per item, unit by unit, on the sample's clips, or texts, as one batch.
 
     Args:
         encoder, sampling: as the experiment has them.
@@ -144,16 +143,16 @@ def measure_encoder(
     device = str(encoder.device)
     count = len(texts) if encoder.modality == "text" else len(media)
 
-    def made() -> dict[str, Tensor]:
+    def make_inputs() -> dict[str, Tensor]:
         return encoder.preprocess(list(texts)) if encoder.modality == "text" else sampling.inputs(encoder, media)
 
     with torch.no_grad():
-        inputs = made()
-        embed = _median(lambda: encoder.embed(made()), device)
+        inputs = make_inputs()
+        embed = _median(lambda: encoder.embed(make_inputs()), device)
         states = list(boundary_states(encoder, inputs, range(encoder.num_units + 1)))
         forward = _unit_times(encoder, lambda k: encoder.run(states[k], k, k + 1), device)
         finish = _median(lambda: encoder.finish(states[-1]), device)
-    both = _unit_times(encoder, lambda k: _there_and_back(encoder, states[k], k), device)
+    both = _unit_times(encoder, lambda k: _forward_backward(encoder, states[k], k), device)
     return EncoderCosts(
         modality=encoder.modality,
         num_items=num_items,
@@ -166,7 +165,7 @@ def measure_encoder(
 
 
 def stored_numbers(state: State) -> int:
-    """Numbers of a batch's hidden tensor as the store keeps it."""
+    """Count the numbers of a batch's hidden tensor as the store holds it."""
     if state.lengths is None:
         return state.hidden.numel()
     return int(state.lengths.sum()) * state.hidden.shape[-1]  # texts are stored without their padding
@@ -181,14 +180,14 @@ def _unit_times(encoder: Encoder, run: Callable[[int], Any], device: str) -> lis
     return [statistics.median(t) for t in taken]
 
 
-def _there_and_back(encoder: Encoder, state: Any, k: int) -> None:
+def _forward_backward(encoder: Encoder, state: Any, k: int) -> None:
     leaf = state.hidden.detach().clone().requires_grad_()
     out = encoder.run(state.replace(hidden=leaf), k, k + 1).hidden
-    out.backward(torch.ones_like(out))
+    torch.autograd.backward(out, torch.ones_like(out))
 
 
 def timed(call: Callable[[], Any], device: str) -> float:
-    """Seconds of one call, waited for on a GPU."""
+    """Time one call in seconds, synchronised on a GPU."""
     _wait(device)
     started = time.perf_counter()
     call()
@@ -197,7 +196,7 @@ def timed(call: Callable[[], Any], device: str) -> float:
 
 
 def lasting(call: Callable[[], Any], device: str) -> float:
-    """Seconds of one call, the mean of as many as last `LASTING_SECONDS`.
+    """Time one call in seconds: the mean of as many as last `LASTING_SECONDS`.
 
     A call that is over before the machine turns to its other work would seem to be alone on it.
     """

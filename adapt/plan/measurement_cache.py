@@ -1,4 +1,4 @@
-"""Measurements kept in the user's cache folder, by machine and by what was measured, so that a second plan is quick.
+"""Store measurements in the user's cache folder, by machine and by what they depend on, so that a second plan is quick.
 
 A machine that others use too is not always as fast. Beside each measurement stands its pace then, the time of a fixed
 piece of work, so that what was measured on an idle machine is not announced on a busy one.
@@ -28,7 +28,7 @@ _SPREAD = 1.25
 
 
 def machine_name(device: str) -> str:
-    """Return the processor, or GPU, with the number of threads: what measurements are kept by."""
+    """Name the processor, or GPU, with the number of threads; measurements are stored by it."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
@@ -36,7 +36,7 @@ def machine_name(device: str) -> str:
 
 @cache
 def pace(device: str) -> float:
-    """Seconds of a fixed piece of work, now, once a process: products and functions as the units of a model have."""
+    """Time a fixed piece of work (matrix products and GELU), once a process, in seconds."""
     rows, weights = (torch.ones(shape, device=device) for shape in ((1024, 384), (384, 1536)))
 
     def work() -> None:
@@ -46,22 +46,22 @@ def pace(device: str) -> float:
     return max(statistics.median(lasting(work, device) for _ in range(5)), 1e-9)
 
 
-def kept(what: Any, measure: Callable[[], Any], *, device: str, fresh: bool = False) -> Any:
-    """Return the JSON value of an earlier measurement of `what` on this machine, or measure and keep it.
+def cached_measurement(what: Any, measure: Callable[[], Any], *, device: str, fresh: bool = False) -> Any:
+    """Return the JSON value of an earlier measurement of `what` on this machine, or measure and store it.
 
     Args:
-        what: JSON that tells everything the measurement depends on.
+        what: JSON of everything that the measurement depends on.
         measure: gives a JSON value.
         device: where it runs.
         fresh: measure again.
     """
-    return kept_times(what, measure, device=device, fresh=fresh)[0]
+    return cached_times(what, measure, device=device, fresh=fresh)[0]
 
 
-def kept_times(what: Any, measure: Callable[[], Any], *, device: str, fresh: bool = False) -> tuple[Any, float]:
-    """Return what `kept` does, and by what factor the machine is slower now than it was when that was measured.
+def cached_times(what: Any, measure: Callable[[], Any], *, device: str, fresh: bool = False) -> tuple[Any, float]:
+    """Return what `cached_measurement` returns, and how many times slower the machine is now than when it was measured.
 
-    It is 1 for what was measured now, and where the two differ by less than a quarter, the measurement's own spread.
+    The factor is 1 for a new measurement, and for one that differs by less than a quarter, a measurement's own spread.
     """
     key = digest_json([_VERSION, machine_name(device), torch.__version__, what])
     path = cache_folder() / "measured" / f"{key}.json"

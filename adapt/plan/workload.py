@@ -1,4 +1,4 @@
-"""Measuring a variant's training step, from the states it starts from, on a batch of the sample's questions."""
+"""Measure a variant's training step above the states that it starts from, on a batch of the sample's questions."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class SampleStates:
         self._encoders = encoders
         self._sampling = sampling
         self._media = media
-        self._kept: dict[tuple[str, int, str], Tensor] = {}
+        self._computed: dict[tuple[str, int, str], Tensor] = {}
 
     @torch.no_grad()
     def batch(self, starts: Mapping[str, int], questions: Sequence[Question], *, one_clip: bool = False) -> Batch:
-        """The states of these questions, whose clips are all in `media`, at the boundaries `starts`.
+        """Compute the states of these questions, whose clips are all in `media`, at the boundaries `starts`.
 
         With `one_clip` all questions are put to the first one's clip, whose rows stand once.
         """
@@ -61,11 +61,11 @@ class SampleStates:
 
     def _hidden(self, modality: str, boundary: int, clip_id: str) -> Tensor:
         place = (modality, boundary, clip_id)
-        if place not in self._kept:
+        if place not in self._computed:
             encoder = self._encoders[modality]
             inputs = self._sampling.inputs(encoder, [self._media[clip_id]])
-            self._kept[place] = encoder.run(encoder.embed(inputs), 0, boundary).hidden
-        return self._kept[place]
+            self._computed[place] = encoder.run(encoder.embed(inputs), 0, boundary).hidden
+        return self._computed[place]
 
 
 def measure_step(
@@ -77,18 +77,18 @@ def measure_step(
     device: str,
     clips: tuple[float, float] = (1.0, 1.0),
 ) -> tuple[float, float, int]:
-    """Seconds a question of training and of answering, and the peak bytes of a training step.
+    """Measure the seconds per question of training and of answering, and the peak bytes of a training step.
 
-    The bytes count the batch's states, what the graph keeps, gradients, trained parameters and AdamW's two moments; on
+    The bytes count the batch's states, saved activations, gradients, trained parameters and AdamW's two moments; on
     a GPU they are the allocator's own peak. On a CPU, where a question costs the same in a batch of any size, a step of
-    more than about a second is measured on `FEW` of the questions; what the optimiser takes is not a question's.
+    more than about a second is measured on `FEW` of the questions; the optimiser's time is per step, not per question.
 
     Args:
         model, settings: of the variant.
         states, questions: of the sample; a whole batch of questions.
         device: where it runs.
         clips: clips a question in a batch of training and of answering, 1 where each question has rows of its own. With
-            fewer, what a clip's rows cost is told from what a question costs by a batch about a single clip.
+            fewer, the cost of a clip's rows is the difference to a batch about a single clip.
     """
     optimizer = make_optimizer(model, settings)
     labels: dict[int, Tensor] = {}
@@ -99,7 +99,7 @@ def measure_step(
             labels[size] = torch.arange(size, device=device) % int(logits.shape[-1])
         loss = F.cross_entropy(logits, labels[size])
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
 
     @torch.no_grad()
@@ -136,7 +136,7 @@ def measure_step(
 
 
 def _spread(questions: Sequence[Question], size: int) -> list[Question]:
-    """So many of the questions, from beginning to end."""
+    """Pick `size` of the questions, evenly from beginning to end."""
     return [questions[i * len(questions) // size] for i in range(size)]
 
 
@@ -157,21 +157,21 @@ def _peak_bytes(
     weights = {*frozen, *(p.data_ptr() for p in model.parameters())}
     few = min(FEW, size)
     half = max(1, few // 2)
-    of_few, of_half = (_kept_bytes(step, batch_of(n), n, weights) for n in (few, half))
+    of_few, of_half = (_graph_bytes(step, batch_of(n), n, weights) for n in (few, half))
     a_question = (of_few - of_half) / (few - half) if few > half else 0.0
     return round(of_few + a_question * (size - few)) + trained + sum(frozen.values())
 
 
-def _kept_bytes(step: Callable[[Batch, int], None], batch: Batch, size: int, weights: Collection[int]) -> int:
-    """Bytes of a batch's states, and of what the graph keeps of a step on them beside the weights."""
-    kept: dict[int, int] = {}
+def _graph_bytes(step: Callable[[Batch, int], None], batch: Batch, size: int, weights: Collection[int]) -> int:
+    """Count the bytes of a batch's states and of the activations that the graph saves, weights left out."""
+    saved: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         step(batch, size)
-    given = {s.hidden.untyped_storage().data_ptr(): s.hidden.untyped_storage().nbytes() for s in batch.states.values()}
-    return sum(size for place, size in {**given, **kept}.items() if place not in weights)
+    states = {s.hidden.untyped_storage().data_ptr(): s.hidden.untyped_storage().nbytes() for s in batch.states.values()}
+    return sum(size for place, size in {**states, **saved}.items() if place not in weights)

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from talik.adapt.config.experiment import load_experiment
 from talik.adapt.plan import measurement_cache as kept_module
+from talik.adapt.plan.cost_model import clip_share
 from talik.adapt.plan.measure import sample_clips
-from talik.adapt.plan.plan import _clips_a_question, plan
+from talik.adapt.plan.plan import plan
 from talik.adapt.plan.text import plan_lines
 from talik.adapt.plan.workload import SampleStates
 from talik.adapt.sweep.sweep import sweep
@@ -91,9 +92,9 @@ def test_a_batch_about_one_clip_is_that_batch_with_its_rows_once(write_experimen
 
 def test_clips_a_question_of_batches_by_clip() -> None:
     questions = [SimpleNamespace(clip_id=i // 10) for i in range(100)]
-    assert _clips_a_question(questions, 20) == pytest.approx(0.1 + 0.05)
-    assert _clips_a_question(questions[::10], 20) == 1.0
-    assert _clips_a_question([], 20) == 1.0
+    assert clip_share(questions, 20) == pytest.approx(0.1 + 0.05)
+    assert clip_share(questions[::10], 20) == 1.0
+    assert clip_share([], 20) == 1.0
 
 
 def test_cut_auto_trains(write_experiment: Callable[..., Path]) -> None:

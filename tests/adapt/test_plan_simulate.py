@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from talik.adapt.plan.cluster import SimulateSettings, parse_simulate
-from talik.adapt.plan.schedule import Work, makespan, phase, stops_helping
+from talik.adapt.plan.cluster import SimulateSettings, Work, makespan, parse_simulate, phase, stops_helping
 from talik.adapt.plan.simulate import Simulation, simulate
-from talik.adapt.plan.simulated_lines import simulated_lines
+from talik.adapt.plan.text import simulated_lines
 from talik.cache.feature_store import FeatureStore
 from talik.cli import app
 from talik.errors import ManifestError, SettingsError
@@ -116,15 +115,15 @@ def test_a_real_set_is_counted_as_it_would_be_extracted_and_trained(
     block = 2 * tokens * channels * channels * (4 + 2 * 4) + heads * 2 * 2 * 3 * 5 * 5 * channels // heads
     assert found.counts["visual"].forward == (block,) * 3
 
-    one, two, many = (found.clusters[n] for n in (1, 2, 1000))
-    assert one.extraction.seconds == pytest.approx(one.extraction.busy) or one.extraction.bound == "decoding"
-    assert one.sweep.num_units == 1  # both variants see the same batches
-    assert two.sweep.num_units == 2  # divided, so that both have something to do
-    assert many.sweep.seconds == two.sweep.seconds
-    assert many.sweep.seconds >= max(v.own_seconds for v in found.variants)
+    (extraction, one), (_, two), (_, many) = (found.clusters[n] for n in (1, 2, 1000))
+    assert extraction.seconds == pytest.approx(extraction.busy) or extraction.bound == "decoding"
+    assert one.num_units == 1  # both variants see the same batches
+    assert two.num_units == 2  # divided, so that both have something to do
+    assert many.seconds == two.seconds
+    assert many.seconds >= max(v.own_seconds for v in found.variants)
     # twice the rate, half the time
     faster = simulated(write_experiment(), "gpus=1,tflops=0.02")
-    assert faster.clusters[1].sweep.seconds == pytest.approx(one.sweep.seconds / 2)
+    assert faster.clusters[1][1].seconds == pytest.approx(one.seconds / 2)
 
 
 def test_nothing_need_be_there_but_the_file(write_experiment: Callable[..., Path], tmp_path: Path) -> None:
