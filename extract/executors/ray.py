@@ -1,7 +1,7 @@
 """The executor of a Ray cluster: workers are actors on its nodes, which return receipts alone.
 
 Nodes may join and leave at any time: an actor that is gone costs the task that it did, and others are started as long
-as there is room. Ray is imported here, and only when it is asked for.
+as there is room. Ray is imported here, and only when it is used.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class EngineSettings:
         gpus: GPUs that each worker asks a cluster for; by default 1 where the device is CUDA. A fraction lets workers
             share one under Ray.
         attempts: how often a task is begun before it counts as failed, when workers are lost on it.
-        slurm: what else Slurm is asked for, under submitit's names: partition, account, qos, time (minutes),
+        slurm: more resources to request of Slurm, under submitit's names: partition, account, qos, time (minutes),
             constraint, additional_parameters, …
         folder: where submitit keeps its logs, relative to the experiment's file.
     """

@@ -2,7 +2,7 @@
 
 An element leaves a receipt, a small JSON file, as soon as a task is done, and it begins by passing over the tasks that
 have one; so an element that Slurm preempts, requeues or submits again goes on where it was. submitit is imported here,
-and only when it is asked for.
+and only when it is used.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class SlurmExecutor(Executor):
             if begun:
                 shares += self._submit(job, begun)
             for submitted, left in list(shares):
-                over = submitted.done()  # asked first: what it leaves then is all that it leaves
+                over = submitted.done()  # before looking for receipts: then none can come later
                 for task, path in list(left):
                     if path.exists():
                         left.remove((task, path))

@@ -72,7 +72,7 @@ def extract(
     deep: bool = False,
     engine: EngineSettings | None = None,
 ) -> ExtractReport:
-    """Compute every state that the experiment names and the store does not hold.
+    r"""Compute every state that the experiment names and the store does not hold.
 
     Args:
         experiment: an experiment's TOML, or its settings for stage 1.
@@ -94,7 +94,7 @@ def extract(
 
     >>> import talik
     >>> report = talik.extract("experiment.toml", device="cuda")  # doctest: +SKIP
-    >>> print(*report.lines(), sep="\\n")  # doctest: +SKIP
+    >>> print(*report.lines(), sep="\n")  # doctest: +SKIP
     visual/b09-1f2e3d4c5b6a: 9288 items computed
     17403.2 MB written in 2210.4 s
     """

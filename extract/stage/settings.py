@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from ...cache.feature_store import FeatureStore
 from ...cache.object_storage.address import ObjectAddress, is_object_url
+from ...cache.open import open_store
 from ...config import Count, CountOrZero, Positive, from_mapping, settings_class
 from ...errors import SettingsError, unknown_name
 from ..datasets.settings import DataSettings
@@ -190,11 +191,11 @@ class ExtractSettings:
         return store_folder(self.store, self.base)
 
     def open_store(self, mode: Literal["r", "a"] = "r") -> FeatureStore:
-        """Open the store; see `FeatureStore.open`."""
+        """Open the store; see `talik.open_store`."""
         if not is_object_url(self.store.path):
-            return FeatureStore.open(self.store_path, mode)
+            return open_store(self.store_path, mode)
         at = _address(self.store, self.base)
-        return FeatureStore.open(at.url, mode, storage_options=at.options, cache_dir=at.cache_dir, cache_gb=at.cache_gb)
+        return open_store(at.url, mode, storage_options=at.options, cache_dir=at.cache_dir, cache_gb=at.cache_gb)
 
 
 def store_folder(store: StoreSettings, base: Path) -> Path:
