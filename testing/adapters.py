@@ -49,11 +49,10 @@ class AdapterTests:
 
     Attributes:
         adapter: the table `[variants.adapter]`: the kind and its settings.
-        insertion: the table `insertion`: by modality, the boundaries; the tiny encoders have 12, 12 and 3 units.
+        insertion: the table `insertion`: by modality, the boundaries; the tiny encoders have 6, 6 and 3 units.
         placement: "between" or "parallel".
         starts_as: what the untrained adapter does: "bits", the frozen model to the bit; "rounding", the same but for
             rounding; "changed", not the frozen model.
-        silent: patterns of parameters' names that need no gradient in the first two steps.
         learns_by: after how many optimiser steps each parameter has had a gradient.
     """
 
@@ -153,10 +152,10 @@ class AdapterTests:
         model, batch, order = self.model(trained=True), self.batch(), [2, 0, 1]
         straight, permuted = model(batch), model(taken(batch, order))
         assert not torch.allclose(straight, straight[order], atol=1e-4), "the logits do not depend on the question"
-        tolerance = {"rtol": 1e-5, "atol": 1e-5 * float(straight.abs().max())}
-        torch.testing.assert_close(permuted, straight[order], **tolerance)
+        atol = 1e-5 * float(straight.abs().max())
+        torch.testing.assert_close(permuted, straight[order], rtol=1e-5, atol=atol)
         for row in order:
-            torch.testing.assert_close(model(taken(batch, [row]))[0], straight[row], **tolerance)
+            torch.testing.assert_close(model(taken(batch, [row]))[0], straight[row], rtol=1e-5, atol=atol)
 
     @torch.no_grad()
     def test_saves_and_loads(self, tmp_path: Path) -> None:
@@ -270,17 +269,18 @@ def noise_batch(encoders: Mapping[str, Encoder]) -> Batch:
 @cache
 def tiny_encoders() -> dict[str, Encoder]:
     """Return three small encoders with fixed random weights: two ViTs, of picture and sound, and a BERT; no network."""
-    import transformers as hf
+    from transformers import BertConfig, BertModel
+    from transformers.models.bert.tokenization_bert import BertTokenizer
 
     with torch.random.fork_rng(), TemporaryDirectory() as folder:
         torch.manual_seed(3)
         words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted({word for text in TEXTS for word in text.split()})]
-        config = hf.BertConfig(
+        config = BertConfig(
             hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64, vocab_size=len(words)
         )
-        hf.BertModel(config).save_pretrained(folder)
+        BertModel(config).save_pretrained(folder)
         (Path(folder) / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
-        hf.BertTokenizerFast(vocab_file=str(Path(folder) / "vocab.txt")).save_pretrained(folder)
+        BertTokenizer(vocab_file=str(Path(folder) / "vocab.txt")).save_pretrained(folder)
         return {
             "visual": load_encoder("timm:test_vit", modality="visual", weights="random", image_size=32),
             "audio": load_encoder("timm:test_vit", modality="audio", weights="random", window_seconds=0.5),

@@ -2,15 +2,15 @@
 
 Source: Sung, Cho, Bansal, *LST: Ladder Side-Tuning for Parameter and Memory Efficient Transfer Learning*, NeurIPS 2022,
 sec. 3.2-3.3 and its code (https://github.com/ylsung/Ladder-Side-Tuning). With s_i the tokens of the frozen encoder at
-the i-th boundary ("rung") of an insertion:
+the i-th boundary of the insertion:
 
     h_1 = block_1(down_1 s_1)
     h_i = block_i(μ_i down_i s_i + (1 − μ_i) h_{i−1}),    μ_i = σ(α_i / 0.1), α_i = 0 at first
     out = up LN(h_last)
 
-Nothing is added below the end of the encoder: no gradient passes through its units, and where the states of all rungs
-and of the end are in the store, none of them runs while training. The rungs that are chosen are the paper's layer
-dropping. Each modality has a ladder of its own; they meet in the head.
+Nothing is added below the end of the encoder: no gradient passes through its units, and where the states at all these
+boundaries and at the end are in the store, none of them runs while training. Choosing few boundaries is the paper's
+layer dropping. Each modality has a ladder of its own; they meet in the head.
 
 Published (`residual = false`) the head reads `out` alone, so that the untrained model is not the frozen one; then the
 encoder's end is not needed. With `residual = true`, the default, `out` is added to the end, and `up` starts at zero:
@@ -18,7 +18,7 @@ the untrained adapter changes no bit.
 
 Our reading, since a unit is a black box here: a block is a pre-normalised transformer block of width D / reduction, its
 weights random (the paper also cuts them out of the encoder's own by pruning, which it finds to help), and where the
-number of tokens changes from rung to rung (pyramids of feature maps) neighbouring tokens are averaged.
+number of tokens changes between boundaries (pyramids of feature maps) neighbouring tokens are averaged.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class SideSettings:
     """Every choice of the side network.
 
     Args:
-        reduction: channels of an encoder at the first rung over those of its ladder.
+        reduction: channels of an encoder at the first boundary over those of its ladder.
         num_heads: of the attention in each block.
         expand: channels inside a block's feed-forward over those of the ladder.
         attention: let the tokens of a frame, window or text see each other; false leaves the feed-forward alone.
@@ -90,7 +90,7 @@ class Ladder(nn.Module):
     """The side network of one modality.
 
     Args:
-        widths: D of the encoder at each rung.
+        widths: D of the encoder at each boundary.
         end: D of what the head reads.
         settings: sizes.
     """
@@ -112,12 +112,12 @@ class Ladder(nn.Module):
             nn.init.zeros_(self.up.weight)
             nn.init.zeros_(self.up.bias)
 
-    def forward(self, rungs: Sequence[Tensor], mask: Tensor | None, num_tokens: int) -> Tensor:
-        """Rungs (S, N_i, D_i), mask (S, N) of real tokens or None → (S, num_tokens, D_end)."""
-        h = self.blocks[0](self.down[0](rungs[0]), mask)
+    def forward(self, states: Sequence[Tensor], mask: Tensor | None, num_tokens: int) -> Tensor:
+        """States (S, N_i, D_i), mask (S, N) of real tokens or None → (S, num_tokens, D_end)."""
+        h = self.blocks[0](self.down[0](states[0]), mask)
         for i, alpha in enumerate(self.alpha, start=1):
             gate = (alpha / TEMPERATURE).sigmoid()
-            h = gate * self.down[i](rungs[i]) + (1 - gate) * averaged(h, rungs[i].shape[1])
+            h = gate * self.down[i](states[i]) + (1 - gate) * averaged(h, states[i].shape[1])
             h = self.blocks[i](h, mask)
         return self.up(self.norm(averaged(h, num_tokens, mask)))
 
@@ -136,7 +136,7 @@ class Side(BesideAdapter):
 
     Args:
         settings: every choice.
-        dims: for each insertion (rung), the channels of each modality.
+        dims: for each insertion, the channels of each modality.
         ends: channels of what the head reads, by modality.
     """
 
@@ -155,12 +155,12 @@ class Side(BesideAdapter):
         """The modalities that have a ladder."""
         return tuple(self.ladders)
 
-    def forward(self, rungs: Sequence[Triple], num_tokens: Mapping[str, int]) -> dict[str, Tensor]:
-        """What belongs to the ends of the encoders.
+    def forward(self, tokens: Sequence[Triple], num_tokens: Mapping[str, int]) -> dict[str, Tensor]:
+        """Return what is added to the ends of the encoders, or takes their place.
 
         Args:
-            rungs: the tokens at each insertion.
-            num_tokens: how many tokens the end of each modality has.
+            tokens: of every insertion.
+            num_tokens: by modality, N of its end.
 
         Returns:
             (B, T, num_tokens, D_end) for visual and audio, (B, num_tokens, D_end) for text.
@@ -168,12 +168,12 @@ class Side(BesideAdapter):
         out = {}
         for modality, ladder in self.ladders.items():
             if modality == "text":
-                texts = [x for r in rungs if (x := real_text(r)[0]) is not None]
-                out[modality] = ladder(texts, real_text(rungs[0])[1], num_tokens[modality])
+                texts = [x for triple in tokens if (x := real_text(triple)[0]) is not None]
+                out[modality] = ladder(texts, real_text(tokens[0])[1], num_tokens[modality])
                 continue
-            tokens = [x for r in rungs if (x := r.get(modality)) is not None]
-            flat = ladder([x.flatten(0, 1) for x in tokens], None, num_tokens[modality])
-            out[modality] = flat.unflatten(0, tokens[0].shape[:2])
+            own = [x for triple in tokens if (x := triple.get(modality)) is not None]
+            flat = ladder([x.flatten(0, 1) for x in own], None, num_tokens[modality])
+            out[modality] = flat.unflatten(0, own[0].shape[:2])
         return out
 
 

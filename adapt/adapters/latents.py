@@ -105,7 +105,7 @@ class LatentRead(nn.Module):
 
 
 class OtherTokens(nn.Module):
-    """Y: the other modality's tokens of the same segment and, if asked for, the question's, in the channels of x.
+    """Y: the other modality's tokens of the same segment and, with `text`, the question's, in the channels of x.
 
     A linear map stands where the channels differ: the published encoder is one and the same for both modalities, which
     needs none (our reading; DG-SCT's code has this map).

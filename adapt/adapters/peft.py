@@ -89,7 +89,7 @@ class PeftUnits(UnitTuner):
         return torch.stack(parts).sum()
 
     def after_step(self, step: int) -> None:
-        """Call the tuner's hook after an optimiser step, its gradients still there: AdaLoRA's ranks are allotted."""
+        """Call the tuner's hook after an optimiser step, its gradients still there: AdaLoRA sets its ranks."""
         for model in self.models.values():
             hook = getattr(model.base_model, "update_and_allocate", None)
             if hook is not None:

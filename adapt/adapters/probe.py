@@ -14,7 +14,7 @@ class ProbeSettings:
 
     Args:
         modalities: any of "visual", "audio", "text". ["text"] is the question alone; ["visual", "text"] the question
-            and the picture. Without "text" the head cannot know what is asked.
+            and the picture. Without "text" the head does not know the question.
     """
 
     modalities: tuple[Modality, ...] = MODALITIES

@@ -85,7 +85,7 @@ def adapter_kind(name: str) -> AdapterKind:
 
 
 def known_adapters() -> tuple[str, ...]:
-    """The names of all adapters that could be asked for, built in, registered or by entry point."""
+    """Return the names of all adapters: built in, registered, and offered by entry points."""
     return tuple(sorted({*BUILT_IN, *_KINDS, *(p.name for p in entry_points(group=GROUP))}))
 
 

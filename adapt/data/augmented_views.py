@@ -42,7 +42,7 @@ def view_readers(
 
 
 def mixed_views(
-    readers: Sequence[BoundaryReader], asked: Iterable[Sequence[str]], *, view_seed: int
+    readers: Sequence[BoundaryReader], keys_by_batch: Iterable[Sequence[str]], *, view_seed: int
 ) -> Iterator[Batch]:
     """Yield a batch for each list of item keys, each item from the view drawn for it.
 
@@ -51,11 +51,11 @@ def mixed_views(
 
     Args:
         readers: of one dense boundary, by view number.
-        asked: lists of item keys, read ahead in a thread a view.
+        keys_by_batch: lists of item keys, read ahead in a thread a view.
         view_seed: stands for the run's seed and the epoch.
     """
     modality, last = readers[0].spec.modality, len(readers) - 1
-    orders = [list(keys) for keys in asked]
+    orders = [list(keys) for keys in keys_by_batch]
     drawn = [[drawn_view(view_seed, modality, key, last) for key in keys] for keys in orders]
     streams = [reader.prefetch(_of_view(view, orders, drawn)) for view, reader in enumerate(readers)]
     for views in drawn:

@@ -39,7 +39,7 @@ class CachedSource:
 
     Args:
         store: an open store.
-        manifest: whose clips and texts are asked for.
+        manifest: whose clips and texts the questions name.
         encoders: by modality.
         starts: by modality, the boundary above which something is trainable.
         sampling: how clips were sampled.
@@ -131,10 +131,10 @@ class CachedSource:
             MissingItemError: a clip or text that was never extracted.
             CorruptItemError: stored bytes that fail their checksum.
         """
-        asked = [tuple(batch) for batch in questions]
+        batches = [tuple(batch) for batch in questions]
         readers = {m: (reader, *self._above.get(m, ())) for m, reader in self._readers.items()}
-        streams = {m: [self._stream(m, r, asked, view_seed) for r in several] for m, several in readers.items()}
-        for batch in asked:
+        streams = {m: [self._stream(m, r, batches, view_seed) for r in several] for m, several in readers.items()}
+        for batch in batches:
             clips = ClipRows.of_questions(batch) if by_clip else None
             states = {
                 m: [
@@ -152,18 +152,18 @@ class CachedSource:
             )
 
     def _stream(
-        self, modality: str, reader: BoundaryReader, asked: Sequence[Sequence[Question]], view_seed: int | None
+        self, modality: str, reader: BoundaryReader, batches: Sequence[Sequence[Question]], view_seed: int | None
     ) -> Iterator[StoredBatch]:
         settings = self._views.get(modality)
         if settings is None or view_seed is None:
-            return reader.prefetch(self._all_keys(modality, asked))
+            return reader.prefetch(self._all_keys(modality, batches))
         if reader.spec.key not in self._view_readers:
             self._view_readers[reader.spec.key] = view_readers(self._opened, reader, settings, how=self._how)
         readers = self._view_readers[reader.spec.key]
-        return mixed_views(readers, self._all_keys(modality, asked), view_seed=view_seed)
+        return mixed_views(readers, self._all_keys(modality, batches), view_seed=view_seed)
 
-    def _all_keys(self, modality: str, asked: Sequence[Sequence[Question]]) -> Iterator[list[str]]:
-        for batch in asked:
+    def _all_keys(self, modality: str, batches: Sequence[Sequence[Question]]) -> Iterator[list[str]]:
+        for batch in batches:
             yield self._keys(modality, batch)
 
     def _keys(self, modality: str, batch: Sequence[Question]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Batches of states computed from the media files, with no store: what `sources` gives from the store."""
+"""Batches of states computed from the media files, without a store."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .batch import Batch, ClipRows, distinct, distinct_index
 
 
 class LiveSource:
-    """Batches computed from the media files, with no store: decode, preprocess, run the prefix."""
+    """Batches of states computed from the media files: decode, preprocess, run the prefix."""
 
     def __init__(
         self,
@@ -34,11 +34,11 @@ class LiveSource:
         self._device = device
 
     def holds(self, question: Question) -> bool:
-        """Whether the file that the question is about is there."""
+        """Return whether the media file of the question's clip exists."""
         return self._manifest.clips[question.clip_id].media is not None
 
     def why_not(self, question: Question) -> str:
-        """What of the question is not there."""
+        """Name the clip whose media file is missing."""
         return f"clip {question.clip_id!r} (the file is missing)"
 
     def batches(
@@ -62,11 +62,11 @@ class LiveSource:
     @torch.no_grad()
     def _state(self, modality: str, batch: Sequence[Question], *, once: bool) -> State:
         encoder = self._encoders[modality]
-        asked = distinct(modality, batch)
+        found = distinct(modality, batch)
         if modality == "text":
-            inputs = encoder.preprocess([q.text for q in asked])
+            inputs = encoder.preprocess([q.text for q in found])
         else:
-            inputs = self._sampling.inputs(encoder, self._decode(modality, asked))
+            inputs = self._sampling.inputs(encoder, self._decode(modality, found))
         inputs = {k: v.to(self._device) for k, v in inputs.items()}
         places = distinct_index(modality, batch)
         if modality == "text":

@@ -26,8 +26,8 @@ class TaskSettings:
     """What is predicted, and the head's size.
 
     Args:
-        kind: "answers": one answer of the data set's vocabulary a question; "classes": one class a clip, nothing being
-            asked; "events": one class a segment.
+        kind: "answers": one answer of the data set's vocabulary for each question; "classes": one class for each
+            clip, without questions; "events": one class for each segment.
         d_head: width d of the head.
         num_heads: of the attention over segments.
         dropout: in the classifier, 0 to 1.
@@ -102,8 +102,8 @@ class AnswerHead(Head):
     """
 
     def __init__(self, dims: Mapping[str, int], num_answers: int, settings: TaskSettings) -> None:
-        asked = len(dims) - 1 if "text" in dims else 0  # the medium's part, times the question
-        super().__init__(dims, num_answers, settings, num_parts=len(dims) + asked)
+        products = len(dims) - 1 if "text" in dims else 0  # of each medium's part with the question
+        super().__init__(dims, num_answers, settings, num_parts=len(dims) + products)
 
     def _classify(self, features: Mapping[str, Tensor], text_mask: Tensor | None) -> Tensor:
         question = None

@@ -1,9 +1,9 @@
-"""Where a variant's adapters sit: "last K", boundaries, or depths, resolved for the encoders at hand.
+"""Where a variant's adapters sit: "last K", boundaries, or depths, resolved for given encoders.
 
 Encoders differ in depth (24 units beside 12 beside 6). They are joined
 
 - from the end: "last K" is boundaries n-K … n-1 of each, clamped at 0 where an encoder has fewer units;
-- by relative depth: a fraction f of an encoder of n units is boundary floor(f·n), never deeper than asked;
+- by relative depth: a fraction f of an encoder of n units is boundary floor(f·n), never deeper than f;
 - by another encoder: "aligned" takes the relative depths of the one whose boundaries are given, by the same rule; so
   boundary 23 of 24 is 11 of 12 and 5 of 6, each the place before the last unit.
 """

@@ -1,4 +1,4 @@
-"""What is asked of the head's logits: a class a question, or a class a segment; of all classes, or of some choices.
+"""Targets of the head's logits: a class for each question or each segment, among all classes or given choices.
 
 Letters: B questions, T segments, C classes.
 """
@@ -37,7 +37,7 @@ def check_task(manifest: Manifest, settings: TaskSettings, modalities: Sequence[
 
     Raises:
         ManifestError: questions without labels, or without an answer.
-        SettingsError: a text encoder where nothing is asked.
+        SettingsError: a text encoder, and records without a question.
     """
     questions = manifest.questions
     wanted = "labels" if settings.kind == "events" else "answer"
