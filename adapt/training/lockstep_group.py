@@ -37,9 +37,9 @@ from .trainer import Trainer
 
 
 def data_order(training: Trainer) -> tuple[Any, ...]:
-    """What is equal for trainings that can share their batches."""
-    asked = tuple(tuple(q.id for q in training.questions[s]) for s in ("train", "val"))
-    return (training.seed, isinstance(training.source, CachedSource), training.settings.data_order, *asked)
+    """Return a key that is equal for trainers that can share their batches."""
+    answered = tuple(tuple(q.id for q in training.questions[s]) for s in ("train", "val"))
+    return (training.seed, isinstance(training.source, CachedSource), training.settings.data_order, *answered)
 
 
 @dataclass
