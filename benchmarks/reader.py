@@ -107,7 +107,7 @@ def direct(folder: Path) -> Callable[[Sequence[int]], None]:
         (folder / "s.zarr" / formats.spec().path / "hidden").glob("c.*"), key=lambda p: int(p.name.split(".")[1])
     )
     reader = FeatureStore.open(folder / "s.zarr").reader("visual", 9)
-    per_file = reader._catalog.layout.grid.rows_per_shard
+    per_file = reader.catalog.layout.grid.rows_per_shard
     descriptors = [os.open(path, os.O_RDONLY | os.O_DIRECT) for path in files]
     stride = -(-(formats.ITEM_BYTES + 2 * 4096) // 4096) * 4096
     memory = np.frombuffer(mmap.mmap(-1, BATCH * stride), np.uint8)

@@ -67,8 +67,13 @@ def is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(_PARTIAL)
 
 
-def write_file(path: Path, content: bytes | memoryview) -> None:
-    """Write a small file whole and durably in place of what is at `path`; two processes may write it at once.
+def write_file(path: Path, content: bytes | memoryview, *, durable: bool = True) -> None:
+    """Write a small file whole in place of what is at `path`; two processes may write it at once.
+
+    Args:
+        path: of the file; its folder exists.
+        content: the whole content.
+        durable: flush it to the disk before the rename; False for files that can be fetched or computed again.
 
     Raises:
         StoreError: the disk refuses it; see `disk_errors`.
@@ -81,7 +86,7 @@ def write_file(path: Path, content: bytes | memoryview) -> None:
             temporary = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
             descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            replace_with(descriptor, temporary, path, content)
+            replace_with(descriptor, temporary, path, content, durable=durable)
         except BaseException:
             with suppress(OSError):
                 temporary.unlink()
@@ -90,15 +95,19 @@ def write_file(path: Path, content: bytes | memoryview) -> None:
             os.close(descriptor)
 
 
-def replace_with(descriptor: int, temporary: Path, path: Path, content: bytes | memoryview) -> None:
-    """Make `content` the whole content of the open file `temporary`, and durably rename that to `path`."""
+def replace_with(
+    descriptor: int, temporary: Path, path: Path, content: bytes | memoryview, *, durable: bool = True
+) -> None:
+    """Make `content` the whole content of the open file `temporary`, and rename that to `path`; see `write_file`."""
     os.ftruncate(descriptor, 0)
     at = 0
     while at < len(content):
         at += os.pwrite(descriptor, content[at:], at)
-    os.fsync(descriptor)
+    if durable:
+        os.fsync(descriptor)
     os.replace(temporary, path)
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
 @contextmanager

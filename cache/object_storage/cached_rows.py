@@ -48,13 +48,13 @@ class HeldShards(OpenShards[S]):
             one: held while a shard is brought and opened, so that only one of a reader's is held and not yet open:
                 those that are open can be closed to make room.
         """
-        dropped = like._dropped
+        dropped = like.dropped
 
         def both(name: str, shard: int) -> None:
             dropped(name, shard)
             let_go(name, shard)
 
-        super().__init__(layout, like._open, like._limit, both)
+        super().__init__(layout, like.open, like.limit, both)
         self._bring, self._let_go = bring, let_go
         self._one = one
 
@@ -75,7 +75,7 @@ class HeldShards(OpenShards[S]):
         with self._guard:
             if not self._shards:
                 return False
-            self._dropped(*self._shards.popitem(last=False)[0])
+            self.dropped(*self._shards.popitem(last=False)[0])
         return True
 
     def clear(self) -> None:
@@ -102,8 +102,8 @@ class ReadThroughRows(LocalRows):
         super().__init__(catalog, path)
         self._mirror, self._listing, self._cache = mirror, listing, cache
         layout, one = catalog.layout, threading.Lock()
-        self._maps = HeldShards(layout, self._maps, self._bringing("map"), self._letting_go("map"), one)
-        self._files = HeldShards(layout, self._files, self._bringing("file"), self._letting_go("file"), one)
+        self.maps = HeldShards(layout, self.maps, self._bringing("map"), self._letting_go("map"), one)
+        self.files = HeldShards(layout, self.files, self._bringing("file"), self._letting_go("file"), one)
 
     def read(self, rows: Array, check: Any, allocate: AllocateArray) -> list[Array]:
         """Return the values of rows; what fails its checksum here is got once more before it is an error."""
@@ -167,5 +167,5 @@ class ReadThroughRows(LocalRows):
             get_shard(self._mirror, path, stored)
 
     def _close_one(self) -> bool:
-        opened = (self._maps, self._files)
+        opened = (self.maps, self.files)
         return any(isinstance(shards, HeldShards) and shards.drop_oldest() for shards in opened)

@@ -9,7 +9,6 @@ whatever a writer does meanwhile. Putting: each file on the condition that the o
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Container, Iterable, Iterator
@@ -18,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import StoreError, StoreFormatError
-from ..atomic_io import disk_errors
+from ..atomic_io import disk_errors, write_file
+from ..file_locks import open_locked
 from ..format.zarr_metadata import METADATA_NAME
 from .boundary_commit import decided_commit
 from .client import Objects, Stored, in_parallel
@@ -183,18 +183,11 @@ class Mirror:
         known[key] = [etag, state.st_size, state.st_mtime_ns]
 
     def _place(self, key: str, content: bytes, etag: str, known: dict[str, Any]) -> None:
-        """Put a file in place in one rename; not durable, since it can be got again."""
+        """Put a file in place in one rename; not durable, since it can be fetched again."""
         path = self.folder / key
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-            try:
-                temporary.write_bytes(content)
-                os.replace(temporary, path)
-            except BaseException:
-                with suppress(OSError):
-                    temporary.unlink()
-                raise
+        write_file(path, content, durable=False)
         self._note(key, etag, known)
 
     @contextmanager
@@ -202,9 +195,8 @@ class Mirror:
         """Give the table of what is known, alone among processes, and keep what became of it."""
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            guard = os.open(self._known_path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            guard = open_locked(self._known_path.with_suffix(".lock"), wait=True)
         try:
-            fcntl.flock(guard, fcntl.LOCK_EX)
             before = self._read()
             known = dict(before)
             try:
@@ -223,10 +215,7 @@ class Mirror:
         return {}
 
     def _write(self, known: dict[str, Any]) -> None:
-        temporary = self._known_path.with_suffix(f".{os.getpid()}.partial")
-        with disk_errors(self._known_path):
-            temporary.write_text(json.dumps(known), encoding="utf-8")
-            os.replace(temporary, self._known_path)
+        write_file(self._known_path, json.dumps(known).encode(), durable=False)
 
 
 def _is_hidden(key: str) -> bool:

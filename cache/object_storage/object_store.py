@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 
 from ...errors import StoreError
-from ..atomic_io import make_folder
+from ..atomic_io import make_folder, write_file
 from ..feature_store import FeatureStore, LocalFiles, Mode
 from ..format import catalog as catalog_
 from ..format.catalog import Catalog
@@ -179,9 +179,7 @@ class ObjectStore(FeatureStore):
             if found is not None:
                 path = _beside(self.address.write_folder, suffix)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-                temporary.write_bytes(found[0])
-                os.replace(temporary, path)
+                write_file(path, found[0], durable=False)
 
 
 @contextmanager

@@ -34,6 +34,8 @@ class BoundaryReader:
 
     Attributes:
         spec: specification of the stored boundary.
+        catalog: its items and receipts as they were when it was opened.
+        rows: reads the values of its rows.
     """
 
     def __init__(
@@ -50,8 +52,8 @@ class BoundaryReader:
         if verify not in ("first", "always", "never"):
             raise SettingsError(unknown_name("verify", verify, ("first", "always", "never")))
         self.spec = catalog.layout.spec
-        self._catalog = catalog
-        self._rows = rows
+        self.catalog = catalog
+        self.rows = rows
         self._verify = verify
         self._pool = BufferPool(allocate=allocate)
         self._checked = np.zeros(catalog.num_rows, bool)
@@ -61,15 +63,15 @@ class BoundaryReader:
     @cached_property
     def items(self) -> tuple[Item, ...]:
         """The items that can be read, in the order of their rows."""
-        table = self._catalog.table
+        table = self.catalog.table
         rows = np.flatnonzero(table.record_of_row >= 0)
-        rows = rows[self._stored[rows // self._catalog.layout.grid.rows_per_shard]] if len(rows) else rows
+        rows = rows[self._stored[rows // self.catalog.layout.grid.rows_per_shard]] if len(rows) else rows
         return tuple(table.item(int(row)) for row in rows)
 
     @cached_property
     def row_by_source(self) -> dict[str, int]:
         """The row of each source name, names of moved and of equal files included."""
-        return self._catalog.table.row_by_source()
+        return self.catalog.table.row_by_source()
 
     def rows_of(self, keys: Sequence[str]) -> NDArray[np.int64]:
         """Return the row (keys,) of each item key.
@@ -78,7 +80,7 @@ class BoundaryReader:
             MissingItemError: a key that the store has not, or has not extracted yet.
         """
         try:
-            rows = self._catalog.table.index.find(keys)
+            rows = self.catalog.table.index.find(keys)
         except ValueError:
             bad = next(key for key in keys if len(key) != 64 or not _is_hex(key))
             raise MissingItemError(f"{self._where}: {bad!r} is no item key; expected 64 hex digits") from None
@@ -95,23 +97,23 @@ class BoundaryReader:
         """
         if not self.spec.ragged:
             raise SettingsError(f"{self._where}: is dense; its items have the shape {self.spec.shape}, no lengths")
-        return self._catalog.lengths(self.rows_of(keys))
+        return self.catalog.lengths(self.rows_of(keys))
 
     @property
     def provenance(self) -> tuple[dict[str, Any], ...]:
         """The environments that computed the states, plain JSON each."""
-        return self._catalog.provenance
+        return self.catalog.provenance
 
     def provenance_of(self, keys: Sequence[str]) -> NDArray[np.int64]:
         """Return the index in `provenance` (keys,) of each item."""
-        shards = self.rows_of(keys) // self._catalog.layout.grid.rows_per_shard
-        indices: NDArray[np.int64] = self._catalog.receipts[shards, 2].astype(np.int64)
+        shards = self.rows_of(keys) // self.catalog.layout.grid.rows_per_shard
+        indices: NDArray[np.int64] = self.catalog.receipts[shards, 2].astype(np.int64)
         return indices
 
     @property
     def size_bytes(self) -> int:
         """Bytes of the data files."""
-        return int(self._catalog.receipts[:, RECEIPT_FIELDS:].sum())
+        return int(self.catalog.receipts[:, RECEIPT_FIELDS:].sum())
 
     def read(self, keys: Sequence[str]) -> Batch:
         """Read the items of `keys`, in any order and any number of times, into a batch that owns its memory.
@@ -142,9 +144,9 @@ class BoundaryReader:
     def _read(self, keys: Sequence[str], memory: BatchMemory) -> Batch:
         rows = self.rows_of(keys)
         with self._guard:
-            values = self._rows.read(rows, self._to_check(rows), memory.allocate)
+            values = self.rows.read(rows, self._to_check(rows), memory.allocate)
             self._checked[rows] = True
-        lengths = self._catalog.lengths(rows) if self.spec.ragged else None
+        lengths = self.catalog.lengths(rows) if self.spec.ragged else None
         inputs = dict(zip(self.spec.inputs, values[1:], strict=True))
         return Batch(hidden=values[0], lengths=lengths, inputs=inputs, dtype=self.spec.dtype, memory=memory)
 
@@ -166,7 +168,7 @@ class BoundaryReader:
     def close(self) -> None:
         """Close memory maps and files, and end the threads that read; batches keep their values."""
         with self._guard:  # a thread that reads ahead may be copying out of a map
-            self._rows.close()
+            self.rows.close()
 
     def __enter__(self) -> BoundaryReader:
         """Return the reader."""
@@ -178,7 +180,7 @@ class BoundaryReader:
 
     @property
     def _where(self) -> str:
-        return self._catalog.layout.where
+        return self.catalog.layout.where
 
     def _to_check(self, rows: NDArray[np.int64]) -> list[bool]:
         if self._verify == "first":
@@ -189,7 +191,7 @@ class BoundaryReader:
     def _readable(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         if not len(self._stored):
             return np.zeros(len(rows), bool)
-        readable: NDArray[np.bool_] = self._stored[np.maximum(rows, 0) // self._catalog.layout.grid.rows_per_shard]
+        readable: NDArray[np.bool_] = self._stored[np.maximum(rows, 0) // self.catalog.layout.grid.rows_per_shard]
         return readable & (rows >= 0)
 
     def _raise_missing(self, keys: Sequence[str], rows: NDArray[np.int64]) -> None:
@@ -198,10 +200,10 @@ class BoundaryReader:
         many = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         if rows[first] < 0:
             raise MissingItemError(
-                f"{self._where}: no item with key {keys[first][:12]}…{many} among {len(self._catalog.table.index)}; "
+                f"{self._where}: no item with key {keys[first][:12]}…{many} among {len(self.catalog.table.index)}; "
                 "run `talik extract` with its data set"
             )
-        source = self._catalog.table.item(int(rows[first])).source
+        source = self.catalog.table.item(int(rows[first])).source
         raise MissingItemError(
             f"{self._where}: item {source!r} (key {keys[first][:12]}…){many} has a row and no data yet; run "
             "`talik extract` again, it continues"

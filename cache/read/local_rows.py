@@ -67,7 +67,14 @@ def corrupt_item(catalog: Catalog, row: int, how: str = "fails its CRC32C") -> C
 
 
 class LocalRows(RowSource):
-    """Reads the rows of a boundary from files of this machine."""
+    """Reads the rows of a boundary from files of this machine.
+
+    Attributes:
+        maps: the shards that are open through memory maps.
+        files: the shards that are open for direct reads.
+        pool: the threads that read from the disk; None while none was needed.
+        beyond_memory: whether the boundary is larger than half of this machine's memory.
+    """
 
     def __init__(self, catalog: Catalog, path: ReadPath = "auto") -> None:
         """Prepare to read; no file is opened yet.
@@ -81,15 +88,15 @@ class LocalRows(RowSource):
         self._path: ReadPath = "preadv" if is_network(layout.store) else path
         self._indexes: dict[tuple[str, int], ShardIndex] = {}
         self._addresses = MappedAddresses(layout, catalog.num_shards)
-        self._maps = OpenShards(layout, self._addresses.map, MAX_MAPS, self._addresses.forget)
+        self.maps = OpenShards(layout, self._addresses.map, MAX_MAPS, self._addresses.forget)
         descriptors = min(_MAX_DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
-        self._files = OpenShards(layout, DirectOpener(layout.where, not is_network(layout.store)), descriptors)
+        self.files = OpenShards(layout, DirectOpener(layout.where, not is_network(layout.store)), descriptors)
         self._touched = np.zeros(catalog.num_rows, bool)
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        self._beyond_memory = int(catalog.receipts[:, 3:].sum()) > memory // 2
+        self.beyond_memory = int(catalog.receipts[:, 3:].sum()) > memory // 2
         self._mincore_answers = os.access(layout.folder, os.W_OK)  # to other users it always says yes
         self._crcs: dict[int, NDArray[np.uint32]] = {}  # ragged: by shard (rows_per_shard,)
-        self._pool: ThreadPoolExecutor | None = None
+        self.pool: ThreadPoolExecutor | None = None
 
     def read(self, rows: NDArray[np.int64], check: Sequence[bool], allocate: AllocateArray) -> list[NDArray[Any]]:
         """Read rows; see `RowSource.read`."""
@@ -117,11 +124,11 @@ class LocalRows(RowSource):
     def close(self) -> None:
         """Close maps and files, and end the threads."""
         self._addresses.clear()
-        self._maps.clear()
-        self._files.clear()
-        if self._pool is not None:
-            self._pool.shutdown()
-            self._pool = None
+        self.maps.clear()
+        self.files.clear()
+        if self.pool is not None:
+            self.pool.shutdown()
+            self.pool = None
 
     def _by_address(
         self,
@@ -133,7 +140,7 @@ class LocalRows(RowSource):
         flat: list[NDArray[np.uint8]],
     ) -> bool:
         """Copy rows that are all mapped, in memory and need no check; else do nothing and return False."""
-        if self._path == "preadv" or self._beyond_memory or not len(rows) or any(check) or not lengths.any():
+        if self._path == "preadv" or self.beyond_memory or not len(rows) or any(check) or not lengths.any():
             return False
         data = self._catalog.layout.data
         if not (self._touched[rows].all() and self._addresses.has(shards)):
@@ -148,15 +155,15 @@ class LocalRows(RowSource):
 
     def _run(self, job: _Job, rows: NDArray[np.int64], flat: list[NDArray[np.uint8]]) -> None:
         """Copy every row of a job: rows in memory here, rows on the disk in the threads, at the same time."""
-        absent = self._absent(job, rows)
-        by_map = self._path == "mmap" or (self._path == "auto" and not self._beyond_memory)
-        opened = self._maps if by_map else self._files
+        absent = self.absent(job, rows)
+        by_map = self._path == "mmap" or (self._path == "auto" and not self.beyond_memory)
+        opened = self.maps if by_map else self.files
 
         def get(array: DataArray, shard: int) -> StoredShard:
             return opened.get(array, shard, self._indexes)
 
         def get_mapped(array: DataArray, shard: int) -> StoredShard:
-            return self._maps.get(array, shard, self._indexes)
+            return self.maps.get(array, shard, self._indexes)
 
         waiting = [self._threads().submit(job.copy, i, get, flat) for i in absent]
         away = set(absent)
@@ -170,19 +177,19 @@ class LocalRows(RowSource):
             if error is not None:
                 raise error
 
-    def _absent(self, job: _Job, rows: NDArray[np.int64]) -> list[int]:
+    def absent(self, job: _Job, rows: NDArray[np.int64]) -> list[int]:
         """Return the indices of the rows that the threads are to read."""
         if self._path == "preadv":
             return list(range(len(rows)))
         if not self._mincore_answers:
-            return list(range(len(rows))) if self._beyond_memory else np.flatnonzero(~self._touched[rows]).tolist()
+            return list(range(len(rows))) if self.beyond_memory else np.flatnonzero(~self._touched[rows]).tolist()
         suspects = range(len(rows))
-        if len(rows) and not self._beyond_memory and self._touched[rows].all() and job.resident(0, self._mapped):
+        if len(rows) and not self.beyond_memory and self._touched[rows].all() and job.resident(0, self._mapped):
             suspects = range(0)  # read before; the first of them tells whether they were evicted since
         return [i for i in suspects if not job.resident(i, self._mapped)]
 
     def _mapped(self, array: DataArray, shard: int) -> MappedShard:
-        return self._maps.get(array, shard, self._indexes)
+        return self.maps.get(array, shard, self._indexes)
 
     def _crcs_of(self, shard: int) -> NDArray[np.uint32]:
         found = self._crcs.get(shard)
@@ -191,9 +198,9 @@ class LocalRows(RowSource):
         return found
 
     def _threads(self) -> ThreadPoolExecutor:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="talik-read")
-        return self._pool
+        if self.pool is None:
+            self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="talik-read")
+        return self.pool
 
 
 Get = Callable[[DataArray, int], StoredShard]

@@ -171,7 +171,13 @@ S = TypeVar("S", bound=StoredShard)
 
 
 class OpenShards(Generic[S]):
-    """Open shards of a boundary, of one kind; beyond a limit the least recently used one is dropped."""
+    """Open shards of a boundary, of one kind; beyond a limit the least recently used one is dropped.
+
+    Attributes:
+        open: opens a shard of an array.
+        limit: most shards open at once.
+        dropped: called with the array's name and the number of a shard that was dropped.
+    """
 
     def __init__(
         self,
@@ -180,18 +186,11 @@ class OpenShards(Generic[S]):
         limit: int,
         dropped: Callable[[str, int], None] = lambda name, shard: None,
     ) -> None:
-        """Start with none open.
-
-        Args:
-            layout: of the boundary.
-            open_: opens a shard of an array.
-            limit: most shards open at once.
-            dropped: called with the array's name and the number of a shard that was dropped.
-        """
-        self._dropped = dropped
+        """Start with none open; the arguments are the attributes, and the boundary's layout."""
+        self.dropped = dropped
         self._layout = layout
-        self._open = open_
-        self._limit = limit
+        self.open = open_
+        self.limit = limit
         self._shards: OrderedDict[tuple[str, int], S] = OrderedDict()
         self._opening: dict[tuple[str, int], threading.Lock] = {}
         self._guard = threading.Lock()
@@ -221,12 +220,12 @@ class OpenShards(Generic[S]):
                 return found
             if key not in indexes:
                 indexes[key] = read_index(array, shard, self._layout.where)
-            found = self._open(array, shard, indexes[key])
+            found = self.open(array, shard, indexes[key])
             with self._guard:
                 self._shards[key] = found
                 self._opening.pop(key, None)
-                if len(self._shards) > self._limit:
-                    self._dropped(*self._shards.popitem(last=False)[0])
+                if len(self._shards) > self.limit:
+                    self.dropped(*self._shards.popitem(last=False)[0])
         return found
 
     def clear(self) -> None:

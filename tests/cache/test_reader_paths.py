@@ -25,7 +25,7 @@ from talik.errors import CorruptItemError, SettingsError
 
 def ways(reader) -> tuple[int, int]:
     """Return how many shards are open by map, and how many as files."""
-    return len(reader._rows._maps), len(reader._rows._files)
+    return len(reader.rows.maps), len(reader.rows.files)
 
 
 def read_all(sample, store, items, /, **more):
@@ -73,7 +73,7 @@ def test_without_direct_reads(sample, tmp_path, monkeypatch):
     monkeypatch.setattr(direct, "can_bypass_cache", lambda path: False)
     sample.fill(tmp_path / "s", sample.items(7))
     reader = read_all(sample, tmp_path / "s", sample.items(7), path="preadv")
-    assert reader._rows._files._open.direct is False
+    assert reader.rows.files.open.direct is False
 
 
 def test_a_network_file_system_is_never_mapped(sample, tmp_path, monkeypatch):
@@ -96,13 +96,13 @@ def test_the_path_follows_what_is_in_memory(make_sample, tmp_path, monkeypatch):
     reader = read_all(sample, tmp_path / "s", items)
     assert seen
     assert ways(reader)[1] == 0, "what fits in memory is read through the maps, so that it is there the next time"
-    assert reader._rows._pool is not None
-    assert sorted(reader._rows._absent(_Nowhere(), reader.rows_of(keys))) == list(range(9)), "pushed out since"
-    reader._rows._beyond_memory = True
+    assert reader.rows.pool is not None
+    assert sorted(reader.rows.absent(_Nowhere(), reader.rows_of(keys))) == list(range(9)), "pushed out since"
+    reader.rows.beyond_memory = True
     reader.read(keys)
     assert ways(reader)[1] == 3, "what does not fit is read past the page cache"
     monkeypatch.setattr(FileMap, "resident", lambda self, begin, size: True)
-    assert reader._rows._absent(_Nowhere(resident=True), reader.rows_of(keys)) == []
+    assert reader.rows.absent(_Nowhere(resident=True), reader.rows_of(keys)) == []
 
 
 class _Nowhere:
@@ -139,7 +139,7 @@ def test_a_corrupt_item_names_its_place_by_every_path(name, path, make_sample, t
     data.write_bytes(content)
     reader = FeatureStore.open(tmp_path / "s").reader(sample.spec.modality, 9, path=path)
     row_of = {int(r): i for r, i in zip(reader.rows_of([i.key for i in items]), items, strict=True)}
-    in_shard = sorted(r for r in row_of if r // reader._catalog.layout.grid.rows_per_shard == 1)
+    in_shard = sorted(r for r in row_of if r // reader.catalog.layout.grid.rows_per_shard == 1)
     bad = row_of[next(r for r in in_shard if not sample.spec.ragged or sample.length(row_of[r]))]
     ahead = reader.prefetch([[i.key for i in items if i != bad], [i.key for i in items], [items[0].key]])
     next(ahead)
@@ -164,9 +164,9 @@ def test_chunks_in_any_order(name, path, make_sample, tmp_path, monkeypatch):
     items = sample.items(7)
     sample.fill(tmp_path / "s", items)
     reader = FeatureStore.open(tmp_path / "s").reader(sample.spec.modality, 9)
-    array = reader._catalog.layout.data[0]
-    for shard in range(reader._catalog.num_shards):
-        _turn_round(array, shard, reader._catalog.layout.where)
+    array = reader.catalog.layout.data[0]
+    for shard in range(reader.catalog.num_shards):
+        _turn_round(array, shard, reader.catalog.layout.where)
     parsed = []
     monkeypatch.setattr(
         "talik.cache.read.shard_reader.read_index", lambda *about: parsed.append(about[:2]) or read_index(*about)
@@ -269,7 +269,7 @@ def test_maps_are_bounded_and_what_was_read_by_address_stays_right(sample, tmp_p
         np.testing.assert_array_equal(part.hidden, expected.hidden[start : start + 3, :width])
         for name, values in part.inputs.items():
             np.testing.assert_array_equal(values, expected.inputs[name][start : start + 3, :width])
-        assert len(reader._rows._maps) <= 3
+        assert len(reader.rows.maps) <= 3
     assert copied
     reader.close()
     np.testing.assert_array_equal(reader.read(keys).hidden, expected.hidden)
@@ -303,11 +303,11 @@ def test_what_was_pushed_out_comes_by_the_threads_again(make_sample, tmp_path, m
     reader = FeatureStore.open(tmp_path / "s").reader("visual", 9)
     keys = [i.key for i in items]
     before = reader.read(keys).hidden
-    assert reader._rows._pool is None
+    assert reader.rows.pool is None
     monkeypatch.setattr(rows.MappedAddresses, "resident", lambda *about: False)
     monkeypatch.setattr(FileMap, "resident", lambda *about: False)
     np.testing.assert_array_equal(reader.read(keys).hidden, before)
-    assert reader._rows._pool is not None
+    assert reader.rows.pool is not None
     reader.close()
 
 

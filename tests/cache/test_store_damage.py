@@ -37,12 +37,12 @@ def test_a_flipped_bit_in_an_item(sample, tmp_path):
     row = next(
         r for r, i in zip(reader.rows_of([i.key for i in items]), items, strict=True) if sample.length(i) and r > 3
     )
-    shard = int(row) // reader._catalog.layout.grid.rows_per_shard
+    shard = int(row) // reader.catalog.layout.grid.rows_per_shard
     bad = next(i for i in reader.items if reader.rows_of([i.key])[0] == row)
     data = shard_file(sample, path, shard)
-    inside = int(row) % reader._catalog.layout.grid.rows_per_shard * (sample.spec.hidden_bytes + 4)
+    inside = int(row) % reader.catalog.layout.grid.rows_per_shard * (sample.spec.hidden_bytes + 4)
     if sample.spec.ragged:
-        token = reader._catalog.offsets[row] - shard * reader._catalog.layout.grid.tokens_per_shard
+        token = reader.catalog.offsets[row] - shard * reader.catalog.layout.grid.tokens_per_shard
         inside = int(token) * sample.spec.hidden_bytes
     flip(data, inside, 3)
     fresh = FeatureStore.open(path).reader(sample.spec.modality, 9)
@@ -172,7 +172,7 @@ def test_padding_is_not_data(make_sample, tmp_path):
     path, items = tmp_path / "s", sample.items(3)
     sample.fill(path, items)
     reader = FeatureStore.open(path).reader("text", 9)
-    tokens = int(reader._catalog.offsets[-1])
+    tokens = int(reader.catalog.offsets[-1])
     flip(shard_file(sample, path, 0), tokens * sample.spec.hidden_bytes + 9)
     (finding,) = verify(open_store(path, check=False))
     assert "padding" in str(finding)
@@ -199,6 +199,6 @@ def test_more_shards_than_open_files(make_sample, tmp_path):
     try:
         with FeatureStore.open(path).reader("visual", 9) as reader:
             reader.read([item.key for item in items])
-            assert len(reader._rows._maps) == 120
+            assert len(reader.rows.maps) == 120
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)

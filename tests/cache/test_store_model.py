@@ -158,15 +158,15 @@ class StoreModel(RuleBasedStateMachine):
         reader = FeatureStore.open(self.path).reader(self.spec.modality, 0)
         number = data.draw(st.sampled_from(sorted(self.done)))
         rows = self.row_of(reader)
-        shard = rows[number] // reader._catalog.layout.grid.rows_per_shard
-        file = reader._catalog.layout.data[0].shard_path(shard)
+        shard = rows[number] // reader.catalog.layout.grid.rows_per_shard
+        file = reader.catalog.layout.data[0].shard_path(shard)
         content = bytearray(file.read_bytes())
         content[data.draw(st.integers(0, len(content) - 1))] ^= 4
         file.write_bytes(content)
         findings = verify(open_store(self.path, check=False))
         assert {f.shard for f in findings} == {shard}
         repair(open_store(self.path, "a", check=False), findings)
-        self.done -= {n for n, row in rows.items() if row // reader._catalog.layout.grid.rows_per_shard == shard}
+        self.done -= {n for n, row in rows.items() if row // reader.catalog.layout.grid.rows_per_shard == shard}
 
     def row_of(self, reader) -> dict[int, int]:
         return {n: int(reader.rows_of([self.item(n).key])[0]) for n in self.done}

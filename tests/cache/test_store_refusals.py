@@ -261,8 +261,8 @@ def test_another_provenance_is_recorded_and_said(make_sample, tmp_path, caplog):
         sample.fill(path, sample.items(6), provenance={"device": "cuda", "torch": "2"})
     assert "another provenance (device)" in caplog.text
     reader = FeatureStore.open(path).reader("visual", 9)
-    assert [p["device"] for p in reader._catalog.provenance] == ["cpu", "cuda"]
-    assert reader._catalog.receipts[:, 2].tolist() == [0, 1]
+    assert [p["device"] for p in reader.catalog.provenance] == ["cpu", "cuda"]
+    assert reader.catalog.receipts[:, 2].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

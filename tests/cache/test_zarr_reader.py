@@ -103,9 +103,9 @@ def test_damage_names_the_item(make_sample, tmp_path, in_memory):
         if sample.spec.ragged:
             reader = FeatureStore.open(tmp_path / name).reader("text", 9)
             row = int(reader.rows_of([bad.key])[0])
-            grid = reader._catalog.layout.grid
+            grid = reader.catalog.layout.grid
             shard = row // grid.rows_per_shard
-            at = int(reader._catalog.offsets[row] - shard * grid.tokens_per_shard) * sample.spec.hidden_bytes
+            at = int(reader.catalog.offsets[row] - shard * grid.tokens_per_shard) * sample.spec.hidden_bytes
         else:
             shard, at = divmod(items.index(bad), 3)
             at *= sample.spec.hidden_bytes + 4
