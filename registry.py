@@ -45,6 +45,10 @@ class Registry(Generic[T]):
         """Return every name that `get` knows, sorted."""
         return tuple(sorted({*self._built_in, *self._known, *(p.name for p in entry_points(group=self.group))}))
 
+    def __contains__(self, name: str) -> bool:
+        """Say whether `get` knows `name`; an entry point is not imported for that."""
+        return name in self._built_in or name in self._known or bool(entry_points(group=self.group, name=name))
+
     def get(self, name: str) -> T:
         """Return the implementation of that name.
 

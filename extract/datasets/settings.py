@@ -116,7 +116,7 @@ class DataSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.dataset not in DATASETS.names():
+        if self.dataset not in DATASETS:
             raise SettingsError(f"dataset: {unknown_name('data set', self.dataset, DATASETS.names())}")
         if not self.root:
             raise SettingsError("root: found an empty string, expected the folder that holds the media")

@@ -20,7 +20,7 @@ class _Uses(TorchDispatchMode):
     """Notes at which boundary each weight is first used."""
 
     def __init__(self, known: set[int]) -> None:
-        super().__init__()
+        TorchDispatchMode.__init__(self)
         self.known = known
         self.boundary = 0
         self.first: dict[int, int] = {}

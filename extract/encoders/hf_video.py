@@ -172,7 +172,8 @@ def _processor(name: str) -> tuple[dict[str, Any], Any]:
             return {}, None
         whole = json.loads(found.read_text(encoding="utf-8"))
         stored = dict(whole.get("image_processor") or whole.get("video_processor") or whole)
-    for kind in (AutoImageProcessor, AutoVideoProcessor):
+    kinds: tuple[Any, ...] = (AutoImageProcessor, AutoVideoProcessor)
+    for kind in kinds:
         try:
             own = kind.from_pretrained(name)
         except (OSError, ValueError, KeyError, TypeError, ImportError):

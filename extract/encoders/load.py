@@ -93,7 +93,7 @@ def open_encoder(options: EncoderOptions) -> PretrainedEncoder:
         TrunkError: a model that cannot be cut exactly.
     """
     device = usable_device(options.device)
-    if not options.name or options.prefix not in MODEL_SOURCES.names():
+    if not options.name or options.prefix not in MODEL_SOURCES:
         more = ", ".join(f"{p}:NAME" for p in MODEL_SOURCES.names() if p not in ("timm", "hf", "pip"))
         known = "timm:NAME, hf:NAME-or-folder[#part] or pip:NAME" + (f"; registered: {more}" if more else "")
         raise SettingsError(f"encoder {options.spec!r}: expected {known}")
