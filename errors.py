@@ -31,7 +31,16 @@ from collections.abc import Iterable
 
 
 class TalikError(Exception):
-    """The root of the tree; the command line catches this class and nothing else."""
+    """The root of the tree; the command line catches this class and nothing else.
+
+    Example:
+        >>> import talik
+        >>> try:
+        ...     talik.adapt("exp.toml", variant="trimodel")
+        ... except talik.TalikError as error:
+        ...     print(error)
+        unknown variant 'trimodel'; did you mean 'trimodal'? (known: lora, probe, trimodal)
+    """
 
 
 class SettingsError(TalikError, ValueError):

@@ -59,6 +59,15 @@ class FeatureStore(ABC):
             left out and cost stand beside it.
         where: the path or URL, for messages.
         mode: `r` reads; `a` reads and writes.
+
+    Example:
+        >>> import talik
+        >>> store = talik.open_store("features.zarr")
+        >>> sorted({spec.modality for spec in store.boundaries()})
+        ['audio', 'text', 'visual']
+        >>> with store.reader("visual", 2) as reader:
+        ...     len(reader.items), reader.spec.dtype, reader.spec.shape
+        (9, 'bfloat16', (3, 5, 16))
     """
 
     def __init__(self, path: Path, where: str, mode: Mode) -> None:

@@ -238,8 +238,8 @@ class S3Server:
 @pytest.fixture(scope="session")
 def s3_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """One server for all tests that want one."""
-    pytest.importorskip("obstore", reason="the extra object-storage is not installed")
-    pytest.importorskip("moto", reason="moto is not installed")
+    pytest.importorskip("obstore", reason="obstore is not installed: pip install 'talik[object-storage]'")
+    pytest.importorskip("moto", reason="moto is not installed: pip install 'talik[test]'")
     server = S3Server(tmp_path_factory.mktemp("s3"))
     server.start()
     try:

@@ -65,6 +65,16 @@ def register_adapter(name: str, settings: type, module: type[nn.Module] | None) 
         module: built as `module(settings, dims)`, `dims` giving for each insertion the channels of each modality; its
             `at(i)` is the adapter of the i-th insertion, called with a `Triple` and returning `Deltas`. An `Adapter`,
             or a plain `nn.Module`, which is given `Adapter`'s defaults (`as_adapter`). None: the head alone.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> import talik
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class FrozenSettings:
+        ...     note: str = ""
+        >>> talik.register_adapter("frozen", FrozenSettings, None)
+        >>> adapter_settings({"kind": "frozen", "note": "the head alone"})
+        FrozenSettings(note='the head alone')
     """
     _KINDS[name] = AdapterKind(name, settings, None if module is None else as_adapter(module))
 

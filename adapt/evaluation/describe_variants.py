@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import re
 import textwrap
 from collections.abc import Iterator
 from typing import Any
 
+from ...config import argument_texts
 from ...errors import TalikError
 from ..adapters.registry import AdapterKind, adapter_kind, known_adapters
 from ..config.experiment import Experiment, VariantSettings
@@ -45,7 +44,7 @@ def settings_of(kind: AdapterKind) -> list[tuple[str, Any, str]]:
                 default = {"target_modules": "all-linear", **own.default}.get(name, _default(field))
                 rows.append((name, default, str(field.metadata.get("help", "")).strip()))
         return rows
-    meanings = _arguments(inspect.getdoc(kind.settings) or "")
+    meanings = argument_texts(kind.settings)
     return [(f.name, _default(f), meanings.get(f.name, "")) for f in dataclasses.fields(kind.settings) if f.init]
 
 
@@ -98,15 +97,3 @@ def _toml(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_toml, value))}]"
     return str(getattr(value, "value", value))
-
-
-def _arguments(doc: str) -> dict[str, str]:
-    """The entries of a docstring's Args section; "a, b: text" stands for each of a and b."""
-    section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)+)", doc, re.MULTILINE)
-    if section is None:
-        return {}
-    found: dict[str, str] = {}
-    for entry in re.split(r"\n(?=    \w)", "\n" + section[1]):
-        names, _, text = entry.strip().partition(":")
-        found.update({name.strip(): " ".join(text.split()) for name in names.split(",")})
-    return found

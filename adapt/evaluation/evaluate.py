@@ -54,6 +54,11 @@ def evaluate(
     Raises:
         SettingsError: gates of an adapter that has none.
         RunError: not a finished run's folder, or trained on other encoders.
+
+    Example:
+        >>> import talik
+        >>> talik.evaluate("runs/exp/trimodal/seed0", split="val").scores.overall.total
+        2
     """
     started = time.perf_counter()
     folder = RunFolder(Path(run))

@@ -69,6 +69,12 @@ def predict(run: Path | str, *, video: Path | str, question: str = "", top: int 
         RunError: not a finished run's folder, or trained on other encoders.
         MissingMediaError, MediaError: the file is not there, or cannot be decoded.
         SettingsError: a question missing, or given to a run that reads none; imported features.
+
+    Example:
+        >>> import talik
+        >>> run, video = "runs/exp/trimodal/seed0", "data/clips/video.mp4"
+        >>> talik.predict(run, video=video, question="is the square blue ?").answers[0].answer
+        'no'
     """
     folder, video = RunFolder(Path(run)), Path(video)
     if not video.is_file():

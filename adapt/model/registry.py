@@ -37,6 +37,22 @@ def register_head(name: str, settings: type, module: type[nn.Module]) -> None:
         module: `module(settings, dims, num_classes)`, `dims` the channels D of each modality; called with the features
             (visual and audio (B, T, N, D), text (B, L, D)) and the text's mask (B, L) or None; returns logits
             (B, C), or (B, T, C) where the task is by segment.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> import talik
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class MeanSettings:
+        ...     pass
+        >>> class Mean(nn.Module):
+        ...     def __init__(self, settings, dims, num_classes):
+        ...         super().__init__()
+        ...         self.linear = nn.Linear(dims["visual"], num_classes)
+        ...     def forward(self, features, text_mask):
+        ...         return self.linear(features["visual"].flatten(1, 2).mean(1))
+        >>> talik.register_head("mean", MeanSettings, Mean)
+        >>> make_part(HEADS, {"kind": "mean"}, {"visual": 8}, 3, where="head").linear
+        Linear(in_features=8, out_features=3, bias=True)
     """
     _PARTS[HEADS][name] = Part(name, settings, module)
 
@@ -49,6 +65,17 @@ def register_loss(name: str, settings: type, module: type[nn.Module]) -> None:
         settings: a frozen dataclass; the table's other keys are its fields.
         module: `module(settings)`; called with logits (B, C) or (B, T, C) over all classes and the true classes (B,) or
             (B, T) int64; returns a scalar. It has no parameters of its own that are trained.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> import talik, torch
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class SmoothSettings:
+        ...     amount: float = 0.1
+        >>> talik.register_loss("smooth", SmoothSettings, lambda s: nn.CrossEntropyLoss(label_smoothing=s.amount))
+        >>> loss = make_part(LOSSES, {"kind": "smooth", "amount": 0.2}, where="loss")
+        >>> loss(torch.zeros(1, 4), torch.tensor([0])).item() == torch.tensor(4.0).log().item()
+        True
     """
     _PARTS[LOSSES][name] = Part(name, settings, module)
 

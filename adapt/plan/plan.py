@@ -136,6 +136,12 @@ def plan(
     Raises:
         SettingsError, ManifestError: a setting, model or data set of the experiment that is missing or does not fit.
         MissingMediaError, MediaError: no clip to measure on, or one that cannot be decoded.
+
+    Example:
+        >>> import talik
+        >>> planned = talik.plan("auto.toml", progress=False)
+        >>> [variant.name for variant in planned.variants]
+        ['probe', 'trimodal', 'lora']
     """
     if not isinstance(experiment, Experiment):
         experiment = load_experiment(experiment)

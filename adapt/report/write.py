@@ -89,8 +89,10 @@ def report(
             that no finished run has; a note says which.
         resamples: of the bootstrap.
 
-    >>> report(["runs/music-avqa"], out="report", baseline="probe").html  # doctest: +SKIP
-    PosixPath('report/report.html')
+    Example:
+        >>> import talik
+        >>> talik.report(["runs"], out="report", skip_unfinished=True).html.as_posix()
+        'report/report.html'
 
     Raises:
         RunError: nothing to report, an unfinished, malformed or contradictory run, or a folder that cannot be written.

@@ -63,6 +63,13 @@ def selective_scan(
     Raises:
         SettingsError: shapes that do not fit each other, a complex A, an unknown backend.
         BackendError: `backend="mamba_ssm"` where it cannot serve this call, with the reason.
+
+    Example:
+        >>> import torch, talik
+        >>> u, delta, A = torch.ones(2, 3, 5), torch.ones(2, 3, 5), -torch.ones(3, 4)
+        >>> B, C = torch.ones(2, 4, 5), torch.ones(2, 4, 5)
+        >>> talik.selective_scan(u, delta, A, B, C).shape
+        torch.Size([2, 3, 5])
     """
     _check_shapes(u, delta, A, B, C, D, z, delta_bias)
     tensors = [x for x in (u, delta, A, B, C, D, z, delta_bias) if x is not None]

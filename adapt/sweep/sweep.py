@@ -68,6 +68,12 @@ def sweep(
         SettingsError: an unknown variant.
         RunError: every run failed; a single failure is recorded in the result and the rest goes on.
         BackendError: the engine cannot run.
+
+    Example:
+        >>> import talik
+        >>> result = talik.sweep("exp.toml", variants=["probe", "trimodal"], seeds=[0], progress=False)
+        >>> [run.folder.parent.name for run in result.runs]
+        ['probe', 'trimodal']
     """
     if not isinstance(experiment, Experiment):
         experiment = load_experiment(experiment)

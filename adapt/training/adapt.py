@@ -70,6 +70,12 @@ def adapt(
         SettingsError, ManifestError, StoreError: what the experiment names is not there or does not fit.
         RunLockedError: another process is training this run.
         RunError: the run's folder is another run's, or training diverged.
+
+    Example:
+        >>> import talik
+        >>> result = talik.adapt("exp.toml", variant="probe", progress=False)
+        >>> result.folder.parts[-2:], 0 <= result.accuracy <= 1
+        (('probe', 'seed0'), True)
     """
     if not isinstance(experiment, Experiment):
         experiment = load_experiment(experiment)

@@ -38,7 +38,7 @@ class RunFolder:
     Args:
         path: runs/<experiment>/<variant>/seed<k>; it need not exist.
 
-    >>> RunFolder("runs/exp/trimodal/seed0").status
+    >>> RunFolder("runs/exp/trimodal/seed9").status
     'new'
     """
 

@@ -64,6 +64,15 @@ class State:
         lengths: (B*T,) int64, tokens of each item; None where all tokens are real.
         num_prefix_tokens: tokens ahead of the grid (class, registers); 0 for feature maps and whole clips.
         clips: the time axis, where whole clips enter the encoder; else None.
+
+    Example:
+        >>> import numpy as np, talik
+        >>> encoder = talik.load_encoder("timm:test_vit", modality="visual", weights="random", image_size=32)
+        >>> state = encoder.embed(encoder.preprocess(np.zeros((2, 32, 32, 3), np.uint8)))
+        >>> state.boundary, state.layout, tuple(state.hidden.shape)
+        (0, 'NLC', (2, 5, 64))
+        >>> encoder.run(state, 0, 3).boundary
+        3
     """
 
     hidden: Tensor

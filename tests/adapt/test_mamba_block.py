@@ -28,7 +28,10 @@ def gradients(module: nn.Module, out: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(("use_bias", "use_conv_bias"), [(False, True), (True, False)])
 def test_equals_transformers_mixer_with_its_weights(use_bias: bool, use_conv_bias: bool) -> None:
-    modeling = pytest.importorskip("transformers.models.mamba.modeling_mamba")
+    modeling = pytest.importorskip(
+        "transformers.models.mamba.modeling_mamba",
+        reason="transformers has no Mamba here: pip install 'transformers>=5'",
+    )
     config = modeling.MambaConfig(
         hidden_size=24, state_size=4, num_hidden_layers=1, use_bias=use_bias, use_conv_bias=use_conv_bias
     )

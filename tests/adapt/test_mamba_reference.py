@@ -26,7 +26,7 @@ def mamba_ssm(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
         try:
             return importlib.import_module("mamba_ssm")
         except (ImportError, OSError) as error:
-            pytest.skip(f"mamba_ssm cannot be imported: {error}")
+            pytest.skip(f"mamba_ssm cannot be imported ({error}): pip install 'talik[mamba]' beside CUDA")
 
 
 @pytest.mark.parametrize("groups", [None, 1, 2])

@@ -92,7 +92,7 @@ def test_a_reader_leaves_buffers_alone_while_a_copy_is_under_way(tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device and a torch built for it")
 def test_on_a_gpu():
     memory = pinned_allocator("cuda")(1000)
     assert torch.from_numpy(memory).is_pinned()

@@ -31,7 +31,7 @@ def test_nothing_is_opened_unasked(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_tensorboard_has_each_epoch_once_however_often_a_run_is_resumed(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install 'talik[tensorboard]'")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     settings = LogSettings(tensorboard=True)
@@ -87,7 +87,7 @@ def test_wandb_is_told_each_epoch_once(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_wandb_itself_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb")
+    pytest.importorskip("wandb", reason="wandb is not installed: pip install 'talik[wandb]'")
     monkeypatch.setenv("WANDB_MODE", "offline")
     (run,) = opened(LogSettings(wandb="adapters"), tmp_path, HISTORY[:2])
     run.write(HISTORY[2])

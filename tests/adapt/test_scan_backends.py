@@ -160,7 +160,7 @@ def test_unknown_backend_lists_the_known() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device and a torch built for it")
 @pytest.mark.parametrize("backend", ["torch", "mamba_ssm"])
 def test_on_cuda_equals_the_cpu(backend: str) -> None:
     if backend == "mamba_ssm" and mamba_backend.find_kernel()[0] is None:

@@ -25,7 +25,10 @@ from talik.extract.datasets.types import Question
 from talik.extract.stage.extract import extract
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "music-avqa"
-needs_real = pytest.mark.skipif(not (REAL / "avqa-test.json").is_file(), reason="MUSIC-AVQA's annotations are not here")
+needs_real = pytest.mark.skipif(
+    not (REAL / "avqa-test.json").is_file(),
+    reason=f"no annotations in {REAL}: copy data/json/*.json of github.com/GeWu-Lab/MUSIC-AVQA there",
+)
 
 TABLES = """
 [data]

@@ -237,7 +237,7 @@ def test_compile_off_cuda_says_what_to_do(write: Any, context: ExperimentContext
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device and a torch built for it")
 def test_a_compiled_run_on_a_gpu(write: Any) -> None:
     experiment = write("compiled", compile=True, amp="off")
     plain = write("plain", amp="off")

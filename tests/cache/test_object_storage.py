@@ -24,7 +24,7 @@ from talik.cache.object_storage.client import Objects
 from talik.cache.open import open_store
 from talik.errors import BackendError, ObjectChangedError, SettingsError, StoreError, StoreFormatError, StoreLockedError
 
-obstore = pytest.importorskip("obstore", reason="the extra object-storage is not installed")
+obstore = pytest.importorskip("obstore", reason="obstore is not installed: pip install 'talik[object-storage]'")
 MemoryStore = obstore.store.MemoryStore
 QUICK = {"retry_seconds": 0.5}
 

@@ -59,7 +59,7 @@ def test_a_real_small_disk(make_sample, tmp_path, monkeypatch):
     disk = tmp_path / "disk"
     disk.mkdir()
     if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk], check=False).returncode:
-        pytest.skip("needs the right to mount a tmpfs")
+        pytest.skip("needs the right to mount a tmpfs: run as root, in a container with CAP_SYS_ADMIN")
     try:
         sample = make_sample(shape=(100, 2000), shard_items=2)
         path, items = disk / "s", sample.items(12)

@@ -72,7 +72,9 @@ def test_zarr_python(filled):
     compare(sample, items, reader, lambda name: members[f"{sample.spec.path}/{name}"][...])
 
 
-@pytest.mark.skipif(importlib.util.find_spec("tensorstore") is None, reason="tensorstore is not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorstore") is None, reason="tensorstore is not installed: pip install 'talik[test]'"
+)
 def test_tensorstore(filled):
     import tensorstore
 
@@ -120,7 +122,7 @@ def test_without_talik(library, make_sample, tmp_path):
 
     zarr-python's bfloat16 is talik's own (an entry point), so bfloat16 is tensorstore's part here.
     """
-    pytest.importorskip(library)
+    pytest.importorskip(library, reason=f"{library} is not installed: pip install 'talik[test]'")
     names = ["dense", "dense-inputs", "ragged"] + ["dense-bfloat16", "ragged-bfloat16"] * (library == "tensorstore")
     places = []
     for name in names:

@@ -90,7 +90,9 @@ def test_playing_is_seen_at_every_frame_of_every_kind() -> None:
 
 
 def test_clips_are_as_promised(made: Path) -> None:
-    for path in sorted((made / "videos").iterdir()):
+    paths = sorted((made / "videos").iterdir())
+    assert len(paths) == 8
+    for path in paths:
         assert path.stat().st_size < 200_000
         with av.open(str(path)) as container:
             video, audio = container.streams.video[0], container.streams.audio[0]
@@ -125,7 +127,10 @@ def test_two_workers_make_the_set_that_one_makes(tmp_path: Path, made: Path) -> 
     make_demo(tmp_path / "other", num_clips=8, seed=3, workers=2, progress=False)
     for name in ("scenes.json", "annotations/avqa-train.json", "annotations/avqa-test.json"):
         assert (tmp_path / "other" / name).read_bytes() == (made / name).read_bytes()
-    for path in sorted((made / "videos").iterdir())[3:6]:
+    paths = sorted((made / "videos").iterdir())
+    assert [path.name for path in paths] == [path.name for path in sorted((tmp_path / "other" / "videos").iterdir())]
+    assert len(paths) == 8
+    for path in paths[3:6]:
         ours, theirs = decode(path), decode(tmp_path / "other" / "videos" / path.name)
         assert np.abs(ours[0].astype(int) - theirs[0]).mean() < 1.0  # grey levels; two clips differ by tens
         assert np.array_equal(ours[1], theirs[1])

@@ -79,6 +79,7 @@ def test_a_store_is_the_same_bytes_whoever_fills_it_though_workers_are_killed(
 
     monkeypatch.setattr(LocalExecutor, "begin", give)
     together = extract(path, progress=False, engine=engine())
+    assert len(killed) == 2
     assert tree(store) == expected
     assert (together.items, together.bytes_written) == (alone.items, alone.bytes_written)
     assert sorted(name for name, _ in together.retried) == sorted(set(killed))

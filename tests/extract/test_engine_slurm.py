@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("submitit", reason="the extra slurm is not installed")
+pytest.importorskip("submitit", reason="submitit is not installed: pip install 'talik[slurm]'")
 
 from talik.errors import BackendError
 from talik.extract.executors.settings import EngineSettings
@@ -116,7 +116,7 @@ def test_slurm_itself_does_an_array_and_one_element_again(tmp_path: Path, monkey
 
 def test_without_slurm_it_is_said_in_one_line(tmp_path: Path) -> None:
     if shutil.which("srun"):
-        pytest.skip("Slurm is installed")
+        pytest.skip("Slurm is installed, so its absence cannot be seen; remove srun from PATH")
     with pytest.raises(BackendError, match="submitit: ") as caught:
         SlurmExecutor(EngineSettings(kind="submitit"), device="cpu", folder=tmp_path)
     assert "\n" not in str(caught.value)

@@ -189,6 +189,7 @@ def test_a_store_with_bad_clips_equals_one_in_which_they_were_never_named(
     extract(write_experiment(SMALL_SHARDS, other, allowed, root=own_set), progress=False)
     expected = states(tmp_path / "two.zarr")
     assert {k for k in found if k[0] != "text"} == {k for k in expected if k[0] != "text"}
+    assert len([k for k in expected if k[0] != "text"]) == 5 * 4  # clips, boundaries of picture and sound
     for key, value in expected.items():
         np.testing.assert_allclose(value, found[key], rtol=0, atol=1e-5, err_msg=str(key))
 
@@ -234,9 +235,9 @@ def test_clips_of_different_size_stand_in_one_store(
     path = write_experiment(silent, (SMALL_SHARDS[0], SMALL_SHARDS[0] + '\npath = "two.zarr"'), root=own_set)
     extract(path, progress=False)
     after = states(tmp_path / "two.zarr")
-    for key, value in before.items():
-        if key[0] == "visual":
-            assert np.array_equal(value, after[key]) == (key[2] != f"videos/{changed.name}"), key
+    equal = {key: np.array_equal(value, after[key]) for key, value in before.items() if key[0] == "visual"}
+    assert equal == {key: key[2] != f"videos/{changed.name}" for key in equal}
+    assert len(equal) == 8 * 2
 
 
 def _spoil(path: Path, kind: str) -> None:

