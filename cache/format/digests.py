@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from ...errors import SettingsError
 
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 
-def canonical_json(obj: Any) -> bytes:
+
+def canonical_json(obj: Json) -> bytes:
     """Return `obj` as UTF-8 JSON with sorted keys and no spaces; equal objects give equal bytes.
 
     >>> canonical_json({"b": 1, "a": [True, None]})
@@ -29,7 +32,7 @@ def canonical_json(obj: Any) -> bytes:
         raise SettingsError(f"an identity or a provenance must be plain JSON: {error}") from None
 
 
-def digest_json(obj: Any) -> str:
+def digest_json(obj: Json) -> str:
     """Return the SHA-256 of `canonical_json(obj)`, 64 hex digits."""
     return hashlib.sha256(canonical_json(obj)).hexdigest()
 

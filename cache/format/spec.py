@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import SettingsError, unknown_name
-from .digests import canonical_json, digest_json
+from .digests import Json, canonical_json, digest_json
 from .int8 import SCALE
 
 FORMAT_VERSION = 1
@@ -193,28 +194,29 @@ class FieldDifference:
     """One field, by its dotted name, with the requested value and the stored one."""
 
     field: str
-    requested: Any
-    stored: Any
+    requested: Json
+    stored: Json
 
     def __str__(self) -> str:
         """Return one clause of a message."""
         return f"{self.field}: requested {_short(self.requested)}, stored {_short(self.stored)}"
 
 
-def differences(requested: Any, stored: Any, field: str = "") -> list[FieldDifference]:
+def differences(requested: Json, stored: Json, field: str = "") -> list[FieldDifference]:
     """Return every leaf in which two JSON values differ, in order of name.
 
     >>> [str(d) for d in differences({"size": 112, "fit": "crop"}, {"size": 224, "fit": "crop"})]
     ['size: requested 112, stored 224']
 
     Args:
-        requested, stored: plain JSON values.
+        requested: plain JSON.
+        stored: plain JSON to compare it with.
         field: dotted name of the two values in what they are parts of.
 
     Returns:
         The differences; [] when the values are equal, numbers of the same type included.
     """
-    if isinstance(requested, dict) and isinstance(stored, dict):
+    if isinstance(requested, Mapping) and isinstance(stored, Mapping):
         found: list[FieldDifference] = []
         for name in sorted({*requested, *stored}):
             inner = f"{field}.{name}" if field else name
@@ -225,6 +227,6 @@ def differences(requested: Any, stored: Any, field: str = "") -> list[FieldDiffe
     return [FieldDifference(field, requested, stored)]
 
 
-def _short(value: Any) -> str:
+def _short(value: Json) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"

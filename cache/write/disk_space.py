@@ -27,7 +27,8 @@ def refuse_if_full(store: Path, num_bytes: int, *, where: str, what: str, num_bo
     Args:
         store: its path.
         num_bytes: of data to be written; 0 always fits.
-        where, what: how the message names the place and the work.
+        where: name of the place, for the message.
+        what: name of the work, for the message.
         num_boundaries: that each take some space of their own.
 
     Raises:
