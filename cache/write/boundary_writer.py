@@ -199,13 +199,12 @@ class BoundaryWriter:
 
     def measured(self, error: Int8Error) -> None:
         """Add to the provenance what int8 changed in shards; `write` does, for those of other processes their owner."""
-        numbered = list(self._catalog.provenance)
-        entry = numbered[self._provenance]
+        entry = self._catalog.provenance[self._provenance]
         self._error = self._error or Int8Error.from_json(entry[MEASURED] if MEASURED in entry else vars(Int8Error()))
         self._error.add(error)
-        numbered[self._provenance] = {**entry, MEASURED: self._error.to_json()}
-        document = {**catalog_.attributes(self._catalog), "provenance": numbered}
-        write_document(self._catalog.layout.folder, group_document(document))
+        entry[MEASURED] = self._error.to_json()
+        document = group_document(catalog_.attributes(self._catalog))
+        write_document(self._catalog.layout.folder, document)
 
     @property
     def shard_writer(self) -> ShardWriter:

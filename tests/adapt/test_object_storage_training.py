@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import talik
 from talik.cache.feature_store import FeatureStore
 from talik.cache.object_storage.client import Objects
+from talik.cache.object_storage.mirror import is_data
 from talik.cli import app
 from talik.errors import SettingsError, StoreError
 from talik.extract.stage.settings import extract_settings, read_toml
@@ -31,15 +32,15 @@ def predictions(run):
 def test_the_server_is_killed_while_extracting_and_while_training(experiment, s3, monkeypatch, tmp_path, extracted):
     path, url = experiment
     puts = threading.Semaphore(9)
-    real = Objects.put_file
+    real = Objects.put
 
-    def counted(self, key, file):
-        if not puts.acquire(blocking=False):
+    def counted(self, key, content, **more):
+        if is_data(key) and not puts.acquire(blocking=False):
             s3.kill()
-        return real(self, key, file)
+        return real(self, key, content, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Objects, "put_file", counted)
+        patch.setattr(Objects, "put", counted)
         with pytest.raises(StoreError, match=rf"{url}.*has not answered for 0.5 s"):
             talik.extract(path, progress=False)
     s3.start()

@@ -303,16 +303,17 @@ def interrupted(number, monkeypatch, meanwhile):
 
 
 @pytest.mark.parametrize(
-    ("name", "extends", "same"), [("dense", False, False), ("dense-inputs", True, True), ("ragged", True, False)]
+    ("name", "extends", "same", "step"),
+    [("dense", False, False, 2), ("dense-inputs", True, True, 3), ("ragged", True, False, 1)],
 )
 def test_a_writer_sleeps_before_any_put_while_another_writes(
-    name, extends, same, make_sample, memory, tmp_path, monkeypatch
+    name, extends, same, step, make_sample, memory, tmp_path, monkeypatch
 ):
     """Whatever a sleeping writer finds when it wakes, all that was finished is kept and every value is right."""
     sample = make_sample(name)
     items = sample.items(10)
     others = items[:6] if same else items[4:]
-    for number in itertools.count():
+    for number in itertools.count(0, step):
         url = memory()
         here, there = two_machines(tmp_path / f"{number}")
         if extends:

@@ -197,3 +197,14 @@ def test_refusals(make_sample: Any, tmp_path: Path) -> None:
     with sample.writer(FeatureStore.open(tmp_path / "s", "a"), sample.items(1)) as writer:
         with pytest.raises(StoreMismatchError, match=r"inputs \[\], expected \['scale'\]"):
             writer.write(writer.missing()[0], [(np.zeros((2, 3, 4), np.int8), {})])
+
+
+def test_what_was_measured_stays_when_rows_are_given_up(make_sample, tmp_path):
+    sample = make_sample("dense", dtype="int8")
+    items = sample.items(6)
+    with sample.writer(FeatureStore.open(tmp_path / "s", "a"), items) as writer:
+        first, second = writer.missing()
+        writer.write(first, sample.states(first))
+        assert writer.give_up(second, {second.items[0].key}) is not None
+        reader = FeatureStore.open(tmp_path / "s").reader("visual", 9)
+        assert reader.provenance[0]["int8"]["num_items"] == 3
