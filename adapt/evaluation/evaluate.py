@@ -1,4 +1,4 @@
-"""`evaluate`: a finished run's accuracy on a split, from the store or from the media files themselves."""
+"""`evaluate`: a finished run's accuracy on a split, with states from the store or from the media files."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def evaluate(
     questions = stored_questions(source, context.questions(split), allow_missing=context.allow_missing)
     if gates:
         size = settings.eval_batch_size
-        read = gate_records(model, source, questions, batch_size=size)
-        folder.write_lines(f"gates-{split}.jsonl", read)
+        found = gate_records(model, source, questions, batch_size=size, amp=settings.amp)
+        folder.write_lines(f"gates-{split}.jsonl", found)
     predictions = answer(
         model,
         source,
@@ -86,8 +86,8 @@ def evaluate(
     seconds = time.perf_counter() - started
     if save:
         folder.write_lines(f"predictions-{split}.jsonl", records)
-        found = score_records(records, kind=experiment.task.kind)
-        folder.write_json(f"result-{split}.json", {"split": split, **found, "seconds": seconds})
+        scored = score_records(records, kind=experiment.task.kind)
+        folder.write_json(f"result-{split}.json", {"split": split, **scored, "seconds": seconds})
     subsets = [r.get("subset", "") for r in records]
     scores = score([r["type"] for r in records], [bool(r["correct"]) for r in records], subsets=subsets)
     return Evaluation(run=folder.path, split=split, scores=scores, seconds=seconds)

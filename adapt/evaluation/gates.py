@@ -1,4 +1,4 @@
-"""Gates of a selection read out: for each question, how much of every segment and token each modality kept.
+"""Gates of an adapter's selection: for each question, how much of every segment and token each modality kept.
 
 One JSON line a question and insertion, in gates-<split>.jsonl beside the predictions:
     question_id, clip_id    as in predictions.jsonl
@@ -17,14 +17,21 @@ import torch
 
 from ...extract.datasets.types import Question
 from ..data.batch import Source
-from ..model.joint_model import JointModel
+from ..model.joint_model import JointModel, autocast
 
 
 @torch.no_grad()
 def gate_records(
-    model: JointModel, source: Source, questions: Sequence[Question], *, batch_size: int
+    model: JointModel, source: Source, questions: Sequence[Question], *, batch_size: int, amp: str
 ) -> Iterator[dict[str, Any]]:
-    """Yield the lines of gates-<split>.jsonl, question by question; in float32 and eval mode.
+    """Yield the lines of gates-<split>.jsonl, question by question, in eval mode; the model's mode is restored.
+
+    Args:
+        model: with an adapter that has gates.
+        source: of batches.
+        questions: in the order of the lines.
+        batch_size: questions answered at once.
+        amp: the precision, as the training settings name it.
 
     Raises:
         SettingsError: an adapter without gates.
@@ -32,7 +39,8 @@ def gate_records(
     was_training = model.training
     model.eval()
     for batch in source.batches([questions[i : i + batch_size] for i in range(0, len(questions), batch_size)]):
-        _, gates = model.with_gates(batch)
+        with autocast(amp, batch.device.type):
+            _, gates = model.with_gates(batch)
         mask = batch.text_mask
         for row, question in enumerate(batch.questions):
             for insertion, by_modality in enumerate(gates):

@@ -41,7 +41,7 @@ class Predicted:
     gates: tuple[Mapping[str, Any], ...] = ()
 
     def lines(self) -> list[str]:
-        """The prediction as a person reads it."""
+        """Return the prediction as lines for a terminal."""
         shown = [f"segment {i}: {a.answer} ({100 * a.probability:.1f} %)" for i, a in enumerate(self.by_segment)]
         shown += [f"{100 * a.probability:5.1f} %  {a.answer}" for a in self.answers]
         for gate in self.gates:
@@ -67,7 +67,7 @@ def predict(run: Path | str, *, video: Path | str, question: str = "", top: int 
 
     Raises:
         RunError: not a finished run's folder, or trained on other encoders.
-        MissingMediaError, MediaError: the file is not there, or cannot be decoded.
+        MissingMediaError, MediaError: the file does not exist, or cannot be decoded.
         SettingsError: a question missing, or given to a run that reads none; imported features.
 
     Example:
@@ -87,13 +87,13 @@ def predict(run: Path | str, *, video: Path | str, question: str = "", top: int 
     answers = described.get("answers")
     if not answers:
         raise RunError(f"{folder.path / 'adapter.json'}: answers are missing; expected what training wrote")
-    asked = _question(question, answers, experiment.extraction.data.segments)
+    given = _question(question, answers, experiment.extraction.data.segments)
     context = ExperimentContext(experiment, device=device)
-    context.manifest = Manifest(  # in place of the data set's, which need not be here
+    context.manifest = Manifest(  # the data set itself is not needed
         name="predict",
         root=video.parent,
         clips={"video": Clip(id="video", path=video)},
-        questions=(asked,),
+        questions=(given,),
         answers=tuple(answers),
     )
     reads_text = "text" in context.used(variant)
@@ -105,20 +105,21 @@ def predict(run: Path | str, *, video: Path | str, question: str = "", top: int 
     load_adapter(folder, model)
     model.eval()
     source = context.live(model)
-    (batch,) = source.batches([[asked]])
+    (batch,) = source.batches([[given]])
+    amp = experiment.train_settings(variant).amp
     with torch.no_grad():
-        logits = forward(model, batch, amp=experiment.train_settings(variant).amp)
+        logits = forward(model, batch, amp=amp)
     probabilities = logits[0].float().softmax(-1).cpu()
     best = tuple(_best(row, answers, 1)[0] for row in probabilities) if probabilities.ndim == 2 else ()
     gates: tuple[Mapping[str, Any], ...] = ()
     if model.adapter is not None and model.adapter.has_gates and variant.adapter.get("selection") != "none":
-        gates = tuple(gate_records(model, source, [asked], batch_size=1))
+        gates = tuple(gate_records(model, source, [given], batch_size=1, amp=amp))
     overall = probabilities.mean(0) if probabilities.ndim == 2 else probabilities
     return Predicted(answers=_best(overall, answers, top), by_segment=best, gates=gates)
 
 
 def _question(text: str, answers: list[str], num_segments: int) -> Question:
-    """The question as a manifest would have it; its answer stands for none, and is not read."""
+    """Return the question as a manifest has it; its answer is a placeholder that nothing reads."""
     return Question(
         id="0",
         clip_id="video",

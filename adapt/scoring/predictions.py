@@ -48,7 +48,7 @@ def answer(
     batch_size: int,
     amp: str = "off",
 ) -> list[Prediction]:
-    """Answer questions in their order, in eval mode; the model's mode is put back.
+    """Answer questions in their order, in eval mode; the model's mode is restored.
 
     A model whose logits are by segment gives one prediction a segment, with "<question id>/<segment>" as its id. The
     questions of one clip are answered together, which spares running its units for each of them.
@@ -61,7 +61,10 @@ def answer(
 
 
 def clip_order(questions: Sequence[Question]) -> list[int]:
-    """The places of the questions such that those of one clip are neighbours; clips and questions as they came."""
+    """Return the indices of the questions with those of one clip side by side, clips and questions in given order.
+
+    Evaluation answers in this order, since the questions of a clip share its states in a batch.
+    """
     first: dict[str, int] = {}
     for question in questions:
         first.setdefault(question.clip_id, len(first))
@@ -69,12 +72,17 @@ def clip_order(questions: Sequence[Question]) -> list[int]:
 
 
 def batches_of(questions: Sequence[Question], size: int) -> list[Sequence[Question]]:
-    """The questions cut into batches; the last may be smaller."""
+    """Cut questions into batches of `size`; the last may be smaller."""
     return [questions[i : i + size] for i in range(0, len(questions), size)]
 
 
 def in_order(predictions: Sequence[Prediction], order: Sequence[int]) -> list[Prediction]:
-    """What was predicted for questions in `order`, one or several a question, as the questions came."""
+    """Return predictions, made for questions in `order`, in the questions' own order.
+
+    Args:
+        predictions: the same number, one or several, for each question.
+        order: for each place, the index of the question that was answered there.
+    """
     each = len(predictions) // max(1, len(order))
     places = sorted(range(len(order)), key=order.__getitem__)
     return [predictions[place * each + i] for place in places for i in range(each)]
@@ -82,7 +90,7 @@ def in_order(predictions: Sequence[Prediction], order: Sequence[int]) -> list[Pr
 
 @torch.no_grad()
 def answer_batch(model: JointModel, batch: Batch, *, answers: Sequence[str], amp: str = "off") -> list[Prediction]:
-    """Answer the questions of one batch, as `answer` does."""
+    """Answer the questions of one batch in eval mode; the model's mode is restored."""
     was_training = model.training
     model.eval()
     logits = forward(model, batch, amp=amp)
@@ -91,7 +99,16 @@ def answer_batch(model: JointModel, batch: Batch, *, answers: Sequence[str], amp
 
 
 def predictions_of(logits: Tensor, questions: Sequence[Question], answers: Sequence[str]) -> list[Prediction]:
-    """What logits (B, C), or (B, T, C), say of B questions; `answers` are the classes."""
+    """Turn logits into predictions.
+
+    Args:
+        logits: (B, C), or (B, T, C) of a head that classifies segments.
+        questions: B of them.
+        answers: the C classes.
+
+    Returns:
+        B predictions, or B·T with t fastest.
+    """
     classes = {a: i for i, a in enumerate(answers)}
     logits = logits.float()
     log_probs = restricted(logits, questions, classes).log_softmax(-1).cpu()
@@ -112,7 +129,7 @@ def predictions_of(logits: Tensor, questions: Sequence[Question], answers: Seque
 
 
 def prediction_records(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-    """The lines of predictions.jsonl."""
+    """Return the lines of predictions.jsonl."""
     return [
         {**p.record, "prediction": p.prediction, "probability": round(p.probability, 6), "correct": p.correct}
         for p in predictions
@@ -120,9 +137,11 @@ def prediction_records(predictions: Sequence[Prediction]) -> list[dict[str, Any]
 
 
 def score_records(records: Sequence[dict[str, Any]], *, kind: str = "answers") -> dict[str, Any]:
-    """Accuracy, in all and by question type, as result.json has it; micro averages.
+    """Score the lines of predictions.jsonl: accuracy overall and by question type, as result.json has it.
 
-    Beside them, where they mean something: by subset of the split, and the mean over classes.
+    Args:
+        records: the lines.
+        kind: of the task; other than "answers" adds the mean over classes.
     """
     subsets = [r.get("subset", "") for r in records]
     scores = score([r["type"] for r in records], [r["correct"] for r in records], subsets=subsets).to_json()

@@ -67,7 +67,7 @@ def adapt(
         context: the opened encoders and store of this experiment, shared by several runs.
 
     Raises:
-        SettingsError, ManifestError, StoreError: what the experiment names is not there or does not fit.
+        SettingsError, ManifestError, StoreError: what the experiment names does not exist or does not fit.
         RunLockedError: another process is training this run.
         RunError: the run's folder is another run's, or training diverged.
 
@@ -138,7 +138,7 @@ def open_trainer(
 
 
 def result_of(folder: RunFolder, *, skipped: bool = False) -> RunResult:
-    """What a finished run's folder says."""
+    """Return a finished run's result from its folder, or raise a RunError where that is malformed."""
     found = folder.result()
     try:
         return RunResult(

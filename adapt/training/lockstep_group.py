@@ -28,7 +28,7 @@ from ...extract.trunk.state import State
 from ..data.batch import Batch, FrozenOutputs
 from ..data.cached_source import CachedSource
 from ..model.frozen_units import states_at
-from ..model.joint_model import JointModel
+from ..model.joint_model import JointModel, autocast
 from ..scoring.predictions import Prediction, clip_order, in_order
 from .experiment_context import ExperimentContext
 from .random_stream import derived_seed
@@ -37,9 +37,10 @@ from .trainer import Trainer
 
 
 def data_order(training: Trainer) -> tuple[Any, ...]:
-    """Return a key that is equal for trainers that can share their batches."""
-    answered = tuple(tuple(q.id for q in training.questions[s]) for s in ("train", "val"))
-    return (training.seed, isinstance(training.source, CachedSource), training.settings.data_order, *answered)
+    """Return what must be equal for trainers to share their batches and the frozen units below their adapters."""
+    questions = tuple(tuple(q.id for q in training.questions[s]) for s in ("train", "val"))
+    settings = training.settings
+    return (training.seed, isinstance(training.source, CachedSource), settings.data_order, settings.amp, *questions)
 
 
 @dataclass
@@ -88,6 +89,7 @@ class SharedBatches:
 
     def __init__(self, context: ExperimentContext, trainings: Sequence[Trainer]) -> None:
         self._models = [t.model for t in trainings]
+        self._amp = trainings[0].settings.amp
         self._encoders = context.encoders
         cached = [t.source.boundaries for t in trainings if isinstance(t.source, CachedSource)]
         starts = [m.starts() for m in self._models]
@@ -111,10 +113,11 @@ class SharedBatches:
     ) -> Iterator[list[Batch]]:
         """Yield, for each list of questions, every model's batch, in the order of the trainings."""
         for batch in self._source.batches(questions, view_seed=view_seed, by_clip=by_clip):
-            known = {
-                m: states_at(self._encoders[m], [state, *batch.above.get(m, ())], self._wanted[m])
-                for m, state in batch.states.items()
-            }
+            with autocast(self._amp, batch.device.type):
+                known = {
+                    m: states_at(self._encoders[m], [state, *batch.above.get(m, ())], self._wanted[m])
+                    for m, state in batch.states.items()
+                }
             memo = FrozenOutputs(state for states in known.values() for state in states.values())
             yield [self._for(model, batch, known, memo) for model in self._models]
 

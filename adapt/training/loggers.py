@@ -67,7 +67,7 @@ def open_scalars(
 
 
 class TensorBoard:
-    """Events in a folder that TensorBoard reads; what stood there is written anew."""
+    """Writes events into a folder that TensorBoard reads; earlier events of the folder are removed."""
 
     def __init__(self, folder: Path) -> None:
         writer = _imported("torch.utils.tensorboard", extra="tensorboard").SummaryWriter

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from talik.adapt.evaluation.evaluate import evaluate
 from talik.adapt.sweep.sweep import sweep
 from talik.adapt.training import lockstep_group as fused
 from talik.adapt.training.adapt import adapt
@@ -166,6 +167,19 @@ train = {{ lr = 1e30, head_lr = 1e30, clip_norm = 0.0 }}
     assert_same(outcome(together, "probe"), outcome(alone, "probe"))
     with pytest.raises(RunError, match="loss is"):
         adapt(alone, variant="diverges", progress=False)
+
+
+def test_bfloat16_is_one_precision_alone_in_a_group_and_in_evaluation(experiment: Callable[[str], Path]) -> None:
+    alone, together = experiment("alone"), experiment("together")
+    for path in (alone, together):  # units between the stored boundary and the adapters run in training as well
+        text = path.read_text()
+        assert text.count("num_threads = 1\n") == 1
+        path.write_text(text.replace("num_threads = 1\n", 'num_threads = 1\namp = "bf16"\n'))
+    folder = adapt(alone, variant="trimodal", progress=False).folder
+    sweep(together, variants=["probe", "trimodal"], progress=False)
+    assert_same(outcome(together, "trimodal"), outcome(alone, "trimodal"))
+    evaluate(folder)
+    assert (folder / "predictions-test.jsonl").read_text() == (folder / "predictions.jsonl").read_text()
 
 
 @pytest.mark.parametrize("killed_at", [3, 11, 14])
