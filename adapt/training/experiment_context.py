@@ -33,6 +33,8 @@ from .random_stream import derived_seed
 class ExperimentContext:
     """The shared parts of an experiment, each opened when first needed.
 
+    `manifest`, `encoders` and `store` may be set before they are used, for instance to opened ones of another context.
+
     Args:
         experiment: the whole experiment.
         device: where everything runs.
@@ -100,7 +102,7 @@ class ExperimentContext:
         return {m: e for m, e in self.encoders.items() if m in named}
 
     def insertions(self, variant: VariantSettings) -> ResolvedInsertions:
-        """Where the variant's adapters sit in the encoders at hand."""
+        """Resolve where the variant's adapters sit in the encoders."""
         kind = adapter_kind(variant.adapter["kind"])
         if kind.module is None and variant.insertion is not None:
             raise SettingsError(f"variant {variant.name!r}: adapter kind {kind.name!r} has no insertion; remove it")

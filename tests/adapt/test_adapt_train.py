@@ -44,7 +44,7 @@ def encoders(extracted: Path) -> dict[str, Any]:
 def context(place: Path, encoders: dict[str, Any]) -> Callable[[Experiment], ExperimentContext]:
     def make(experiment: Experiment) -> ExperimentContext:
         made = ExperimentContext(experiment)
-        made.__dict__["encoders"] = encoders
+        made.encoders = encoders
         return made
 
     return make

@@ -61,7 +61,7 @@ def live(extracted: Path) -> ExperimentContext:
     """The same experiment's encoders, opened anew; its store is nowhere."""
     experiment = load_experiment(extracted)
     found = ExperimentContext(experiment)
-    found.__dict__["store"] = None
+    found.store = None  # type: ignore[assignment]
     return found
 
 
@@ -115,7 +115,7 @@ def test_another_base_encoder_is_refused(
     try:
         # Digests are taken once for each opened encoder, so the changed one is opened as a new one would be.
         live.encoders["text"]._weights._digests.clear()
-        fresh.__dict__["encoders"] = live.encoders
+        fresh.encoders = live.encoders
         with pytest.raises(RunError, match="trained on another text encoder"):
             load_adapter(run, fresh.build(variant(kind), seed=0))
     finally:
@@ -143,7 +143,7 @@ def with_variants(path: Path, *tables: str) -> Experiment:
 
 def shared(experiment: Experiment, context: ExperimentContext) -> ExperimentContext:
     made = ExperimentContext(experiment)
-    made.__dict__["encoders"] = context.encoders
+    made.encoders = context.encoders
     return made
 
 

@@ -173,7 +173,7 @@ def test_a_unit_without_such_a_place_is_refused() -> None:
 def test_nothing_stands_beside_a_unit_that_changes_its_tokens(context: ExperimentContext, extracted: Path) -> None:
     made = ExperimentContext(load_experiment(extracted))
     visual = load_encoder("timm:test_convnext", modality="visual", weights="random", image_size=96)
-    made.__dict__["encoders"] = {**context.encoders, "visual": visual}
+    made.encoders = {**context.encoders, "visual": visual}
     shapes = visual.trunk.hidden_shapes
     unit = next(k for k in range(visual.num_units) if shapes[k] != shapes[k + 1])
     insertion = {"visual": (unit,), "audio": (1,), "text": (1,)}

@@ -54,7 +54,7 @@ def write(extracted: Path, tmp_path: Path) -> Callable[..., Experiment]:
 
 def trained(experiment: Experiment, context: ExperimentContext, variant: str = "trimodal", **how: Any) -> Path:
     own = ExperimentContext(experiment)
-    own.__dict__["encoders"] = context.encoders
+    own.encoders = context.encoders
     return adapt(experiment, variant=variant, progress=False, context=own, **how).folder
 
 
@@ -92,7 +92,7 @@ def test_the_gradient_of_accumulated_batches_is_that_of_their_questions(write: A
             f"by-{batch_size}", task="dropout = 0.0", batch_size=batch_size, accumulate=accumulate, clip_norm=0.0
         )
         own = ExperimentContext(experiment)
-        own.__dict__["encoders"] = context.encoders
+        own.encoders = context.encoders
         opened = open_trainer(own, "trimodal", 0)
         assert isinstance(opened, Trainer)
         opened.begin_epoch()
@@ -306,7 +306,7 @@ def test_units_that_nothing_trained_has_entered_run_once_for_a_group(
 def test_variants_of_equal_boundaries_share_one_source(write: Any, context: ExperimentContext) -> None:
     more = '\n[[variants]]\nname = "gentle"\nadapter = { kind = "probe" }\ntrain = { lr = 1e-4 }\n'
     own = ExperimentContext(write("shared", tables=more))
-    own.__dict__["encoders"] = context.encoders
+    own.encoders = context.encoders
     opened = [open_trainer(own, name, 0) for name in ("probe", "gentle")]
     trainings = [t for t in opened if isinstance(t, Trainer)]
     assert trainings[0].source is trainings[1].source
