@@ -30,7 +30,6 @@ from itertools import compress
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t
-from statsmodels.stats.multitest import multipletests
 
 from ...errors import RunError, SettingsError
 
@@ -194,9 +193,11 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     >>> holm([0.01, 0.5, 0.02])
     (0.03, 0.5, 0.04)
     """
-    if len(p_values) == 0:
-        return ()
-    return tuple(map(float, multipletests(p_values, method="holm")[1]))
+    values = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(values)
+    corrected = np.empty_like(values)
+    corrected[order] = np.maximum.accumulate(np.minimum(1.0, values[order] * np.arange(len(values), 0, -1)))
+    return tuple(corrected.tolist())
 
 
 def _aligned(a: Outcomes, b: Outcomes) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.int64]]:
