@@ -25,7 +25,7 @@ from ..data.batch import Batch, shuffled, stored_questions
 from ..data.cached_source import CachedSource
 from ..data.live_source import LiveSource
 from ..model.flops import at_starts, forward_flops
-from ..model.joint_model import JointModel, forward
+from ..model.joint_model import JointModel, autocast, forward
 from ..model.registry import LOSSES, make_part
 from ..model.targets import labels_of, loss_of
 from ..scoring.predictions import Prediction, answer_batch, batches_of, clip_order, in_order
@@ -194,7 +194,14 @@ class Trainer:
         """Yield this process's part of the epoch's batches, in order."""
         epoch, by_clip = self.progress.epoch, self.settings.group_by_clip
         view_seed = derived_seed(self.seed, f"view/{epoch}")
-        return self.source.batches(self.order(epoch), view_seed=view_seed, by_clip=by_clip)
+        return self._at_starts(self.source.batches(self.order(epoch), view_seed=view_seed, by_clip=by_clip))
+
+    def _at_starts(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Run the frozen units from the stored boundaries to the model's start, as a lockstep group does for all."""
+        for batch in batches:
+            with autocast(self.settings.amp, batch.device.type):
+                advanced = at_starts(self.model, batch)
+            yield advanced
 
     def split_questions(self, split: str) -> list[Question]:
         """Return the questions of a split whose states are available."""
@@ -316,7 +323,7 @@ class Trainer:
         """Answer a split's questions, in their order, with the weights that are evaluated; all processes together."""
         with self.averaged():
             batches = self.source.batches(self.processes.deal(self.in_order(split)), by_clip=True)
-            own = [self.answers(batch) for batch in batches]
+            own = [self.answers(batch) for batch in self._at_starts(batches)]
         if self.processes.size > 1:
             gathered = self.processes.gather([[vars(p) for p in predictions] for predictions in own])
             own = [[Prediction(**fields) for fields in predictions] for predictions in gathered]
@@ -330,7 +337,7 @@ class Trainer:
     def count_flops(self, batch: Batch) -> None:
         """Count, once in the final evaluation, what answering a question costs that shares its clip with no other."""
         if self._counts_flops and self._flops is None:
-            self._flops = forward_flops(self.model, at_starts(self.model, batch.by_question()), amp=self.settings.amp)
+            self._flops = forward_flops(self.model, batch.by_question(), amp=self.settings.amp)
 
     def end_epoch(self, predictions: Sequence[Prediction], *, seconds: float) -> None:
         """Take in the epoch's validation: keep the best weights, record the epoch, save a checkpoint.

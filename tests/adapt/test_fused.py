@@ -129,7 +129,8 @@ def test_the_shared_prefix_runs_once_for_the_group(
         count += rows * (max(wanted) - lowest) if encoder.modality == "visual" else 0
         return real(encoder, at_hand, wanted)
 
-    monkeypatch.setattr(fused, "states_at", counted)
+    for module in ("training.lockstep_group", "model.flops"):
+        monkeypatch.setattr(f"talik.adapt.{module}.states_at", counted)
     # The store has boundaries 1 and 3; "last 1" starts at 2, so that unit 1 is the prefix to share.
     more = "".join(
         f'\n[[variants]]\nname = "t{i}"\ninsertion = "last 1"\n'
