@@ -61,7 +61,7 @@ def epochs(context: ExperimentContext, name: str, folder: Path, *, rounds: int, 
     run.path.mkdir(parents=True)
     training = Trainer(context, variant, context.experiment.train_settings(variant), 0, run)
     shared = SharedBatches(context, [training])
-    order = list(training.order(0))[:batches]
+    order = list(training.data.train_batches(0))[:batches]
     ready = list(shared.batches(order))
     training.begin_epoch()
 

@@ -77,7 +77,7 @@ class Runs:
         folder = RunFolder(self._folder / str(next(self._number)))
         folder.path.mkdir(parents=True)
         made = Trainer(self.context, variant, self.context.experiment.train_settings(variant), 0, folder)
-        made.questions = dict(self.questions)
+        made.data.questions = dict(self.questions)
         return made
 
 
@@ -116,7 +116,7 @@ def member_bytes(runs: Runs) -> dict[str, int]:
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    training.questions["train"] = training.questions["train"][:size]
+    training.data.questions["train"] = training.data.questions["train"][:size]
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         train_together([training], progress=False)
     encoders = runs.context.encoders.values()

@@ -103,13 +103,13 @@ class Ways:
         found = Round()
         for size in self.grid.batch_sizes:
             first = self.cached[size, self.grid.depths[0]]
-            questions = list(first.order(0))[index % first.batches_per_epoch]
+            questions = list(first.data.train_batches(0))[index % first.data.batches_per_epoch]
             by_clip = first.settings.group_by_clip
             shared = self._each_way(found.train, questions, size, _step, index, prefix=(size,), by_clip=by_clip)
             found.shared_train[size] = shared
         size = self.grid.batch_sizes[0]
         first = self.cached[size, self.grid.depths[0]]
-        batches = first.in_order(first.final_split)
+        batches = first.data.eval_batches(first.data.final_split)
         questions = batches[index % len(batches)][:answers]
         found.shared_answer = self._each_way(found.answer, questions, size, _answer, index, prefix=(), by_clip=True)
         for depth in self.grid.depths:

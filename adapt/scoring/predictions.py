@@ -57,7 +57,7 @@ def answer(
     out: list[Prediction] = []
     for batch in source.batches(batches_of([questions[i] for i in order], batch_size), by_clip=True):
         out += answer_batch(model, batch, answers=answers, amp=amp)
-    return in_order(out, order)
+    return restore_order(out, order)
 
 
 def clip_order(questions: Sequence[Question]) -> list[int]:
@@ -76,7 +76,7 @@ def batches_of(questions: Sequence[Question], size: int) -> list[Sequence[Questi
     return [questions[i : i + size] for i in range(0, len(questions), size)]
 
 
-def in_order(predictions: Sequence[Prediction], order: Sequence[int]) -> list[Prediction]:
+def restore_order(predictions: Sequence[Prediction], order: Sequence[int]) -> list[Prediction]:
     """Return predictions, made for questions in `order`, in the questions' own order.
 
     Args:

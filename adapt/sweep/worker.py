@@ -11,7 +11,7 @@ from typing import Any
 from ..config.experiment import Experiment
 from ..training.adapt import RunResult, open_trainer
 from ..training.experiment_context import ExperimentContext
-from ..training.lockstep_group import data_order, reason_of, train_together
+from ..training.lockstep_group import group_key, reason_of, train_together
 from ..training.run_folder import RunFolder
 from ..training.trainer import Trainer
 
@@ -75,7 +75,7 @@ class SweepWork:
             if isinstance(opened, RunResult):
                 skipped.append(name)
             else:
-                groups.setdefault(data_order(opened), []).append(opened)
+                groups.setdefault(group_key(opened), []).append(opened)
         for group in groups.values():
             failures.update(self._train(group))
         return {"skipped": skipped, "failures": failures}

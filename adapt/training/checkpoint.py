@@ -56,6 +56,27 @@ class Progress:
     seconds: float = 0.0
     history: list[EpochRecord] = field(default_factory=list)
 
+    def add_epoch(self, *, train_loss: float, val_loss: float, val_accuracy: float, lr: float, seconds: float) -> bool:
+        """Count an epoch and record it; return whether its validation is the best so far."""
+        self.epoch += 1
+        self.seconds += seconds
+        improved = (val_accuracy, -val_loss) > (self.best_accuracy, -self.best_loss)
+        if improved:
+            self.best_accuracy, self.best_loss, self.best_epoch = val_accuracy, val_loss, self.epoch
+        self.history.append(
+            {
+                "event": "epoch",
+                "epoch": self.epoch,
+                "step": self.step,
+                "train_loss": train_loss,
+                "val_loss": val_loss,
+                "val_accuracy": val_accuracy,
+                "lr": lr,
+                "seconds": seconds,
+            }
+        )
+        return improved
+
 
 class Checkpointer:
     """Saves the exact state of a training to a folder, and restores it.

@@ -16,7 +16,6 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import Any
 
 import torch
@@ -29,16 +28,15 @@ from ..data.batch import Batch, FrozenOutputs
 from ..data.cached_source import CachedSource
 from ..model.frozen_units import states_at
 from ..model.joint_model import JointModel, autocast
-from ..scoring.predictions import Prediction, clip_order, in_order
+from ..scoring.predictions import Prediction
 from .experiment_context import ExperimentContext
-from .random_stream import derived_seed
 from .stack_size import Member, Stacking
 from .trainer import Trainer
 
 
-def data_order(training: Trainer) -> tuple[Any, ...]:
+def group_key(training: Trainer) -> tuple[Any, ...]:
     """Return what must be equal for trainers to share their batches and the frozen units below their adapters."""
-    questions = tuple(tuple(q.id for q in training.questions[s]) for s in ("train", "val"))
+    questions = tuple(tuple(q.id for q in training.data.questions[s]) for s in ("train", "val"))
     settings = training.settings
     return (training.seed, isinstance(training.source, CachedSource), settings.data_order, settings.amp, *questions)
 
@@ -67,7 +65,7 @@ def train_together(trainings: Sequence[Trainer], *, progress: bool = True) -> Ou
     """Train a group of one data order to the end; each leaves when it has ended, or fails, and the rest go on.
 
     Args:
-        trainings: of one context, equal in `data_order`; those that were interrupted go on from their checkpoints.
+        trainings: of one context, equal in `group_key`; those that were interrupted go on from their checkpoints.
         progress: show a tqdm bar with the group's batches.
 
     Raises:
@@ -141,7 +139,7 @@ class _Group:
         """Epoch after epoch; after each, those that have ended are evaluated and leave."""
         lead = self.members[0]
         label = f"{self.size} variants, seed {lead.seed}"
-        each = lead.questions_per_epoch
+        each = lead.data.questions_per_epoch
         total = each * max(t.settings.epochs for t in self.members)
         first = each * min(t.progress.epoch for t in self.members)
         with tqdm(total=total, initial=first, desc=label, unit=" questions", disable=not self.progress) as bar:
@@ -162,12 +160,11 @@ class _Group:
         started, lead = time.perf_counter(), active[0]
         for training in active:
             training.begin_epoch()
-        view_seed = derived_seed(lead.seed, f"view/{epoch}")
-        by_clip = lead.settings.group_by_clip
-        batches = self._shared_by(active).batches(lead.order(epoch), view_seed=view_seed, by_clip=by_clip)
+        by_clip, view_seed = lead.settings.group_by_clip, lead.data.view_seed(epoch)
+        batches = self._shared_by(active).batches(lead.data.train_batches(epoch), view_seed=view_seed, by_clip=by_clip)
         for index, own in enumerate(batches):
             self._step([(t, batch) for t, batch in zip(active, own, strict=True) if t in self.members])
-            bar.update(lead.batch_size(index))
+            bar.update(lead.data.batch_size(index))
         predictions = self._answers([t for t in active if t in self.members], "val")
         shared = self._share(list(predictions), started)
         for training, found in predictions.items():
@@ -198,11 +195,11 @@ class _Group:
         if not trainings:
             return {}
         found: dict[Trainer, list[list[Prediction]]] = {training: [] for training in trainings}  # by batch
-        batches, order = trainings[0].in_order(split), clip_order(trainings[0].split_questions(split))
+        data = trainings[0].data
         with ExitStack() as averaged:
             for training in trainings:
                 averaged.enter_context(training.averaged())
-            for own in self._shared_by(trainings).batches(batches, by_clip=True):
+            for own in self._shared_by(trainings).batches(data.eval_batches(split), by_clip=True):
                 members = [(t, batch) for t, batch in zip(trainings, own, strict=True) if t in found]
                 for some in self._stacking.parts(members):
                     for training, answers in self._stacking.answers(some).items():
@@ -211,15 +208,15 @@ class _Group:
                             self._fail(training, answers)
                         else:
                             found[training].append(answers)
-        return {t: in_order(list(chain.from_iterable(own)), order) for t, own in found.items()}
+        return {t: data.in_question_order(split, own) for t, own in found.items()}
 
     def _finish(self, ended: list[Trainer]) -> None:
         if not ended:
             return
         started = time.perf_counter()
         for training in ended:
-            training.use_best()
-        predictions = self._answers(ended, ended[0].final_split)
+            training.load_best_weights()
+        predictions = self._answers(ended, ended[0].data.final_split)
         shared = self._share(list(predictions), started)
         for training, found in predictions.items():
             with self._failing_alone(training):

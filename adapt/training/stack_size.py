@@ -68,7 +68,7 @@ class Stacking:
             for (training, batch), logits in zip(members, self._logits(members), strict=True):
                 try:
                     with training.own_random_stream():
-                        shares[training] = training.share_of_step(_unless_error(logits), batch.questions)
+                        shares[training] = training.weighted_loss(_unless_error(logits), batch.questions)
                 except Exception as error:
                     failed[training] = error
             if shares:  # what they train is disjoint: the gradient of the sum gives each its own

@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +20,17 @@ from ...errors import RunError
 from ...extract.datasets.types import Question
 from ..config.experiment import LogSettings, TrainSettings, VariantSettings
 from ..config.run_config import run_config
-from ..data.batch import Batch, shuffled, stored_questions
+from ..data.batch import Batch
 from ..data.cached_source import CachedSource
 from ..data.live_source import LiveSource
 from ..model.flops import at_starts, forward_flops
 from ..model.joint_model import JointModel, autocast, forward
 from ..model.registry import LOSSES, make_part
 from ..model.targets import labels_of, loss_of
-from ..scoring.predictions import Prediction, answer_batch, batches_of, clip_order, in_order
+from ..scoring.predictions import Prediction, answer_batch
 from .adapter_files import save_adapter
 from .checkpoint import Checkpointer, Progress
+from .data_order import DataOrder
 from .distributed import Processes
 from .experiment_context import ExperimentContext
 from .optimizer import Averages, count_parameters, learning_rate_scale, make_optimizer
@@ -52,7 +52,7 @@ class Trainer:
     Attributes:
         model: the joint model.
         source: yields the batches of a single run.
-        questions: those of the splits `train` and `val` whose states are available.
+        data: the questions of each split, in the order of training and of evaluation.
         progress: epochs and steps done, the best epoch, the records of all epochs.
         own_seconds: time spent in `own_random_stream` since the epoch, or the final evaluation, began.
 
@@ -81,7 +81,7 @@ class Trainer:
             self.model.encoders.update(context.compiled(self.model.encoders))
         self.source = context.shared(self.model.starts(), self.model.reads(), live=live)
         self.loss = None if settings.loss is None else make_part(LOSSES, settings.loss, where="loss").to(context.device)
-        self.questions = {split: self._with_states(split) for split in ("train", "val")}
+        self.data = DataOrder(context, self.source, settings, seed)
         self.optimizer = make_optimizer(self.model, settings)
         self.averages = Averages(self.model, settings.ema) if settings.ema else None
         self.own_seconds = 0.0
@@ -96,7 +96,7 @@ class Trainer:
         self.checkpointer = Checkpointer(folder.checkpoint, self.model, self.optimizer, self.averages)
         self.progress, self.best = self._restored()
         if self.model.adapter is not None:
-            self.model.adapter.begin_training(settings.epochs * self.steps_per_epoch)
+            self.model.adapter.begin_training(settings.epochs * self.data.steps_per_epoch)
         self.recorder = RunRecorder(
             folder,
             name=f"{context.experiment.name}/{self.label}",
@@ -112,10 +112,6 @@ class Trainer:
         self._random.set_to_current()
         return found
 
-    def _with_states(self, split: str) -> list[Question]:
-        questions = self.context.questions(split)
-        return stored_questions(self.source, questions, allow_missing=self.context.allow_missing)
-
     def fit(self, *, show_progress: bool = True) -> None:
         """Train to the last epoch, or until validation stops improving; then score the best epoch's weights.
 
@@ -125,7 +121,7 @@ class Trainer:
         Raises:
             RunError: the loss is not finite, or the disk refuses a file.
         """
-        each = self.questions_per_epoch
+        each = self.data.questions_per_epoch
         total, done = each * self.settings.epochs, each * self.progress.epoch
         with (
             tqdm(total=total, initial=done, desc=self.label, unit=" questions", disable=not show_progress) as bar,
@@ -137,30 +133,14 @@ class Trainer:
                 self.begin_epoch()
                 for index, batch in enumerate(self.train_batches()):
                     self.step(batch)
-                    bar.update(self.batch_size(index))
+                    bar.update(self.data.batch_size(index))
                 predictions = self.evaluate("val")
                 self.end_epoch(predictions, seconds=time.perf_counter() - started)
                 bar.set_postfix_str(self.last_validation)
             started = time.perf_counter()
-            self.use_best()
-            predictions = self.evaluate(self.final_split)
+            self.load_best_weights()
+            predictions = self.evaluate(self.data.final_split)
             self.finish(predictions, seconds=time.perf_counter() - started)
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Batches of one epoch."""
-        count, size = len(self.questions["train"]), self.settings.batch_size
-        return max(1, count // size if self.settings.drop_last else math.ceil(count / size))
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimiser steps of one epoch; the last one takes what batches are left."""
-        return math.ceil(self.batches_per_epoch / self.settings.accumulate)
-
-    @property
-    def questions_per_epoch(self) -> int:
-        """Questions of one epoch that are trained on."""
-        return min(len(self.questions["train"]), self.batches_per_epoch * self.settings.batch_size)
 
     @property
     def ended(self) -> bool:
@@ -173,28 +153,11 @@ class Trainer:
         """The last epoch's losses in a line, "" before the first."""
         return epoch_line(self.progress.history)
 
-    @property
-    def final_split(self) -> str:
-        """The split that a finished run is scored on."""
-        return "test" if "test" in self.context.manifest.splits else "val"
-
-    def order(self, epoch: int) -> Iterator[list[Question]]:
-        """Yield the batches of an epoch, which depend on seed, questions and the settings' `data_order` alone."""
-        seed, size = derived_seed(self.seed, f"order/{epoch}"), self.settings.batch_size
-        questions = self.questions["train"]
-        order = shuffled(questions, seed=seed, by_clip=self.settings.group_by_clip)
-        for start in range(0, self.batches_per_epoch * size, size):
-            yield [questions[i] for i in self.processes.own(order[start : start + size])]
-
-    def batch_size(self, index: int) -> int:
-        """Return the number of questions of an epoch's batch, from 0, those of all processes together."""
-        return min(self.settings.batch_size, len(self.questions["train"]) - index * self.settings.batch_size)
-
     def train_batches(self) -> Iterator[Batch]:
         """Yield this process's part of the epoch's batches, in order."""
         epoch, by_clip = self.progress.epoch, self.settings.group_by_clip
-        view_seed = derived_seed(self.seed, f"view/{epoch}")
-        return self._at_starts(self.source.batches(self.order(epoch), view_seed=view_seed, by_clip=by_clip))
+        own = map(self.processes.own, self.data.train_batches(epoch))
+        return self._at_starts(self.source.batches(own, view_seed=self.data.view_seed(epoch), by_clip=by_clip))
 
     def _at_starts(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Run the frozen units from the stored boundaries to the model's start, as a lockstep group does for all."""
@@ -202,15 +165,6 @@ class Trainer:
             with autocast(self.settings.amp, batch.device.type):
                 advanced = at_starts(self.model, batch)
             yield advanced
-
-    def split_questions(self, split: str) -> list[Question]:
-        """Return the questions of a split whose states are available."""
-        return self.questions.get(split) or self._with_states(split)
-
-    def in_order(self, split: str) -> list[Sequence[Question]]:
-        """Return the batches in which a split is answered, the questions of a clip together (see `clip_order`)."""
-        questions = self.split_questions(split)
-        return batches_of([questions[i] for i in clip_order(questions)], self.settings.eval_batch_size)
 
     @contextmanager
     def own_random_stream(self) -> Iterator[None]:
@@ -236,7 +190,7 @@ class Trainer:
             RunError: the loss is not finite.
         """
         logits = forward(self.model, batch, amp=self.settings.amp)
-        self.share_of_step(logits, batch.questions).backward()
+        self.weighted_loss(logits, batch.questions).backward()
         self.end_batch()
 
     def restore_point(self) -> Callable[[], None]:
@@ -252,7 +206,7 @@ class Trainer:
 
         return restore
 
-    def share_of_step(self, logits: Tensor, questions: Sequence[Question]) -> Tensor:
+    def weighted_loss(self, logits: Tensor, questions: Sequence[Question]) -> Tensor:
         """Return the batch's loss, weighted by its number of questions against that of the step's first batch.
 
         The caller takes its gradient before `end_batch`.
@@ -275,7 +229,7 @@ class Trainer:
             raise RunError(f"{self.label}: the loss is {value} at step {self.progress.step}; lower lr or set clip_norm")
         if not self._held:
             self.optimizer.zero_grad(set_to_none=True)
-        count = self.processes.count(self.batch_size(self._batches))
+        count = self.processes.count(self.data.batch_size(self._batches))
         self._held.append((count, value))
         return loss * (count / self._base)
 
@@ -293,7 +247,7 @@ class Trainer:
     def end_batch(self) -> None:
         """After a batch's backward pass: take the optimiser's step if it is due."""
         self._batches += 1
-        if self._batches % self.settings.accumulate and self._batches < self.batches_per_epoch:
+        if self._batches % self.settings.accumulate and self._batches < self.data.batches_per_epoch:
             return
         count, loss = sum(c for c, _ in self._held), sum(c * value for c, value in self._held)
         self._losses.append(self.processes.to_mean(self.model.parameters(), base=self._base, count=count, loss=loss))
@@ -301,7 +255,7 @@ class Trainer:
         self._update()
 
     def _update(self) -> None:
-        total = self.settings.epochs * self.steps_per_epoch
+        total = self.settings.epochs * self.data.steps_per_epoch
         scale = learning_rate_scale(self.progress.step, total=total, warmup=self.settings.warmup)
         for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
             group["lr"] = peak * scale
@@ -322,12 +276,12 @@ class Trainer:
     def evaluate(self, split: str) -> list[Prediction]:
         """Answer a split's questions, in their order, with the weights that are evaluated; all processes together."""
         with self.averaged():
-            batches = self.source.batches(self.processes.deal(self.in_order(split)), by_clip=True)
+            batches = self.source.batches(self.processes.deal(self.data.eval_batches(split)), by_clip=True)
             own = [self.answers(batch) for batch in self._at_starts(batches)]
         if self.processes.size > 1:
             gathered = self.processes.gather([[vars(p) for p in predictions] for predictions in own])
             own = [[Prediction(**fields) for fields in predictions] for predictions in gathered]
-        return in_order(list(chain.from_iterable(own)), clip_order(self.split_questions(split)))
+        return self.data.in_question_order(split, own)
 
     def answers(self, batch: Batch) -> list[Prediction]:
         """Answer one batch, in eval mode."""
@@ -346,33 +300,22 @@ class Trainer:
             predictions: of the validation split.
             seconds: that the epoch took this trainer.
         """
-        at = self.progress
-        at.epoch += 1
-        at.seconds += seconds
-        accuracy = sum(p.correct for p in predictions) / len(predictions)
-        loss = sum(-p.log_likelihood for p in predictions) / len(predictions)
-        if (accuracy, -loss) > (at.best_accuracy, -at.best_loss):
-            at.best_accuracy, at.best_loss, at.best_epoch = accuracy, loss, at.epoch
+        improved = self.progress.add_epoch(
+            train_loss=sum(self._losses) / len(self._losses),
+            val_loss=sum(-p.log_likelihood for p in predictions) / len(predictions),
+            val_accuracy=sum(p.correct for p in predictions) / len(predictions),
+            lr=self.optimizer.param_groups[0]["lr"],
+            seconds=seconds,
+        )
+        if improved:
             with self.averaged():
                 self.best = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
-        at.history.append(
-            {
-                "event": "epoch",
-                "epoch": at.epoch,
-                "step": at.step,
-                "train_loss": sum(self._losses) / len(self._losses),
-                "val_loss": loss,
-                "val_accuracy": accuracy,
-                "lr": self.optimizer.param_groups[0]["lr"],
-                "seconds": seconds,
-            }
-        )
         if self.processes.leads:
             self.recorder.record_epoch()
             with self.own_random_stream():  # the checkpoint keeps this stream's state
-                self.checkpointer.save(at, self.best)
+                self.checkpointer.save(self.progress, self.best)
 
-    def use_best(self) -> None:
+    def load_best_weights(self) -> None:
         """Take the best epoch's weights, for the final evaluation."""
         self.model.load_state_dict(self.best)
         self.averages = None  # the best weights were averages already
@@ -384,7 +327,7 @@ class Trainer:
         """Write the weights, the predictions of the final split and, last, the result; remove the checkpoint.
 
         Args:
-            predictions: of `final_split`, with the best weights.
+            predictions: of `data.final_split`, with the best weights.
             seconds: that the final evaluation took this trainer.
             together: how many variants were trained in lockstep.
             stacked: whether their units ran on the variants' states at once.
@@ -407,5 +350,5 @@ class Trainer:
             **(self._flops or {}),
         }
         task = self.context.experiment.task.kind
-        self.recorder.record_result(predictions, task=task, split=self.final_split, facts=facts)
+        self.recorder.record_result(predictions, task=task, split=self.data.final_split, facts=facts)
         self.checkpointer.clear()

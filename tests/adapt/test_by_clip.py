@@ -14,7 +14,7 @@ import torch
 from talik.adapt.config.experiment import Experiment, TrainSettings, VariantSettings, load_experiment
 from talik.adapt.data.batch import Batch, ClipRows
 from talik.adapt.model.joint_model import JointModel
-from talik.adapt.scoring.predictions import answer, clip_order, in_order
+from talik.adapt.scoring.predictions import answer, clip_order, restore_order
 from talik.adapt.training.adapt import adapt
 from talik.adapt.training.experiment_context import ExperimentContext
 from talik.adapt.training.run_folder import RunFolder
@@ -141,10 +141,10 @@ def test_batches_hold_clip_after_clip(extracted: Path, context: ExperimentContex
     variant = context.experiment.variant("probe")
     settings = TrainSettings(batch_size=8, group_by_clip=True)
     training = Trainer(context, variant, settings, 0, RunFolder(tmp_path))
-    orders = [[q for batch in training.order(epoch) for q in batch] for epoch in (0, 0, 1)]
+    orders = [[q for batch in training.data.train_batches(epoch) for q in batch] for epoch in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
     for order in orders:
-        assert sorted(q.id for q in order) == sorted(q.id for q in training.questions["train"])
+        assert sorted(q.id for q in order) == sorted(q.id for q in training.data.questions["train"])
         clips = [q.clip_id for q in order]
         changes = sum(a != b for a, b in pairwise(clips))
         assert changes == len(set(clips)) - 1
@@ -185,8 +185,8 @@ def test_order_of_several_predictions_a_question(context: ExperimentContext) -> 
     questions = context.questions("train")[:9]
     order = clip_order(questions[::2] + questions[1::2])
     several: Any = [(i, part) for i in order for part in "ab"]
-    assert in_order(several, order) == [(i, part) for i in range(len(order)) for part in "ab"]
-    assert in_order([], []) == []
+    assert restore_order(several, order) == [(i, part) for i in range(len(order)) for part in "ab"]
+    assert restore_order([], []) == []
 
 
 def test_rows_of_a_clip_that_enters_whole_are_one_each(context: ExperimentContext) -> None:

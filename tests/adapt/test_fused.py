@@ -237,5 +237,5 @@ def test_variants_of_other_batches_are_another_group(experiment: Callable[[str],
         for n in ("probe", "trimodal", "wide")
         for v in [loaded.variant(n)]
     }
-    assert fused.data_order(made["probe"]) == fused.data_order(made["trimodal"])
-    assert fused.data_order(made["probe"]) != fused.data_order(made["wide"])
+    assert fused.group_key(made["probe"]) == fused.group_key(made["trimodal"])
+    assert fused.group_key(made["probe"]) != fused.group_key(made["wide"])

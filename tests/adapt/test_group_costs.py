@@ -51,7 +51,9 @@ def opened(extracted: Path, tmp_path: Path) -> Callable[[int], list[Trainer]]:
             folder = RunFolder(tmp_path / "runs" / str(next(runs)))
             folder.path.mkdir(parents=True)
             training = Trainer(context, variant, experiment.train_settings(variant), 0, folder)
-            training.questions = {s: context.manifest.split(s)[:n] for s, n in (("train", 8), ("val", 4), ("test", 4))}
+            training.data.questions = {
+                s: context.manifest.split(s)[:n] for s, n in (("train", 8), ("val", 4), ("test", 4))
+            }
             out.append(training)
         return out
 

@@ -64,7 +64,7 @@ def test_every_way_takes_the_same_batch(write_experiment: Callable[..., Path], t
     extract(path, progress=False)
     ways = Ways(ExperimentContext(load_experiment(path)), GRID, work=tmp_path / "work")
     training = ways.cached[4, 2]
-    questions = next(iter(training.order(0)))
+    questions = next(iter(training.data.train_batches(0)))
     ways._save(questions, 4)
     stored = ways._states(training, questions)
     for given, tolerance in (

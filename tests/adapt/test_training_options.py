@@ -97,9 +97,9 @@ def test_the_gradient_of_accumulated_batches_is_that_of_their_questions(write: A
         assert isinstance(opened, Trainer)
         opened.begin_epoch()
         with opened.own_random_stream():
-            for batch in opened.source.batches(opened.order(0)):
+            for batch in opened.source.batches(opened.data.train_batches(0)):
                 opened.step(batch)
-        assert opened.progress.step == opened.steps_per_epoch == 1
+        assert opened.progress.step == opened.data.steps_per_epoch == 1
         made.append({n: p.grad for n, p in opened.model.named_parameters() if p.grad is not None})
     assert made[0].keys() == made[1].keys()
     for name, expected in made[1].items():
