@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from ...errors import RunError
@@ -33,7 +33,8 @@ from .checkpoint import Checkpointer, Progress
 from .data_order import DataOrder
 from .distributed import Processes
 from .experiment_context import ExperimentContext
-from .optimizer import Averages, count_parameters, learning_rate_scale, make_optimizer
+from .gradient_accumulation import GradientAccumulation
+from .optimizer import Averages, count_parameters, make_optimizer
 from .random_stream import RandomStream, derived_seed
 from .run_folder import RunFolder
 from .run_recorder import RunRecorder, epoch_line
@@ -84,17 +85,19 @@ class Trainer:
         self.data = DataOrder(context, self.source, settings, seed)
         self.optimizer = make_optimizer(self.model, settings)
         self.averages = Averages(self.model, settings.ema) if settings.ema else None
+        self.gradients = GradientAccumulation(
+            self.model, self.optimizer, self.averages, settings, self.data, self.processes
+        )
         self.own_seconds = 0.0
-        self._peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._labels = {answer: index for index, answer in enumerate(context.manifest.answers)}
-        self._losses: list[float] = []  # of the epoch's steps
-        self._batches = 0  # of the epoch, so far
-        self._held: list[tuple[int, float]] = []  # questions and loss of each batch whose gradient waits for its step
         self._flops: dict[str, int] | None = None  # of the final evaluation's first batch
         self._counts_flops = False
         self._random = RandomStream(context.device, seed=derived_seed(seed, "dropout"))
         self.checkpointer = Checkpointer(folder.checkpoint, self.model, self.optimizer, self.averages)
-        self.progress, self.best = self._restored()
+        restored = self.checkpointer.load()
+        if restored is not None:
+            self._random.set_to_current()
+        self.progress, self.best = restored or (Progress(), {})
         if self.model.adapter is not None:
             self.model.adapter.begin_training(settings.epochs * self.data.steps_per_epoch)
         self.recorder = RunRecorder(
@@ -104,13 +107,6 @@ class Trainer:
             log=context.experiment.log if self.processes.leads else LogSettings(),
             history=self.progress.history,
         )
-
-    def _restored(self) -> tuple[Progress, dict[str, Tensor]]:
-        found = self.checkpointer.load()
-        if found is None:
-            return Progress(), {}
-        self._random.set_to_current()
-        return found
 
     def fit(self, *, show_progress: bool = True) -> None:
         """Train to the last epoch, or until validation stops improving; then score the best epoch's weights.
@@ -179,7 +175,8 @@ class Trainer:
     def begin_epoch(self) -> None:
         """Start an epoch's losses and clock."""
         self.model.train()
-        self._losses, self._batches, self._held, self.own_seconds = [], 0, [], 0.0
+        self.gradients.begin_epoch()
+        self.own_seconds = 0.0
         if not self.processes.leads:  # a stream for each epoch, so that a checkpoint keeps the first one's alone
             self._random.restart(derived_seed(self.seed, f"dropout/{self.progress.epoch}/{self.processes.rank}"))
 
@@ -195,14 +192,11 @@ class Trainer:
 
     def restore_point(self) -> Callable[[], None]:
         """Return a function that undoes a batch before its optimiser step: random stream, losses, gradients."""
-        random, held = self._random.state, list(self._held)
-        grads = [(p, p.grad.clone()) for p in self.model.parameters() if p.grad is not None] if held else []
+        random, restore_gradients = self._random.state, self.gradients.restore_point()
 
         def restore() -> None:
-            self._random.state, self._held = random, held
-            self.optimizer.zero_grad(set_to_none=True)
-            for parameter, grad in grads:
-                parameter.grad = grad
+            self._random.state = random
+            restore_gradients()
 
         return restore
 
@@ -227,11 +221,7 @@ class Trainer:
         value = float(loss.detach())
         if not math.isfinite(value):
             raise RunError(f"{self.label}: the loss is {value} at step {self.progress.step}; lower lr or set clip_norm")
-        if not self._held:
-            self.optimizer.zero_grad(set_to_none=True)
-        count = self.processes.count(self.data.batch_size(self._batches))
-        self._held.append((count, value))
-        return loss * (count / self._base)
+        return self.gradients.weighted(loss, value)
 
     def _loss(self, logits: Tensor, questions: Sequence[Question]) -> Tensor:
         if self.loss is None:
@@ -239,34 +229,9 @@ class Trainer:
         found: Tensor = self.loss(logits, labels_of(questions, self._labels, logits))
         return found
 
-    @property
-    def _base(self) -> int:
-        """Divisor of the step's sum of losses while later batches are not known: the first batch's questions."""
-        return self._held[0][0] or 1
-
     def end_batch(self) -> None:
         """After a batch's backward pass: take the optimiser's step if it is due."""
-        self._batches += 1
-        if self._batches % self.settings.accumulate and self._batches < self.data.batches_per_epoch:
-            return
-        count, loss = sum(c for c, _ in self._held), sum(c * value for c, value in self._held)
-        self._losses.append(self.processes.to_mean(self.model.parameters(), base=self._base, count=count, loss=loss))
-        self._held = []
-        self._update()
-
-    def _update(self) -> None:
-        total = self.settings.epochs * self.data.steps_per_epoch
-        scale = learning_rate_scale(self.progress.step, total=total, warmup=self.settings.warmup)
-        for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
-            group["lr"] = peak * scale
-        if self.settings.clip_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
-        self.optimizer.step()
-        if self.model.adapter is not None:
-            self.model.adapter.after_step(self.progress.step)
-        if self.averages is not None:
-            self.averages.update()
-        self.progress.step += 1
+        self.progress.step = self.gradients.end_batch(self.progress.step)
 
     def averaged(self) -> AbstractContextManager[None]:
         """While this is open, the model has the weights that are evaluated and kept: averages, where there are any."""
@@ -301,7 +266,7 @@ class Trainer:
             seconds: that the epoch took this trainer.
         """
         improved = self.progress.add_epoch(
-            train_loss=sum(self._losses) / len(self._losses),
+            train_loss=sum(self.gradients.losses) / len(self.gradients.losses),
             val_loss=sum(-p.log_likelihood for p in predictions) / len(predictions),
             val_accuracy=sum(p.correct for p in predictions) / len(predictions),
             lr=self.optimizer.param_groups[0]["lr"],
