@@ -1,13 +1,11 @@
-"""`sweep`: variants times seeds, one run folder each; what is done stays, what fails is recorded, the rest goes on.
+"""`sweep`: train variants times seeds, one run folder each; finished runs stay, failures are recorded.
 
-Variants of one seed that see the same batches are trained in lockstep (`fused`), which changes their cost and not their
-numbers. The groups are given to an engine: this process, several of this machine, or a cluster's workers. Where there
-are fewer groups than workers, groups are divided.
+Variants of one seed that see the same batches are trained in lockstep (`fuse`), which changes their cost and not their
+numbers. An executor distributes the groups: over this process, several of this machine, or a cluster's workers.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,17 +21,17 @@ from ...extract.stage.settings import plan_path
 from ..config.experiment import Experiment, load_experiment
 from ..training.adapt import RunResult, result_of
 from ..training.run_folder import RunFolder
-from .worker import Runs, SweepWork
+from .worker import RunGroup, SweepJob
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepResult:
-    """The finished runs in the order of seeds, then variants; the others' names with their reasons; what was retried.
+    """Outcome of a sweep.
 
     Args:
-        runs: finished, now or before.
-        failures: (name, reason).
-        retried: (group, reason): begun more than once, since workers were lost or others were at it.
+        runs: the finished runs, of now or before, by seed, then by variant.
+        failures: ("VARIANT/seedN", reason) of each run that failed.
+        retried: (group, reasons) of each group that was begun more than once: a worker was lost, or a run was locked.
     """
 
     runs: tuple[RunResult, ...]
@@ -52,7 +50,7 @@ def sweep(
     progress: bool = True,
     engine: EngineSettings | None = None,
 ) -> SweepResult:
-    """Train every variant with every seed; unfinished runs go on, finished ones are left alone.
+    """Train every variant with every seed; unfinished runs resume, finished ones are skipped.
 
     Args:
         experiment: an experiment's TOML, or the experiment itself.
@@ -60,13 +58,16 @@ def sweep(
         seeds: the experiment's by default.
         fuse: train variants that see the same batches in lockstep; otherwise one after another.
         live: decode and encode the media files for every batch, without a store.
-        device: where it runs.
+        device: the torch device, for instance "cpu" or "cuda".
         progress: show tqdm bars.
-        engine: in place of the experiment's: who trains.
+        engine: which workers train, in place of the experiment's `[engine]`.
+
+    Returns:
+        The finished runs; the failed ones with their reasons.
 
     Raises:
         SettingsError: an unknown variant.
-        RunError: every run failed; a single failure is recorded in the result and the rest goes on.
+        RunError: every run failed; a single failure is recorded in the result, and the others go on.
         BackendError: the engine cannot run.
 
     Example:
@@ -78,12 +79,10 @@ def sweep(
     if not isinstance(experiment, Experiment):
         experiment = load_experiment(experiment)
     names = [v.name for v in experiment.variants] if variants is None else list(variants)
-    pairs = [
-        (experiment.variant(n).name, s) for s in (experiment.sweep.seeds if seeds is None else seeds) for n in names
-    ]
-    return _Sweep(experiment, engine or experiment.extraction.engine, live=live, device=device).all(
-        pairs, fuse=fuse, progress=progress
-    )
+    seeds = experiment.sweep.seeds if seeds is None else seeds
+    pairs = [(experiment.variant(name).name, seed) for seed in seeds for name in names]
+    chosen = engine or experiment.extraction.engine
+    return _Sweep(experiment, chosen, live=live, device=device).run(pairs, fuse=fuse, progress=progress)
 
 
 class _Sweep:
@@ -91,42 +90,41 @@ class _Sweep:
         self.experiment, self.engine, self.live, self.device = experiment, engine, live, device
         self.results: dict[tuple[str, int], RunResult] = {}
         self.failures: dict[tuple[str, int], str] = {}
-        self.retried: list[Receipt] = []
+        self.retried: list[tuple[str, str]] = []
 
-    def all(self, pairs: Sequence[tuple[str, int]], *, fuse: bool, progress: bool) -> SweepResult:
-        inside = self.engine.in_process
-        work = SweepWork(experiment=self.experiment, live=self.live, device=self.device, progress=progress and inside)
-        kept = None if inside else ReceiptFile(receipts_path(self.experiment), run="sweep")
+    def run(self, pairs: Sequence[tuple[str, int]], *, fuse: bool, progress: bool) -> SweepResult:
+        in_process = self.engine.in_process
+        job = SweepJob(experiment=self.experiment, live=self.live, device=self.device, progress=progress and in_process)
+        receipts = None if in_process else ReceiptFile(receipts_path(self.experiment), run="sweep")
         with (
             tqdm(total=len(pairs), desc="runs", unit="run", disable=not progress) as bar,
             open_executor(self.engine, device=self.device, base=self.experiment.base) as workers,
         ):
             groups = run_groups(self.experiment, pairs, fuse=fuse, num_workers=workers.num_workers())
-            peaks = {} if inside else _planned_peaks(self.experiment, self.device)
+            peaks = {} if in_process else _planned_peaks(self.experiment, self.device)
             tasks = {}
             for number, group in enumerate(groups):
-                need = sum(peaks.get(name, 0) for name in group.names) if peaks.keys() >= set(group.names) else 0
-                task = Task(name=f"seed {group.seed}, group {number}", given=group, memory_bytes=need)
+                known = peaks.keys() >= set(group.names)
+                peak = sum(peaks[name] for name in group.names) if known else 0
+                task = Task(name=f"seed {group.seed}, group {number}", given=group, memory_bytes=peak)
                 tasks[task.name] = task
-            for receipt in workers.run(work, list(tasks.values())):
-                if kept is not None:
-                    kept.add(receipt)
-                self._take(tasks[receipt.task].given, receipt)
+            for receipt in workers.run(job, list(tasks.values())):
+                if receipts is not None:
+                    receipts.add(receipt)
+                self._record(tasks[receipt.task].given, receipt)
                 bar.update(len(tasks[receipt.task].given.names))
-        failed = [p for p in pairs if p in self.failures]
-        if failed and not self.results:
-            first = f"{failed[0][0]}/seed{failed[0][1]}: {self.failures[failed[0]]}"
-            raise RunError(f"all {len(failed)} runs failed; the first: {first}")
-        return SweepResult(
-            runs=tuple(self.results[p] for p in pairs if p in self.results),
-            failures=tuple((f"{p[0]}/seed{p[1]}", self.failures[p]) for p in failed),
-            retried=tuple((receipt.task, "; ".join(receipt.lost)) for receipt in self.retried),
-        )
+        failures = [
+            (f"{name}/seed{seed}", self.failures[name, seed]) for name, seed in pairs if (name, seed) in self.failures
+        ]
+        if failures and not self.results:
+            raise RunError(f"all {len(failures)} runs failed; the first: {': '.join(failures[0])}")
+        runs = tuple(self.results[pair] for pair in pairs if pair in self.results)
+        return SweepResult(runs=runs, failures=tuple(failures), retried=tuple(self.retried))
 
-    def _take(self, group: Runs, receipt: Receipt) -> None:
-        """Take in what became of a group: whatever a worker says, a run is done where its folder says so."""
+    def _record(self, group: RunGroup, receipt: Receipt) -> None:
+        """Record each run of a group as finished or failed: a run is finished if its folder says so."""
         if receipt.attempts > 1:
-            self.retried.append(receipt)
+            self.retried.append((receipt.task, "; ".join(receipt.lost)))
         reasons = receipt.result.get("failures", {})
         for name in group.names:
             folder = RunFolder(self.experiment.runs / name / f"seed{group.seed}")
@@ -141,27 +139,36 @@ class _Sweep:
 
 
 def receipts_path(experiment: Experiment) -> Path:
-    """Where the receipts of an experiment's groups lie, those that other processes have trained."""
+    """Return the path of the receipts of an experiment's groups, written where other processes train them."""
     return experiment.runs / "units.jsonl"
 
 
-def run_groups(experiment: Experiment, pairs: Sequence[tuple[str, int]], *, fuse: bool, num_workers: int) -> list[Runs]:
-    """The runs by seed and data order; divided, the largest first, until every worker has something to do."""
+def run_groups(
+    experiment: Experiment, pairs: Sequence[tuple[str, int]], *, fuse: bool, num_workers: int
+) -> list[RunGroup]:
+    """Group runs by seed and data order; halve the largest group while there are fewer groups than workers.
+
+    Args:
+        experiment: the whole experiment.
+        pairs: (variant, seed) of each run.
+        fuse: group variants of one data order; otherwise each run is a group.
+        num_workers: how many groups can be trained at once.
+    """
     found: dict[tuple[int, str], list[str]] = {}
     for name, seed in pairs:
         order = experiment.train_settings(experiment.variant(name)).data_order if fuse else name
         found.setdefault((seed, order), []).append(name)
-    groups = [Runs(seed=seed, names=tuple(dict.fromkeys(names))) for (seed, _), names in found.items()]
+    groups = [RunGroup(seed=seed, names=tuple(dict.fromkeys(names))) for (seed, _), names in found.items()]
     while len(groups) < num_workers and any(len(group.names) > 1 for group in groups):
-        at = max(range(len(groups)), key=lambda i: len(groups[i].names))
-        names, half = groups[at].names, (len(groups[at].names) + 1) // 2
-        parts = [dataclasses.replace(groups[at], names=part) for part in (names[:half], names[half:])]
-        groups[at : at + 1] = parts
+        largest = max(range(len(groups)), key=lambda i: len(groups[i].names))
+        seed, names = groups[largest].seed, groups[largest].names
+        half = (len(names) + 1) // 2
+        groups[largest : largest + 1] = [RunGroup(seed=seed, names=part) for part in (names[:half], names[half:])]
     return groups
 
 
 def _planned_peaks(experiment: Experiment, device: str) -> dict[str, int]:
-    """The memory of each variant's training as the plan has it, which is this machine's on a CPU; {} without a plan."""
+    """Return the planned peak memory, in bytes, of training each variant; {} without a plan, or not on a CPU."""
     try:
         planned = json.loads(plan_path(experiment.base, experiment.name).read_text(encoding="utf-8"))
         return {v["name"]: int(v["peak_bytes"]) for v in planned["variants"]} if device == "cpu" else {}

@@ -1,4 +1,4 @@
-"""The work of a sweep: the runs of one seed, opened, grouped by the batches that they see, and trained in lockstep."""
+"""What a worker of a sweep does: train the runs of one seed, in lockstep where they see the same batches."""
 
 from __future__ import annotations
 
@@ -17,22 +17,27 @@ from ..training.trainer import Trainer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Runs:
-    """Runs of one seed, by their variants' names."""
+class RunGroup:
+    """Runs of one seed that one worker trains.
+
+    Args:
+        seed: of all of them.
+        names: of their variants.
+    """
 
     seed: int
     names: tuple[str, ...]
 
 
 @dataclass(kw_only=True)
-class SweepWork:
-    """What trains runs, in this process or, pickled, in others; encoders and store are opened once in each.
+class SweepJob:
+    """Trains groups of runs; it pickles, and each process opens the encoders and the store once.
 
     Args:
         experiment: the whole experiment.
-        live: without the store.
-        device: where it runs.
-        progress: show each group's bar.
+        live: decode and encode the media files, without a store.
+        device: the torch device.
+        progress: show a tqdm bar for each group.
     """
 
     experiment: Experiment
@@ -45,44 +50,44 @@ class SweepWork:
 
     @cached_property
     def context(self) -> ExperimentContext:
-        """What the runs share."""
+        """The manifest, the encoders and the store, shared by all runs."""
         return ExperimentContext(self.experiment, device=self.device)
 
-    def run(self, runs: Runs) -> dict[str, Any]:
-        """Train what is not done yet.
+    def run(self, given: RunGroup) -> dict[str, Any]:
+        """Train the runs of a group that are not finished.
 
         Returns:
-            `skipped`, the names of the runs that were done before; `failures`, reasons by name.
+            `skipped`, the names of the runs that were finished before; `failures`, the reason of each that failed.
 
         Raises:
             RunLockedError: another process is training one of them.
         """
         with ExitStack() as stack:
-            for name in runs.names:
-                stack.enter_context(RunFolder(self.experiment.runs / name / f"seed{runs.seed}").locked())
-            return self._trained(runs)
+            for name in given.names:
+                stack.enter_context(RunFolder(self.experiment.runs / name / f"seed{given.seed}").locked())
+            return self._train(given)
 
-    def _trained(self, runs: Runs) -> dict[str, Any]:
+    def _train(self, group: RunGroup) -> dict[str, Any]:
         skipped: list[str] = []
         failures: dict[str, str] = {}
-        groups: dict[object, list[Trainer]] = {}
-        for name in runs.names:
+        lockstep: dict[object, list[Trainer]] = {}
+        for name in group.names:
             try:
-                opened = open_trainer(self.context, name, runs.seed, resume=True, live=self.live)
+                opened = open_trainer(self.context, name, group.seed, resume=True, live=self.live)
             except Exception as error:
                 failures[name] = reason_of(error)
                 continue
             if isinstance(opened, RunResult):
                 skipped.append(name)
             else:
-                groups.setdefault(group_key(opened), []).append(opened)
-        for group in groups.values():
-            failures.update(self._train(group))
+                lockstep.setdefault(group_key(opened), []).append(opened)
+        for trainers in lockstep.values():
+            failures.update(self._train_together(trainers))
         return {"skipped": skipped, "failures": failures}
 
-    def _train(self, group: Sequence[Trainer]) -> dict[str, str]:
+    def _train_together(self, trainers: Sequence[Trainer]) -> dict[str, str]:
         try:
-            found = train_together(group, progress=self.progress).failures
+            found = train_together(trainers, progress=self.progress).failures
         except Exception as error:  # of all: the store's, or of a group of one
-            found = dict.fromkeys((training.label for training in group), reason_of(error))
-        return {t.variant.name: found[t.label] for t in group if t.label in found and not t.folder.done}
+            found = dict.fromkeys((t.label for t in trainers), reason_of(error))
+        return {t.variant.name: found[t.label] for t in trainers if t.label in found and not t.folder.done}

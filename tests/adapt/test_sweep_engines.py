@@ -15,7 +15,7 @@ import pytest
 
 from talik.adapt.config.experiment import load_experiment
 from talik.adapt.sweep.sweep import receipts_path, run_groups, sweep
-from talik.adapt.sweep.worker import Runs, SweepWork
+from talik.adapt.sweep.worker import RunGroup, SweepJob
 from talik.adapt.training.run_folder import RunFolder
 from talik.errors import RunLockedError
 from talik.extract.executors.local import LocalExecutor
@@ -77,10 +77,10 @@ def test_processes_leave_what_one_leaves_though_one_is_killed(
 
 def test_a_run_is_trained_by_one_process_at_a_time(experiment: Callable[[str], Path]) -> None:
     loaded = load_experiment(experiment("locked"))
-    work = SweepWork(experiment=loaded, live=False, device="cpu")
+    work = SweepJob(experiment=loaded, live=False, device="cpu")
     with RunFolder(loaded.runs / "trimodal" / "seed0").locked():
         with pytest.raises(RunLockedError, match=r"trimodal/seed0: process \d+ on .* is training this run"):
-            work.run(Runs(seed=0, names=("probe", "trimodal")))
+            work.run(RunGroup(seed=0, names=("probe", "trimodal")))
     assert not (loaded.runs / "probe" / "seed0" / ".lock").exists()
 
 
