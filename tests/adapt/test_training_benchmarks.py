@@ -66,22 +66,22 @@ def test_every_way_takes_the_same_batch(write_experiment: Callable[..., Path], t
     training = ways.cached[4, 2]
     questions = next(iter(training.data.train_batches(0)))
     ways._save(questions, 4)
-    stored = ways._states(training, questions)
+    stored = ways._batch(training, questions)
     for given, tolerance in (
-        (ways._given("npy", training, questions, {}, False)(), 0.0),
-        (ways._given("naive", ways.live[4, 2], questions, {}, True)(), 2e-3),  # of float16, relative
+        (ways._given("npy", training, questions, stored, False)(), 0.0),
+        (ways._given("naive", ways.live[4, 2], questions, stored, True)(), 2e-3),  # of float16, relative
     ):
-        for modality, state in stored.items():
-            assert state.boundary == given[modality].boundary
+        for modality, state in stored.states.items():
+            assert state.boundary == given.states[modality].boundary
             lengths = [None] * len(questions) if state.lengths is None else state.lengths.tolist()
             for found, expected, n in zip(
-                given[modality].hidden, state.hidden, lengths, strict=False
+                given.states[modality].hidden, state.hidden, lengths, strict=False
             ):  # not the padding
                 assert torch.allclose(found[:n], expected[:n], rtol=tolerance, atol=tolerance)
     with torch.no_grad():
         logits = [
-            training.model.eval()(s, training.context.sampling.num_segments)
-            for s in (stored, ways._load(training, questions), ways._states(training, questions, by_clip=True))
+            training.model.eval()(batch)
+            for batch in (stored, ways._load(training, questions), ways._batch(training, questions, by_clip=True))
         ]
     assert torch.equal(logits[0], logits[1])
     assert torch.allclose(logits[0], logits[2], rtol=1e-5, atol=1e-6)
