@@ -1,5 +1,4 @@
-"""Checked settings: frozen dataclasses whose values pydantic compares with their annotations, and the way from and to
-plain mappings (TOML, JSON).
+"""Check settings: frozen dataclasses whose values pydantic compares with their annotations, to and from TOML and JSON.
 
 A whole number may stand for a number and a list for a tuple; nothing else is converted. Unknown keys are refused with
 the nearest known key, and every message carries the dotted place (`variants[2].train.lr`), what was found and what was

@@ -87,7 +87,7 @@ class Gates(nn.Module):
         self.tokens = nn.Linear(half, 1)  # w
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
-        """x (S, N, D) gated by guide (S, D), of x's shape."""
+        """Gate the tokens x (S, N, D) by the other modality's guide (S, D); the result has x's shape."""
         guide = guide[:, None]  # (S, 1, D)
         both = (F.relu(self.guide_channels(guide)) * F.relu(self.own_channels(x))).mean(1, keepdim=True)
         by_channel = self.channels(F.relu(self.squeeze(both))).sigmoid()  # (S, 1, D)

@@ -80,7 +80,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x (S, N, d); mask (S, N) is true where a token is real."""
+        """Run the block on x (S, N, d); mask (S, N) is true where a token is real."""
         if self.attention is not None:
             x = x + self.attention(x, x, None if mask is None else mask[:, None])
         return x + self.mlp(x)
@@ -123,7 +123,7 @@ class Ladder(nn.Module):
 
 
 def averaged(x: Tensor, num_tokens: int, mask: Tensor | None = None) -> Tensor:
-    """x (S, N, D) as (S, num_tokens, D): unchanged where N is that already, else the means of neighbouring tokens."""
+    """Average neighbouring tokens, (S, N, D) → (S, num_tokens, D); x itself where N is num_tokens already."""
     if x.shape[1] == num_tokens:
         return x
     if mask is not None and num_tokens == 1:

@@ -96,7 +96,7 @@ class LatentRead(nn.Module):
         return ("latents",)
 
     def forward(self, x: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
-        """x (S, N, D) reads y (S, M, D); mask (S, M) is true where a token of y is real."""
+        """Let x (S, N, D) read y (S, M, D) through latents; mask (S, M) is true where a token of y is real."""
         scores = self.latents @ y.transpose(1, 2)  # (S, K, M)
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None], -torch.inf)

@@ -78,6 +78,7 @@ class Narrow(nn.Module):
         self.down = nn.Linear(width, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Project down, (…, D) → (…, d_model)."""
         return F.gelu(self.down(self.norm(x)))
 
 

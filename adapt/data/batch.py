@@ -145,11 +145,14 @@ def text_mask(states: Mapping[str, State]) -> Tensor | None:
 class Source(Protocol):
     """Yields batches of states for lists of questions, in the order given."""
 
-    def holds(self, question: Question) -> bool: ...
+    def holds(self, question: Question) -> bool:
+        """Return whether every state that a question needs can be given."""
 
-    def why_not(self, question: Question) -> str: ...
+    def why_not(self, question: Question) -> str:
+        """Name the clip or text whose state is missing, with the reason as far as it is known."""
 
-    def batches(self, questions: Iterable[Sequence[Question]], *, by_clip: bool = False) -> Iterator[Batch]: ...
+    def batches(self, questions: Iterable[Sequence[Question]], *, by_clip: bool = False) -> Iterator[Batch]:
+        """Yield one batch for each list of questions; with `by_clip`, each clip's rows once a batch."""
 
 
 def stored_questions(source: Source, questions: Sequence[Question], *, allow_missing: bool) -> list[Question]:

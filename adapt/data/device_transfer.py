@@ -31,11 +31,13 @@ class ReadSettings(TypedDict):
 
 
 class Event(Protocol):
-    """What of torch.cuda.Event is used."""
+    """The methods of torch.cuda.Event that transfers use."""
 
-    def query(self) -> bool: ...
+    def query(self) -> bool:
+        """Return whether the device has passed the event."""
 
-    def synchronize(self) -> None: ...
+    def synchronize(self) -> None:
+        """Wait until the device has passed the event."""
 
 
 def pinned_allocator(device: str) -> Allocate | None:

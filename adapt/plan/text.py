@@ -100,11 +100,11 @@ def simulated_lines(found: Simulation) -> list[str]:
             f"{readable_seconds(counted.seconds)} here ({_flops(counted.rate)}/s), "
             f"{1e3 * sum(gpu.forward):.2f} ms on such a GPU"
         )
-    for v in found.variants:
-        lines.append(
-            f"  {v.name}, a question: {1e3 * v.train:.3g} ms to train on, {1e3 * v.answer:.3g} ms to answer, above "
-            + " ".join(f"{m} {k}" for m, k in v.starts.items())
-        )
+    lines += [
+        f"  {v.name}, a question: {1e3 * v.train:.3g} ms to train on, {1e3 * v.answer:.3g} ms to answer, above "
+        + " ".join(f"{m} {k}" for m, k in v.starts.items())
+        for v in found.variants
+    ]
     lines.append(f"store: {readable_bytes(found.num_bytes)}")
     lines += _table(found)
     for name, count in zip(("extraction", "sweep"), found.helps, strict=True):

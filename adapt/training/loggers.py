@@ -30,9 +30,11 @@ NAMES = {
 class Scalars(Protocol):
     """Takes the records of metrics.jsonl, one an epoch."""
 
-    def write(self, record: Mapping[str, Any]) -> None: ...
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Log the numbers of one record."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Write what is buffered and end the logger."""
 
 
 def open_scalars(

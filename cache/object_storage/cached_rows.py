@@ -1,6 +1,4 @@
-"""Rows of a boundary in object storage: each shard is brought to this machine when it is first read (shard_cache.py),
-and read from there as a local store's.
-"""
+"""Read rows of a boundary in object storage through a local copy of each shard, fetched when it is first read."""
 
 from __future__ import annotations
 

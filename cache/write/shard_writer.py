@@ -126,7 +126,7 @@ class ShardWriter:
         files: list[ShardFile] = []
         try:
             for array in layout.data:
-                files.append(ShardFile(array, shard.index))
+                files.append(ShardFile(array, shard.index))  # noqa: PERF401 (those made before an error are closed)
             checksums = self._stream(shard, arrays, files)
             for file in files:
                 file.close()

@@ -36,7 +36,7 @@ class Record:
         return self._clean(key, value)
 
     def strings(self, key: str) -> list[str]:
-        """Return a list of strings, given as such or as a JSON string of it (`"[\\"piano\\"]"`); absent is empty."""
+        """Return a list of strings, given as such or as a string of JSON (MUSIC-AVQA's own form); absent is empty."""
         value = self.values.get(key)
         if value is None:
             return []

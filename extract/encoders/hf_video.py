@@ -1,5 +1,7 @@
-"""How frames become a transformers model's inputs: our vectorised resizing where it gives what the model's own
-processor gives, that processor itself where it does not; and whether whole clips enter the model.
+"""Preprocess frames for transformers models of pictures and videos.
+
+Our vectorised resizing is used where it gives what the model's own processor gives, that processor itself where it does
+not; whole clips enter a model that takes videos.
 """
 
 from __future__ import annotations

@@ -180,6 +180,6 @@ class _NoPreprocess:
 
 
 def _context(
-    inputs: Mapping[str, Tensor], batch_size: int, signature: tuple[Any, ...], device: torch.device
+    _inputs: Mapping[str, Tensor], batch_size: int, _signature: tuple[Any, ...], _device: torch.device
 ) -> Context:
     return Context(inputs={}, batch_size=batch_size, calls=(), signature=(), rebuild=_context)

@@ -25,7 +25,9 @@ Interpolation = Literal["bicubic", "bilinear", "nearest"]
 class Preprocess(Protocol):
     """Turns raw items into the encoder's inputs (each with the batch first), and says all that this depends on."""
 
-    def __call__(self, raw: Any) -> dict[str, Tensor]: ...
+    def __call__(self, raw: Any) -> dict[str, Tensor]:
+        """Return the inputs of raw items."""
+        ...
 
     def describe(self) -> dict[str, Any]:
         """Return a JSON-able account of every setting that the result depends on."""

@@ -69,7 +69,7 @@ def check_views(views: int, augment: AugmentSettings | None) -> None:
         raise SettingsError(f"views: found {views}, but nothing in augment; each view would be the plain one")
 
 
-def check_modality(modality: str, views: int, augment: AugmentSettings | None) -> None:
+def check_modality(modality: str, augment: AugmentSettings | None) -> None:
     """Refuse changes that a modality cannot have.
 
     Raises:

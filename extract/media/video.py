@@ -130,7 +130,7 @@ def _run(file: MediaFile, track: Track, wanted: Sequence[int]) -> Iterator[tuple
                 return
 
 
-def _frames_by_count(file: MediaFile, track: Track, wanted: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
+def _frames_by_count(file: MediaFile, _track: Track, wanted: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
     """Yield the wanted frames of a stream without usable times, counted from its beginning."""
     chosen = set(wanted)
     with reopened(file) as fresh:

@@ -31,14 +31,14 @@ def with_random_weights(settings: EncoderSettings, folder: Path) -> EncoderSetti
 
 
 def _roberta_base(folder: Path) -> None:
-    """https://huggingface.co/FacebookAI/roberta-base/blob/main/config.json"""
+    """Save RoBERTa-base with random weights; sizes: huggingface.co/FacebookAI/roberta-base, config.json."""
     from transformers import RobertaConfig
 
     _save(RobertaConfig(max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5), "RobertaModel", folder)
 
 
 def _clap_htsat_unfused(folder: Path) -> None:
-    """The audio part of https://huggingface.co/laion/clap-htsat-unfused/blob/main/config.json: transformers' default"""
+    """Save CLAP's audio encoder with random weights; sizes: huggingface.co/laion/clap-htsat-unfused, config.json."""
     from transformers import ClapAudioConfig, ClapFeatureExtractor
 
     _save(ClapAudioConfig(), "ClapAudioModel", folder)

@@ -99,7 +99,7 @@ class EncodersSettings:
 
     def __post_init__(self) -> None:
         for modality, settings in self.items():
-            check_modality(modality, settings.views, settings.augment)
+            check_modality(modality, settings.augment)
         if self.text is not None and self.text.is_imported:
             raise SettingsError(f"text.model: found {self.text.model!r}; imported features are of clips, not texts")
 
