@@ -128,8 +128,8 @@ class _Sweep:
         reasons = receipt.result.get("failures", {})
         for name in group.names:
             folder = RunFolder(self.experiment.runs / name / f"seed{group.seed}")
-            reason = reasons.get(name) or receipt.error
-            if reason and not folder.done:
+            reason = reasons.get(name) or ("" if folder.done else receipt.error)
+            if reason:
                 self.failures[name, group.seed] = reason
                 continue
             try:

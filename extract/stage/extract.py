@@ -142,7 +142,7 @@ def _compute(
     result: ExtractionResult,
     options: RunOptions,
 ) -> None:
-    """Allot rows, plan the missing shards, and have them computed and written."""
+    """Give rows to the items, plan the missing shards, and have them computed and written."""
     boundaries = [boundary for request in requests for boundary in request.boundaries]
     device = options.worker_device(settings.engine)
     with (

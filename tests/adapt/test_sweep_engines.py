@@ -17,7 +17,7 @@ from talik.adapt.config.experiment import load_experiment
 from talik.adapt.sweep.sweep import receipts_path, run_groups, sweep
 from talik.adapt.sweep.worker import RunGroup, SweepJob
 from talik.adapt.training.run_folder import RunFolder
-from talik.errors import RunLockedError
+from talik.errors import RunError, RunLockedError
 from talik.extract.executors.local import LocalExecutor
 from talik.extract.executors.settings import EngineSettings
 from talik.extract.executors.tasks import Task
@@ -82,6 +82,19 @@ def test_a_run_is_trained_by_one_process_at_a_time(experiment: Callable[[str], P
         with pytest.raises(RunLockedError, match=r"trimodal/seed0: process \d+ on .* is training this run"):
             work.run(RunGroup(seed=0, names=("probe", "trimodal")))
     assert not (loaded.runs / "probe" / "seed0" / ".lock").exists()
+
+
+def test_a_finished_run_with_other_settings_is_a_failure_and_not_the_old_number(
+    experiment: Callable[[str], Path],
+) -> None:
+    path = experiment("changed")
+    sweep(path, variants=["probe"], progress=False)
+    before = path.read_text(encoding="utf-8")
+    changed = before.replace("[train]", "[train]\nweight_decay = 0.01")
+    assert changed != before
+    path.write_text(changed, encoding="utf-8")
+    with pytest.raises(RunError, match=r"probe/seed0: .* other settings \(train.weight_decay: requested 0.01"):
+        sweep(path, variants=["probe"], progress=False)
 
 
 def test_groups_are_divided_until_every_worker_has_one(experiment: Callable[[str], Path]) -> None:
