@@ -122,8 +122,11 @@ def test_pictures_of_sound_with_settings_of_their_own():
     torch.testing.assert_close(
         shifted(tone)["pixel_values"], pictures * 2 * 4.5689974 - 4.2677393, rtol=1e-4, atol=1e-3
     )
-    for wrong in ({"num_mel_bins": 0}, {"std": 0.0}, {"num_frames": 0}, {"max_hz": 9000.0}, {"min_hz": 8000.0}):
-        with pytest.raises(SettingsError, match="picture"):
+    for name in ("num_mel_bins", "std", "num_frames"):
+        with pytest.raises(SettingsError, match=f"^{name}: found 0"):
+            PictureSettings(**{name: 0})
+    for wrong in ({"max_hz": 9000.0}, {"min_hz": 8000.0}):
+        with pytest.raises(SettingsError, match=r"^min_hz, max_hz: found .* expected 0 ≤ min_hz < max_hz ≤ 8000"):
             PictureSettings(**wrong)
     with pytest.raises(SettingsError, match="at least a frame"):
         SpectrogramPreprocess(height=8, width=8, window_seconds=0.01)
