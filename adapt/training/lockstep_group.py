@@ -104,13 +104,13 @@ class SharedBatches:
             m: sorted({s[m] for s in starts if m in s}.union(*(model.reads().get(m, ()) for model in self._models)))
             for m in modalities
         }
-        self._source = context.shared(lowest, {m: sorted(ks) for m, ks in reads.items()}, live=not cached)
+        self.source = context.shared(lowest, {m: sorted(ks) for m, ks in reads.items()}, live=not cached)
 
     def batches(
         self, questions: Iterable[Sequence[Question]], *, view_seed: int | None = None, by_clip: bool = False
     ) -> Iterator[list[Batch]]:
         """Yield, for each list of questions, every model's batch, in the order of the trainings."""
-        for batch in self._source.batches(questions, view_seed=view_seed, by_clip=by_clip):
+        for batch in self.source.batches(questions, view_seed=view_seed, by_clip=by_clip):
             with autocast(self._amp, batch.device.type):
                 known = {
                     m: states_at(self._encoders[m], [state, *batch.above.get(m, ())], self._wanted[m])

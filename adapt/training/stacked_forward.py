@@ -122,7 +122,7 @@ class StackedForward:
         """Run the units of `run` on states of several models at once."""
         if len(states) == 1:
             return [run.run()]
-        joined = replace(run, state=self._joined(states)).run()
+        joined = replace(run, state=self.joined(states)).run()
         parts = joined.hidden.split([state.batch_size for state in states])
         return [
             joined.replace(hidden=hidden, lengths=own.lengths, context=own.context)
@@ -157,7 +157,7 @@ class StackedForward:
                 return boundary
         return stop
 
-    def _joined(self, states: Sequence[State]) -> State:
+    def joined(self, states: Sequence[State]) -> State:
         """Join states along the batch; the context that they take together is rebuilt once for all units."""
         key = tuple(id(state.context) for state in states)
         if key not in self.contexts:

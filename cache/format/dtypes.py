@@ -42,7 +42,7 @@ def to_storage(hidden: NDArray[Any], spec: BoundarySpec, source: str) -> NDArray
             stored = np.ascontiguousarray(hidden, dtype=spec.numpy_dtype)
     else:
         raise _wrong_kind(hidden, spec, source)
-    if not _all_finite(stored, spec.dtype):
+    if not all_finite(stored, spec.dtype):
         raise _not_finite(hidden, spec, source)
     return stored
 
@@ -62,7 +62,8 @@ def to_input(values: NDArray[Any], spec: ArraySpec, where: str) -> NDArray[Any]:
     return stored
 
 
-def _all_finite(stored: NDArray[Any], dtype: str) -> bool:
+def all_finite(stored: NDArray[Any], dtype: str) -> bool:
+    """Return whether stored values hold no NaN and no infinity; bfloat16 as int16 bit patterns."""
     if dtype == "float32":
         return bool(np.isfinite(stored).all())
     if not stored.size:

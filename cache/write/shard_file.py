@@ -37,19 +37,19 @@ class ShardFile:
         self._tokens = 0
         with disk_errors(self.path):
             self._raw = io.FileIO(self._temporary, "w")
-        self._file = io.BufferedWriter(self._raw, _PIECE_BYTES)
+        self.file = io.BufferedWriter(self._raw, _PIECE_BYTES)
 
     def add_item(self, slot: int, values: NDArray[Any]) -> None:
         """Write one inner chunk of a dense array: an item and its checksum."""
-        self._write(values)
-        self._write(google_crc32c.value(values).to_bytes(4, "little"))
+        self.write(values)
+        self.write(google_crc32c.value(values).to_bytes(4, "little"))
         self._slots.append(slot)
 
     def add_tokens(self, first: int, values: NDArray[Any]) -> None:
         """Write the tokens of one item of a ragged array at their place in the shard; a gap before them is zeros."""
         if first > self._tokens:
-            self._write(bytes((first - self._tokens) * self._array.unit_bytes))
-        self._write(values)
+            self.write(bytes((first - self._tokens) * self._array.unit_bytes))
+        self.write(values)
         self._tokens = first + len(values)
 
     def close(self) -> None:
@@ -57,13 +57,13 @@ class ShardFile:
         array = self._array
         if not array.checksums:
             chunks = -(-self._tokens // array.units_per_chunk)
-            self._write(bytes(chunks * array.chunk_bytes - self._tokens * array.unit_bytes))
+            self.write(bytes(chunks * array.chunk_bytes - self._tokens * array.unit_bytes))
             self._slots = list(range(chunks))
-        self._write(encode_index(array, np.array(self._slots, np.int64)))
+        self.write(encode_index(array, np.array(self._slots, np.int64)))
         with disk_errors(self.path):
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self.file.close()
 
     def publish(self) -> None:
         """Rename the closed file to its place; the caller makes the folder durable."""
@@ -77,7 +77,8 @@ class ShardFile:
         with suppress(OSError):
             self._temporary.unlink()
 
-    def _write(self, content: NDArray[Any] | bytes) -> None:
+    def write(self, content: NDArray[Any] | bytes) -> None:
+        """Append bytes to the temporary file, in pieces that go to the disk while others are written."""
         view = content.data if isinstance(content, np.ndarray) else memoryview(content)
         if not view.nbytes:
             return
@@ -85,10 +86,10 @@ class ShardFile:
         with disk_errors(self.path):
             while view:
                 part = view[: _PIECE_BYTES - self.size_bytes % _PIECE_BYTES]
-                self._file.write(part)
+                self.file.write(part)
                 self.size_bytes += len(part)
                 view = view[len(part) :]
                 if self.size_bytes % _PIECE_BYTES == 0:
-                    self._file.flush()
+                    self.file.flush()
                 if self.size_bytes % _WRITEBACK_BYTES == 0:
                     start_writeback(self._raw.fileno(), self.size_bytes - _WRITEBACK_BYTES, _WRITEBACK_BYTES)

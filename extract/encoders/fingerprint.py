@@ -46,7 +46,7 @@ class PrefixWeights:
     def __init__(self, trunk: Trunk, forward: Callable[[], Any]) -> None:
         self._tensors = named_weights(trunk.model)
         self._first = _first_uses(trunk, forward, {id(t) for t in self._tensors.values()})
-        self._digests: dict[str, str] = {}
+        self.digests: dict[str, str] = {}
         self._settings = tuner_settings(trunk.model)
 
     def names(self, boundary: int) -> list[str]:
@@ -62,9 +62,9 @@ class PrefixWeights:
         return digest_json([*weights, *tuned])
 
     def _weight_digest(self, name: str) -> str:
-        if name not in self._digests:
-            self._digests[name] = weight_digest(self._tensors[name])
-        return self._digests[name]
+        if name not in self.digests:
+            self.digests[name] = weight_digest(self._tensors[name])
+        return self.digests[name]
 
 
 def named_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -75,7 +75,7 @@ class PretrainedEncoder(Encoder):
         self._constants: dict[str, Tensor] = {}  # of equal windows of sound the masks are equal
         if modality == "audio" and self.trunk.context_names:
             self._constants = same_in_all(self.trunk.context_names, [probe, self._batch(1)])
-        self._weights = PrefixWeights(self.trunk, lambda: self._forward(probe))
+        self.prefix_weights = PrefixWeights(self.trunk, lambda: self._forward(probe))
 
     @cached_property
     def channels(self) -> Sequence[int]:
@@ -260,7 +260,7 @@ class PretrainedEncoder(Encoder):
         return digest_json(self._prefix(self.boundary(boundary)))
 
     def _prefix(self, boundary: int) -> dict[str, Any]:
-        weights = self._weights.digest(boundary)
+        weights = self.prefix_weights.digest(boundary)
         return {"model": type(self.model).__name__, "config": self._prefix_config(boundary), "weights": weights}
 
     def _prefix_config(self, boundary: int) -> dict[str, Any]:

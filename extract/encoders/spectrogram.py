@@ -58,7 +58,7 @@ class SpectrogramPreprocess:
         chosen = self.settings
         frames = waves.unfold(1, self._frame, round(chosen.hop_seconds * chosen.sample_rate_hz))  # (N, frames, samples)
         spectrum = torch.fft.rfft(frames * torch.hann_window(self._frame), n=self._num_bins)
-        mel = self._filters @ spectrum.abs().square().transpose(1, 2)  # (N, mel, frames)
+        mel = self.filters @ spectrum.abs().square().transpose(1, 2)  # (N, mel, frames)
         if chosen.num_frames is not None:
             mel = F.pad(mel, (0, chosen.num_frames - mel.shape[2]))
         pictures = ((mel.clamp_min(1e-10).log() - chosen.mean) / chosen.std)[:, None].flip(2)
@@ -76,7 +76,8 @@ class SpectrogramPreprocess:
         return 1 << (self._frame - 1).bit_length()
 
     @cached_property
-    def _filters(self) -> Tensor:
+    def filters(self) -> Tensor:
+        """The mel filter bank, (mel bins, frequencies) float32."""
         from transformers.audio_utils import mel_filter_bank
 
         chosen = self.settings

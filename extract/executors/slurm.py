@@ -78,7 +78,7 @@ class SlurmExecutor(Executor):
         self.settings = settings
         self._folder = folder.absolute() / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
         make_folder(self._folder)
-        self._running: list[Any] = []
+        self.running: list[Any] = []
         self._arrays = 0
         self._complete = True
         try:
@@ -148,19 +148,19 @@ class SlurmExecutor(Executor):
                 submitted = [self._executor.submit(Share(job, part, self.settings.num_threads)) for part in parts]
         except Exception as error:  # whatever sbatch says comes as submitit's own classes
             raise BackendError(f"submitit: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from None
-        self._running += submitted
+        self.running += submitted
         return list(zip(submitted, parts, strict=True))
 
     def close(self) -> None:
         """Let elements whose share is done come to their end; cancel the others."""
         until = time.monotonic() + (_SECONDS_TO_END if self._complete else 0.0)
-        for submitted in self._running:
+        for submitted in self.running:
             while not submitted.done() and time.monotonic() < until:
                 time.sleep(0.1)
             if not submitted.done():
                 submitted.cancel()
                 submitted.done()
-        self._running = []
+        self.running = []
 
 
 def _why_lost(submitted: Any) -> str:

@@ -114,14 +114,14 @@ def test_another_base_encoder_is_refused(
         weight.add_(1e-3)
     try:
         # Digests are taken once for each opened encoder, so the changed one is opened as a new one would be.
-        live.encoders["text"]._weights._digests.clear()
+        live.encoders["text"].prefix_weights.digests.clear()
         fresh.encoders = live.encoders
         with pytest.raises(RunError, match="trained on another text encoder"):
             load_adapter(run, fresh.build(variant(kind), seed=0))
     finally:
         with torch.no_grad():
             weight.copy_(kept)
-        live.encoders["text"]._weights._digests.clear()
+        live.encoders["text"].prefix_weights.digests.clear()
 
 
 @pytest.fixture

@@ -170,7 +170,7 @@ def test_autocast_changes_nothing() -> None:
 
 def test_training_after_inference_mode() -> None:
     inputs = make_inputs(2, 20, 8, 4, 1)
-    chunked._Workspace._kept.__dict__.clear()
+    chunked.Workspace.kept_buffers.__dict__.clear()
     with torch.inference_mode():
         first = selective_scan(**inputs, delta_softplus=True, backend="torch")
     out, _, _ = run(inputs, "torch")

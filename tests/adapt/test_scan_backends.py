@@ -91,7 +91,7 @@ def test_forced_and_absent_is_an_error_that_says_why() -> None:
 
 
 def test_auto_falls_back_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
-    dispatch._log_choice.cache_clear()
+    dispatch.log_choice.cache_clear()
     with caplog.at_level(logging.INFO, logger="talik.adapt.scan.selective_scan"):
         for _ in range(3):
             automatic = selective_scan(**make_call())

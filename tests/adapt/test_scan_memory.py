@@ -24,7 +24,7 @@ def test_extra_memory_of_forward_and_backward(size: tuple[int, int, int, int]) -
     shapes = ((batch, channels, length), (batch, channels, length), (channels, states), *[(batch, states, length)] * 2)
     u, delta, a, b, c = (torch.rand(shape).requires_grad_() for shape in shapes)
     operands = (u, delta, a, b, c)
-    chunked._Workspace._kept.__dict__.clear()  # the work buffers count
+    chunked.Workspace.kept_buffers.__dict__.clear()  # the work buffers count
 
     def both_ways() -> None:
         out = selective_scan(u, delta, -a, b, c, backend="torch")

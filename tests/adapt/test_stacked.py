@@ -115,9 +115,9 @@ def test_stacked_equals_alone(
     if dtype == torch.float64:
         in_double(monkeypatch)
     joined: list[int] = []
-    real = stacked.StackedForward._joined
+    real = stacked.StackedForward.joined
     monkeypatch.setattr(
-        stacked.StackedForward, "_joined", lambda self, states: joined.append(len(states)) or real(self, states)
+        stacked.StackedForward, "joined", lambda self, states: joined.append(len(states)) or real(self, states)
     )
     alone, together = experiment("alone", "stack = false"), experiment("together", "stack = true")
     for path in (alone, together):

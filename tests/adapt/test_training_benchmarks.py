@@ -65,11 +65,11 @@ def test_every_way_takes_the_same_batch(write_experiment: Callable[..., Path], t
     ways = Ways(ExperimentContext(load_experiment(path)), GRID, work=tmp_path / "work")
     training = ways.cached[4, 2]
     questions = next(iter(training.data.train_batches(0)))
-    ways._save(questions, 4)
-    stored = ways._batch(training, questions)
+    ways.save(questions, 4)
+    stored = ways.batch(training, questions)
     for given, tolerance in (
-        (ways._given("npy", training, questions, stored, False)(), 0.0),
-        (ways._given("naive", ways.live[4, 2], questions, stored, True)(), 2e-3),  # of float16, relative
+        (ways.given("npy", training, questions, stored, False)(), 0.0),
+        (ways.given("naive", ways.live[4, 2], questions, stored, True)(), 2e-3),  # of float16, relative
     ):
         for modality, state in stored.states.items():
             assert state.boundary == given.states[modality].boundary
@@ -81,7 +81,7 @@ def test_every_way_takes_the_same_batch(write_experiment: Callable[..., Path], t
     with torch.no_grad():
         logits = [
             training.model.eval()(batch)
-            for batch in (stored, ways._load(training, questions), ways._batch(training, questions, by_clip=True))
+            for batch in (stored, ways.load(training, questions), ways.batch(training, questions, by_clip=True))
         ]
     assert torch.equal(logits[0], logits[1])
     assert torch.allclose(logits[0], logits[2], rtol=1e-5, atol=1e-6)

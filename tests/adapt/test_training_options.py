@@ -311,7 +311,7 @@ def test_variants_of_equal_boundaries_share_one_source(write: Any, context: Expe
     trainings = [t for t in opened if isinstance(t, Trainer)]
     assert trainings[0].source is trainings[1].source
     for together in (trainings[:1], trainings):
-        assert SharedBatches(own, together)._source is trainings[0].source
+        assert SharedBatches(own, together).source is trainings[0].source
     other = open_trainer(own, "trimodal", 0)
     assert isinstance(other, Trainer)
     assert other.source is not trainings[0].source

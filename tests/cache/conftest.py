@@ -178,8 +178,8 @@ def _killed_at_step(number: int, work: Callable[[], None]) -> bool:
 
         for name in _STEPS:
             setattr(os, name, step(getattr(os, name)))
-        write = shard.ShardFile._write
-        shard.ShardFile._write = lambda file, content: (step(write)(file, content), file._file.flush())[0]
+        write = shard.ShardFile.write
+        shard.ShardFile.write = lambda file, content: (step(write)(file, content), file.file.flush())[0]
         work()
 
     _, status = os.waitpid(_fork(counted), 0)

@@ -31,7 +31,7 @@ def test_an_extraction_killed_ten_times(benchmark, write_experiment, tmp_path):
 
 @pytest.mark.parametrize("fault", ["a full disk", "a read-only store", "two writers at once", "torn renames"])
 def test_a_disk_that_fails(fault, benchmark, tmp_path_factory, tmp_path):
-    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
+    for folder in (tmp_path, *list(tmp_path.parents)[:3]):
         folder.chmod(0o755)  # the read-only store is looked at by a user without rights
     assert benchmark("store_faults").FAULTS[fault](tmp_path)
 

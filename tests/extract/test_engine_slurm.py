@@ -107,7 +107,7 @@ def test_slurm_itself_does_an_array_and_one_element_again(tmp_path: Path, monkey
         receipts = [next(found)]
         while not (tmp_path / "0").exists():
             receipts.append(next(found))
-        subprocess.run(["scontrol", "requeue", engine._running[0].job_id], check=True)  # it is at the third task
+        subprocess.run(["scontrol", "requeue", engine.running[0].job_id], check=True)  # it is at the third task
         receipts += list(found)
     assert sorted(receipt.task for receipt in receipts) == ["0", "1", "2", "3"]
     assert not any(receipt.error for receipt in receipts)

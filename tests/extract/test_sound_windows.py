@@ -115,7 +115,7 @@ def test_pictures_of_sound_with_settings_of_their_own():
     silence = (np.log(1e-10) + 4.2677393) / (2 * 4.5689974)
     torch.testing.assert_close(pictures[1], torch.full((3, 192, 192), silence, dtype=torch.float32))
     row = int(pictures[0, 0].mean(dim=1).argmax())
-    centre = made._filters[191 - row].argmax() * 16000 / 512
+    centre = made.filters[191 - row].argmax() * 16000 / 512
     assert abs(float(centre) - 440) <= 16000 / 512
     plain = PictureSettings(num_mel_bins=192, num_frames=192, mean=0, std=1)
     shifted = SpectrogramPreprocess(height=192, width=192, window_seconds=1.95, settings=plain)
