@@ -23,12 +23,6 @@ def count_parameters(model: JointModel) -> tuple[int, int]:
     return trainable, trainable + frozen
 
 
-def parameter_line(model: JointModel) -> str:
-    """Return the count of parameters as PEFT prints it."""
-    trainable, every = count_parameters(model)
-    return f"trainable params: {trainable:,} || all params: {every:,} || trainable%: {100 * trainable / every:.4f}"
-
-
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
     """Build AdamW on a model's trained parameters, at the settings' peak learning rates."""
     head_lr = settings.lr if settings.head_lr is None else settings.head_lr

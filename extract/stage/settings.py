@@ -17,11 +17,10 @@ from ...cache.open import open_store
 from ...config import Count, CountOrZero, Positive, from_mapping, settings_class
 from ...errors import SettingsError, unknown_name
 from ..datasets.settings import DataSettings
-from ..encoders.options import PictureSettings
+from ..encoders.options import MODALITIES, PictureSettings
 from ..executors.settings import EngineSettings
 from ..media.augment_settings import AugmentSettings, check_modality, check_views
 
-MODALITIES = ("visual", "audio", "text")
 EXPERIMENT_TABLES = ("data", "encoders", "store", "task", "train", "variants", "sweep", "log", "engine")
 
 
