@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...extract.executors.threads import torch_threads
 from ..data.batch import stored_questions
 from ..scoring.metrics import Scores, score
 from ..scoring.predictions import answer, prediction_records, score_records
@@ -68,20 +69,21 @@ def evaluate(
     model = context.build(variant, seed=int(folder.config()["seed"]))
     load_adapter(folder, model)
     settings = experiment.train_settings(variant)
-    source = context.live(model) if live else context.cached(model)
-    questions = stored_questions(source, context.questions(split), allow_missing=context.allow_missing)
-    if gates:
-        size = settings.eval_batch_size
-        found = gate_records(model, source, questions, batch_size=size, amp=settings.amp)
-        folder.write_lines(f"gates-{split}.jsonl", found)
-    predictions = answer(
-        model,
-        source,
-        questions,
-        answers=context.manifest.answers,
-        batch_size=settings.eval_batch_size,
-        amp=settings.amp,
-    )
+    with torch_threads(settings.num_threads):
+        source = context.live(model) if live else context.cached(model)
+        questions = stored_questions(source, context.questions(split), allow_missing=context.allow_missing)
+        if gates:
+            size = settings.eval_batch_size
+            found = gate_records(model, source, questions, batch_size=size, amp=settings.amp)
+            folder.write_lines(f"gates-{split}.jsonl", found)
+        predictions = answer(
+            model,
+            source,
+            questions,
+            answers=context.manifest.answers,
+            batch_size=settings.eval_batch_size,
+            amp=settings.amp,
+        )
     records = prediction_records(predictions)
     seconds = time.perf_counter() - started
     if save:

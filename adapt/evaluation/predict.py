@@ -11,6 +11,7 @@ import torch
 
 from ...errors import MissingMediaError, RunError, SettingsError
 from ...extract.datasets.types import Clip, Manifest, Question
+from ...extract.executors.threads import torch_threads
 from ..model.joint_model import forward
 from ..training.adapter_files import load_adapter
 from ..training.experiment_context import ExperimentContext
@@ -105,15 +106,16 @@ def predict(run: Path | str, *, video: Path | str, question: str = "", top: int 
     load_adapter(folder, model)
     model.eval()
     source = context.live(model)
-    (batch,) = source.batches([[given]])
-    amp = experiment.train_settings(variant).amp
-    with torch.no_grad():
-        logits = forward(model, batch, amp=amp)
+    settings = experiment.train_settings(variant)
+    has_gates = model.adapter is not None and model.adapter.has_gates and variant.adapter.get("selection") != "none"
+    gates: tuple[Mapping[str, Any], ...] = ()
+    with torch.no_grad(), torch_threads(settings.num_threads):
+        (batch,) = source.batches([[given]])
+        logits = forward(model, batch, amp=settings.amp)
+        if has_gates:
+            gates = tuple(gate_records(model, source, [given], batch_size=1, amp=settings.amp))
     probabilities = logits[0].float().softmax(-1).cpu()
     best = tuple(_best(row, answers, 1)[0] for row in probabilities) if probabilities.ndim == 2 else ()
-    gates: tuple[Mapping[str, Any], ...] = ()
-    if model.adapter is not None and model.adapter.has_gates and variant.adapter.get("selection") != "none":
-        gates = tuple(gate_records(model, source, [given], batch_size=1, amp=amp))
     overall = probabilities.mean(0) if probabilities.ndim == 2 else probabilities
     return Predicted(answers=_best(overall, answers, top), by_segment=best, gates=gates)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from ...extract.executors.threads import torch_threads
 from ..config.experiment import Experiment
 from ..training.adapt import RunResult, open_trainer
 from ..training.experiment_context import ExperimentContext
@@ -63,6 +64,7 @@ class SweepJob:
             RunLockedError: another process is training one of them.
         """
         with ExitStack() as stack:
+            stack.enter_context(torch_threads())
             for name in given.names:
                 stack.enter_context(RunFolder(self.experiment.runs / name / f"seed{given.seed}").locked())
             return self._train(given)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ...errors import RunError
 from ...extract.datasets.describe import describe
+from ...extract.executors.threads import torch_threads
 from ..config.experiment import Experiment, load_experiment
 from ..config.run_config import run_config
 from ..model.insertion import insertion_lines
@@ -80,7 +81,7 @@ def adapt(
     if not isinstance(experiment, Experiment):
         experiment = load_experiment(experiment)
     folder = RunFolder(experiment.runs / experiment.variant(variant).name / f"seed{seed}")
-    with joined(device) as processes, folder.locked() if processes.leads else nullcontext():
+    with torch_threads(), joined(device) as processes, folder.locked() if processes.leads else nullcontext():
         announce = progress and processes.leads and context is None
         context = context or ExperimentContext(experiment, device=processes.device)
         with processes.in_turn():
@@ -106,7 +107,8 @@ def open_trainer(
 ) -> Trainer | RunResult:
     """Prepare a run's folder and open its trainer, brought to its checkpoint; or return a finished run's result.
 
-    The number of threads that the settings name is set here, so that whatever the trainer computes is computed with it.
+    The number of threads that the settings name is set here, so that whatever the trainer computes is computed with it;
+    the caller restores it (`torch_threads`).
 
     Args:
         context: of the experiment.

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from ...cache.feature_store import FeatureStore
@@ -27,6 +26,7 @@ from ..datasets.types import Manifest
 from ..executors.open import open_executor
 from ..executors.settings import EngineSettings
 from ..executors.tasks import ReceiptFile
+from ..executors.threads import torch_threads
 from .compute_shards import ExtractionResult, compute_shards
 from .items import source_of
 from .plan import StateRequest, plan_shards, request_states, undecodable
@@ -106,7 +106,7 @@ def extract(
     for line in describe(manifest, brief=True) if progress else ():
         tqdm.write(line, file=sys.stderr)
     result = _new_result(settings, manifest, store)
-    with _threads(settings.engine):
+    with torch_threads(settings.engine.threads):
         requests = _decodable(request_states(settings, manifest, store, options), result)
         prepared = time.perf_counter()
         try:
@@ -171,17 +171,6 @@ def _decodable(requests: Sequence[StateRequest], result: ExtractionResult) -> li
     if failed:
         result.add_failed(failed)
     return [request.without({clip.key for clip in failed}) for request in requests]
-
-
-@contextmanager
-def _threads(engine: EngineSettings) -> Iterator[None]:
-    """Set the number of torch threads that the engine's settings name, and restore it afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(engine.threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _failure_line(failed: Sequence[FailedClip], total: int, store: Path) -> str:

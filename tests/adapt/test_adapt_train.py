@@ -122,6 +122,22 @@ def test_a_killed_and_resumed_run_equals_one_never_killed(
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_the_number_of_threads_that_a_run_sets_is_restored(place: Path, context: Any) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        experiment = load_experiment(place)
+        assert experiment.train_settings(experiment.variant("probe")).num_threads == 1
+        run = adapt(experiment, variant="probe", progress=False, context=context(experiment))
+        assert torch.get_num_threads() == 3
+        evaluate(run.folder, save=False)
+        assert torch.get_num_threads() == 3
+        sweep(experiment, variants=["trimodal"], progress=False)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_seed_decides(place: Path, context: Any) -> None:
     experiment = load_experiment(place)
     runs = [adapt(experiment, variant="probe", seed=s, progress=False, context=context(experiment)) for s in (0, 1)]
