@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import EncoderError, SettingsError
-from .preprocess import ImagePreprocess
+from .image_preprocess import PicturePreprocess, checked_frames
 
 
 class ProcessorPreprocess:
@@ -63,34 +63,30 @@ class ProcessorPreprocess:
         return {"kind": "processor", "class": type(self.processor).__name__, **clip, **settings}
 
 
-class ClipPreprocess:
+class ClipPreprocess(PicturePreprocess):
     """Frames preprocessed one by one and put together by clips: (B, F, 3, height, width)."""
 
-    def __init__(self, frames: ImagePreprocess, *, num_frames: int, name: str) -> None:
+    def __init__(self, frames: PicturePreprocess, *, num_frames: int, name: str) -> None:
         self.frames = frames
         self.num_frames = num_frames
         self.name = name
 
-    def __call__(self, raw: NDArray[np.uint8] | Tensor) -> dict[str, Tensor]:
-        """Return {name: (B, F, 3, height, width) float32} of frames (B*F, H, W, 3) uint8, F of each clip in turn.
+    def pictures(self, raw: NDArray[np.uint8] | Tensor) -> Tensor:
+        """Return (B*F, height, width, 3) uint8 of frames (B*F, H, W, 3) uint8, F of each clip in turn."""
+        return self.frames.pictures(raw)
+
+    def normalise(self, pictures: Tensor) -> dict[str, Tensor]:
+        """Return {name: (B, F, 3, height, width) float32} of what `pictures` gave.
 
         Raises:
-            SettingsError: another shape or type, or frames that make no whole clips.
+            SettingsError: frames that make no whole clips.
         """
-        (pixels,) = self.frames(checked_frames(raw)).values()
+        (pixels,) = self.frames.normalise(pictures).values()
         return {self.name: clips_of(pixels, self.num_frames)}
 
     def describe(self) -> dict[str, Any]:
         """Return the settings of a frame, and how many go together."""
         return {**self.frames.describe(), "num_frames": self.num_frames}
-
-
-def checked_frames(raw: NDArray[np.uint8] | Tensor) -> Tensor:
-    """Return frames as a tensor, or a SettingsError unless they are (N, H, W, 3) uint8."""
-    frames = torch.as_tensor(raw)
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != torch.uint8:
-        raise SettingsError(f"frames: found {tuple(frames.shape)} {frames.dtype}, expected (N, H, W, 3) uint8")
-    return frames
 
 
 def clips_of(frames: Tensor, num_frames: int) -> Tensor:

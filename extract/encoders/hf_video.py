@@ -19,9 +19,9 @@ from torch import Tensor
 
 from ...errors import EncoderError, SettingsError
 from .hf_processor import ClipPreprocess, ProcessorPreprocess
+from .image_preprocess import ImagePreprocess, Interpolation
 from .model_sources import Prepared
 from .options import EncoderOptions, Fit
-from .preprocess import ImagePreprocess, Interpolation
 
 _INTERPOLATIONS: dict[int, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 _FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")

@@ -1,6 +1,6 @@
-"""From raw frames, waveforms and texts to an encoder's inputs, as the encoder's own processor would, vectorised.
+"""From waveforms and texts to an encoder's inputs, as its own processor would (frames: `image_preprocess.py`).
 
-Letters: N items (B*T), H W pixels, S samples, L tokens.
+Letters: N items (B*T), S samples, L tokens.
 """
 
 from __future__ import annotations
@@ -8,18 +8,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import SettingsError
-from .options import Fit
-
-Interpolation = Literal["bicubic", "bilinear", "nearest"]
+from .image_preprocess import ImagePreprocess as ImagePreprocess  # sources of models of one's own import it from here
 
 
 class Preprocess(Protocol):
@@ -32,71 +29,6 @@ class Preprocess(Protocol):
     def describe(self) -> dict[str, Any]:
         """Return a JSON-able account of every setting that the result depends on."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImagePreprocess:
-    """Resize, crop and normalise frames.
-
-    `fit="crop"` resizes the shorter edge to `resize` keeping the aspect, then cuts the centre (height, width) out:
-    what the published processors do, and it loses the margins of wide frames. `fit="stretch"` resizes the whole frame
-    to (height, width) exactly: nothing is lost, the aspect changes.
-    """
-
-    height: int
-    width: int
-    resize: int
-    fit: Fit
-    interpolation: Interpolation = "bicubic"
-    rescale: float = 1 / 255
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
-    name: str = "pixel_values"
-
-    def __call__(self, raw: NDArray[np.uint8] | Tensor) -> dict[str, Tensor]:
-        """Return {name: (N, 3, height, width) float32} of frames (N, H, W, 3) uint8.
-
-        Resizing is antialiased and rounds to whole grey levels, as Pillow does.
-        """
-        frames = torch.as_tensor(raw)
-        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != torch.uint8:
-            found = f"{tuple(frames.shape)} {frames.dtype}"
-            raise SettingsError(f"frames: found {found}, expected (N, H, W, 3) uint8")
-        pixels = frames.permute(0, 3, 1, 2)  # (N, 3, H, W), channels last in memory
-        pixels = self._fitted(pixels)
-        scale = torch.tensor([self.rescale / s for s in self.std]).view(1, 3, 1, 1)
-        shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)]).view(1, 3, 1, 1)
-        return {self.name: torch.addcmul(shift, pixels.contiguous().float(), scale)}
-
-    def _fitted(self, pixels: Tensor) -> Tensor:
-        if self.fit == "stretch":
-            return self._resized(pixels, self.height, self.width)
-        height, width = pixels.shape[-2:]
-        if height <= width:
-            pixels = self._resized(pixels, self.resize, max(self.resize * width // height, 1))
-        else:
-            pixels = self._resized(pixels, max(self.resize * height // width, 1), self.resize)
-        height, width = pixels.shape[-2:]
-        if height < self.height or width < self.width:
-            down, right = max(self.height - height, 0), max(self.width - width, 0)
-            pixels = F.pad(pixels, (right // 2, right - right // 2, down // 2, down - down // 2))
-            height, width = pixels.shape[-2:]
-        top, left = (height - self.height) // 2, (width - self.width) // 2
-        return pixels[..., top : top + self.height, left : left + self.width]
-
-    def _resized(self, pixels: Tensor, height: int, width: int) -> Tensor:
-        if pixels.shape[-2:] == (height, width):
-            return pixels
-        smooth = self.interpolation != "nearest"
-        return F.interpolate(pixels, (height, width), mode=self.interpolation, antialias=smooth)
-
-    def describe(self) -> dict[str, Any]:
-        """Return the settings; `resize` only where it is used."""
-        settings = {"kind": "image", **asdict(self), "mean": list(self.mean), "std": list(self.std)}
-        del settings["name"]  # changes no number
-        if self.fit == "stretch":
-            del settings["resize"]
-        return settings
 
 
 class AudioPreprocess:

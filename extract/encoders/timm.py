@@ -15,8 +15,8 @@ from .fingerprint import used_parameters
 from .model_sources import OpenedModel, Prepared
 from .options import EncoderOptions
 from .peft_weights import is_adapter_folder, load_adapter, unwrapped
-from .preprocess import ImagePreprocess
 from .spectrogram import prepare_spectrogram
+from .timm_preprocess import timm_preprocess
 
 
 def open_timm(options: EncoderOptions) -> OpenedModel:
@@ -49,22 +49,12 @@ def open_timm(options: EncoderOptions) -> OpenedModel:
         load_weights(model, options.weights, ignored=tuple(f"{name}." for name in names))
     data = resolve_model_data_config(model)
     height, width = options.size or tuple(data["input_size"][1:])
-    if not isinstance(data["interpolation"], str) or data["interpolation"] not in ("bicubic", "bilinear", "nearest"):
-        data["interpolation"] = "bicubic"
     if options.modality == "audio":
         prepared = prepare_spectrogram(options, size=(height, width), num_channels=data["input_size"][0])
     elif options.picture is not None or options.num_frames is not None:
         raise SettingsError(f"{options.spec}: picture is for modality 'audio', and num_frames for video models")
     else:
-        preprocess = ImagePreprocess(
-            height=height,
-            width=width,
-            resize=int(min(height, width) / data["crop_pct"]),
-            fit=options.fit or ("stretch" if data.get("crop_mode") == "squash" else "crop"),
-            interpolation=data["interpolation"],
-            mean=tuple(data["mean"]),
-            std=tuple(data["std"]),
-        )
+        preprocess = timm_preprocess(data, size=(height, width), fit=options.fit, spec=options.spec)
         prepared = Prepared(preprocess=preprocess, image_size=(height, width))
     name = options.name.split(".", 1)[0].removeprefix("hf-hub:")
     return OpenedModel(
