@@ -78,8 +78,7 @@ class Work:
     """One unit of work, done by one GPU.
 
     Args:
-        gpu: seconds of the GPU.
-        decode: seconds of the cores beside it.
+        gpu, decode: seconds of the GPU, and of the cores beside it.
         num_bytes: read from and written to the shared disk.
     """
 
@@ -130,8 +129,9 @@ def makespan(seconds: Sequence[float], num_gpus: int) -> float:
 def phase(units: Sequence[Work], num_gpus: int, *, disk: float) -> Phase:
     """Estimate units of work on `num_gpus` GPUs that share a disk of `disk` bytes a second."""
     alone = [unit.seconds(disk) for unit in units]
+    busy = sum(u.gpu for u in units)
     loads = {
-        "GPU": sum(u.gpu for u in units) / num_gpus,
+        "GPU": busy / num_gpus,
         "decoding": sum(u.decode for u in units) / num_gpus,
         "disk": sum(u.num_bytes for u in units) / disk,
     }
@@ -139,18 +139,17 @@ def phase(units: Sequence[Work], num_gpus: int, *, disk: float) -> Phase:
     bound = max(loads, key=lambda name: loads[name])
     if loads["disk"] < seconds and sum(alone) / num_gpus < 0.8 * seconds:  # smaller units would end sooner
         bound = "units"
-    return Phase(num_gpus=num_gpus, num_units=len(units), seconds=seconds, busy=sum(u.gpu for u in units), bound=bound)
+    return Phase(num_gpus=num_gpus, num_units=len(units), seconds=seconds, busy=busy, bound=bound)
 
 
-def stops_helping(at: Callable[[int], Phase], *, limit: int = MOST_GPUS, gain: float = 0.1) -> int:
-    """Find the smallest power of two of GPUs whose double is faster by less than `gain`, `limit` at most.
+def stops_helping(at: Callable[[int], Phase], *, limit: int = MOST_GPUS) -> int:
+    """Find the smallest power of two of GPUs, `limit` at most, whose double gains less than a tenth of the time.
 
     Args:
         at: the phase on a number of GPUs.
         limit: the most GPUs to try.
-        gain: a fraction of the time.
     """
     count = 1
-    while count < limit and at(2 * count).seconds <= (1 - gain) * at(count).seconds:
+    while count < limit and at(2 * count).seconds <= 0.9 * at(count).seconds:
         count *= 2
     return count

@@ -21,8 +21,7 @@ class MachineCosts:
 
     Args:
         decode: seconds a clip, by what is decoded: "visual", "audio" or "visual+audio"; in the threads that decode.
-        read: seconds a stored byte, checked and copied.
-        write: seconds a stored byte, fsync included.
+        read, write: seconds a stored byte: checked and copied; fsync included.
         to_device: seconds a byte from host to device; 0 on a CPU.
     """
 
@@ -34,15 +33,15 @@ class MachineCosts:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderCosts:
-    """Costs of one encoder, for one item.
+    """Costs of one encoder for one item, in seconds or, where they are counted, in floating-point operations.
 
     Args:
         modality: "visual", "audio" or "text".
         num_items: clips or distinct texts of the experiment.
-        embed: seconds of preprocessing and embedding.
-        forward: seconds of each unit, no graph.
-        forward_backward: seconds of each unit with its backward pass, for what trains below it.
-        finish: seconds of what follows the last unit.
+        embed: preprocessing and embedding.
+        forward: each unit, no graph.
+        forward_backward: each unit with its backward pass, for what trains below it; () where operations are counted.
+        finish: what follows the last unit.
         state_bytes: stored bytes of the state at each boundary, one more than units.
     """
 
@@ -54,8 +53,8 @@ class EncoderCosts:
     finish: float
     state_bytes: tuple[int, ...]
 
-    def slower(self, factor: float) -> EncoderCosts:
-        """Scale the seconds by a factor."""
+    def scaled(self, factor: float) -> EncoderCosts:
+        """Multiply all costs but the bytes."""
         return replace(
             self,
             embed=self.embed * factor,
@@ -65,7 +64,7 @@ class EncoderCosts:
         )
 
     def run(self, start: int, stop: int) -> float:
-        """Seconds from boundary `start` to `stop`, no graph."""
+        """Add up the units from boundary `start` to `stop`, no graph."""
         return sum(self.forward[start:stop])
 
 
@@ -75,12 +74,11 @@ class VariantCosts:
 
     Args:
         name: the variant's.
-        group: what has to be equal for variants to train on the same batches, as a readable string.
+        group: `TrainSettings.data_order`, equal for variants that train on the same batches.
         starts: by modality, the boundary that it needs; below it nothing is trained.
         num_seeds, epochs: how often it is trained.
         num_train, num_val, num_test: questions of the splits; validation is answered every epoch, test once.
-        train: seconds of a training step, from the states at `starts`, divided by the batch size.
-        answer: seconds of answering, likewise.
+        train, answer: seconds of a training step and of answering, from the states at `starts`, over the batch size.
         distinct: by modality, distinct items a question in a training batch, at most 1: what is read and decoded.
         computed: by modality, items a question that units below the start run on: 1, but fewer where batches hold the
             questions of a clip together; `distinct` if None.
@@ -102,7 +100,7 @@ class VariantCosts:
     computed: Mapping[str, float] | None = None
 
     def runs(self, modality: str) -> float:
-        """Items a question that frozen units run on below the start."""
+        """Look up the items a question that frozen units run on below the start."""
         return (self.distinct if self.computed is None else self.computed)[modality]
 
     @property
@@ -126,27 +124,20 @@ def variant_costs(
     answer: float,
     peak_bytes: int = 0,
 ) -> VariantCosts:
-    """Combine a variant's seconds per question with its settings and the sizes of the splits.
-
-    Args:
-        experiment, variant, manifest: the variant's.
-        starts: by modality, the boundary that it needs.
-        train, answer: seconds per question above `starts`.
-        peak_bytes: memory of one training step.
-    """
+    """Combine a variant's seconds per question above `starts` with its settings and the sizes of the splits."""
     settings = experiment.train_settings(variant)
-    questions = {split: split_questions(manifest, split) for split in ("train", "val", "test")}
+    num_train, num_val, num_test = (len(_questions(manifest, split)) for split in ("train", "val", "test"))
     per_question, _ = clips_per_question(experiment, variant, manifest)
-    distinct = distinct_share(questions["train"], starts, settings.batch_size)
+    distinct = _distinct_share(_questions(manifest, "train"), starts, settings.batch_size)
     return VariantCosts(
         name=variant.name,
         group=settings.data_order,
         starts=starts,
         num_seeds=len(experiment.sweep.seeds),
         epochs=settings.epochs,
-        num_train=len(questions["train"]),
-        num_val=len(questions["val"]),
-        num_test=len(questions["test"]),
+        num_train=num_train,
+        num_val=num_val,
+        num_test=num_test,
         train=train,
         answer=answer,
         distinct={m: share if m == "text" else min(share, per_question) for m, share in distinct.items()},
@@ -155,9 +146,9 @@ def variant_costs(
     )
 
 
-def split_questions(manifest: Manifest, split: str) -> Sequence[Question]:
-    """List a split's questions; none where the data set has no such split."""
-    return manifest.split(split) if split in manifest.splits else ()
+def distinct_texts(manifest: Manifest) -> list[str]:
+    """List the distinct texts of the questions."""
+    return list(dict.fromkeys(q.text for q in manifest.questions if q.text))
 
 
 def clips_per_question(experiment: Experiment, variant: VariantSettings, manifest: Manifest) -> tuple[float, float]:
@@ -166,11 +157,9 @@ def clips_per_question(experiment: Experiment, variant: VariantSettings, manifes
     Training takes them together only with `group_by_clip`, answering always.
     """
     settings = experiment.train_settings(variant)
-    train, val, test = (split_questions(manifest, split) for split in ("train", "val", "test"))
-    return (
-        clip_share(train, settings.batch_size) if settings.group_by_clip else 1.0,
-        clip_share(val or test, settings.eval_batch_size),
-    )
+    answered = _questions(manifest, "val") or _questions(manifest, "test")
+    train = clip_share(_questions(manifest, "train"), settings.batch_size) if settings.group_by_clip else 1.0
+    return train, clip_share(answered, settings.eval_batch_size)
 
 
 def clip_share(questions: Sequence[Question], size: int) -> float:
@@ -180,13 +169,16 @@ def clip_share(questions: Sequence[Question], size: int) -> float:
     return min(1.0, len({q.clip_id for q in questions}) / len(questions) + 1 / size)
 
 
-def distinct_share(questions: Sequence[Question], modalities: Iterable[str], size: int) -> dict[str, float]:
+def _questions(manifest: Manifest, split: str) -> Sequence[Question]:
+    return manifest.split(split) if split in manifest.splits else ()
+
+
+def _distinct_share(questions: Sequence[Question], modalities: Iterable[str], size: int) -> dict[str, float]:
     """Estimate the distinct clips, and texts, per question of a random training batch: the mean of 16 drawn ones."""
     generator = torch.Generator().manual_seed(0)
-    shares: dict[str, list[float]] = {m: [] for m in modalities}
-    for _ in range(16):
-        drawn = [questions[i] for i in torch.randperm(len(questions), generator=generator)[:size].tolist()]
-        for modality, found in shares.items():
-            names = {q.text if modality == "text" else q.clip_id for q in drawn}
-            found.append(len(names) / len(drawn))
-    return {m: statistics.mean(found) for m, found in shares.items()}
+    orders = [torch.randperm(len(questions), generator=generator)[:size].tolist() for _ in range(16)]
+
+    def share(modality: str, order: Sequence[int]) -> float:
+        return len({questions[i].text if modality == "text" else questions[i].clip_id for i in order}) / len(order)
+
+    return {m: statistics.mean(share(m, order) for order in orders) for m in modalities}

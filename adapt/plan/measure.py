@@ -8,7 +8,8 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from ...extract.media.decode import ClipMedia, iter_media
 from ...extract.stage.prefix import boundary_states
 from ...extract.stage.sampling import Sampling
 from ...extract.trunk.state import State
-from .cost_model import EncoderCosts, MachineCosts
+from .cost_model import MachineCosts
+
+Meter = Callable[[Sequence[Callable[[], object]]], Iterable[float]]
 
 SAMPLE_CLIPS = 6
 REPEATS = 3
@@ -42,38 +45,52 @@ def sample_clips(manifest: Manifest, count: int = SAMPLE_CLIPS) -> list[Clip]:
     existing = [c for c in manifest.clips.values() if c.path is not None and c.path.exists()]
     if not existing:
         raise MissingMediaError(f"{manifest.root}: no clip's file exists; expected a few to measure on")
-    step = max(1, len(existing) // count)
-    return existing[::step][:count]
+    return existing[:: max(1, len(existing) // count)][:count]
 
 
-def measure_decoding(
-    clips: Sequence[Clip], sampling: Sampling, encoders: Mapping[str, Encoder]
-) -> tuple[dict[str, float], list[ClipMedia]]:
-    """Measure the seconds per clip of decoding each combination of modalities; return the decoded clips too."""
+def measure_machine(
+    clips: Sequence[Clip], sampling: Sampling, encoders: Mapping[str, Encoder], folder: Path, *, device: str
+) -> tuple[MachineCosts, list[ClipMedia]]:
+    """Measure the machine's costs; return the decoded clips too.
+
+    Args:
+        clips: a few, whose files exist.
+        sampling, encoders: of the experiment.
+        folder: where a small store is written and removed again, on the disk of the experiment's own.
+        device: where encoders and training will run.
+    """
     modalities = [m for m in ("visual", "audio") if m in encoders]
-    combinations = [{m} for m in modalities] + ([set(modalities)] if len(modalities) > 1 else [])
+    decode, media = _measure_decoding(clips, sampling, encoders, modalities) if modalities else ({}, [])
+    read, write = _measure_store(folder)
+    to_device = 0.0
+    if torch.device(device).type != "cpu":
+        block = torch.empty(64 << 20, dtype=torch.uint8)
+        to_device = seconds_of([lambda: block.to(device)], device)[0] / len(block)
+    return MachineCosts(decode=decode, read=read, write=write, to_device=to_device), media
+
+
+def _measure_decoding(
+    clips: Sequence[Clip], sampling: Sampling, encoders: Mapping[str, Encoder], modalities: Sequence[str]
+) -> tuple[dict[str, float], list[ClipMedia]]:
+    """Measure the seconds a clip of each modality and of all together, which come last; return their media."""
+    combinations = [[m] for m in modalities] + ([[*modalities]] if len(modalities) > 1 else [])
     paths = [c.path for c in clips if c.path is not None]
-    times: dict[str, list[float]] = {}
-    media: list[ClipMedia] = []
+    times: dict[str, list[float]] = {"+".join(wanted): [] for wanted in combinations}
     for _ in range(REPEATS):
         for wanted in combinations:
-            settings = sampling.media_settings(wanted, encoders)
+            settings = sampling.media_settings(set(wanted), encoders)
             started = time.perf_counter()
             outcomes = list(iter_media(paths, settings))
-            times.setdefault("+".join(m for m in modalities if m in wanted), []).append(time.perf_counter() - started)
+            times["+".join(wanted)].append(time.perf_counter() - started)
             for outcome in outcomes:
                 if outcome.error is not None:
                     raise outcome.error
-            media = [o.media for o in outcomes if o.media is not None]
+    media = [o.media for o in outcomes if o.media is not None]
     return {name: statistics.median(taken) / len(paths) for name, taken in times.items()}, media
 
 
-def measure_store(folder: Path) -> tuple[float, float]:
-    """Measure the seconds per byte of reading (checked on first touch) and writing a store below `folder`.
-
-    Args:
-        folder: of the experiment's store; nothing is left behind.
-    """
+def _measure_store(folder: Path) -> tuple[float, float]:
+    """Measure the seconds a byte of reading (checked on first touch) and writing; nothing is left behind."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     channels = 512
@@ -90,10 +107,9 @@ def measure_store(folder: Path) -> tuple[float, float]:
                 writer.write(shard, ((values[i % 8], {}) for i in range(len(shard.items))))
         writing = (time.perf_counter() - started) / total
         with store.reader("visual", 0, key=spec.key) as reader:
-            keys = [i.key for i in items]
             taken = []
             for _ in range(4):
-                order = [keys[i] for i in random.permutation(len(keys))]
+                order = [items[i].key for i in random.permutation(len(items))]
                 started = time.perf_counter()
                 for batch in reader.prefetch(order[i : i + 16] for i in range(0, len(order), 16)):
                     with batch:
@@ -102,116 +118,75 @@ def measure_store(folder: Path) -> tuple[float, float]:
     return statistics.mean(taken) / total, writing
 
 
-def measure_transfer(device: str, num_bytes: int = 64 << 20) -> float:
-    """Measure the seconds per byte from host to device; 0 on a CPU."""
-    if torch.device(device).type == "cpu":
-        return 0.0
-    block = torch.empty(num_bytes, dtype=torch.uint8)
-    return _median(lambda: block.to(device), device) / num_bytes
-
-
-def measure_machine(
-    clips: Sequence[Clip], sampling: Sampling, encoders: Mapping[str, Encoder], folder: Path, *, device: str
-) -> tuple[MachineCosts, list[ClipMedia]]:
-    """Measure the machine's costs; return the decoded sample clips too."""
-    media: list[ClipMedia] = []
-    decode: dict[str, float] = {}
-    if any(m in encoders for m in ("visual", "audio")):
-        decode, media = measure_decoding(clips, sampling, encoders)
-    read, write = measure_store(folder)
-    return MachineCosts(decode=decode, read=read, write=write, to_device=measure_transfer(device)), media
-
-
-def measure_encoder(
+def encoder_costs(
     encoder: Encoder,
-    sampling: Sampling,
-    media: Sequence[ClipMedia],
-    texts: Sequence[str],
+    inputs: Callable[[], dict[str, Tensor]],
+    meter: Meter,
     *,
-    num_items: int,
+    count: int,
     item_bytes: int,
-) -> EncoderCosts:
-    """Measure one encoder's costs per item, unit by unit, on the sample's clips, or texts, as one batch.
+    backward: bool = True,
+) -> dict[str, Any]:
+    """Measure one encoder's costs per item, unit by unit, on one batch.
 
     Args:
-        encoder, sampling: as the experiment has them.
-        media: the sample's clips, decoded.
-        texts: sample texts, for a text encoder.
-        num_items: clips, or distinct texts, of the whole experiment.
+        encoder: the encoder.
+        inputs: makes the batch.
+        meter: gives the cost of each of some calls: their seconds, or their operations.
+        count: items of the batch.
         item_bytes: stored bytes of one number.
-    """
-    device = str(encoder.device)
-    count = len(texts) if encoder.modality == "text" else len(media)
+        backward: whether each unit is measured with its backward pass too.
 
-    def make_inputs() -> dict[str, Tensor]:
-        return encoder.preprocess(list(texts)) if encoder.modality == "text" else sampling.inputs(encoder, media)
+    Returns:
+        The fields of `EncoderCosts` as plain values, without `num_items`.
+    """
+    units = range(encoder.num_units)
+
+    def forward_backward(k: int) -> None:
+        leaf = states[k].hidden.detach().clone().requires_grad_()
+        out = encoder.run(states[k].replace(hidden=leaf), k, k + 1).hidden
+        torch.autograd.backward(out, torch.ones_like(out))
 
     with torch.no_grad():
-        inputs = make_inputs()
-        embed = _median(lambda: encoder.embed(make_inputs()), device)
-        states = list(boundary_states(encoder, inputs, range(encoder.num_units + 1)))
-        forward = _unit_times(encoder, lambda k: encoder.run(states[k], k, k + 1), device)
-        finish = _median(lambda: encoder.finish(states[-1]), device)
-    both = _unit_times(encoder, lambda k: _forward_backward(encoder, states[k], k), device)
-    return EncoderCosts(
-        modality=encoder.modality,
-        num_items=num_items,
-        embed=embed / count,
-        forward=tuple(t / count for t in forward),
-        forward_backward=tuple(t / count for t in both),
-        finish=finish / count,
-        state_bytes=tuple(stored_numbers(s) * item_bytes // count for s in states),
-    )
+        states = list(boundary_states(encoder, inputs(), range(encoder.num_units + 1)))
+        calls = [partial(encoder.run, states[k], k, k + 1) for k in units]
+        embed, *forward, finish = meter([lambda: encoder.embed(inputs()), *calls, partial(encoder.finish, states[-1])])
+    both = meter([partial(forward_backward, k) for k in units]) if backward else ()
+    return {
+        "modality": encoder.modality,
+        "embed": embed / count,
+        "forward": [cost / count for cost in forward],
+        "forward_backward": [cost / count for cost in both],
+        "finish": finish / count,
+        "state_bytes": [_stored_numbers(s) * item_bytes // count for s in states],
+    }
 
 
-def stored_numbers(state: State) -> int:
+def _stored_numbers(state: State) -> int:
     """Count the numbers of a batch's hidden tensor as the store holds it."""
     if state.lengths is None:
         return state.hidden.numel()
     return int(state.lengths.sum()) * state.hidden.shape[-1]  # texts are stored without their padding
 
 
-def _unit_times(encoder: Encoder, run: Callable[[int], Any], device: str) -> list[float]:
-    units = range(encoder.num_units)
-    taken: list[list[float]] = [[] for _ in units]
-    for _ in range(REPEATS):  # interleaved: what disturbs the machine for a moment disturbs all units alike
-        for k in units:
-            taken[k].append(lasting(lambda k=k: run(k), device))  # type: ignore[misc]
-    return [statistics.median(t) for t in taken]
+def seconds_of(calls: Sequence[Callable[[], object]], device: str) -> list[float]:
+    """Time each call in seconds: the median of repeats, interleaved so that a disturbance slows all calls alike."""
+    taken = [[timed(call, device) for call in calls] for _ in range(REPEATS)]
+    return [statistics.median(times) for times in zip(*taken, strict=True)]
 
 
-def _forward_backward(encoder: Encoder, state: Any, k: int) -> None:
-    leaf = state.hidden.detach().clone().requires_grad_()
-    out = encoder.run(state.replace(hidden=leaf), k, k + 1).hidden
-    torch.autograd.backward(out, torch.ones_like(out))
-
-
-def timed(call: Callable[[], Any], device: str) -> float:
-    """Time one call in seconds, synchronised on a GPU."""
-    _wait(device)
-    started = time.perf_counter()
-    call()
-    _wait(device)
-    return time.perf_counter() - started
-
-
-def lasting(call: Callable[[], Any], device: str) -> float:
-    """Time one call in seconds: the mean of as many as last `LASTING_SECONDS`.
+def timed(call: Callable[[], object], device: str, *, lasting: float = LASTING_SECONDS) -> float:
+    """Time one call in seconds, synchronised on a GPU: the mean of as many as last `lasting` seconds, one at least.
 
     A call that is over before the machine turns to its other work would seem to be alone on it.
     """
     _wait(device)
     started, count = time.perf_counter(), 0
-    while not count or time.perf_counter() - started < LASTING_SECONDS:
+    while not count or (lasting and time.perf_counter() - started < lasting):
         call()
         count += 1
     _wait(device)
     return (time.perf_counter() - started) / count
-
-
-def _median(call: Callable[[], Any], device: str, repeats: int = REPEATS) -> float:
-    call()
-    return statistics.median(lasting(call, device) for _ in range(repeats))
 
 
 def _wait(device: str) -> None:

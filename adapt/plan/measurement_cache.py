@@ -1,7 +1,7 @@
 """Store measurements in the user's cache folder, by machine and by what they depend on, so that a second plan is quick.
 
-A machine that others use too is not always as fast. Beside each measurement stands its pace then, the time of a fixed
-piece of work, so that what was measured on an idle machine is not announced on a busy one.
+A machine that others use too is not always as fast. Beside each measurement stands the machine's pace then, the time of
+a fixed piece of work, so that what was measured on an idle machine is not announced on a busy one.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import os
 import platform
-import statistics
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -21,9 +22,9 @@ from ...cache.atomic_io import write_file
 from ...cache.format.digests import digest_json
 from ...errors import StoreError
 from ...extract.encoders.verification_cache import cache_folder
-from .measure import lasting
+from .measure import timed
 
-_VERSION = 2
+_VERSION = 3
 _SPREAD = 1.25
 
 
@@ -43,25 +44,21 @@ def pace(device: str) -> float:
         for _ in range(4):
             torch.nn.functional.gelu(rows @ weights)
 
-    return max(statistics.median(lasting(work, device) for _ in range(5)), 1e-9)
+    return max(median(timed(work, device) for _ in range(5)), 1e-9)
 
 
-def cached_measurement(what: Any, measure: Callable[[], Any], *, device: str, fresh: bool = False) -> Any:
-    """Return the JSON value of an earlier measurement of `what` on this machine, or measure and store it.
+def cached_measurement(what: Any, measure: Callable[[], Any], *, device: str, fresh: bool = False) -> tuple[Any, float]:
+    """Return an earlier measurement of `what` on this machine, or measure and store it.
 
     Args:
         what: JSON of everything that the measurement depends on.
         measure: gives a JSON value.
         device: where it runs.
         fresh: measure again.
-    """
-    return cached_times(what, measure, device=device, fresh=fresh)[0]
 
-
-def cached_times(what: Any, measure: Callable[[], Any], *, device: str, fresh: bool = False) -> tuple[Any, float]:
-    """Return what `cached_measurement` returns, and how many times slower the machine is now than when it was measured.
-
-    The factor is 1 for a new measurement, and for one that differs by less than a quarter, a measurement's own spread.
+    Returns:
+        The value, and how many times slower the machine is now than when it was measured: 1 for a new measurement, and
+        for a factor of less than a quarter, a measurement's own spread.
     """
     key = digest_json([_VERSION, machine_name(device), torch.__version__, what])
     path = cache_folder() / "measured" / f"{key}.json"
@@ -88,9 +85,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _processor() -> str:
     try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        found = re.search(r"^model name.*?:(.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()

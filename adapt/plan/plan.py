@@ -8,29 +8,37 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from tqdm import tqdm
 
 from ...cache.atomic_io import write_file
 from ...cache.format.spec import STORAGE_DTYPES
-from ...config import to_mapping
+from ...config import from_mapping, to_mapping
 from ...errors import SettingsError
-from ...extract.datasets.types import Question
+from ...extract.datasets.types import Manifest, Question
 from ...extract.encoders.encoder import Encoder
 from ...extract.media.decode import ClipMedia
 from ...extract.stage.settings import plan_path
 from ..config.experiment import Experiment, VariantSettings, load_experiment
-from ..model.joint_model import JointModel
 from ..training.experiment_context import ExperimentContext
 from .choose_cuts import Choice, cached_seconds, choose, groups_of, live_seconds
-from .cost_model import EncoderCosts, MachineCosts, VariantCosts, clips_per_question, variant_costs
-from .measure import measure_encoder, measure_machine, sample_clips, timed
-from .measurement_cache import cached_times, machine_name
+from .cost_model import (
+    EncoderCosts,
+    MachineCosts,
+    VariantCosts,
+    clips_per_question,
+    distinct_texts,
+    variant_costs,
+)
+from .measure import encoder_costs, measure_machine, sample_clips, seconds_of, timed
+from .measurement_cache import cached_measurement, machine_name
 from .workload import SampleStates, measure_step
 
 STORED_BYTES = {name: np.dtype(code).itemsize for name, code in STORAGE_DTYPES.items()}
@@ -143,15 +151,9 @@ def plan(
         >>> [variant.name for variant in planned.variants]
         ['probe', 'trimodal', 'lora']
     """
-    if not isinstance(experiment, Experiment):
-        experiment = load_experiment(experiment)
-    if not experiment.variants:
-        raise SettingsError(f"{experiment.name}: no [[variants]]; a plan is about variants")
-    for modality, chosen in experiment.extraction.encoders.items():
-        if chosen.is_imported:
-            raise SettingsError(f"encoders.{modality}: {chosen.model} are imported; a plan is about what is computed")
+    experiment = plannable(experiment)
     context = context or ExperimentContext(experiment, device=device)
-    opening = timed(lambda: (context.manifest, context.sampling), device)  # the sampling opens all encoders
+    opening = timed(lambda: (context.manifest, context.sampling), device, lasting=0)  # the sampling opens all encoders
     machine, encoders, variants = _measure(context, device=device, fresh=fresh, progress=progress)
     free = shutil.disk_usage(experiment.extraction.store_path.parent).free
     budget = experiment.extraction.store.disk_budget_bytes
@@ -177,89 +179,90 @@ def plan(
     return made
 
 
+def plannable(experiment: Experiment | Path | str) -> Experiment:
+    """Load an experiment, and check that it has variants and computes its features.
+
+    Raises:
+        SettingsError: no variant, or imported features.
+    """
+    if not isinstance(experiment, Experiment):
+        experiment = load_experiment(experiment)
+    if not experiment.variants:
+        raise SettingsError(f"{experiment.name}: no [[variants]]; a plan is about variants")
+    for modality, chosen in experiment.extraction.encoders.items():
+        if chosen.is_imported:
+            raise SettingsError(f"encoders.{modality}: {chosen.model} are imported; a plan is about what is computed")
+    return experiment
+
+
 def _measure(
     context: ExperimentContext, *, device: str, fresh: bool, progress: bool
 ) -> tuple[MachineCosts, dict[str, EncoderCosts], list[VariantCosts]]:
     """Measure decoding, disk, every encoder and every variant, or take them from an earlier plan."""
-    experiment, manifest = context.experiment, context.manifest
+    experiment, manifest, sampling = context.experiment, context.manifest, context.sampling
     clips = sample_clips(manifest)
     folder = experiment.extraction.store_path.parent
-    machine, decoded = measure_machine(clips, context.sampling, context.encoders, folder, device=device)
+    machine, decoded = measure_machine(clips, sampling, context.encoders, folder, device=device)
     media = {c.id: m for c, m in zip(clips, decoded, strict=False)}
+    states = SampleStates(context.encoders, sampling, media)
+    texts = distinct_texts(manifest)[:_TEXTS] or ["a"]
+    item_bytes = STORED_BYTES[experiment.extraction.store.dtype]
     encoders: dict[str, EncoderCosts] = {}
     variants: list[VariantCosts] = []
     for part in tqdm([*context.encoders, *experiment.variants], desc="measuring", unit="part", disable=not progress):
         if isinstance(part, VariantSettings):
-            variants.append(_measure_variant(context, part, media, device=device, fresh=fresh))
+            settings, model = experiment.train_settings(part), context.build(part, seed=0)
+            batch = _sample_batch(context, media, settings.batch_size)
+            shares = clips_per_question(experiment, part, manifest)
+            what = variant_key(context, part, batch) | {"settings": [settings.batch_size, settings.amp, shares]}
+            measure = partial(measure_step, model, settings, states, batch, device=device, clips=shares)
+            (train, answer, peak), slower = cached_measurement(what, measure, device=device, fresh=fresh)
+            seconds = {"train": train * slower, "answer": answer * slower}
+            costs = variant_costs(experiment, part, manifest, model.starts(), **seconds, peak_bytes=int(peak))
+            variants.append(costs)
         else:
-            encoders[part] = _measure_encoder(context, context.encoders[part], media, device=device, fresh=fresh)
+            encoder = context.encoders[part]
+            what = encoder_key(context, encoder, texts) | {"items": len(media)}
+            count = len(texts if part == "text" else media)
+            inputs = partial(sample_inputs, context, encoder, decoded, texts)
+            meter = partial(seconds_of, device=device)
+            measure = partial(encoder_costs, encoder, inputs, meter, count=count, item_bytes=item_bytes)
+            found, slower = cached_measurement(what, measure, device=device, fresh=fresh)
+            encoders[part] = restored_costs(found, manifest).scaled(slower)
     return machine, encoders, variants
 
 
-def _measure_encoder(
-    context: ExperimentContext, encoder: Encoder, media: Mapping[str, ClipMedia], *, device: str, fresh: bool
-) -> EncoderCosts:
-    manifest, sampling, dtype = context.manifest, context.sampling, context.experiment.extraction.store.dtype
-    texts = list(dict.fromkeys(q.text for q in manifest.questions if q.text))
-    what = {"identity": encoder.identity(encoder.num_units), "items": len(media), "texts": texts[:_TEXTS]}
-    is_text = encoder.modality == "text"
-    if not is_text:
-        what["sampling"] = sampling.identity(encoder.modality)
-
-    def measure() -> dict[str, Any]:
-        sample, size = texts[:_TEXTS] or ["a"], STORED_BYTES[dtype]
-        return asdict(measure_encoder(encoder, sampling, [*media.values()], sample, num_items=0, item_bytes=size))
-
-    found, slower = cached_times(what | {"dtype": dtype}, measure, device=device, fresh=fresh)
-    found = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
-    costs = EncoderCosts(**{**found, "num_items": len(texts) if is_text else len(manifest.clips)})
-    return costs.slower(slower)
+def sample_inputs(
+    context: ExperimentContext, encoder: Encoder, media: Sequence[ClipMedia], texts: Sequence[str]
+) -> dict[str, Tensor]:
+    """Preprocess the sample's clips, or texts, as one batch."""
+    return encoder.preprocess(list(texts)) if encoder.modality == "text" else context.sampling.inputs(encoder, media)
 
 
-def _measure_variant(
-    context: ExperimentContext,
-    variant: VariantSettings,
-    media: Mapping[str, ClipMedia],
-    *,
-    device: str,
-    fresh: bool,
-) -> VariantCosts:
-    experiment, manifest, segments = context.experiment, context.manifest, context.sampling.num_segments
-    settings = experiment.train_settings(variant)
-    batch = _sample_batch(context, media, settings.batch_size)
-    clips = clips_per_question(experiment, variant, manifest)
-    model = context.build(variant, seed=0)
-    what = variant_identity(context, variant, model)
-    what |= {
-        "batch": [settings.batch_size, settings.amp, segments],
-        "clips": clips,
-        "texts": [q.text for q in batch],
-    }
-
-    def measure() -> tuple[float, float, int]:
-        states = SampleStates(context.encoders, context.sampling, media)
-        return measure_step(model, settings, states, batch, device=device, clips=clips)
-
-    (train, answer, peak), slower = cached_times(what, measure, device=device, fresh=fresh)
-    return variant_costs(
-        experiment,
-        variant,
-        manifest,
-        model.starts(),
-        train=train * slower,
-        answer=answer * slower,
-        peak_bytes=int(peak),
-    )
+def restored_costs(values: Mapping[str, Any], manifest: Manifest) -> EncoderCosts:
+    """Restore an encoder's costs from plain values, with the number of items of the data set."""
+    num_items = len(distinct_texts(manifest) if values["modality"] == "text" else manifest.clips)
+    return from_mapping(EncoderCosts, {**values, "num_items": num_items}, where="")
 
 
-def variant_identity(context: ExperimentContext, variant: VariantSettings, model: JointModel) -> dict[str, Any]:
-    """Describe as JSON the encoders, adapter and task that a variant's costs depend on."""
+def encoder_key(context: ExperimentContext, encoder: Encoder, texts: Sequence[str]) -> dict[str, Any]:
+    """Describe as JSON the encoder, inputs and dtype that an encoder's costs depend on."""
+    inputs = list(texts) if encoder.modality == "text" else context.sampling.identity(encoder.modality)
+    dtype = context.experiment.extraction.store.dtype
+    return {"encoder": encoder.identity(encoder.num_units), "inputs": inputs, "dtype": dtype}
+
+
+def variant_key(context: ExperimentContext, variant: VariantSettings, batch: Sequence[Question]) -> dict[str, Any]:
+    """Describe as JSON the encoders, adapter, task and questions that a variant's costs depend on."""
     return {
-        "encoders": {m: e.identity(e.num_units) for m, e in model.encoders.items()},
+        "encoders": {m: e.identity(e.num_units) for m, e in context.used(variant).items()},
         "adapter": to_mapping(variant.adapter),
         "insertion": to_mapping(variant.insertion or "none"),
         "placement": variant.placement,
         "task": to_mapping(context.experiment.task),
+        "texts": [q.text for q in batch],
+        "answers": len(context.manifest.answers),
+        "segments": context.sampling.num_segments,
     }
 
 

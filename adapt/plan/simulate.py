@@ -7,25 +7,30 @@ weights are absent; seconds are operations over a rate that is given, or, on a G
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from ...cache.format.layout import TARGET_SHARD_BYTES, TARGET_SHARD_SECONDS
 from ...errors import SettingsError
-from ..config.experiment import Experiment, VariantSettings, load_experiment
+from ...extract.encoders.encoder import Encoder
+from ..config.experiment import Experiment
+from ..model.flops import operations
+from ..model.joint_model import JointModel
 from ..sweep.sweep import run_groups
 from .choose_cuts import cached_seconds
 from .cluster import MOST_GPUS, PEAK_TFLOPS, UTILISATION, Phase, SimulateSettings, Work, phase, stops_helping
-from .cost_model import EncoderCosts, MachineCosts, VariantCosts, variant_costs
-from .counting import EncoderCounts, PublishedSizesContext, count_encoder, count_variant
+from .cost_model import EncoderCosts, MachineCosts, VariantCosts, distinct_texts, variant_costs
+from .measure import encoder_costs, timed
 from .measurement_cache import cached_measurement, machine_name
-from .plan import STORED_BYTES, variant_identity
-from .workload import SampleStates
+from .plan import STORED_BYTES, encoder_key, plannable, restored_costs, sample_inputs, variant_key
+from .published_sizes import PublishedSizesContext
+from .workload import SampleStates, answer_pass, train_pass
 
 _TEXTS = 16
 _BATCH = 2
@@ -41,7 +46,8 @@ class Simulation:
         notes: on the data set.
         rate: operations a second of a GPU; None where each encoder has its measured one.
         num_clips, num_texts, num_runs: of the experiment.
-        counts: of each encoder.
+        counts: of each encoder, in operations.
+        unit_seconds: of each encoder, all units on one item, on the machine that counted.
         encoders, variants: in seconds of one of the cluster's GPUs.
         num_bytes: of the store.
         clusters: extraction and sweep by number of GPUs.
@@ -56,7 +62,8 @@ class Simulation:
     num_clips: int
     num_texts: int
     num_runs: int
-    counts: Mapping[str, EncoderCounts]
+    counts: Mapping[str, EncoderCosts]
+    unit_seconds: Mapping[str, float]
     encoders: Mapping[str, EncoderCosts]
     variants: tuple[VariantCosts, ...]
     num_bytes: int
@@ -86,27 +93,26 @@ def simulate(
         SettingsError, ManifestError, EncoderError: an experiment of imported features, unnamed boundaries, or a data
             set or encoder of unknown size.
     """
-    if not isinstance(experiment, Experiment):
-        experiment = load_experiment(experiment)
-    if not experiment.variants:
-        raise SettingsError(f"{experiment.name}: no [[variants]]; a simulation is about variants")
+    experiment = plannable(experiment)
     for modality, chosen in experiment.extraction.encoders.items():
         if chosen.cut == "auto":
             raise SettingsError(f'encoders.{modality}: cut = "auto" needs a plan; name the boundaries to simulate')
+    rate = None  # each encoder's own
+    if settings.tflops is not None or torch.device(device).type != "cuda":
+        rate = 1e12 * (settings.tflops or PEAK_TFLOPS * UTILISATION)
     with tempfile.TemporaryDirectory(prefix="talik-simulate-") as folder:
         context = PublishedSizesContext(experiment, Path(folder), device=device)
-        counts, variants = _count(context, settings, device=device, fresh=fresh, progress=progress)
+        count = partial(cached_measurement, device=device, fresh=fresh)
+        counts, unit_seconds = _count_encoders(context, count, progress=progress)
+        mean_rate = sum(sum(c.forward) for c in counts.values()) / sum(unit_seconds.values())
+        variants = _count_variants(context, count, rate=rate or mean_rate, progress=progress)
         cuts = {
             m: tuple(context.encoders[m].boundary(k) for k in e.cuts) for m, e in experiment.extraction.encoders.items()
         }
-    texts, clips = context.texts, context.manifest.clips
-    encoders = {
-        m: _encoder_costs(m, c, experiment, settings, device, len(texts if m == "text" else clips))
-        for m, c in counts.items()
-    }
+    encoders = {m: c.scaled(1 / (rate or sum(c.forward) / unit_seconds[m])) for m, c in counts.items()}
     _check_cuts(cuts, variants)
-    disk = settings.disk * 1e9
-    shards = _extraction_work(experiment, encoders, cuts, settings, num_clips=len(clips))
+    disk, num_clips = settings.disk * 1e9, len(context.manifest.clips)
+    shards = _extraction_work(experiment, encoders, cuts, settings, num_clips=num_clips)
 
     def extraction(count: int) -> Phase:
         return phase(shards, count, disk=disk)
@@ -114,80 +120,76 @@ def simulate(
     def sweep(count: int) -> Phase:
         return phase(_sweep_work(experiment, encoders, cuts, variants, count), count, disk=disk)
 
-    def enough(hours: float) -> int | None:
-        counts = range(1, MOST_GPUS + 1)
-        return next((n for n in counts if extraction(n).seconds + sweep(n).seconds <= 3600 * hours), None)
+    def ends(count: int, hours: float) -> bool:
+        return extraction(count).seconds + sweep(count).seconds <= 3600 * hours
 
     return Simulation(
         settings=settings,
         machine=machine_name(device),
         notes=context.manifest.notes,
-        rate=_given_rate(settings, device),
-        num_clips=len(clips),
-        num_texts=len(texts),
+        rate=rate,
+        num_clips=num_clips,
+        num_texts=len(distinct_texts(context.manifest)),
         num_runs=sum(v.num_seeds for v in variants),
         counts=counts,
+        unit_seconds=unit_seconds,
         encoders=encoders,
         variants=tuple(variants),
         num_bytes=int(sum(u.num_bytes for u in shards)),
         clusters={count: (extraction(count), sweep(count)) for count in settings.shown},
         helps=(stops_helping(extraction), stops_helping(sweep)),
-        enough=None if settings.hours is None else enough(settings.hours),
+        enough=next((n for n in range(1, MOST_GPUS + 1) if settings.hours and ends(n, settings.hours)), None),
     )
 
 
-def _given_rate(settings: SimulateSettings, device: str) -> float | None:
-    """Operations a second of a GPU; None where each encoder's measured rate is taken."""
-    if settings.tflops is None and torch.device(device).type == "cuda":
-        return None
-    return 1e12 * (PEAK_TFLOPS * UTILISATION if settings.tflops is None else settings.tflops)
+def _count_encoders(
+    context: PublishedSizesContext, stored: Callable[..., tuple[Any, float]], *, progress: bool
+) -> tuple[dict[str, EncoderCosts], dict[str, float]]:
+    """Count the operations of every encoder on one item, and time its units, or take both from an earlier call."""
+    texts, blank = distinct_texts(context.manifest)[:_TEXTS] or ["a"], context.blank()
+
+    def count(encoder: Encoder) -> dict[str, Any]:
+        num = len(texts) if encoder.modality == "text" else 1
+        inputs = sample_inputs(context, encoder, [blank], texts)
+        item_bytes = STORED_BYTES[context.experiment.extraction.store.dtype]
+        operations_of = partial(map, operations)
+        costs = encoder_costs(encoder, lambda: inputs, operations_of, count=num, item_bytes=item_bytes, backward=False)
+        with torch.no_grad():
+            state = encoder.embed(inputs)
+            seconds = timed(lambda: encoder.run(state, 0, encoder.num_units), context.device, lasting=0) / num
+        return {"operations": costs, "unit_seconds": seconds}
+
+    counts, unit_seconds = {}, {}
+    for modality, encoder in tqdm(context.encoders.items(), desc="counting", disable=not progress):
+        what = encoder_key(context, encoder, texts) | {"count": "encoder"}
+        found, _ = stored(what, partial(count, encoder))
+        unit_seconds[modality] = found["unit_seconds"]
+        counts[modality] = restored_costs(found["operations"], context.manifest)
+    return counts, unit_seconds
 
 
-def _count(
-    context: PublishedSizesContext, settings: SimulateSettings, *, device: str, fresh: bool, progress: bool
-) -> tuple[dict[str, EncoderCounts], list[VariantCosts]]:
-    """Count the operations of every encoder and variant, or take them from an earlier call."""
-    experiment, manifest, sampling, blank = context.experiment, context.manifest, context.sampling, context.blank()
-    texts, batch = context.texts[:_TEXTS], list(manifest.questions[:_BATCH])
-    states = SampleStates(context.encoders, sampling, {q.clip_id: blank for q in batch})
-    stored = partial(cached_measurement, device=device, fresh=fresh)
-    counts: dict[str, EncoderCounts] = {}
-    variants: list[VariantCosts] = []
-    parts = tqdm([*context.encoders.values(), *experiment.variants], desc="counting", disable=not progress)
-    for part in parts:
-        if not isinstance(part, VariantSettings):
-            what = {"count": part.identity(part.num_units), "texts": texts}
-            what |= {} if part.modality == "text" else {"sampling": sampling.identity(part.modality)}
-            count = partial(count_encoder, part, sampling, blank, texts or ["a"])
-            counts[part.modality] = EncoderCounts.from_json(stored(what, count))
-            continue
-        model = context.build(part, seed=0)
-        what = variant_identity(context, part, model) | {"count": "step", "texts": [q.text for q in batch]}
-        what |= {"answers": len(manifest.answers), "segments": sampling.num_segments}
-        train, answer = stored(what, partial(count_variant, model, states, batch))
-        rate = _given_rate(settings, device)
-        if rate is None:
-            rate = sum(sum(c.forward) for c in counts.values()) / sum(c.seconds for c in counts.values())
-        costs = variant_costs(experiment, part, manifest, model.starts(), train=train / rate, answer=answer / rate)
-        variants.append(costs)
-    return counts, variants
+def _count_variants(
+    context: PublishedSizesContext, stored: Callable[..., tuple[Any, float]], *, rate: float, progress: bool
+) -> list[VariantCosts]:
+    """Count the operations of every variant above its starts, or take them from an earlier call, and divide by rate."""
+    experiment, manifest, blank = context.experiment, context.manifest, context.blank()
+    questions = list(manifest.questions[:_BATCH])
+    states = SampleStates(context.encoders, context.sampling, {q.clip_id: blank for q in questions})
+    variants = []
+    for variant in tqdm(experiment.variants, desc="counting", disable=not progress):
+        model = context.build(variant, seed=0)
 
+        def count(model: JointModel = model) -> list[int]:
+            batch, found = states.batch(model.starts(), questions), []
+            for run in (train_pass, answer_pass):
+                model.train(run is train_pass)
+                found.append(operations(partial(run, model, batch, amp="off")) // len(questions))
+            return found
 
-def _encoder_costs(
-    modality: str, counts: EncoderCounts, experiment: Experiment, settings: SimulateSettings, device: str, num: int
-) -> EncoderCosts:
-    """Divide an encoder's operations on one item by the rate; `num` items."""
-    rate = _given_rate(settings, device) or counts.rate
-    number = STORED_BYTES[experiment.extraction.store.dtype]
-    return EncoderCosts(
-        modality=modality,
-        num_items=num,
-        embed=counts.embed / rate,
-        forward=tuple(n / rate for n in counts.forward),
-        forward_backward=(),
-        finish=counts.finish / rate,
-        state_bytes=tuple(n * number for n in counts.numbers),
-    )
+        (train, answer), _ = stored(variant_key(context, variant, questions) | {"count": "step"}, count)
+        seconds = {"train": train / rate, "answer": answer / rate}
+        variants.append(variant_costs(experiment, variant, manifest, model.starts(), **seconds))
+    return variants
 
 
 def _check_cuts(cuts: Mapping[str, tuple[int, ...]], variants: Sequence[VariantCosts]) -> None:

@@ -94,10 +94,10 @@ def simulated_lines(found: Simulation) -> list[str]:
     )
     for modality, counted in found.counts.items():
         item = "a text" if modality == "text" else "a clip"
-        gpu = found.encoders[modality]
+        gpu, seconds = found.encoders[modality], found.unit_seconds[modality]
         lines.append(
             f"  {modality}, {item}: {_flops(sum(counted.forward))} in {len(counted.forward)} units, "
-            f"{readable_seconds(counted.seconds)} here ({_flops(counted.rate)}/s), "
+            f"{readable_seconds(seconds)} here ({_flops(sum(counted.forward) / seconds)}/s), "
             f"{1e3 * sum(gpu.forward):.2f} ms on such a GPU"
         )
     lines += [

@@ -18,7 +18,7 @@ from ..config.experiment import TrainSettings
 from ..data.batch import Batch, ClipRows
 from ..model.joint_model import JointModel, forward
 from ..training.optimizer import make_optimizer
-from .measure import REPEATS, lasting
+from .measure import REPEATS, timed
 
 FEW = 4  # questions that a dear step is measured on
 DEAR_SECONDS = 1.0
@@ -47,25 +47,34 @@ class SampleStates:
         """
         of_clips = questions[:1] if one_clip else questions
         clips = ClipRows(torch.zeros(len(questions), dtype=torch.int64), 1) if one_clip else None
-        made = {m: self._state(m, k, questions if m == "text" else of_clips) for m, k in starts.items()}
+        states = {m: self._state(m, k, questions if m == "text" else of_clips) for m, k in starts.items()}
         segments = self._sampling.num_segments
-        return Batch(questions=tuple(questions), states=made, num_segments=segments, clips=clips)
+        return Batch(questions=tuple(questions), states=states, num_segments=segments, clips=clips)
 
     def _state(self, modality: str, boundary: int, questions: Sequence[Question]) -> State:
         encoder = self._encoders[modality]
         if modality == "text":
-            inputs = encoder.preprocess([q.text for q in questions])
-            return encoder.run(encoder.embed(inputs), 0, boundary)
-        rows = torch.cat([self._hidden(modality, boundary, q.clip_id) for q in questions])
+            return encoder.run(encoder.embed(encoder.preprocess([q.text for q in questions])), 0, boundary)
+        for clip_id in {q.clip_id for q in questions}:
+            if (modality, boundary, clip_id) not in self._computed:
+                inputs = self._sampling.inputs(encoder, [self._media[clip_id]])
+                found = encoder.run(encoder.embed(inputs), 0, boundary)
+                self._computed[modality, boundary, clip_id] = found.hidden
+        rows = torch.cat([self._computed[modality, boundary, q.clip_id] for q in questions])
         return encoder.restore(rows, boundary, {})
 
-    def _hidden(self, modality: str, boundary: int, clip_id: str) -> Tensor:
-        place = (modality, boundary, clip_id)
-        if place not in self._computed:
-            encoder = self._encoders[modality]
-            inputs = self._sampling.inputs(encoder, [self._media[clip_id]])
-            self._computed[place] = encoder.run(encoder.embed(inputs), 0, boundary).hidden
-        return self._computed[place]
+
+def train_pass(model: JointModel, batch: Batch, *, amp: str) -> None:
+    """Run a batch forward and backward, with labels that stand for the answers."""
+    logits = forward(model, batch, amp=amp).flatten(0, -2)  # (B, C), or (B * T, C) of segments
+    labels = torch.arange(len(logits), device=logits.device) % logits.shape[-1]
+    torch.autograd.backward(F.cross_entropy(logits, labels))
+
+
+@torch.no_grad()
+def answer_pass(model: JointModel, batch: Batch, *, amp: str) -> None:
+    """Answer a batch, as evaluation does."""
+    forward(model, batch, amp=amp).float().log_softmax(-1).cpu()
 
 
 def measure_step(
@@ -90,88 +99,72 @@ def measure_step(
         clips: clips a question in a batch of training and of answering, 1 where each question has rows of its own. With
             fewer, the cost of a clip's rows is the difference to a batch about a single clip.
     """
-    optimizer = make_optimizer(model, settings)
-    labels: dict[int, Tensor] = {}
+    optimizer, amp, whole = make_optimizer(model, settings), settings.amp, len(questions)
 
-    def step(batch: Batch, size: int) -> None:
-        logits = forward(model, batch, amp=settings.amp)
-        if size not in labels:
-            labels[size] = torch.arange(size, device=device) % int(logits.shape[-1])
-        loss = F.cross_entropy(logits, labels[size])
+    def batch_of(size: int, *, one_clip: bool = False) -> Batch:
+        spread = [questions[i * whole // size] for i in range(size)]
+        return states.batch(model.starts(), spread, one_clip=one_clip)
+
+    def step(batch: Batch) -> None:
         optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        train_pass(model, batch, amp=amp)
         optimizer.step()
 
-    @torch.no_grad()
-    def answer(batch: Batch) -> None:
-        forward(model, batch, amp=settings.amp).float().log_softmax(-1).cpu()
-
     def measured(size: int, *, one_clip: bool = False) -> tuple[float, float]:
-        batch = states.batch(model.starts(), _spread(questions, size), one_clip=one_clip)
+        batch = batch_of(size, one_clip=one_clip)
         training, answering = [], []
         for _ in range(REPEATS):
             model.train()
-            training.append(lasting(lambda: step(batch, size), device))
+            training.append(timed(lambda: step(batch), device))
             model.eval()
-            answering.append(lasting(lambda: answer(batch), device))
+            answering.append(timed(lambda: answer_pass(model, batch, amp=amp), device))
         return statistics.median(training), statistics.median(answering)
 
     model.train()
-    whole = len(questions)
-    peak = _peak_bytes(model, step, lambda size: states.batch(model.starts(), _spread(questions, size)), whole, device)
+    peak = _peak_bytes(model, step, batch_of, whole, device)
     size = whole if torch.device(device).type == "cuda" else min(FEW, whole)
     training, answering = measured(size)
     if size < whole and training * whole / size <= DEAR_SECONDS:
         size = whole
         training, answering = measured(size)
-    once = min(training, statistics.median(lasting(optimizer.step, device) for _ in range(REPEATS)))
+    once = min(training, statistics.median(timed(optimizer.step, device) for _ in range(REPEATS)))
     if size > 1 and min(clips) < 1:
-        train_one, answer_one = (
-            min(pair) for pair in zip(measured(size, one_clip=True), (training, answering), strict=True)
-        )
+        train_one, answer_one = map(min, measured(size, one_clip=True), (training, answering))
         spared = [(1 - share) * size / (size - 1) for share in clips]  # of what all clips but one cost
         training = max(once, training - spared[0] * (training - train_one))
         answering -= spared[1] * (answering - answer_one)
     return (training - once) / size + once / whole, answering / size, peak
 
 
-def _spread(questions: Sequence[Question], size: int) -> list[Question]:
-    """Pick `size` of the questions, evenly from beginning to end."""
-    return [questions[i * len(questions) // size] for i in range(size)]
-
-
 def _peak_bytes(
-    model: JointModel,
-    step: Callable[[Batch, int], None],
-    batch_of: Callable[[int], Batch],
-    size: int,
-    device: str,
+    model: JointModel, step: Callable[[Batch], None], batch_of: Callable[[int], Batch], size: int, device: str
 ) -> int:
     if torch.device(device).type == "cuda":
         batch = batch_of(size)
         torch.cuda.reset_peak_memory_stats(device)
-        step(batch, size)
+        step(batch)
         return torch.cuda.max_memory_allocated(device)
     trained = sum(4 * p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     frozen = {p.data_ptr(): p.numel() * p.element_size() for e in model.encoders.values() for p in e.model.parameters()}
     weights = {*frozen, *(p.data_ptr() for p in model.parameters())}
     few = min(FEW, size)
     half = max(1, few // 2)
-    of_few, of_half = (_graph_bytes(step, batch_of(n), n, weights) for n in (few, half))
+    of_few, of_half = (_graph_bytes(step, batch_of(n), weights) for n in (few, half))
     a_question = (of_few - of_half) / (few - half) if few > half else 0.0
     return round(of_few + a_question * (size - few)) + trained + sum(frozen.values())
 
 
-def _graph_bytes(step: Callable[[Batch, int], None], batch: Batch, size: int, weights: Collection[int]) -> int:
+def _graph_bytes(step: Callable[[Batch], None], batch: Batch, weights: Collection[int]) -> int:
     """Count the bytes of a batch's states and of the activations that the graph saves, weights left out."""
-    saved: dict[int, int] = {}
+    found: dict[int, int] = {}
 
-    def pack(tensor: Tensor) -> Tensor:
+    def add(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
+        found[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        step(batch, size)
-    states = {s.hidden.untyped_storage().data_ptr(): s.hidden.untyped_storage().nbytes() for s in batch.states.values()}
-    return sum(size for place, size in {**states, **saved}.items() if place not in weights)
+    for state in batch.states.values():
+        add(state.hidden)
+    with torch.autograd.graph.saved_tensors_hooks(add, lambda t: t):
+        step(batch)
+    return sum(size for place, size in found.items() if place not in weights)
