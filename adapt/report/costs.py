@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...config import from_mapping
 from ...extract.stage.run_records import read_costs
@@ -18,11 +18,8 @@ from ...extract.stage.settings import StoreSettings, plan_path, store_folder
 from .formats import format_time
 from .runs import Run
 
-CostRow = tuple[str, float | None, float | None, float | None]
 
-
-@dataclass(frozen=True, kw_only=True)
-class RunCosts:
+class RunCosts(NamedTuple):
     """Seconds of one variant's reported runs, all seeds together.
 
     Attributes:
@@ -33,7 +30,7 @@ class RunCosts:
     """
 
     name: str
-    actual: float
+    actual: float | None
     predicted: float | None = None
     without_cache: float | None = None
 
@@ -57,7 +54,7 @@ class CostTable:
     @property
     def training(self) -> float:
         """Seconds of all runs."""
-        return sum(cost.actual for cost in self.variants)
+        return sum(cost.actual or 0.0 for cost in self.variants)
 
     @property
     def predicted_training(self) -> float | None:
@@ -81,19 +78,19 @@ class CostTable:
             return None
         return self.without_cache / (self.training + self.extraction)
 
-    def rows(self) -> list[CostRow]:
-        """List name, actual, predicted and without the cache: extraction, each variant, and the sum."""
+    def rows(self) -> list[RunCosts]:
+        """List the costs of extraction, of each variant, and their sum."""
+        total = _total([self.extraction, self.training])
         return [
-            ("extraction", self.extraction, self.predicted_extraction, None),
-            *((c.name, c.actual, c.predicted, c.without_cache) for c in self.variants),
-            ("in all", _total([self.extraction, self.training]), self.predicted, self.without_cache),
+            RunCosts("extraction", self.extraction, self.predicted_extraction),
+            *self.variants,
+            RunCosts("in all", total, self.predicted, self.without_cache),
         ]
 
     def lines(self) -> list[str]:
         """Summarise the costs in one line, followed by the notes."""
-        parts = [f"training {format_time(self.training)}"]
-        if self.extraction is not None:
-            parts.insert(0, f"extraction {format_time(self.extraction)}")
+        parts = [] if self.extraction is None else [f"extraction {format_time(self.extraction)}"]
+        parts.append(f"training {format_time(self.training)}")
         if self.predicted is not None:
             parts.append(f"predicted {format_time(self.predicted)} in all")
         if self.without_cache is not None:
@@ -105,7 +102,7 @@ class CostTable:
 def make_cost_table(variants: Mapping[str, Sequence[Run]]) -> CostTable:
     """Sum the records of runs and of their stores, and the plans beside their experiments."""
     every = [run for runs in variants.values() for run in runs]
-    found = {(run.base, run.experiment): _Plan.read(run.base, run.experiment) for run in every}
+    found = {(run.base, run.experiment): _read_plan(run.base, run.experiment) for run in every}
     plans = {place: plan for place, plan in found.items() if isinstance(plan, _Plan)}
     notes = [note for plan in found.values() for note in ([plan] if isinstance(plan, str) else plan.notes())]
     cached = [run for run in every if not run.live]
@@ -117,8 +114,14 @@ def make_cost_table(variants: Mapping[str, Sequence[Run]]) -> CostTable:
     if missing:
         notes.append(f"What extraction took is not recorded beside {', '.join(missing)}.")
     recorded = sum(run.seconds for runs in records.values() for run in runs)
+    costs = []
+    for name, runs in variants.items():
+        own = [(plans.get((run.base, run.experiment)), run) for run in runs]
+        predicted = _total(plan and plan.predicted(run) for plan, run in own)
+        without_cache = _total(plan and plan.without_cache(run) for plan, run in own)
+        costs.append(RunCosts(name, sum(run.train_seconds for run in runs), predicted, without_cache))
     return CostTable(
-        variants=tuple(_run_costs(name, runs, plans) for name, runs in variants.items()),
+        variants=tuple(costs),
         extraction=recorded if records and not missing else (None if cached else 0.0),
         predicted_extraction=_total(plan.extraction for plan in plans.values()) if plans else None,
         notes=tuple(notes),
@@ -126,31 +129,19 @@ def make_cost_table(variants: Mapping[str, Sequence[Run]]) -> CostTable:
 
 
 class _Plan:
-    """Predicted seconds of single runs, from <experiment>.plan.json."""
+    """Predicted seconds of single runs, from the values of <experiment>.plan.json."""
 
     def __init__(self, values: Mapping[str, Any], *, path: Path) -> None:
-        self.path = path
-        self.machine, self.extraction = str(values["machine"]), float(values["extraction"])
+        self.path, self.machine, self.extraction = path, str(values["machine"]), float(values["extraction"])
         self.cached = bool(values["cuts"])
         self.epochs = {v["name"]: int(v["epochs"]) for v in values["variants"]}
-        seeds = {v["name"]: int(v["num_seeds"]) for v in values["variants"]}
-        self.alone = {v["name"]: float(v["seconds"]) / seeds[v["name"]] for v in values["variants"]}
-        self.live = {v["name"]: float(v["seconds_live"]) / seeds[v["name"]] for v in values["variants"]}
+        seconds = {v["name"]: float(v["seconds"]) for v in values["variants"]}
+        self.alone = {v["name"]: float(v["seconds"]) / int(v["num_seeds"]) for v in values["variants"]}
+        self.live = {v["name"]: float(v["seconds_live"]) / int(v["num_seeds"]) for v in values["variants"]}
         self.group: dict[str, tuple[int, float]] = {}  # variants in lockstep, and their seconds over those apart
-        for names, seconds in zip(values["groups"], values["group_seconds"], strict=self.cached):
-            apart = sum(self.alone[name] * seeds[name] for name in names)
-            self.group |= {name: (len(names), float(seconds) / apart if apart else 1.0) for name in names}
-
-    @classmethod
-    def read(cls, base: Path, name: str) -> _Plan | str:
-        """Read an experiment's plan, or say in a sentence why it has none."""
-        path = plan_path(base, name)
-        if not path.is_file():
-            return f"What it would have cost without the cache was not measured: talik plan {name}.toml measures it."
-        try:
-            return cls(json.loads(path.read_text(encoding="utf-8")), path=path)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
-            return f"{path.name} is damaged or an older version's: run talik plan {name}.toml again."
+        for names, together in zip(values["groups"], values["group_seconds"], strict=self.cached):
+            apart = sum(seconds[name] for name in names)
+            self.group |= {name: (len(names), float(together) / apart if apart else 1.0) for name in names}
 
     def notes(self) -> list[str]:
         """Say how the predictions were made."""
@@ -175,14 +166,15 @@ class _Plan:
         return len(run.epochs) / self.epochs[run.variant] if run.epochs else 1.0
 
 
-def _run_costs(name: str, runs: Sequence[Run], plans: Mapping[tuple[Path, str], _Plan]) -> RunCosts:
-    own = [(run, plans.get((run.base, run.experiment))) for run in runs]
-    return RunCosts(
-        name=name,
-        actual=sum(run.train_seconds for run in runs),
-        predicted=_total(None if plan is None else plan.predicted(run) for run, plan in own),
-        without_cache=_total(None if plan is None else plan.without_cache(run) for run, plan in own),
-    )
+def _read_plan(base: Path, name: str) -> _Plan | str:
+    """Read an experiment's plan, or say in a sentence why it has none."""
+    path = plan_path(base, name)
+    if not path.is_file():
+        return f"What it would have cost without the cache was not measured: talik plan {name}.toml measures it."
+    try:
+        return _Plan(json.loads(path.read_text(encoding="utf-8")), path=path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
+        return f"{path.name} is damaged or an older version's: run talik plan {name}.toml again."
 
 
 def _store_path(run: Run) -> Path | None:

@@ -25,14 +25,8 @@ from ...extract.datasets.types import Clip, Manifest
 from ...extract.media.decode import decode_clip
 from .runs import Prediction, Run
 
-_TYPES = {
-    ".mp4": "video/mp4",
-    ".webm": "video/webm",
-    ".png": "image/png",
-    ".jpg": "image/jpeg",
-    ".jpeg": "image/jpeg",
-    ".webp": "image/webp",
-}
+_TYPES = {".mp4": "video/mp4", ".webm": "video/webm", ".png": "image/png", ".webp": "image/webp"}
+_TYPES |= dict.fromkeys((".jpg", ".jpeg"), "image/jpeg")
 _FRAME_WIDTH = 160
 _MOST_FRAMES = 16  # frames of longer clips would be too narrow to recognise
 _DATA_URI = re.compile(r"data:(image|video)/[a-z0-9+.-]+;base64,[A-Za-z0-9+/]+=*")
@@ -99,21 +93,16 @@ def _blind_answers(
     manifest: Manifest, predictions: Sequence[Prediction], split: str, *, by_segment: bool
 ) -> dict[str, str] | None:
     """Answer each predicted question by the baseline; None where the manifest has other questions or answers."""
-    questions = {q.id: q for q in manifest.split(split)}
-    label = most_frequent_label(manifest) if by_segment else ""
-    guesses = {} if by_segment else blind_baseline(manifest, split)
-    found: dict[str, str] = {}
-    for p in predictions:
-        name, _, segment = p.question_id.rpartition("/") if by_segment else (p.question_id, "", "")
-        question = questions.get(name)
-        if question is None or question.clip_id != p.clip_id:
-            return None
-        if by_segment and not (segment.isdigit() and int(segment) < len(question.labels)):
-            return None
-        if p.answer != (question.labels[int(segment)] if by_segment else question.answer):
-            return None
-        found[p.question_id] = label if by_segment else guesses[name]
-    return found
+    if by_segment:  # a prediction is about one segment: its id ends in /t
+        label = most_frequent_label(manifest)
+        answers = {f"{q.id}/{t}": (q.clip_id, a) for q in manifest.split(split) for t, a in enumerate(q.labels)}
+        guesses = dict.fromkeys(answers, label)
+    else:
+        answers = {q.id: (q.clip_id, q.answer) for q in manifest.split(split)}
+        guesses = blind_baseline(manifest, split)
+    if any(answers.get(p.question_id) != (p.clip_id, p.answer) for p in predictions):
+        return None
+    return {p.question_id: guesses[p.question_id] for p in predictions}
 
 
 def some_clips(data: DataSet, predictions: Sequence[Prediction], *, count: int = 6) -> list[ShownClip]:
@@ -144,7 +133,6 @@ def show_clip(clip: Clip, *, num_segments: int, stride_seconds: float | None = N
         None where the media cannot be read, or give neither frames nor a small video.
     """
     frames: tuple[str, ...] = ()
-    video: str | None = None
     if clip.path is None or clip.media is None:
         return None
     try:
@@ -153,11 +141,11 @@ def show_clip(clip: Clip, *, num_segments: int, stride_seconds: float | None = N
             frames = tuple(map(_jpeg, () if decoded.frames is None else decoded.frames))
     except (TalikError, OSError):
         return None
-    if _TYPES.get(clip.path.suffix.lower(), "").startswith("video/"):
-        try:
-            video = data_uri(clip.path)
-        except MediaError:
-            video = None
+    try:
+        video = data_uri(clip.path)
+    except MediaError:
+        video = ""
+    video = video if video.startswith("data:video/") else None
     return ShownClip(clip_id=clip.id, video=video, frames=frames) if frames or video else None
 
 

@@ -10,9 +10,8 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import matplotlib as mpl
@@ -41,35 +40,25 @@ _STYLE: dict[Any, object] = {  # keys are literals in matplotlib's type hints
     "pdf.fonttype": 42,
     "text.parse_math": False,
     "font.size": 9,
-    "text.color": SOFT,
-    "axes.labelcolor": SOFT,
-    "axes.edgecolor": LINE,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": LINE,
-    "xtick.color": SOFT,
-    "ytick.color": SOFT,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "xtick.minor.size": 0,
     "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round",
     "legend.frameon": False,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), SOFT),
+    **dict.fromkeys(("axes.edgecolor", "grid.color"), LINE),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size", "xtick.minor.size"), 0),
 }
 _DASHED: dict[str, Any] = {"color": SOFT, "linestyle": (0, (5, 4))}
 _HALO = [withStroke(linewidth=3, foreground=CARD)]
-_MINUTE, _HOUR = 60.0, 3600.0
 _ROUND_SECONDS = (
-    *(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
-    *(k * _MINUTE for k in (1, 3, 10, 30)),
-    *(k * _HOUR for k in (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)),
+    *(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 180.0, 600.0, 1800.0),
+    *(3600.0 * hours for hours in (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)),
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReportFigure:
+class ReportFigure(NamedTuple):
     """One figure: its file's stem, caption and detail, the files' content, and the page's SVG."""
 
     name: str
@@ -113,7 +102,6 @@ class _Plot:
     def __init__(self, width: float, height: float) -> None:
         self.figure = Figure(figsize=(width, height), layout="constrained")
         self.axes = self.figure.subplots()
-        self.columns = max(1, int(width / 1.6))  # of the legend
         self._hints: dict[str, str] = {}
 
     def hint(self, artist: Artist, words: str) -> None:
@@ -127,30 +115,27 @@ class _Plot:
 
     def legend(self, rows: Sequence[Row]) -> None:
         """Name the rows' colours below the axes."""
-        handles, trained = [], 0
-        for row in rows:
-            style = _line_style(trained) if row.trained else _DASHED
-            handles.append(Line2D([], [], linewidth=4 if row.trained else 1.6, **style))
-            trained += row.trained
-        legend = self.figure.legend(
-            handles, [""] * len(rows), loc="outside lower center", ncols=min(self.columns, len(rows))
-        )
+        styles = iter(map(_line_style, range(len(rows))))
+        handles = [
+            Line2D([], [], linewidth=4, **next(styles)) if row.trained else Line2D([], [], linewidth=1.6, **_DASHED)
+            for row in rows
+        ]
+        columns = min(max(1, int(self.figure.get_figwidth() / 1.6)), len(rows))
+        legend = self.figure.legend(handles, [""] * len(rows), loc="outside lower center", ncols=columns)
         for text, row in zip(legend.get_texts(), rows, strict=True):
             text.set_text(shorten(row.label, 40))  # given as labels, names that begin with "_" would be left out
 
     def name_dots(self, dots: Sequence[tuple[float, float, str]]) -> None:
         """Write names to the right of dots (x, y, name), pushed apart vertically, with lines from dot to name."""
         self._lay_out()
-        pixels_per_point = self.figure.dpi / 72
-        heights = [float(self.axes.transData.transform((x, y))[1]) / pixels_per_point for x, y, _ in dots]
+        points = self.axes.transData.transform([dot[:2] for dot in dots])[:, 1] * 72 / self.figure.dpi
         lowest = math.inf
-        for index in sorted(range(len(dots)), key=lambda i: -heights[i]):
-            x, y, name = dots[index]
-            lowest = min(heights[index], lowest - 11)
+        for height, (x, y, name) in sorted(zip(points.tolist(), dots, strict=True), key=lambda pair: -pair[0]):
+            lowest = min(height, lowest - 11)
             self.axes.annotate(
                 shorten(name, 40),
                 (x, y),
-                (14, lowest - heights[index]),
+                (14, lowest - height),
                 textcoords="offset points",
                 va="center",
                 color=INK,
@@ -160,50 +145,40 @@ class _Plot:
 
     def _lay_out(self) -> None:
         """Place the axes, once: each file's drawing would do it again."""
-        self.figure.draw_without_rendering()
-        self.figure.set_layout_engine("none")
+        if self.figure.get_layout_engine() is not None:
+            self.figure.draw_without_rendering()
+            self.figure.set_layout_engine("none")
 
     def finish(self, name: str, caption: str, detail: str = "", *, wide: bool = True) -> ReportFigure:
-        """Write the figure in both formats and for the page."""
-        if self.figure.get_layout_engine() is not None:
-            self._lay_out()
+        """Write the figure in both formats, without dates, and for the page."""
+        self._lay_out()
         svg, pdf = io.BytesIO(), io.BytesIO()
-        undated = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        self.figure.savefig(svg, format="svg", metadata=undated)
-        undated = dict.fromkeys(("Creator", "CreationDate", "Producer"))
-        self.figure.savefig(pdf, format="pdf", metadata=undated)
+        self.figure.savefig(svg, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        self.figure.savefig(pdf, format="pdf", metadata=dict.fromkeys(("Creator", "CreationDate", "Producer")))
         inline = _inline_svg(svg.getvalue(), caption, self._hints)
-        return ReportFigure(
-            name=name, caption=caption, detail=detail, wide=wide, svg=svg.getvalue(), pdf=pdf.getvalue(), inline=inline
-        )
+        return ReportFigure(name, caption, detail, wide, svg.getvalue(), pdf.getvalue(), inline)
 
 
 def accuracy_by_type(table: Table) -> ReportFigure:
     """Draw each variant's accuracy by question type as bars from zero, with the blind baseline as a line across."""
     columns = [*table.types, AVERAGE]
     plot, width = _Plot(9.6, 3.8), 0.84 / len(table.trained)
-    for index, row in enumerate(table.trained):
+    for index, row in enumerate(sorted(table.rows, key=lambda row: not row.trained)):
         for place, column in enumerate(columns):
             cell = row.cell(column)
-            x = place - 0.42 + (index + 0.5) * width
-            (bar,) = plot.axes.bar(x, cell.mean, width * 0.92, color=colour(index))
-            plot.hint(bar, f"{row.label}, {column}: {format_cell(cell)} %")
-            if cell.half:
-                ends = [min(100.0, max(0.0, cell.mean + sign * cell.half)) for sign in (-1, 1)]
-                plot.axes.plot([x, x], ends, color=INK, linewidth=1, path_effects=_HALO)
-    for row in table.rows:
-        for place, column in enumerate([] if row.trained else columns):
-            y = row.cell(column).mean
-            (line,) = plot.axes.plot([place - 0.44, place + 0.44], [y, y], linewidth=1.6, path_effects=_HALO, **_DASHED)
-            plot.hint(line, f"{row.label}, {column}: {format_cell(row.cell(column))} %")
+            if row.trained:
+                x = place - 0.42 + (index + 0.5) * width
+                (drawn,) = plot.axes.bar(x, cell.mean, width * 0.92, color=colour(index))
+                ends = [min(100.0, max(0.0, cell.mean + sign * (cell.half or 0.0))) for sign in (-1, 1)]
+                if cell.half:
+                    plot.axes.plot([x, x], ends, color=INK, linewidth=1, path_effects=_HALO)
+            else:
+                ends = [place - 0.44, place + 0.44]
+                (drawn,) = plot.axes.plot(ends, [cell.mean] * 2, linewidth=1.6, path_effects=_HALO, **_DASHED)
+            plot.hint(drawn, f"{row.label}, {column}: {format_cell(cell)} %")
     plot.axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(0, 100), ylabel="accuracy (%)")
-    crowded = sum(map(len, columns)) > 110
-    plot.axes.set_xticks(
-        range(len(columns)),
-        [shorten(c, 24) for c in columns],
-        rotation=40 if crowded else 0,
-        ha="right" if crowded else "center",
-    )
+    turned: dict[str, Any] = {"rotation": 40, "ha": "right"} if sum(map(len, columns)) > 110 else {}
+    plot.axes.set_xticks(range(len(columns)), [shorten(c, 24) for c in columns], **turned)
     plot.axes.grid(visible=False, axis="x")
     plot.legend(table.rows)
     several = any(row.num_seeds > 1 for row in table.trained)
@@ -296,7 +271,7 @@ def cost_over_depth(
     plot, dots, rings = _Plot(9.6, 3.6), [], False
     for index, (name, runs) in enumerate(variants.items()):
         depth, cost = runs[0].depth, by_name[name]
-        if depth is None or cost.actual <= 0:
+        if depth is None or not cost.actual:
             continue
         label, seconds = labels[name], cost.actual / len(runs)
         if cost.without_cache is not None:
@@ -341,10 +316,13 @@ def _short_count(value: float) -> str:
 def _inline_svg(svg: bytes, label: str, hints: Mapping[str, str]) -> Markup:
     """Make an SVG file part of the page: CSS colours, inherited font, hover texts, no ids but those it refers to."""
     root = ElementTree.fromstring(svg)
+    for definitions in root.findall("{*}defs"):  # a style for the whole page, and rectangles to clip by
+        root.remove(definitions)
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
-        element.attrib = {_html_name(name): value for name, value in element.attrib.items()}
+        element.attrib = {re.sub("{.*xlink}", "xlink:", name): value for name, value in element.attrib.items()}
         element.attrib.pop("clip-path", None)
+        element.tail, element.text = (None if not (t or "").strip() else t for t in (element.tail, element.text))
         if style := element.get("style"):
             style = re.sub(r"#[0-9a-f]{6}", lambda m: f"var({_CSS[m[0]]})" if m[0] in _CSS else m[0], style)
             element.set("style", re.sub(r"font-family: [^;]*;? ?", "", style))
@@ -354,21 +332,5 @@ def _inline_svg(svg: bytes, label: str, hints: Mapping[str, str]) -> Markup:
             title = ElementTree.Element("title")
             title.text = words
             element.insert(0, title)
-    for definitions in root.findall("defs"):  # a style for the whole page, and rectangles to clip by
-        root.remove(definitions)
     root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": label}
-    _drop_whitespace(root.iter())
     return Markup(ElementTree.tostring(root, encoding="unicode"))
-
-
-def _html_name(name: str) -> str:
-    namespace, _, local = name.rpartition("}")
-    return f"xlink:{local}" if "xlink" in namespace else local
-
-
-def _drop_whitespace(elements: Iterable[ElementTree.Element]) -> None:
-    for element in elements:
-        if element.tail and not element.tail.strip():
-            element.tail = None
-        if element.text and not element.text.strip():
-            element.text = None

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ...errors import SettingsError
-from . import tables_text
+from . import formats, tables_text
 from .costs import CostTable
 from .dataset import ShownClip
 from .figures import ReportFigure, colour
-from .formats import format_interval
 from .gates import shown_gates
 from .runs import Prediction, Run
 from .table import Table
@@ -27,9 +26,9 @@ def to_html(
     figures: Sequence[ReportFigure],
     *,
     title: str,
-    notes: Iterable[str] = (),
-    blind: Mapping[str, str] | None = None,
-    clips: Iterable[ShownClip] = (),
+    notes: Sequence[str],
+    blind: Mapping[str, str] | None,
+    clips: Sequence[ShownClip],
 ) -> str:
     """Render page.html.jinja.
 
@@ -45,39 +44,24 @@ def to_html(
     Raises:
         SettingsError: a clip without a question.
     """
-    clips = list(clips)
     groups = table.groups()
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-    )
-    return environment.get_template("page.html.jinja").render(
+    loader = FileSystemLoader(Path(__file__).parent)
+    template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template("page.html.jinja")
+    return template.render(
         title=title,
         lead=_lead(table),
-        notes=list(notes),
+        notes=notes,
         table=table,
         groups=groups,
-        grouped=any(groups),
         group_sizes={g: sum(table.num_by_type[t] for t in members) for g, members in groups.items()},
         colours={row.name: colour(index) for index, row in enumerate(table.trained)},
-        counts_flops=any(row.flops is not None for row in table.trained),
         several_seeds=any(row.num_seeds > 1 for row in table.trained),
-        cost_heads=tables_text.cost_heads(table, "trainable parameters", "FLOPs a question", "hours"),
-        row_costs=tables_text.cost_cells,
+        tables=tables_text,
+        formats=formats,
         method=method_note(table),
-        comparisons=tables_text.comparison_cells(table),
-        deltas=tables_text.delta_cells(table),
-        by_type=tables_text.by_type,
-        starred=tables_text.starred,
-        format_interval=format_interval,
         costs=costs,
-        cost_cells=tables_text.cost_table_cells(costs, table.labels),
         figures=figures,
-        gates=shown_gates(
-            variants,
-            table.labels,
-            clips=[shown.clip_id for shown in clips],
-            frames={shown.clip_id: shown.frames for shown in clips},
-        ),
+        gates=shown_gates(variants, table.labels, clips),
         clips=[(shown, _answers(shown.clip_id, variants, blind)) for shown in clips],
     )
 
@@ -85,12 +69,11 @@ def to_html(
 def method_note(table: Table) -> str:
     """Describe in one sentence or two how the intervals were made and what they cover."""
     covered = [c.difference.covers_seeds for c in table.comparisons]
+    scope = "With one seed, intervals cover the choice of test clips only, not another training."
     if all(covered):
         scope = "Intervals cover the choice of test clips and of seeds."
     elif any(covered):
         scope = "Intervals cover the choice of seeds only where a side has more than one."
-    else:
-        scope = "With one seed, intervals cover the choice of test clips only, not another training."
     how = "Differences on the same questions, by a paired bootstrap over clips"
     how += ", with the seeds' spread drawn from its t distribution" if any(covered) else ""
     return f"{how}; p-values corrected after Holm for {len(covered)} comparisons. {scope}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
@@ -74,15 +74,20 @@ class Comparison:
 
     def reversed(self) -> Comparison:
         """Compare `b` with `a`."""
-        return Comparison(
+        return replace(
+            self,
             a=self.b,
             b=self.a,
             a_label=self.b_label,
             b_label=self.a_label,
             difference=self.difference.reversed(),
-            p_corrected=self.p_corrected,
             by_type={name: comparison.reversed() for name, comparison in self.by_type.items()},
         )
+
+    def values(self) -> dict[str, float | bool]:
+        """List the numbers: points, interval, level and p-values, parts by type left out."""
+        found = {**asdict(self.difference), "p_holm": self.p_corrected}
+        return {**found, "excludes_zero": self.difference.excludes_zero}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +178,9 @@ def build_table(
     labels = {BLIND: BLIND_LABEL, **(labels or {})}
     _check_names("labels", labels, [*variants, BLIND])
     outcomes = {} if blind is None else {BLIND: _blind_outcomes(questions, blind)}
-    outcomes |= {name: _outcomes(questions, runs) for name, runs in variants.items()}
+    for name, runs in variants.items():
+        right = [{p.question_id: p.correct for p in run.predictions} for run in runs]
+        outcomes[name] = _outcomes(questions, right)
     rows = [_row(name, labels.get(name, name), o, types, variants.get(name, ())) for name, o in outcomes.items()]
     _check_names("baseline", [] if baseline is None else [baseline], outcomes)
     if comparisons is None:
@@ -236,12 +243,13 @@ def _mean_count(counts: Sequence[int | None]) -> int | None:
     return round(sum(known) / len(known)) if len(known) == len(counts) else None
 
 
-def _outcomes(questions: Sequence[Prediction], runs: Sequence[Run]) -> Outcomes:
-    by_question = [{p.question_id: p.correct for p in run.predictions} for run in runs]
+def _outcomes(questions: Sequence[Prediction], runs: Sequence[Mapping[str, bool]], *, trained: bool = True) -> Outcomes:
+    """Order the answers of each run, right or wrong by question id, as the questions."""
     return Outcomes(
         question_ids=tuple(p.question_id for p in questions),
         clip_ids=tuple(p.clip_id for p in questions),
-        correct=np.array([[right[p.question_id] for p in questions] for right in by_question], dtype=np.bool_),
+        correct=np.array([[right[p.question_id] for p in questions] for right in runs], dtype=np.bool_),
+        trained=trained,
     )
 
 
@@ -249,12 +257,7 @@ def _blind_outcomes(questions: Sequence[Prediction], blind: Mapping[str, str]) -
     missing = [p.question_id for p in questions if p.question_id not in blind]
     if missing:
         raise RunError(f"the blind baseline has no answer to {len(missing)} test questions, {missing[0]!r} for one")
-    return Outcomes(
-        question_ids=tuple(p.question_id for p in questions),
-        clip_ids=tuple(p.clip_id for p in questions),
-        correct=np.array([[blind[p.question_id] == p.answer for p in questions]], dtype=np.bool_),
-        trained=False,
-    )
+    return _outcomes(questions, [{p.question_id: blind[p.question_id] == p.answer for p in questions}], trained=False)
 
 
 def _compare(
@@ -280,14 +283,11 @@ def _compare_by_type(
     resamples: int,
 ) -> dict[tuple[str, str], dict[str, Comparison]]:
     """Compare the pairs on the questions of each type, and correct over all types and pairs."""
-    sides, keys = [], []
-    for kind in order_types(types):
-        wanted = [t == kind for t in types]
-        of_type = {name: outcomes[name].only(wanted) for name in {name for pair in pairs for name in pair}}
-        sides += [(of_type[a], of_type[b]) for a, b in pairs]
-        keys += [(pair, kind) for pair in pairs]
-    found = _compare(sides, [pair for pair, _ in keys], labels, resamples)
+    keys = [(kind, pair) for kind in order_types(types) for pair in pairs]
+    masks = {kind: [t == kind for t in types] for kind, _ in keys}
+    sides = [(outcomes[a].only(masks[kind]), outcomes[b].only(masks[kind])) for kind, (a, b) in keys]
+    found = _compare(sides, [pair for _, pair in keys], labels, resamples)
     by_type: dict[tuple[str, str], dict[str, Comparison]] = {pair: {} for pair in pairs}
-    for (pair, kind), comparison in zip(keys, found, strict=True):
+    for (kind, pair), comparison in zip(keys, found, strict=True):
         by_type[pair][kind] = comparison
     return by_type

@@ -7,17 +7,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from . import formats
 from .costs import CostTable
-from .formats import (
-    format_cell,
-    format_count,
-    format_hours,
-    format_interval,
-    format_p,
-    format_points,
-    format_time,
-    shorten,
-)
 from .table import AVERAGE, Comparison, Row, Table
 
 DELTA_NOTE = "Points; * where p is below 0.05 after Holm's correction over all types and rows (Avg: over comparisons)."
@@ -68,7 +59,7 @@ def accuracy_cells(
     columns = [*(with_averages if grouped else table.types), AVERAGE]
 
     def accuracy(row: Row, column: str) -> str:
-        mean, separator, half = format_cell(row.cell(column), plus_minus=plus_minus).partition(plus_minus)
+        mean, separator, half = formats.format_cell(row.cell(column), plus_minus=plus_minus).partition(plus_minus)
         return f"{bold(mean) if table.is_best(row, column) else mean}{separator}{half}"
 
     body = [[row.label, *(accuracy(row, c) for c in columns), *cost_cells(table, row)] for row in table.rows]
@@ -83,9 +74,9 @@ def cost_heads(table: Table, params: str, flops: str, hours: str) -> list[str]:
 
 def cost_cells(table: Table, row: Row) -> list[str]:
     """Format a row's cells of the last columns: trained parameters, operations, hours."""
-    flops = [format_count(row.flops)] if any(r.flops is not None for r in table.rows) else []
+    flops = [formats.format_count(row.flops)] if any(r.flops is not None for r in table.rows) else []
     device = "" if _common_device(table) else _DEVICES.get(row.device or "", "")
-    return [format_count(row.trainable_params), *flops, f"{format_hours(row.seconds)} {device}".strip()]
+    return [formats.format_count(row.trainable_params), *flops, f"{formats.format_hours(row.seconds)} {device}".strip()]
 
 
 def comparison_cells(table: Table) -> Cells | None:
@@ -93,18 +84,11 @@ def comparison_cells(table: Table) -> Cells | None:
     if not table.comparisons:
         return None
     level = f"{100 * table.comparisons[0].difference.level:g} % interval"
-    body = [
-        [
-            c.a_label,
-            c.b_label,
-            format_points(c.difference.points),
-            format_interval(c.difference),
-            format_p(c.difference.p_value),
-            format_p(c.p_corrected),
-            "yes" if c.difference.excludes_zero else "no",
-        ]
-        for c in table.comparisons
-    ]
+    body = []
+    for c in table.comparisons:
+        p_values = [formats.format_p(c.difference.p_value), formats.format_p(c.p_corrected)]
+        points = [formats.format_points(c.difference.points), formats.format_interval(c.difference)]
+        body.append([c.a_label, c.b_label, *points, *p_values, "yes" if c.difference.excludes_zero else "no"])
     return Cells(["variant", "against", "points", level, "p", "p (Holm)", "excludes zero"], body, num_left=2)
 
 
@@ -124,12 +108,12 @@ def by_type(table: Table, comparison: Comparison) -> list[Comparison]:
 
 def starred(comparison: Comparison) -> str:
     """Format a difference in points, with a star where p (Holm) is below 0.05."""
-    return format_points(comparison.difference.points) + "*" * (comparison.p_corrected < 0.05)
+    return formats.format_points(comparison.difference.points) + "*" * (comparison.p_corrected < 0.05)
 
 
 def cost_table_cells(costs: CostTable, labels: Mapping[str, str]) -> Cells:
     """Format the cost table with the printed names of its variants."""
-    body = [[labels.get(name, name), *map(format_time, seconds)] for name, *seconds in costs.rows()]
+    body = [[labels.get(name, name), *map(formats.format_time, seconds)] for name, *seconds in costs.rows()]
     return Cells(["cost", "actual", "predicted", "without the cache"], body)
 
 
@@ -182,32 +166,23 @@ def to_latex(table: Table) -> str:
 
 def to_csv(table: Table) -> str:
     """Print the accuracy table as CSV: full precision, percent, a column for each mean and each half-interval."""
-    columns = [*table.types, *(name for name in table.groups() if name), AVERAGE]
     lines = []
     for row in table.rows:
-        line: dict[str, object] = {"variant": row.name, "label": row.label, "seeds": row.num_seeds}
-        for column in columns:
-            line |= {column: row.cell(column).mean, f"{column} ±": row.cell(column).half}
-        lines.append(line | {name: getattr(row, name) for name in COST_FIELDS})
-    return _csv(lines)
+        cells = {**row.by_type, **row.by_group, AVERAGE: row.overall}
+        accuracies = {name + end: value for name, c in cells.items() for end, value in (("", c.mean), (" ±", c.half))}
+        own = {name: getattr(row, name) for name in COST_FIELDS}
+        lines.append({"variant": row.name, "label": row.label, "seeds": row.num_seeds, **accuracies, **own})
+    return str(pd.DataFrame(lines, dtype=object).to_csv(index=False, lineterminator="\n"))
 
 
 def comparisons_to_csv(table: Table) -> str:
     """Print the comparisons as CSV: points, full precision; those by question type after those of all ("Avg")."""
     entries = [(AVERAGE, c) for c in table.comparisons]
     entries += [entry for c in table.comparisons for entry in c.by_type.items()]
-    head = ["a", "b", "type", "difference", "low", "high", "level", "p_value", "p_holm", "excludes_zero"]
-    lines = []
-    for kind, c in entries:
-        d = c.difference
-        values = (c.a, c.b, kind, d.points, d.low, d.high, d.level, d.p_value, c.p_corrected)
-        line = dict(zip(head, (*values, str(d.excludes_zero).lower()), strict=True))
-        lines.append(line | {"covers_seeds": str(d.covers_seeds).lower()})
-    return _csv(lines, [*head, "covers_seeds"])
-
-
-def _csv(lines: Sequence[dict[str, object]], head: Sequence[str] | None = None) -> str:
-    frame = pd.DataFrame(lines, columns=head, dtype=object)
+    numbers = ("points", "low", "high", "level", "p_value", "p_holm", "excludes_zero", "covers_seeds")
+    frame = pd.DataFrame([{"a": c.a, "b": c.b, "type": kind, **c.values()} for kind, c in entries], dtype=object)
+    frame = frame.reindex(columns=["a", "b", "type", *numbers]).rename(columns={"points": "difference"})
+    frame = frame.map(lambda value: str(value).lower() if isinstance(value, bool) else value)
     return str(frame.to_csv(index=False, lineterminator="\n"))
 
 
@@ -232,7 +207,7 @@ def _fixed(cells: Cells, width: int) -> str:
     num_left, widest = cells.num_left, max(12, width // 3)
     for limit in (*range(widest, min(widest, 24) - 1, -1), widest):
         rows = [
-            [shorten(cell, limit) if i < num_left else cell for i, cell in enumerate(row)]
+            [formats.shorten(cell, limit) if i < num_left else cell for i, cell in enumerate(row)]
             for row in [cells.head, *cells.body]
         ]
         if _total_width(rows) <= width:

@@ -17,8 +17,9 @@ from .notes import make_notes
 from .page import method_note, to_html
 from .runs import Run, find_runs, group_by_variant, is_finished, read_run
 from .statistics import MeanInterval
-from .table import BLIND, Comparison, Table, build_table
+from .table import BLIND, Table, build_table
 from .tables_text import (
+    COST_FIELDS,
     cells_to_markdown,
     comparisons_to_csv,
     cost_table_cells,
@@ -98,17 +99,26 @@ def report(
         RunError: nothing to report, an unfinished, malformed or contradictory run, or a folder that cannot be written.
         SettingsError: names in `order`, `labels`, `comparisons`, `baseline` or `clips` that the runs do not have.
     """
-    variants, left_out = _read_variants(run_folders, skip_unfinished)
+    folders = find_runs(run_folders)
+    left_out = [folder for folder in folders if skip_unfinished and not is_finished(folder)]
+    variants = group_by_variant(read_run(folder) for folder in folders if folder not in left_out)
+    order, labels = list(order or ()), dict(labels or {})
     pairs = None if comparisons is None else list(comparisons)
     if skip_unfinished:
         known = {*variants, BLIND}
-        named = [*(order or ()), *(name for pair in pairs or () for name in pair)]
-        missing = [name for name in dict.fromkeys(named) if name not in known]
-        order = [name for name in order or () if name in known]
-        labels = {name: label for name, label in (labels or {}).items() if name in known}
+        named = dict.fromkeys([*order, *(name for pair in pairs or () for name in pair)])
+        unfinished = {folder.parent.name for folder in left_out}
+        absent = [name for name in named if name not in known | unfinished]
+        order = [name for name in order if name in known]
+        labels = {name: label for name, label in labels.items() if name in known}
         pairs = None if pairs is None else [pair for pair in pairs if known.issuperset(pair)]
-        notes = (*notes, *_left_out_notes(left_out, missing))
-    variants = _ordered(variants, order)
+        places = ["/".join(folder.parts[-2:]) for folder in left_out]
+        for reason, names in (("unfinished", places), ("there is no run of it", absent)):
+            notes = (*notes, *([f"Left out, since {reason}: {', '.join(names)}."] if names else []))
+    for name in order:
+        if name not in variants:
+            raise SettingsError(unknown_name("variant in order", name, variants))
+    variants = {name: variants[name] for name in dict.fromkeys([*order, *variants])}
     if variants:
         first = next(iter(variants.values()))[0]
         data = find_data_set(first)
@@ -121,7 +131,7 @@ def report(
     experiments = dict.fromkeys(run.experiment for runs in variants.values() for run in runs)
     title = title or f"talik: {', '.join(experiments)}"
     figures = make_figures(table, variants, costs)
-    page = to_html(table, variants, costs, figures, title=title, notes=notes, blind=blind, clips=clips or ())
+    page = to_html(table, variants, costs, figures, title=title, notes=notes, blind=blind, clips=list(clips or ()))
     out = Path(out)
     files = ReportFiles(
         markdown=out / "report.md",
@@ -136,43 +146,23 @@ def report(
         notes=notes,
         text=to_text(table),
     )
+    quoted = "".join(f"> {note}\n>\n" for note in notes)
     method = f"\n{method_note(table)}\n" if table.comparisons else ""
     cost_lines = "\n".join([cells_to_markdown(cost_table_cells(costs, table.labels)), *costs.lines()])
-    quoted = "".join(f"> {note}\n>\n" for note in notes)
-    _write(files.markdown, f"{quoted}\n{to_markdown(table)}{method}\n{cost_lines}\n")
-    _write(files.latex, to_latex(table))
-    _write(files.csv, to_csv(table))
-    _write(files.comparisons_csv, comparisons_to_csv(table))
     values = _as_json(table, variants, costs, title=title, notes=notes)
-    _write(files.json, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
-    for figure in figures:
-        _write(files.figures / f"{figure.name}.svg", figure.svg)
-        _write(files.figures / f"{figure.name}.pdf", figure.pdf)
-    _write(files.html, page)
+    contents: dict[Path, str | bytes] = {
+        files.markdown: f"{quoted}\n{to_markdown(table)}{method}\n{cost_lines}\n",
+        files.latex: to_latex(table),
+        files.csv: to_csv(table),
+        files.comparisons_csv: comparisons_to_csv(table),
+        files.json: json.dumps(values, indent=1, ensure_ascii=False) + "\n",
+        **{files.figures / f"{figure.name}.svg": figure.svg for figure in figures},
+        **{files.figures / f"{figure.name}.pdf": figure.pdf for figure in figures},
+        files.html: page,
+    }
+    for path, content in contents.items():
+        _write(path, content)
     return files
-
-
-def _read_variants(
-    run_folders: Iterable[Path | str], skip_unfinished: bool
-) -> tuple[dict[str, tuple[Run, ...]], list[Path]]:
-    """Read the runs by variant, and list the unfinished folders that were skipped."""
-    folders = find_runs(run_folders)
-    left_out = [folder for folder in folders if skip_unfinished and not is_finished(folder)]
-    return group_by_variant(read_run(folder) for folder in folders if folder not in left_out), left_out
-
-
-def _ordered(variants: dict[str, tuple[Run, ...]], order: Sequence[str] | None) -> dict[str, tuple[Run, ...]]:
-    for name in order or ():
-        if name not in variants:
-            raise SettingsError(unknown_name("variant in order", name, variants))
-    return {name: variants[name] for name in dict.fromkeys([*(order or ()), *variants])}
-
-
-def _left_out_notes(folders: Sequence[Path], missing: Sequence[str]) -> list[str]:
-    unfinished = ["/".join(folder.parts[-2:]) for folder in folders]
-    absent = [name for name in missing if name not in {folder.parent.name for folder in folders}]
-    notes = [f"Left out, since unfinished: {', '.join(unfinished)}."] if unfinished else []
-    return notes + ([f"Left out, since there is no run of it: {', '.join(absent)}."] if absent else [])
 
 
 def _as_json(
@@ -189,16 +179,16 @@ def _as_json(
             "by_type": {name: _cell(cell) for name, cell in row.by_type.items()},
             "by_group": {name: _cell(cell) for name, cell in row.by_group.items()},
             "overall": _cell(row.overall),
-            **{
-                name: getattr(row, name) for name in ("trainable_params", "seconds", "device", "flops", "flops_trained")
-            },
+            **{name: getattr(row, name) for name in COST_FIELDS},
         }
         for row in table.rows
     ]
     comparisons = [
-        {"a": c.a, "b": c.b, **_difference(c), "by_type": {name: _difference(x) for name, x in c.by_type.items()}}
+        {"a": c.a, "b": c.b, **c.values(), "by_type": {name: of_type.values() for name, of_type in c.by_type.items()}}
         for c in table.comparisons
     ]
+    by_variant = [cost._asdict() for cost in costs.variants]
+    totals = {"training": costs.training, "without_cache": costs.without_cache}
     return {
         "title": title,
         "notes": list(notes),
@@ -208,16 +198,7 @@ def _as_json(
         "rows": rows,
         "comparisons": comparisons,
         "baseline": table.baseline,
-        "costs": {**asdict(costs), "training": costs.training, "without_cache": costs.without_cache},
-    }
-
-
-def _difference(comparison: Comparison) -> dict[str, float | bool]:
-    difference = comparison.difference
-    return {
-        **asdict(difference),
-        "p_holm": comparison.p_corrected,
-        "excludes_zero": difference.excludes_zero,
+        "costs": {**asdict(costs), "variants": by_variant, **totals},
     }
 
 
