@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ...errors import EncoderError, SettingsError
+from ...errors import EncoderError, SettingsError, TalikError
 from .hf_processor import ClipPreprocess, ProcessorPreprocess
 from .image_preprocess import ImagePreprocess, Interpolation
 from .model_sources import Prepared
@@ -25,7 +26,7 @@ from .options import EncoderOptions, Fit
 
 _INTERPOLATIONS: dict[int, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 _FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
-_GREY_LEVELS = 2.5  # how far ours may be from the processor's, of 255: both round, not always alike
+_GREY_LEVELS = 1.1  # how far ours may be from the processor's, of 255: both round, not always alike
 
 Call = Callable[[dict[str, Tensor]], Any]
 
@@ -45,7 +46,7 @@ def prepare_frames(
         EncoderError: a model that needs its own processor and has none.
         SettingsError: settings that its processor, or the model, does not leave open.
     """
-    config, own = _processor(name)
+    config, own = _processor(name, trust_remote_code=options.trust_remote_code)
     ours = _replica(config, model.config)
     accepted = inspect.signature(model.forward).parameters
     main = getattr(model, "main_input_name", "pixel_values")
@@ -66,6 +67,7 @@ def prepare_frames(
                 '"stretch" where it only resizes and normalises'
             )
         prepared = ProcessorPreprocess(own, names=tuple(accepted), num_frames=num_frames)
+        _check_one_size(prepared, name)
         return Prepared(preprocess=prepared, num_frames=num_frames)
     edge = min(size) / min(ours.height, ours.width)
     ours = replace(ours, height=size[0], width=size[1], resize=round(ours.resize * edge), fit=options.fit or ours.fit)
@@ -102,12 +104,10 @@ def _replica(config: dict[str, Any], model_config: Any) -> ImagePreprocess:
 
 def _alike(ours: ImagePreprocess, own: Any, num_frames: int | None, *, whole_frame: bool) -> bool:
     """Say whether ours gives what the processor gives; of a flat colour only, where the whole frame is to be kept."""
-    num, height, width = num_frames or 1, ours.resize + 9, 2 * ours.resize + 5
-    flat = np.full((num, height, width, 3), (200, 90, 30), dtype=np.uint8)
-    coarse = torch.randint(0, 256, (num, 3, 6, 9), generator=torch.Generator().manual_seed(0)).float()
-    fine = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
-    pictures = [flat] if whole_frame else [flat, fine.permute(0, 2, 3, 1).to(torch.uint8).numpy()]
-    level = _GREY_LEVELS * ours.rescale / min(ours.std)
+    num, edge = num_frames or 1, ours.resize
+    flat = np.full((num, edge + 9, 2 * edge + 5, 3), (200, 90, 30), dtype=np.uint8)
+    pictures = [flat] if whole_frame else [flat, *_trial_frames(num, edge)]
+    level = _GREY_LEVELS * ours.rescale / torch.tensor(ours.std).view(-1, 1, 1)
     for frames in pictures:
         try:
             found = own([list(frames)] if num_frames else list(frames), return_tensors="pt")
@@ -119,10 +119,48 @@ def _alike(ours: ImagePreprocess, own: Any, num_frames: int | None, *, whole_fra
         (expected,) = ours(frames).values()
         given = values[0].reshape(-1, *values[0].shape[-3:])
         if whole_frame:  # of another size perhaps
-            given, expected = given.amax((2, 3)), expected.amax((2, 3))
-        if given.shape != expected.shape or float((given - expected).abs().max()) > level:
+            given, expected = given.amax((2, 3), keepdim=True), expected.amax((2, 3), keepdim=True)
+        if given.shape != expected.shape or bool(((given - expected).abs() > level).any()):
             return False
     return True
+
+
+def _trial_frames(num: int, edge: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield (num, H, W, 3) uint8 of several shapes, smooth with a corner of noise.
+
+    Twice as wide as high, 16:9, portrait, smaller than `edge` both ways, very wide and very high: what is cut off, or
+    filled up, is an even number of pixels in some and an odd one in others.
+    """
+    random = torch.Generator().manual_seed(0)
+    sizes = [(9, 5, 1, 2), (3, 1, 1, 16 / 9), (0, 2, 1.5, 1.1), (1, 0, 0.6, 0.5), (1, 4, 1, 2.6), (7, 1, 2.6, 1)]
+    for down, right, high, wide in sizes:
+        height, width = int(edge * high) + down, int(edge * wide) + right
+        coarse = torch.randint(0, 256, (num, 3, 6, 9), generator=random).float()
+        fine = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
+        fine[..., : height // 3, : width // 3].random_(0, 256, generator=random)
+        yield fine.permute(0, 2, 3, 1).to(torch.uint8).numpy()
+
+
+def _check_one_size(prepared: ProcessorPreprocess, name: str) -> None:
+    """Raise an EncoderError unless frames of unlike shapes become inputs of one shape."""
+    num, shapes = prepared.num_frames or 1, []
+    for height, width in ((224, 224), (360, 640)):
+        try:
+            made = prepared(np.zeros((num, height, width, 3), dtype=np.uint8))
+        except TalikError:
+            raise
+        except Exception as error:  # whatever the processor's own code raises
+            line = " ".join(str(error).split())[:200]
+            kind = type(prepared.processor).__name__
+            raise EncoderError(f"hf:{name}: {kind} fails on frames: {type(error).__name__}: {line}") from None
+        shapes.append({key: tuple(value.shape) for key, value in made.items()})
+    for key, first in shapes[0].items():
+        if shapes[1].get(key) != first:
+            raise EncoderError(
+                f"hf:{name}: {type(prepared.processor).__name__} makes {key} {first} of frames of 224 x 224 pixels and "
+                f"{shapes[1].get(key)} of 640 x 360; expected one shape, since states of all clips are stored in one "
+                '(fit = "stretch" with an image_size brings frames to one, where the model takes plain pictures)'
+            )
 
 
 def _num_frames(model: Any, main: str, options: EncoderOptions, size: tuple[int, int], call: Call) -> int | None:
@@ -130,7 +168,8 @@ def _num_frames(model: Any, main: str, options: EncoderOptions, size: tuple[int,
     declared = next((n for a in ("num_frames", "frames_per_clip") if (n := getattr(model.config, a, None))), None)
 
     def takes(number: int) -> bool:
-        clip = torch.zeros(1, number, 3, *size, dtype=next(model.parameters()).dtype)
+        first = next(model.parameters())
+        clip = torch.zeros(1, number, 3, *size, dtype=first.dtype, device=first.device)
         try:
             with torch.no_grad():
                 call({main: clip})
@@ -162,8 +201,12 @@ def native_size(config: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
-def _processor(name: str) -> tuple[dict[str, Any], Any]:
-    """Return an image or video processor's settings and the processor; ({}, None) for a model without one."""
+def _processor(name: str, *, trust_remote_code: bool) -> tuple[dict[str, Any], Any]:
+    """Return an image or video processor's settings and the processor; ({}, None) for a model without one.
+
+    Raises:
+        EncoderError: a processor that is named, and cannot be opened.
+    """
     from transformers import AutoImageProcessor, AutoVideoProcessor
 
     folder = Path(name)
@@ -175,12 +218,17 @@ def _processor(name: str) -> tuple[dict[str, Any], Any]:
         whole = json.loads(found.read_text(encoding="utf-8"))
         stored = dict(whole.get("image_processor") or whole.get("video_processor") or whole)
     kinds: tuple[Any, ...] = (AutoImageProcessor, AutoVideoProcessor)
+    reasons = []
     for kind in kinds:
         try:
-            own = kind.from_pretrained(name)
-        except (OSError, ValueError, KeyError, TypeError, ImportError):
+            own = kind.from_pretrained(name, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+            reasons.append(" ".join(str(error).split())[:200])
             continue
         return {**json.loads(json.dumps(own.to_dict(), default=_plain)), **stored}, own
+    named = stored.get("image_processor_type") or stored.get("video_processor_type") or stored.get("auto_map")
+    if named:
+        raise EncoderError(f"hf:{name}: its processor {named} cannot be opened: {reasons[0]}")
     return stored, None
 
 

@@ -100,6 +100,65 @@ def test_a_processor_with_a_geometry_of_its_own_runs_itself(tiny_encoders, tmp_p
         load_encoder(f"hf:{tmp_path}", modality="visual", image_size=56)
 
 
+_SHAPES = [(50, 60), (72, 128), (131, 50), (23, 17), (61, 171)]  # the last is wider than `longest_edge` leaves it
+_SQUARE = {"height": 28, "width": 28}
+
+
+@pytest.mark.parametrize(
+    ("own", "kind"),
+    [
+        (hf.CLIPImageProcessor(size={"shortest_edge": 33}, crop_size=_SQUARE), "image"),
+        (hf.CLIPImageProcessor(size={"shortest_edge": 21}, crop_size=_SQUARE, resample=2), "image"),
+        (hf.CLIPImageProcessor(size={"shortest_edge": 33, "longest_edge": 70}, crop_size=_SQUARE), "processor"),
+        (hf.ViTImageProcessor(size=_SQUARE, resample=3), "image"),
+        (hf.ViTImageProcessor(size=_SQUARE, resample=0), "processor"),
+        (hf.ViTImageProcessor(size=_SQUARE, resample=1), "processor"),
+        (hf.ViTImageProcessor(size=_SQUARE, do_normalize=False), "image"),
+        (hf.ViTImageProcessor(size=_SQUARE, do_rescale=False, do_normalize=False), "image"),
+        (hf.DINOv3ViTImageProcessor(size=_SQUARE), "image"),  # resizes fractions of grey levels, and ours whole ones
+        (hf.MobileViTImageProcessor(size={"shortest_edge": 32}, crop_size=_SQUARE), "processor"),  # BGR
+        (hf.EfficientNetImageProcessor(size=_SQUARE, rescale_offset=True, rescale_factor=1 / 127.5), "processor"),
+        (hf.DonutImageProcessor(size=_SQUARE), "processor"),  # pads
+        (hf.SamImageProcessor(size={"longest_edge": 28}, pad_size=_SQUARE), "processor"),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, str) else value,
+)
+def test_pixels_are_the_processors_at_every_shape(own, kind, tiny_encoders, tmp_path):
+    hf.AutoModel.from_pretrained(tiny_encoders["visual"]).save_pretrained(tmp_path)
+    own.save_pretrained(tmp_path)
+    encoder = load_encoder(f"hf:{tmp_path}", modality="visual")
+    assert encoder.preprocess.describe()["kind"] == kind
+    std = own.image_std if own.do_normalize else [1, 1, 1]
+    level = (own.rescale_factor if own.do_rescale else 1) / torch.tensor(std).view(3, 1, 1)
+    for shape in _SHAPES:
+        frames = _frames(2, *shape)
+        expected = own(list(frames), return_tensors="pt")["pixel_values"]
+        found = encoder.preprocess(frames)["pixel_values"]
+        assert float(((found - expected).abs() / level).max()) < (1.1 if kind == "image" else 1e-6), shape
+
+
+def test_processors_that_give_no_one_shape_are_refused(tiny_encoders, tmp_path):
+    hf.AutoModel.from_pretrained(tiny_encoders["visual"]).save_pretrained(tmp_path)
+    for own in (
+        hf.ViTImageProcessor(size={"shortest_edge": 56, "longest_edge": 112}),
+        hf.GLPNImageProcessor(),
+        hf.Swin2SRImageProcessor(),
+    ):
+        own.save_pretrained(tmp_path)
+        with pytest.raises(
+            EncoderError, match=rf"{type(own).__name__} makes pixel_values \(1, 3, .*expected one shape"
+        ):
+            load_encoder(f"hf:{tmp_path}", modality="visual")
+
+
+def test_a_processor_that_is_named_and_cannot_be_opened(tiny_encoders, tmp_path):
+    hf.AutoModel.from_pretrained(tiny_encoders["visual"]).save_pretrained(tmp_path)
+    own = '{"image_processor_type": "TomorrowsImageProcessor", "auto_map": {"AutoImageProcessor": "own.Tomorrows"}}'
+    (tmp_path / "preprocessor_config.json").write_text(own)
+    with pytest.raises(EncoderError, match="its processor TomorrowsImageProcessor cannot be opened"):
+        load_encoder(f"hf:{tmp_path}", modality="visual")
+
+
 def test_models_that_cannot_be_cut_or_run_are_refused_in_one_line(tmp_path):
     wide = {**_SIZES, "image_size": 16, "patch_size": 8}
     hf.ViTMAEConfig(**wide).save_pretrained(tmp_path / "mae")
