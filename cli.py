@@ -95,6 +95,48 @@ def extract(
 
 
 @app.command()
+def features(
+    paths: Annotated[list[Path], typer.Argument(help="Videos, sounds, pictures, texts, or folders of them.")],
+    encoder: Annotated[str, typer.Option(help='"timm:NAME", "hf:NAME-or-folder" or "pip:NAME".')],
+    layer: Annotated[int, typer.Option(help="The boundary: 0 before the first unit, n after the last, -1 before it.")],
+    out: Annotated[Path, typer.Option(help="A store (.zarr), or a file: .npz, .h5, .parquet.")],
+    modality: Annotated[
+        str | None, typer.Option(help="visual, audio or text; by the files' endings if absent.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help='A file in place of its own weights, or "random".')] = None,
+    segments: Annotated[
+        int | None,
+        typer.Option(min=1, help="Parts of a film or sound, each gives one frame or window; 10, or 1 of pictures."),
+    ] = None,
+    pool: Annotated[str, typer.Option(help='"mean" averages the tokens of a segment, "none" keeps them.')] = "none",
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16, in the store.")] = "float32",
+    allow_missing: AllowMissing = False,
+    device: Device = "cpu",
+    quiet: Quiet = False,
+) -> None:
+    """Compute what a layer of an encoder gives for a folder of files; no experiment needed. Resumable."""
+    from .extract.stage.features import features as run
+
+    found = run(
+        paths,
+        encoder=encoder,
+        layer=layer,
+        out=out,
+        modality=modality,  # type: ignore[arg-type]  # checked there
+        weights=weights,
+        segments=segments,
+        pool=pool,  # type: ignore[arg-type]
+        dtype=dtype,  # type: ignore[arg-type]
+        allow_missing=allow_missing,
+        device=device,
+        progress=not quiet,
+    )
+    for source, reason in found.skipped:
+        typer.echo(f"left out {source}: {reason}")
+    typer.echo(f"{out}: {len(found)} files, layer {found.spec.boundary}, {found.spec.dtype}")
+
+
+@app.command()
 def plan(
     experiment: ExperimentPath,
     simulate: Annotated[

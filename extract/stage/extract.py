@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ...cache.feature_store import FeatureStore
+from ...cache.feature_store import BoundarySpec, FeatureStore
 from ...errors import MediaError, StoreError
 from ..datasets.describe import describe
 from ..datasets.load import load_manifest
@@ -43,6 +43,7 @@ class ExtractReport:
         bytes_written: bytes of states written.
         seconds: wall time.
         up_to_date: nothing was missing, nothing was computed.
+        boundaries: what the experiment names, specification by specification.
         skipped: (source, reason) of media left out because the settings allow it.
         retried: units that were begun more than once, each with the reason.
     """
@@ -51,6 +52,7 @@ class ExtractReport:
     bytes_written: int
     seconds: float
     up_to_date: bool
+    boundaries: tuple[BoundarySpec, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
     retried: tuple[tuple[str, str], ...] = ()
 
@@ -71,6 +73,7 @@ def extract(
     progress: bool = True,
     deep: bool = False,
     engine: EngineSettings | None = None,
+    manifest: Manifest | None = None,
 ) -> ExtractReport:
     r"""Compute every state that the experiment names and the store does not hold.
 
@@ -80,6 +83,7 @@ def extract(
         progress: show tqdm bars with rates.
         deep: digest every media file, also those whose size and time are as they were.
         engine: who computes, in place of the experiment's [engine].
+        manifest: the data set, in place of the one that [data] names.
 
     Returns:
         What was computed and written.
@@ -102,9 +106,10 @@ def extract(
     options = RunOptions(device=device, progress=progress, deep=deep)
     started = time.perf_counter()
     store = settings.open_store("a")
-    manifest = load_manifest(settings.manifest_settings, base=settings.base)
-    for line in describe(manifest, brief=True) if progress else ():
-        tqdm.write(line, file=sys.stderr)
+    if manifest is None:
+        manifest = load_manifest(settings.manifest_settings, base=settings.base)
+        for line in describe(manifest, brief=True) if progress else ():
+            tqdm.write(line, file=sys.stderr)
     result = _new_result(settings, manifest, store)
     with torch_threads(settings.engine.threads):
         requests = _decodable(request_states(settings, manifest, store, options), result)
@@ -130,6 +135,7 @@ def extract(
         bytes_written=result.bytes_written,
         seconds=time.perf_counter() - started,
         up_to_date=not any(result.items.values()),
+        boundaries=tuple(boundary.spec for request in requests for boundary in request.boundaries),
         skipped=tuple((clip.source, clip.reason) for clip in (*result.missing, *result.failed)),
         retried=tuple((receipt.task, "; ".join(receipt.lost)) for receipt in result.retried),
     )
@@ -178,5 +184,5 @@ def _failure_line(failed: Sequence[FailedClip], total: int, store: Path) -> str:
     more = f"; and {len(failed) - 3} more, listed in {failed_clips_path(store).name}" if len(failed) > 3 else ""
     return (
         f"{len(failed)} of {total} clips could not be decoded, all others are stored: {first}{more}; "
-        "replace or remove them and run again, or go on without them with allow_missing = true in [data]"
+        "replace or remove them and run again, or go on without them (--allow-missing; in [data], allow_missing = true)"
     )
