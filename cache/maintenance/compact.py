@@ -12,18 +12,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import CorruptItemError
 from ..format.catalog import Catalog
-from ..format.layout import DataArray
 from ..format.records import Records
 from ..format.spec import Item
-from ..read.mmap_shards import MappedShard
+from ..read.local_rows import LocalRows
 from ..write.disk_space import shard_bytes
 from ..write.row_allocation import allocate_rows
 from ..write.shard_writer import Shard, ShardWriter
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -94,55 +92,20 @@ def compaction(catalog: Catalog, keys: AbstractSet[str]) -> Compaction | None:
 
 def _other_names(catalog: Catalog, new_of_old: dict[int, int]) -> list[tuple[Item, int]]:
     """Return the sources of moved items beside the one that counts for their row, each with the new row."""
-    found = []
-    for source, (row, size, mtime) in catalog.records.newest_by_source().items():
-        if row in new_of_old:
-            item = catalog.table.item(row)
-            if item.source != source:
-                named = Item(key=item.key, source=source, size_bytes=size, mtime_ns=mtime)
-                found.append((named, new_of_old[row]))
-    return found
+    return [
+        (Item(key=catalog.table.item(row).key, source=source, size_bytes=size, mtime_ns=mtime), new_of_old[row])
+        for source, (row, size, mtime) in catalog.records.newest_by_source().items()
+        if row in new_of_old and catalog.table.item(row).source != source
+    ]
 
 
-def _stored_values(catalog: Catalog, rows: Iterable[int]) -> Iterator[Sequence[Array]]:
+def _stored_values(catalog: Catalog, rows: Iterable[int]) -> Iterator[Sequence[NDArray[Any]]]:
     """Yield the arrays of each row as they are stored, their checksums compared."""
-    open_shards: dict[str, tuple[int, MappedShard]] = {}
-    for row in rows:
-        shard = catalog.shard_of(row)
-        for array in catalog.layout.data:
-            if open_shards.get(array.name, (-1, None))[0] != shard:
-                open_shards[array.name] = (shard, MappedShard(array, shard, catalog.layout.where))
-        parts = [(array, open_shards[array.name][1]) for array in catalog.layout.data]
-        yield _tokens(catalog, row, shard, parts) if catalog.layout.spec.ragged else _item(catalog, row, parts)
-
-
-def _item(catalog: Catalog, row: int, parts: Sequence[tuple[DataArray, MappedShard]]) -> list[Array]:
-    values = []
-    for array, mapped in parts:
-        buffer = np.empty(array.unit_bytes, np.uint8)
-        if not mapped.copy_item(row % array.units_per_shard, buffer, check=True):
-            raise _corrupt(catalog, row)
-        values.append(buffer.view(array.numpy_dtype).reshape(array.unit_shape))
-    return values
-
-
-def _tokens(catalog: Catalog, row: int, shard: int, parts: Sequence[tuple[DataArray, MappedShard]]) -> list[Array]:
-    layout = catalog.layout
-    first, end = (int(at) - shard * layout.grid.tokens_per_shard for at in catalog.offsets[row : row + 2])
-    length = end - first
-    values, crc = [], 0
-    for array, mapped in parts:
-        buffer = np.empty(length * array.unit_bytes, np.uint8)
-        if length:
-            crc = mapped.copy_tokens(first, buffer, check=True, crc=crc)
-        values.append(buffer.view(array.numpy_dtype).reshape(length, *array.unit_shape))
-    if crc != int(layout.crc.read_chunk(shard)[row % layout.grid.rows_per_shard]):
-        raise _corrupt(catalog, row)
-    return values
-
-
-def _corrupt(catalog: Catalog, row: int) -> CorruptItemError:
-    return CorruptItemError(
-        f"{catalog.layout.where}: item {catalog.table.item(row).source!r} (row {row}) fails its CRC32C; nothing was "
-        "deleted of this boundary; run `talik store repair` first"
-    )
+    source = LocalRows(catalog, "mmap")
+    try:
+        for row in rows:
+            yield [values[0] for values in source.read(np.array([row]), [True], np.empty)]
+    except CorruptItemError as error:
+        raise CorruptItemError(f"{error}; nothing was deleted of this boundary") from None
+    finally:
+        source.close()

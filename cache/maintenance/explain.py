@@ -41,13 +41,9 @@ class Why:
         if self.stored is None:
             place = f"{self.asked.modality} boundary {self.asked.boundary}"
             return [f"{self.asked.path}: nothing is stored of {place}; {self.num_missing} items are to be computed"]
-        if self.fields:
-            head = f"{self.asked.path}: is not stored, the nearest is {self.stored.path}"
-            lines = [f"{head}; {self.num_missing} items are to be computed", *(f"  {field}" for field in self.fields)]
-        elif self.num_missing:
-            lines = [f"{self.asked.path}: is stored; {self.num_missing} items are to be computed"]
-        else:
-            lines = [f"{self.asked.path}: is stored; nothing is to be computed"]
+        state = f"is not stored, the nearest is {self.stored.path}" if self.fields else "is stored"
+        todo = f"{self.num_missing} items are" if self.fields or self.num_missing else "nothing is"
+        lines = [f"{self.asked.path}: {state}; {todo} to be computed", *(f"  {field}" for field in self.fields)]
         for name in ("new", "changed", "moved", "waiting", "gone"):
             sources = getattr(self, name)
             if sources:

@@ -85,12 +85,27 @@ def find_garbage(store: FeatureStore, needed: Needed) -> tuple[Garbage, ...]:
         folder = root / spec.path
         if spec.path not in needed:
             leaving.append(folder)
-            size, count = _size(folder), int((catalog.table.record_of_row >= 0).sum())
-            found.append(Garbage(kind="boundary", boundary=spec.path, size_bytes=size, count=count))
+            count = int((catalog.table.record_of_row >= 0).sum())
+            found.append(Garbage(kind="boundary", boundary=spec.path, size_bytes=_size(folder), count=count))
             continue
-        found += [*_superseded(catalog), *_unneeded_items(catalog, needed[spec.path])]
-    found += _temporaries(root, leaving)
-    return tuple(found)
+        if shards := _dead_shards(catalog):
+            size = sum(_size(path) for files in shards.values() for path in files)
+            found.append(Garbage(kind="superseded", boundary=spec.path, size_bytes=size, count=len(shards)))
+        keys = needed[spec.path]
+        plan = None if keys is None else compaction(catalog, keys)
+        if plan is not None:
+            emptied = {catalog.shard_of(row) for row in (*plan.gone, *plan.moved.values())}
+            size = int(catalog.receipts[list(emptied), RECEIPT_FIELDS:].sum())
+            garbage = Garbage(
+                kind="items",
+                boundary=spec.path,
+                size_bytes=max(0, size - plan.bytes_rewritten),
+                count=len(plan.gone),
+                bytes_rewritten=plan.bytes_rewritten,
+                sources=tuple(catalog.table.item(row).source for row in plan.gone),
+            )
+            found.append(garbage)
+    return (*found, *_temporaries(root, leaving))
 
 
 def collect_garbage(store: FeatureStore, needed: Needed, listed: Iterable[Garbage]) -> int:
@@ -141,37 +156,11 @@ def _compact(store: FeatureStore, spec: BoundarySpec, keys: AbstractSet[str] | N
         _remove_shards(_load(store, spec))
 
 
-def _unneeded_items(catalog: Catalog, keys: AbstractSet[str] | None) -> list[Garbage]:
-    plan = None if keys is None else compaction(catalog, keys)
-    if plan is None:
-        return []
-    emptied = {catalog.shard_of(row) for row in (*plan.gone, *plan.moved.values())}
-    size = sum(int(catalog.receipts[shard, RECEIPT_FIELDS:].sum()) for shard in emptied)
-    garbage = Garbage(
-        kind="items",
-        boundary=catalog.layout.spec.path,
-        size_bytes=max(0, size - plan.bytes_rewritten),
-        count=len(plan.gone),
-        bytes_rewritten=plan.bytes_rewritten,
-        sources=tuple(catalog.table.item(row).source for row in plan.gone),
-    )
-    return [garbage]
-
-
-def _superseded(catalog: Catalog) -> list[Garbage]:
-    shards = _dead_shards(catalog)
-    if not shards:
-        return []
-    size = sum(path.stat().st_size for files in shards.values() for path in files)
-    return [Garbage(kind="superseded", boundary=catalog.layout.spec.path, size_bytes=size, count=len(shards))]
-
-
 def _dead_shards(catalog: Catalog) -> dict[int, list[Path]]:
     """Return the files of every shard that no item stands in, or that has no receipt; its receipt comes first."""
     layout = catalog.layout
     found: dict[int, list[Path]] = {}
-    folders = [layout.receipts.folder, *([layout.crc.folder] if layout.spec.ragged else [])]
-    for folder in (*folders, *(array.folder for array in layout.data)):
+    for folder in (layout.receipts.folder, layout.crc.folder, *(array.folder for array in layout.data)):
         for path in sorted(folder.glob("c.*")):
             shard = int(path.name.split(".")[1])
             beyond = shard >= catalog.num_shards
@@ -231,7 +220,7 @@ def _remove_temporaries(store: Path, garbage: Garbage) -> None:
 
 
 def _remove_folder(folder: Path) -> None:
-    """Take a boundary away in one rename, then empty what is no boundary any more."""
+    """Remove a boundary in one rename, then empty what is no boundary any more."""
     hidden = temporary_beside(folder)
     with disk_errors(folder):
         os.replace(folder, hidden)
@@ -240,9 +229,7 @@ def _remove_folder(folder: Path) -> None:
 
 
 def _size(path: Path) -> int:
-    if path.is_file():
-        return path.stat().st_size
-    return sum(inner.stat().st_size for inner in path.rglob("*") if inner.is_file())
+    return sum(inner.stat().st_size for inner in (path, *path.rglob("*")) if inner.is_file())
 
 
 def _load(store: FeatureStore, spec: BoundarySpec) -> Catalog:

@@ -16,7 +16,7 @@ int8 have their scales in inputs/scale, as in the store.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,8 @@ from ..feature_store import FeatureStore
 from ..format.digests import canonical_json
 from ..format.spec import FORMAT_VERSION, STORE_KIND, BoundarySpec, Item
 from ..read.boundary_reader import BoundaryReader
-from ..write.shard_writer import Shard
+from ..write.shard_writer import Shard, States
 
-Array = np.ndarray[Any, Any]
 _BATCH_BYTES = 32_000_000
 _CHUNK_BYTES = 65_536
 
@@ -167,7 +166,7 @@ def _import_boundary(group: Any, store: FeatureStore, progress: Callable[[int], 
     ]
     number = {item.key: i for i, item in enumerate(items)}
 
-    def states(shard: Shard) -> Iterator[tuple[Array, dict[str, Array]]]:
+    def states(shard: Shard) -> States:
         for item in shard.items:
             i = number[item.key]
             place = i if offsets is None else slice(int(offsets[i]), int(offsets[i + 1]))

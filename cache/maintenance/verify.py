@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import StoreError
 from ..feature_store import FeatureStore, LocalFiles
@@ -17,8 +19,6 @@ from ..format.layout import RECEIPT_FIELDS, DataArray
 from ..format.spec import BoundarySpec
 from ..format.zarr_metadata import METADATA_NAME, read_document
 from ..read.mmap_shards import MappedShard
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +41,9 @@ class Finding:
 
     def __str__(self) -> str:
         """Return one line."""
-        places = [self.boundary or "the store"]
-        if self.shard is not None:
-            places.append(f"shard {self.shard}")
-        if self.item is not None:
-            places.append(f"item {self.item!r}")
-        return f"{', '.join(places)}: {self.what}"
+        shard = "" if self.shard is None else f", shard {self.shard}"
+        item = "" if self.item is None else f", item {self.item!r}"
+        return f"{self.boundary or 'the store'}{shard}{item}: {self.what}"
 
 
 def verify(store: FeatureStore) -> list[Finding]:
@@ -64,150 +61,125 @@ def verify(store: FeatureStore) -> list[Finding]:
         SettingsError: a store that zarr-python reads; each item of it is checked when it is read.
     """
     with store.local_files() as files:
-        found = list(_findings(files))
+        found = list(_caught(_root(files.folder), boundary=""))
+        for folder in sorted(p for p in files.folder.glob("*/b*-*") if p.is_dir()):
+            name = folder.relative_to(files.folder).as_posix()
+            found += _caught(_boundary(files, folder, name), boundary=name)
         if str(files.folder) == store.where:
             return found
         return [replace(f, what=f.what.replace(str(files.folder), store.where)) for f in found]
 
 
-def _findings(files: LocalFiles) -> Iterator[Finding]:
+def _caught(findings: Iterator[Finding], *, boundary: str, shard: int | None = None) -> Iterator[Finding]:
+    """Yield findings, and as the last one the error that ended the search for them."""
     try:
-        read_document(files.folder)
+        yield from findings
     except StoreError as error:
-        yield Finding(boundary="", what=str(error))
-    for folder in sorted(p for p in files.folder.glob("*/b*-*") if p.is_dir()):
-        yield from _boundary(files, folder)
+        yield Finding(boundary=boundary, shard=shard, what=str(error))
 
 
-def _boundary(files: LocalFiles, folder: Path) -> Iterator[Finding]:
-    name = "/".join(folder.relative_to(files.folder).parts)
+def _root(folder: Path) -> Iterator[Finding]:
+    read_document(folder)
+    yield from ()
+
+
+def _boundary(files: LocalFiles, folder: Path, name: str) -> Iterator[Finding]:
     if not (folder / METADATA_NAME).is_file():
         if any(folder.glob("receipts/c.*")):
             yield Finding(boundary=name, what=f"{folder / METADATA_NAME} is missing")
         return  # else its creation was killed, and the next one begins again
-    try:
-        spec = BoundarySpec.from_json(catalog_.read_attributes(folder))
-        catalog = catalog_.load(files.folder, spec)
-        assert catalog is not None
-        if folder.name != spec.name:
-            yield Finding(boundary=name, what=f"the folder's name is not {spec.name}, which its identity gives")
-            return
-    except StoreError as error:
-        yield Finding(boundary=name, what=str(error))
+    spec = BoundarySpec.from_json(catalog_.read_attributes(folder))
+    catalog = catalog_.load(files.folder, spec)
+    assert catalog is not None
+    if folder.name != spec.name:
+        yield Finding(boundary=name, what=f"the folder's name is not {spec.name}, which its identity gives")
         return
-    yield from _arrays(catalog)
+    for place, expected in catalog_.documents(catalog).items():
+        yield from _caught(_document(place, expected, name), boundary=name)
     for shard in range(catalog.num_shards):
         with files.shard(catalog, shard):
-            yield from _shard(catalog, shard)
+            yield from _caught(_shard(catalog, shard), boundary=name, shard=shard)
 
 
-def _arrays(catalog: Catalog) -> Iterator[Finding]:
-    """Compare the other metadata files with what the boundary's own says; a longer shape is an unfinished extension."""
-    name = catalog.layout.spec.path
-    for folder, expected in catalog_.documents(catalog).items():
-        try:
-            found = read_document(folder)
-        except StoreError as error:
-            yield Finding(boundary=name, what=str(error))
-            continue
-        changed = {k for k in {*found, *expected} - {"attributes", "shape"} if found.get(k) != expected.get(k)}
-        if found.get("shape", [0]) < expected.get("shape", [0]):
-            changed.add("shape")
-        if changed:
-            yield Finding(boundary=name, what=f"{folder / METADATA_NAME}: another {', '.join(sorted(changed))}")
+def _document(folder: Path, expected: dict[str, Any], name: str) -> Iterator[Finding]:
+    """Compare a metadata file with what the boundary's own says; a longer shape is an unfinished extension."""
+    found = read_document(folder)
+    changed = {k for k in {*found, *expected} - {"attributes", "shape"} if found.get(k) != expected.get(k)}
+    if found.get("shape", [0]) < expected.get("shape", [0]):
+        changed.add("shape")
+    if changed:
+        yield Finding(boundary=name, what=f"{folder / METADATA_NAME}: another {', '.join(sorted(changed))}")
 
 
 def _shard(catalog: Catalog, shard: int) -> Iterator[Finding]:
     layout = catalog.layout
-    name = layout.spec.path
-    try:
-        receipt = catalog_.read_receipt(layout, shard)
-    except StoreError as error:
-        yield Finding(boundary=name, shard=shard, what=str(error))
-        return
+    found = partial(Finding, boundary=layout.spec.path, shard=shard)
+    receipt = catalog_.read_receipt(layout, shard)
     rows = catalog.rows_of_shard(shard)
     if not receipt[0] or not len(rows):  # not there yet, or given up
         return
     if int(receipt[1]) != len(rows):
-        yield Finding(boundary=name, shard=shard, what=f"its receipt has {receipt[1]} items, the table {len(rows)}")
-    crcs = [0] * len(rows)
-    whole = True
+        yield found(what=f"its receipt has {receipt[1]} items, the table {len(rows)}")
+    mapped: list[tuple[DataArray, MappedShard]] = []
     for array, size in zip(layout.data, receipt[RECEIPT_FIELDS:].tolist(), strict=True):
         path = array.shard_path(shard)
-        found = path.stat().st_size if path.is_file() else None
-        if found != size:
-            whole = False
-            yield Finding(boundary=name, shard=shard, what=f"{path}: {found or 'no'} bytes, expected {size}")
+        bytes_here = catalog_.size_of(path)
+        if bytes_here != size:
+            yield found(what=f"{path}: {bytes_here if bytes_here > 0 else 'no'} bytes, expected {size}")
             continue
         try:
-            mapped = MappedShard(array, shard, layout.where)
+            mapped.append((array, MappedShard(array, shard, layout.where)))
         except StoreError as error:
-            whole = False
-            yield Finding(boundary=name, shard=shard, what=str(error))
-            continue
-        if layout.spec.ragged:
-            yield from _tokens(catalog, shard, array, mapped, rows, crcs)
-        else:
-            yield from _items(catalog, shard, array, mapped, rows)
-    if layout.spec.ragged and whole:
-        yield from _checksums(catalog, shard, rows, crcs)
+            yield found(what=str(error))
+    if layout.spec.ragged:
+        yield from _tokens(catalog, shard, mapped, rows, found)
+    else:
+        yield from _items(catalog, mapped, rows, found)
 
 
-def _items(catalog: Catalog, shard: int, array: DataArray, mapped: MappedShard, rows: Array) -> Iterator[Finding]:
-    """Check a dense shard: each row's chunk, and that nothing else is there."""
-    name = catalog.layout.spec.path
-    buffer = np.empty(array.unit_bytes, np.uint8)
-    used = array.index_bytes
-    for row in rows.tolist():
-        if not mapped.copy_item(row % array.units_per_shard, buffer, check=True):
-            item = catalog.table.item(row).source
-            yield Finding(boundary=name, shard=shard, item=item, what=f"row {row} of {array.name} fails its CRC32C")
-        used += array.stored_chunk_bytes
-    if used != len(mapped.content):
-        what = f"{len(mapped.content) - used} bytes of {array.name} belong to no item"
-        yield Finding(boundary=name, shard=shard, what=what, data=False)
+def _items(
+    catalog: Catalog,
+    mapped: list[tuple[DataArray, MappedShard]],
+    rows: NDArray[np.int64],
+    found: partial[Finding],
+) -> Iterator[Finding]:
+    """Check each row's chunk in a dense shard, and that nothing else is there."""
+    for array, file in mapped:
+        buffer = np.empty(array.unit_bytes, np.uint8)
+        for row in rows.tolist():
+            if not file.copy_item(row % array.units_per_shard, buffer, check=True):
+                yield found(item=catalog.table.item(row).source, what=f"row {row} of {array.name} fails its CRC32C")
+        unused = len(file.content) - array.index_bytes - len(rows) * array.stored_chunk_bytes
+        if unused:
+            yield found(what=f"{unused} bytes of {array.name} belong to no item", data=False)
 
 
 def _tokens(
-    catalog: Catalog, shard: int, array: DataArray, mapped: MappedShard, rows: Array, crcs: list[int]
+    catalog: Catalog,
+    shard: int,
+    mapped: list[tuple[DataArray, MappedShard]],
+    rows: NDArray[np.int64],
+    found: partial[Finding],
 ) -> Iterator[Finding]:
-    """Extend the checksums of a ragged shard's rows by this array, and check that all between the rows is zeros."""
-    name = catalog.layout.spec.path
-    base = shard * array.units_per_shard
-    at = 0
-    for i, row in enumerate(rows.tolist()):
-        first, end = int(catalog.offsets[row]) - base, int(catalog.offsets[row + 1]) - base
-        try:
-            yield from _padding(name, shard, array, mapped, at, first)
-            values = np.empty((end - first) * array.unit_bytes, np.uint8)
-            crcs[i] = mapped.copy_tokens(first, values, check=True, crc=crcs[i])
-        except StoreError as error:
-            yield Finding(boundary=name, shard=shard, item=catalog.table.item(row).source, what=str(error))
-        at = end
-    yield from _padding(name, shard, array, mapped, at, -(-at // array.units_per_chunk) * array.units_per_chunk)
-
-
-def _padding(name: str, shard: int, array: DataArray, mapped: MappedShard, first: int, end: int) -> Iterator[Finding]:
-    values = np.empty((end - first) * array.unit_bytes, np.uint8)
-    mapped.copy_tokens(first, values, check=False)
-    if values.any():
-        what = f"unused padding of {array.name} (tokens {first} to {end}) is not zeros; no item is affected"
-        yield Finding(boundary=name, shard=shard, what=what, data=False)
-
-
-def _checksums(catalog: Catalog, shard: int, rows: Array, crcs: list[int]) -> Iterator[Finding]:
+    """Check the checksum of each row in a ragged shard, and that all between the rows is zeros."""
     layout = catalog.layout
-    try:
-        expected = layout.crc.read_chunk(shard)
-    except StoreError as error:
-        yield Finding(boundary=layout.spec.path, shard=shard, what=str(error))
-        return
-    for row, crc in zip(rows.tolist(), crcs, strict=True):
-        if crc != int(expected[row % layout.grid.rows_per_shard]):
-            item = catalog.table.item(row).source
-            yield Finding(
-                boundary=layout.spec.path,
-                shard=shard,
-                item=item,
-                what=f"row {row} fails its CRC32C in hidden or inputs",
-            )
+    base = shard * layout.grid.tokens_per_shard
+    begins, ends = catalog.offsets[rows] - base, catalog.offsets[rows + 1] - base
+    crcs = [0] * len(rows)
+    for array, file in mapped:
+        last = -(-int(ends[-1]) // array.units_per_chunk) * array.units_per_chunk
+        for first, end in zip([0, *ends.tolist()], [*begins.tolist(), last], strict=True):
+            values = np.empty((end - first) * array.unit_bytes, np.uint8)
+            file.copy_tokens(first, values, check=False)
+            if values.any():
+                what = f"unused padding of {array.name} (tokens {first} to {end}) is not zeros; no item is affected"
+                yield found(what=what, data=False)
+        for i, (first, end) in enumerate(zip(begins.tolist(), ends.tolist(), strict=True)):
+            values = np.empty((end - first) * array.unit_bytes, np.uint8)
+            crcs[i] = file.copy_tokens(first, values, check=True, crc=crcs[i])
+    if len(mapped) == len(layout.data):
+        expected = layout.crc.read_chunk(shard)[rows % layout.grid.rows_per_shard].tolist()
+        for row, crc, stored in zip(rows.tolist(), crcs, expected, strict=True):
+            if crc != stored:
+                item = catalog.table.item(row).source
+                yield found(item=item, what=f"row {row} fails its CRC32C in hidden or inputs")

@@ -1,4 +1,4 @@
-"""Where a store behind a URL lies, and where on this machine stands what of it is read and written."""
+"""Address of a store in object storage: URL, options, and its folders in this machine's cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from ...errors import SettingsError
 
 SCHEMES = ("s3", "az")
-DEFAULT_CACHE_GB = 50.0
+_CACHE_GB = 50.0
 _SECRET = re.compile(r"secret|token|password|account_key|sas_|credential", re.IGNORECASE)
 
 
@@ -24,12 +24,7 @@ def is_url(path: str | os.PathLike[str]) -> bool:
 
 def is_object_url(path: str | os.PathLike[str]) -> bool:
     """Return whether a store's path is a URL of object storage."""
-    return isinstance(path, str) and path.partition("://")[0] in SCHEMES and "://" in path
-
-
-def default_cache_dir() -> Path:
-    """Return the folder for shards of stores behind URLs: talik/stores in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "talik" / "stores"
+    return isinstance(path, str) and path.startswith(tuple(f"{scheme}://" for scheme in SCHEMES))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +34,8 @@ class ObjectAddress:
     Args:
         url: `s3://bucket/…/name` or `az://…`.
         options: of the storage (`endpoint_url`, `region`, …), and `retry_seconds`; never secrets.
-        cache_dir: on this machine's own disk; by default in the user's cache folder.
-        cache_gb: what shards read through may take there, all stores of `cache_dir` together.
+        cache_dir: on this machine's own disk; by default talik/stores in the user's cache folder.
+        cache_gb: most that shards read through may take in `cache_dir`, those of all stores together; 50 by default.
 
     Raises:
         SettingsError: any of these malformed.
@@ -52,16 +47,14 @@ class ObjectAddress:
     cache_gb: float | None = None
 
     def __post_init__(self) -> None:
-        """Check every field."""
         if not re.fullmatch(r"[a-z0-9]+://[^/]+(/[^/]+)+/?", self.url):
             raise SettingsError(f"{self.url}: expected a bucket and a name, for instance s3://bucket/features.zarr")
         object.__setattr__(self, "url", self.url.rstrip("/"))
-        for name in self.options:
-            if _SECRET.search(name):
-                raise SettingsError(
-                    f"storage.{name}: secrets are not read from settings, which are written into every run; set them "
-                    "in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, …)"
-                )
+        for name in filter(_SECRET.search, self.options):
+            raise SettingsError(
+                f"storage.{name}: secrets are not read from settings, which are written into every run; set them in "
+                "the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, …)"
+            )
         if self.cache_gb is not None and self.cache_gb <= 0:
             raise SettingsError(f"cache_gb: found {self.cache_gb}, expected more than 0")
 
@@ -71,19 +64,16 @@ class ObjectAddress:
         return self.url.rpartition("/")[2]
 
     @property
-    def above(self) -> str:
-        """The URL without its last part."""
-        return self.url.rpartition("/")[0]
-
-    @property
     def cache_root(self) -> Path:
-        """What `cache_gb` bounds."""
-        return Path(self.cache_dir).expanduser() if self.cache_dir else default_cache_dir()
+        """The folder that `cache_gb` bounds."""
+        if self.cache_dir:
+            return Path(self.cache_dir).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "talik" / "stores"
 
     @property
     def cache_bytes(self) -> int:
         """The bound in bytes."""
-        return int((DEFAULT_CACHE_GB if self.cache_gb is None else self.cache_gb) * 1e9)
+        return int((_CACHE_GB if self.cache_gb is None else self.cache_gb) * 1e9)
 
     @property
     def place(self) -> Path:
@@ -94,14 +84,14 @@ class ObjectAddress:
 
     @property
     def read_folder(self) -> Path:
-        """The copy of the store's metadata and of the shards that were read, for readers."""
+        """The readers' copy of the store's small files, and the shards that were read."""
         return self.place / "read" / self.name
 
     @property
     def write_folder(self) -> Path:
-        """The copy of the store's metadata that its owner writes, with shards on their way."""
+        """The writer's copy of the store's small files, and the shard being made."""
         return self.place / self.name
 
     def worker_folder(self, worker: str) -> Path:
-        """Return the likewise folder of a process that writes shards for an owner elsewhere."""
+        """Return the same for a process that writes shards for a writer elsewhere."""
         return self.place / "workers" / worker / self.name

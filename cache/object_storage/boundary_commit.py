@@ -1,11 +1,11 @@
-"""Changes the small files of a boundary in object storage as one step, though each object is put by itself.
+"""Change of a boundary's small files in object storage as one step, though each object is put by itself.
 
 The boundary's document decides, by compare and swap. To give rows, a writer
 
 1. puts the files as they are to be, all in one object beside the store, `NAME.commit-<token>`;
 2. replaces the document that it read, if it still stands, by the same with the field `commit` = token; whoever else
    read the old one has lost. From here on the change is decided, and readers go on with the old numbers;
-3. puts the files, last the new document, which has the field no more, and removes the object of step 1.
+3. puts the files, last the new document, which has the field no more, and deletes the object of step 1.
 
 Whoever finds a document with that field first carries out step 3 itself, so a writer that died holds up nobody. One
 that sleeps and wakes there puts each file only while the document still names its token, on condition of the entity tag
@@ -44,7 +44,7 @@ def decided_commit(document: bytes | None) -> tuple[str, bool]:
 
 def commit_files(
     objects: Objects, boundary: str, files: Mapping[str, bytes], before: dict[str, Any], tags: Mapping[str, str]
-) -> dict[str, str] | None:
+) -> dict[str, str]:
     """Put the small files of a boundary, all or none of them.
 
     Args:
@@ -55,7 +55,7 @@ def commit_files(
         tags: entity tags of what stands in place of the files now, as this process saw it; none where nothing stands.
 
     Returns:
-        The entity tags of the files; None if another process carried the change out.
+        The entity tags of the files; {} if another process carried the change out.
 
     Raises:
         ObjectChangedError: another process changed the boundary since; nothing was changed.
@@ -65,7 +65,7 @@ def commit_files(
         return {document: objects.put(document, files[document], expect=tags.get(document, ""))}
     token = secrets.token_hex(8)
     deciding = canonical_json(group_document({**before, COMMIT: token}))
-    objects.put(_bundle_key(token), _packed(files), expect="")
+    objects.put(_bundle_key(token), pack(files), expect="")
     try:
         tag = objects.put(document, deciding, expect=tags.get(document, ""))
     except ObjectChangedError:
@@ -84,7 +84,7 @@ def finish_commit(objects: Objects, boundary: str) -> None:
     while token := _decided(objects, document):
         found = objects.get(_bundle_key(token))
         if found is not None:
-            _carry_out(objects, document, token, _unpacked(found[0]), None)
+            _carry_out(objects, document, token, unpack(found[0]), None)
         elif _decided(objects, document) == token:
             raise StoreError(
                 f"{objects.url}/{boundary}: its change {token} cannot be finished, since {objects.name}"
@@ -94,8 +94,8 @@ def finish_commit(objects: Objects, boundary: str) -> None:
 
 def _carry_out(
     objects: Objects, document: str, token: str, files: Mapping[str, bytes], tags: Mapping[str, str] | None
-) -> dict[str, str] | None:
-    """Put the files of a decided change; return their tags, None if another process did it.
+) -> dict[str, str]:
+    """Put the files of a decided change; return their tags, {} if another process did it.
 
     The tags given are those from before it was decided; without them they are asked for, each before it is looked
     whether the change still waits.
@@ -107,7 +107,7 @@ def _carry_out(
             if expect is None:
                 found = objects.head(key)
                 if _decided(objects, document) != token:
-                    return None
+                    return {}
                 expect = found.etag if found else ""
             try:
                 put[key] = objects.put(key, files[key], expect=expect)
@@ -126,7 +126,8 @@ def _bundle_key(token: str) -> str:
     return f".{COMMIT}-{token}"
 
 
-def _packed(files: Mapping[str, bytes]) -> bytes:
+def pack(files: Mapping[str, bytes]) -> bytes:
+    """Return several files as the content of one."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as bundle:
         for key, value in files.items():
@@ -134,6 +135,7 @@ def _packed(files: Mapping[str, bytes]) -> bytes:
     return content.getvalue()
 
 
-def _unpacked(content: bytes) -> dict[str, bytes]:
+def unpack(content: bytes) -> dict[str, bytes]:
+    """Return the files that `pack` was given."""
     with zipfile.ZipFile(io.BytesIO(content)) as bundle:
         return {key: bundle.read(key) for key in bundle.namelist()}

@@ -1,7 +1,6 @@
-"""Whole objects in object storage: get, put under a condition, list, delete; what does not answer is asked again.
+"""Client of object storage: whole objects are got, put under a condition, listed and deleted, with retries.
 
-obstore (https://developmentseed.org/obstore) does the requests; a put is atomic, one in parts too. Nothing else here
-knows of it.
+obstore (https://developmentseed.org/obstore) makes the requests, and only this file knows it.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,14 +22,14 @@ from ...errors import BackendError, ObjectChangedError, SettingsError, StoreErro
 from ..atomic_io import disk_errors
 from .address import ObjectAddress
 
+S = TypeVar("S")
 T = TypeVar("T")
 RETRY_SECONDS = 120.0
 PART_BYTES = 16 << 20
-THREADS = 16
 BESIDE = "."  # a key that begins so is of an object beside the store: `.units.jsonl` of features.zarr.units.jsonl
 _LONGEST_WAIT = 5.0
 _FILE_TIMEOUT = timedelta(minutes=15)  # of one put of a whole file: conditional puts cannot be in parts
-_REFUSED = re.compile(r"status code: 4(?!08|29)\d\d")  # to ask again is of no use, but for a timeout and haste
+_REFUSED = re.compile(r"status code: 4(?!08|29)\d\d")  # a retry helps only after a timeout or too many requests
 _NO_TAG = '"00000000000000000000000000000000"'
 _proven: set[str] = set()  # URLs of storage that was seen to keep conditions
 _log = logging.getLogger(__name__)
@@ -38,23 +37,21 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Stored:
-    """What a listing says of an object: size in bytes, entity tag, and when the server says it was written."""
+    """Size in bytes and entity tag of an object."""
 
     size_bytes: int
     etag: str
-    modified: datetime
 
 
 class Objects:
-    """The objects under a URL; keys are relative to it. Threads may share one."""
+    """The objects under a URL; keys are relative to it. Threads may share one.
+
+    Raises:
+        BackendError: obstore is not installed.
+        SettingsError: an option that the storage does not know.
+    """
 
     def __init__(self, address: ObjectAddress) -> None:
-        """Connect to nothing yet.
-
-        Raises:
-            BackendError: the package that does it is not installed.
-            SettingsError: an option that the storage does not know.
-        """
         try:
             import obstore
             from obstore import exceptions
@@ -68,16 +65,19 @@ class Objects:
         self._obstore, self._errors = obstore, exceptions
         options = dict(address.options)
         self._retry_seconds = float(options.pop("retry_seconds", RETRY_SECONDS))
-        endpoint = str(options.get("endpoint_url") or options.get("endpoint") or _endpoint_of_environment())
+        given = [options.get("endpoint_url"), options.get("endpoint")]
+        named = [os.environ.get(f"AWS_{name}") for name in ("ENDPOINT_URL_S3", "ENDPOINT_URL", "ENDPOINT")]
+        endpoint = str(next(filter(None, given + named), ""))
         self._endpoint = endpoint or "the provider"
         client: dict[str, Any] = {"timeout": timedelta(seconds=120), "connect_timeout": timedelta(seconds=10)}
         if endpoint.startswith("http://"):
             client["allow_http"] = True
         connect: Any = from_url  # its overloads tell the storages apart by their options
+        above = self.url.removesuffix(f"/{self.name}")
+        more: dict[str, Any] = {"config": options, "retry_config": {"max_retries": 0}}
         try:
-            more: dict[str, Any] = {"config": options, "retry_config": {"max_retries": 0}}
-            self._store = connect(address.above, client_options=client, **more)
-            self._files = connect(address.above, client_options={**client, "timeout": _FILE_TIMEOUT}, **more)
+            self._store = connect(above, client_options=client, **more)
+            self._files = connect(above, client_options={**client, "timeout": _FILE_TIMEOUT}, **more)
         except (exceptions.BaseError, TypeError, ValueError) as error:
             raise SettingsError(
                 f"{address.url}: cannot be opened ({_one_line(error)}); check [store] storage"
@@ -86,25 +86,23 @@ class Objects:
     def get(self, key: str) -> tuple[bytes, str] | None:
         """Return an object's bytes and entity tag; None if there is none."""
 
-        def ask() -> tuple[bytes, str] | None:
-            try:
-                answer = self._obstore.get(self._store, self._key(key))
-                return bytes(answer.bytes()), str(answer.meta["e_tag"])
-            except FileNotFoundError:
-                return None
+        def ask() -> tuple[bytes, str]:
+            answer = self._obstore.get(self._store, self._key(key))
+            return bytes(answer.bytes()), str(answer.meta["e_tag"])
 
-        return self._tried(key, ask)
+        return self._answer_or_none(key, ask)
 
     def head(self, key: str) -> Stored | None:
-        """Return what a listing would say of an object; None if there is none."""
+        """Return size and entity tag of an object; None if there is none."""
+        return self._answer_or_none(key, lambda: _stored(self._obstore.head(self._store, self._key(key))))
 
-        def ask() -> Stored | None:
-            try:
-                return _stored(self._obstore.head(self._store, self._key(key)))
-            except FileNotFoundError:
-                return None
+    def get_all(self, keys: Iterable[str]) -> dict[str, tuple[bytes, str]]:
+        """Return bytes and entity tag by key, of the objects that are there."""
+        return _found(self.get, keys)
 
-        return self._tried(key, ask)
+    def head_all(self, keys: Iterable[str]) -> dict[str, Stored]:
+        """Return size and entity tag by key, of the objects that are there."""
+        return _found(self.head, keys)
 
     def put(self, key: str, content: bytes | Path, *, expect: str | None = None) -> str:
         """Write an object whole and return its entity tag.
@@ -114,11 +112,10 @@ class Objects:
         Args:
             key: of the object.
             content: all of it, or a file that holds it.
-            expect: "" if there must be none yet, an entity tag if that one must stand there; None: whatever stands.
+            expect: "" if there must be none yet; the entity tag of the one to replace; None: replace any.
 
         Raises:
-            ObjectChangedError: the condition does not hold, and what stands there is not this content; nothing was
-                written.
+            ObjectChangedError: the condition does not hold, and another content stands there; nothing was written.
             BackendError: the storage has no conditional puts.
         """
         mode: Any = "overwrite" if expect is None else {"e_tag": expect} if expect else "create"
@@ -138,12 +135,9 @@ class Objects:
                     f"{self.url}/{key}: somebody else has written it meanwhile; run again"
                 ) from None
             except self._errors.NotSupportedError:
-                raise BackendError(
-                    f"{self.url}: this storage has no conditional puts, so nothing would keep two processes from "
-                    "writing over each other; use storage that has them, or extract into a folder and copy it"
-                ) from None
+                raise self._without_conditions("has no conditional puts", "that has them") from None
 
-        return self._tried(key, ask)
+        return self._answer(key, ask)
 
     def prove_conditions(self) -> None:
         """Try with an object beside the store that the storage keeps the conditions of puts; once a process and URL.
@@ -159,17 +153,13 @@ class Objects:
             for expect, header in (("", "If-None-Match"), (_NO_TAG, "If-Match")):
                 with suppress(ObjectChangedError):
                     self.put(key, b"2", expect=expect)
-                    raise BackendError(
-                        f"{self.url}: this storage ignores the condition of a put ({header}), so nothing would keep "
-                        "two processes from writing over each other; use storage that keeps it, or extract into a "
-                        "folder and copy it"
-                    )
+                    raise self._without_conditions(f"ignores the condition of a put ({header})", "that keeps it")
         finally:
             self.delete(key)
         _proven.add(self.url)
 
     def get_file(self, key: str, stored: Stored, descriptor: int, path: Path) -> None:
-        """Write an object's bytes into an open file, parts of it at once.
+        """Write an object's bytes into an open file, several parts of it at once.
 
         Args:
             key, stored: of the object, as it was listed.
@@ -192,7 +182,7 @@ class Objects:
                         f"{self.url}/{key}: is not what it was when the store was opened; open it again"
                     ) from None
 
-            content = self._tried(key, ask)
+            content = self._answer(key, ask)
             with disk_errors(path):
                 if os.pwrite(descriptor, content, begin) != end - begin:
                     raise StoreError(f"{path}: was not written whole; run again")
@@ -205,25 +195,29 @@ class Objects:
         def ask() -> dict[str, Stored]:
             prefix = f"{self.name}/{folder}" if folder else self.name
             chunks = self._obstore.list(self._store, prefix=prefix, chunk_size=1000)
-            start = len(self.name) + 1
-            return {meta["path"][start:]: _stored(meta) for chunk in chunks for meta in chunk}
+            return {meta["path"][len(self.name) + 1 :]: _stored(meta) for chunk in chunks for meta in chunk}
 
-        return self._tried("", ask)
+        return self._answer("", ask)
 
     def delete(self, key: str) -> None:
-        """Take an object away; one that is not there is no error."""
-
-        def ask() -> None:
-            with suppress(FileNotFoundError):
-                self._obstore.delete(self._store, self._key(key))
-
-        self._tried(key, ask)
+        """Delete an object; one that is not there is no error."""
+        self._answer_or_none(key, lambda: self._obstore.delete(self._store, self._key(key)))
 
     def _key(self, key: str) -> str:
         """Return the key under the store's parent."""
         return f"{self.name}{key}" if key.startswith(BESIDE) else f"{self.name}/{key}"
 
-    def _tried(self, key: str, ask: Callable[[], T]) -> T:
+    def _answer_or_none(self, key: str, ask: Callable[[], T]) -> T | None:
+        """Return the answer, None if there is no such object."""
+
+        def ask_if_there() -> T | None:
+            with suppress(FileNotFoundError):
+                return ask()
+            return None
+
+        return self._answer(key, ask_if_there)
+
+    def _answer(self, key: str, ask: Callable[[], T]) -> T:
         """Ask until there is an answer, for `retry_seconds` at most."""
         seconds = self._retry_seconds
         where = f"{self.url}/{key}" if key else self.url
@@ -255,23 +249,29 @@ class Objects:
             time.sleep(wait)
             wait = min(2 * wait, _LONGEST_WAIT)
 
+    def _without_conditions(self, fault: str, other: str) -> BackendError:
+        return BackendError(
+            f"{self.url}: this storage {fault}, so nothing would keep two processes from writing over each other; use "
+            f"storage {other}, or extract into a folder and copy it"
+        )
 
-def in_parallel(work: Callable[[Any], T], given: Iterable[Any], threads: int = THREADS) -> list[T]:
+
+def in_parallel(work: Callable[[S], T], given: Iterable[S], threads: int = 16) -> list[T]:
     """Return `work(one)` for each of `given`, in order; the first error is raised when all have ended."""
-    asked: Sequence[Any] = list(given)
+    asked = list(given)
     if len(asked) < 2:
         return [work(one) for one in asked]
     with ThreadPoolExecutor(min(threads, len(asked)), thread_name_prefix="talik-objects") as pool:
         return list(pool.map(work, asked))
 
 
+def _found(ask: Callable[[str], T | None], keys: Iterable[str]) -> dict[str, T]:
+    wanted = list(keys)
+    return {key: got for key, got in zip(wanted, in_parallel(ask, wanted), strict=True) if got is not None}
+
+
 def _stored(meta: Any) -> Stored:
-    return Stored(size_bytes=int(meta["size"]), etag=str(meta["e_tag"]), modified=meta["last_modified"])
-
-
-def _endpoint_of_environment() -> str:
-    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-    return next((os.environ[name] for name in names if os.environ.get(name)), "")
+    return Stored(size_bytes=int(meta["size"]), etag=str(meta["e_tag"]))
 
 
 def _one_line(error: BaseException) -> str:

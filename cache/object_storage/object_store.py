@@ -1,9 +1,9 @@
-"""A feature store in object storage: written shard by shard through a folder of this machine, read through another.
+"""Feature store in object storage: written shard by shard through a folder of this machine, read through another.
 
 <cache_dir>/<bucket-…-name>-<digest>/
-  NAME            the writer's: metadata, and shards on their way (object_writer.py); under an flock
-  NAME.*.jsonl    what stands beside a store: what was left out, what it cost
-  read/NAME       the readers': metadata as of the last opening, and shards, within `cache_gb` (cached_rows.py)
+  NAME            the writer's: small files, and the shard being made (object_writer.py); under an flock
+  NAME.*.jsonl    records that stand beside a store: what was left out, what it cost
+  read/NAME       the readers': small files as of the last opening, and shards, within `cache_gb` (cached_rows.py)
   workers/…       of processes that write shards for a writer
 
 No lock is held in the storage. Every put has a condition (client.py), rows are given in one step (boundary_commit.py),
@@ -16,12 +16,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ...errors import StoreError
 from ..atomic_io import make_folder, write_file
 from ..feature_store import FeatureStore, LocalFiles, Mode
 from ..format import catalog as catalog_
@@ -38,26 +37,27 @@ from ..write.boundary_writer import BoundaryRequest
 from .address import ObjectAddress
 from .boundary_commit import decided_commit, finish_commit
 from .cached_rows import ReadThroughRows
-from .client import Objects, Stored, in_parallel
+from .client import Objects, Stored
 from .mirror import Mirror, is_boundary
-from .object_writer import ObjectWriter, find_unput, named, put_unput, this_process
+from .object_writer import ObjectWriter, named, this_process
 from .shard_cache import ShardCache, get_shard
 
 RECORDS = (".left-out.jsonl", ".extraction.jsonl", ".units.jsonl")
 
 
 class ObjectStore(FeatureStore):
-    """Such a store; `path` is the folder of this machine that stands for it."""
+    """Such a store; `path` is the folder of this machine that stands for it.
+
+    With mode `a` it is made where there is none.
+
+    Raises:
+        StoreFormatError: no store there, something else there, or another format version.
+        StoreLockedError: mode `a`, and another process on this machine writes it through the same `cache_dir`.
+        StoreError: no answer for `retry_seconds`, or no permission.
+        BackendError: the package for object storage is not installed.
+    """
 
     def __init__(self, address: ObjectAddress, mode: Mode = "r", *, check: bool = True) -> None:
-        """Bring the store's metadata; with mode `a`, make the store where there is none.
-
-        Raises:
-            StoreFormatError: no store there, something else there, or another format version.
-            StoreLockedError: mode `a`, and another process on this machine writes it through the same `cache_dir`.
-            StoreError: no answer for `retry_seconds`, or no permission.
-            BackendError: the package for object storage is not installed.
-        """
         super().__init__(address.write_folder if mode == "a" else address.read_folder, address.url, mode)
         self.address = address
         self._objects = Objects(address)
@@ -68,11 +68,15 @@ class ObjectStore(FeatureStore):
             with self._locked("open"):
                 if self._objects.head(METADATA_NAME) is None and not self._objects.list():
                     self._objects.put(METADATA_NAME, canonical_json(root_document()), expect="")
-                self._bring()
-                self._remove_dead_workers()
+                self._mirror.pull(shards=False)
+            for folder in (address.place / "workers").glob("*"):
+                if _is_dead(folder.name):
+                    shutil.rmtree(folder, ignore_errors=True)
         else:
             self._listing = self._mirror.pull()
-        self._get_records()
+        for suffix, (content, _) in self._objects.get_all(RECORDS).items():
+            make_folder(address.place)
+            write_file(self._record(suffix), content, durable=False)
         with named(self.where, self.path):
             if check:
                 check_root(self.path)
@@ -93,7 +97,7 @@ class ObjectStore(FeatureStore):
         with self._locked(purpose):
             for key in filter(is_boundary, self._objects.list()):
                 finish_commit(self._objects, key.rpartition("/")[0])
-            self._bring()
+            self._mirror.pull(shards=False)
             yield self.path
             self._mirror.push(self._mirror.changed())
             self._mirror.delete_gone_receipts()
@@ -104,7 +108,7 @@ class ObjectStore(FeatureStore):
         with self._locked(f"what opens {boundary}"):
             while True:
                 finish_commit(self._objects, boundary)
-                self._bring(boundary)
+                self._mirror.pull(boundary, shards=False)
                 document = self.path / boundary / METADATA_NAME
                 if not document.exists() or not decided_commit(document.read_bytes())[0]:
                     break  # else another process has decided a change meanwhile
@@ -113,13 +117,12 @@ class ObjectStore(FeatureStore):
     def put_records(self) -> None:
         """Put the files that stand beside the store."""
         for suffix in RECORDS:
-            path = _beside(self.address.write_folder, suffix)
-            if path.is_file():
-                self._objects.put(suffix, path.read_bytes())
+            if self._record(suffix).is_file():
+                self._objects.put(suffix, self._record(suffix).read_bytes())
 
     @contextmanager
     def local_files(self) -> Iterator[LocalFiles]:
-        """Give a new copy of the small files in a folder that is removed afterwards; shards are brought one by one."""
+        """Give a new copy of the small files in a folder that is removed afterwards; shards are got one by one."""
         self.address.cache_root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".verify-", dir=self.address.cache_root) as folder:
             mirror = Mirror(self._objects, Path(folder) / self.address.name)
@@ -145,6 +148,9 @@ class ObjectStore(FeatureStore):
         stored = self._listing.get(self._mirror.key(path))
         return -1 if stored is None else stored.size_bytes
 
+    def _record(self, suffix: str) -> Path:
+        return self.address.place / f"{self.address.name}{suffix}"
+
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
         """Keep other processes of this machine out of the folder that this one writes through."""
@@ -155,31 +161,6 @@ class ObjectStore(FeatureStore):
             yield
         finally:
             lock.release(self.path, name)
-
-    def _bring(self, boundary: str = "") -> None:
-        """Bring the small files, of one boundary or of all, and put the shards that were finished here before."""
-        mirror = self._mirror
-        with named(self.where, self.path):
-            unput = find_unput(mirror, [spec for spec in self._held_here() if boundary in ("", spec.path)])
-            mirror.pull(boundary, keep={mirror.key(path) for one in unput for path in one.data_files()})
-            put_unput(mirror, unput)
-
-    def _remove_dead_workers(self) -> None:
-        for folder in (self.address.place / "workers").glob("*"):
-            if _is_dead(folder.name):
-                shutil.rmtree(folder, ignore_errors=True)
-
-    def _held_here(self) -> tuple[BoundarySpec, ...]:
-        with suppress(StoreError):
-            return self.boundaries()
-        return ()
-
-    def _get_records(self) -> None:
-        for suffix, found in zip(RECORDS, in_parallel(self._objects.get, RECORDS), strict=True):
-            if found is not None:
-                path = _beside(self.address.write_folder, suffix)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_file(path, found[0], durable=False)
 
 
 @contextmanager
@@ -195,10 +176,6 @@ def _shard_here(mirror: Mirror, listing: Mapping[str, Stored], catalog: Catalog,
     finally:
         for path in paths:
             path.unlink(missing_ok=True)
-
-
-def _beside(folder: Path, suffix: str) -> Path:
-    return folder.with_name(folder.name + suffix)
 
 
 def _is_dead(worker: str) -> bool:

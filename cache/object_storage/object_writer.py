@@ -1,10 +1,12 @@
-"""Writes a boundary of a store in object storage: each shard is made in a folder of this machine, then put.
+"""Writer of a boundary in object storage: each shard is made in a folder of this machine, then put.
 
 The order there is that of a store in a folder: small arrays, their documents, the boundary's document; of a shard its
 data files, its checksums, and last its receipt. A file is put whole, and only where nothing stands, or what stood
-there when the shard was begun: of two that make the same shard, one finishes it. What was finished here and could not
-be put (the server was gone, the process was killed) is put by the next writer on this machine, if the store still has
-its rows.
+there when the shard was begun: of two that make the same shard, one finishes it.
+
+A shard that was finished here and could not be put (the server was gone, the process was killed) is put by the next
+writer on this machine, if the store still has its items in its rows: until then, `.unput/c.SHARD` in the boundary's
+folder holds its small files and what they stand for.
 """
 
 from __future__ import annotations
@@ -12,38 +14,38 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import ObjectChangedError, StoreError, StoreFullError
+from ..atomic_io import make_folder, write_file
 from ..format import catalog as catalog_
 from ..format.catalog import Catalog
-from ..format.digests import canonical_json
+from ..format.digests import canonical_json, digest_json
 from ..format.int8 import MEASURED, Int8Error
-from ..format.layout import RECEIPT_FIELDS, Layout
-from ..format.spec import BoundarySpec
+from ..format.layout import Layout
 from ..format.zarr_metadata import METADATA_NAME, group_document
 from ..write.boundary_writer import BoundaryRequest, BoundaryWriter
 from ..write.disk_space import refuse_if_full, shard_bytes
 from ..write.row_allocation import missing_shards
-from ..write.shard_writer import Shard, ShardWriter
+from ..write.shard_writer import Shard, ShardWriter, States
 from .address import ObjectAddress
-from .boundary_commit import commit_files, decided_commit, finish_commit
-from .client import Objects, in_parallel
+from .boundary_commit import commit_files, decided_commit, finish_commit, pack, unpack
+from .client import Objects
 from .mirror import Mirror
-from .shard_cache import ShardCache, adopt_shard
+from .shard_cache import ShardCache
 
-Array = np.ndarray[Any, Any]
+_MEANING = "meaning"  # in a file of .unput, beside the small files: the digest of what they stand for
 
 
 @contextmanager
 def named(url: str, folder: Path) -> Iterator[None]:
-    """Have what goes wrong in a folder that stands for a URL said of the URL."""
+    """Let errors about a folder that stands for a URL name the URL."""
     try:
         yield
     except StoreError as error:
@@ -64,32 +66,59 @@ class ObjectShardWriter(ShardWriter):
     address: ObjectAddress
     owner: tuple[str, int]
 
-    def write(
-        self, shard: Shard, states: Iterable[tuple[Array, Mapping[str, Array]]], error: Int8Error | None = None
-    ) -> Array:
+    def write(self, shard: Shard, states: States, error: Int8Error | None = None) -> NDArray[np.uint64]:
         """Stream `states` to the shard's files here, and put them; see `ShardWriter.write`.
 
         Raises:
             ObjectChangedError: another process is putting this shard; what is finished here is kept.
         """
         mirror, layout = self._here()
-        self._hand_over(mirror, layout, keep=1)
-        receipt_key = mirror.key(layout.receipts.chunk_path(shard.index))
+        receipt = layout.receipts.chunk_path(shard.index)
         with named(self.address.url, mirror.folder):
-            if not layout.receipts.chunk_path(shard.index).exists():
-                mirror.pull_some([receipt_key])  # another process may have put it
-            if mirror.is_synced(receipt_key):
-                return catalog_.read_receipt(layout, shard.index)
-            seen = seen_tags(mirror, layout, shard.index)
-            inner = ShardWriter(layout=layout, provenance=self.provenance, num_records=self.num_records)
-            inner.write(shard, states, error)
-            put_shard(mirror, layout, shard.index, seen)
+            if not receipt.exists():
+                mirror.place(mirror.objects.get_all([mirror.key(receipt)]))  # another process may have put it
+            if not mirror.is_synced(mirror.key(receipt)) and not self.put_finished(mirror, layout, shard):
+                receipt.unlink(missing_ok=True)
+                seen = seen_tags(mirror, layout, shard.index)
+                inner = ShardWriter(layout=layout, provenance=self.provenance, num_records=self.num_records)
+                inner.write(shard, states, error)
+                small = {mirror.key(path): path.read_bytes() for path in _small_files(layout, shard.index)}
+                bundle = _bundle(layout, shard.index)
+                make_folder(bundle.parent)
+                write_file(bundle, pack({**small, _MEANING: self._meaning(layout, shard)}))
+                receipt.unlink()
+                self._put(mirror, layout, shard.index, small, seen)
             return catalog_.read_receipt(layout, shard.index)
 
-    def _hand_over(self, mirror: Mirror, layout: Layout, *, keep: int) -> None:
-        address = self.address
-        readers = Mirror(mirror.objects, address.read_folder) if self.owner == this_process() else None
-        hand_over(mirror, layout, readers, ShardCache(address.cache_root, address.cache_bytes), keep=keep)
+    def put_finished(self, mirror: Mirror, layout: Layout, shard: Shard) -> bool:
+        """Put a shard that was finished here before, if there is one and it has the same items; return whether so."""
+        bundle = _bundle(layout, shard.index)
+        small = unpack(bundle.read_bytes()) if bundle.exists() else {}
+        if small.pop(_MEANING, b"") != self._meaning(layout, shard):
+            return False
+        if not all(array.shard_path(shard.index).exists() for array in layout.data):
+            return False
+        self._put(mirror, layout, shard.index, small, seen_tags(mirror, layout, shard.index))
+        return True
+
+    def _put(
+        self, mirror: Mirror, layout: Layout, shard: int, small: Mapping[str, bytes], seen: Mapping[str, str]
+    ) -> None:
+        """Put a finished shard and give its files to this machine's readers."""
+        tags = put_shard(mirror, layout, shard, small, seen)
+        readers = Mirror(mirror.objects, self.address.read_folder)
+        cache = ShardCache(self.address.cache_root, self.address.cache_bytes)
+        for key in tags.keys() - small.keys():
+            cache.adopt(mirror.folder / key, readers, key, tags[key])
+        _bundle(layout, shard).unlink()
+
+    def _meaning(self, layout: Layout, shard: Shard) -> bytes:
+        """Return a digest of what a shard's files are made of."""
+        made_with = catalog_.read_attributes(layout.folder)["provenance"][self.provenance]
+        made_with = {name: value for name, value in made_with.items() if name != MEASURED}
+        keys = [item.key for item in shard.items]
+        rows = [shard.rows, shard.lengths, shard.starts]
+        return digest_json([layout.grid.to_json(), keys, rows, self.provenance, made_with]).encode()
 
     def _here(self) -> tuple[Mirror, Layout]:
         """Return the folder that this process writes in, and the boundary there."""
@@ -101,65 +130,48 @@ class ObjectShardWriter(ShardWriter):
         with suppress(StoreError):
             if catalog_.read_attributes(layout.folder)["num_records"] == self.num_records:
                 return mirror, layout
-        mirror.pull(layout.spec.path)
+        mirror.pull(layout.spec.path, shards=False)
         return mirror, layout
 
 
 class ObjectWriter(BoundaryWriter):
-    """A writer of a boundary; made by `ObjectStore.writer`, used as a context manager."""
+    """Writer of a boundary; made by `ObjectStore.writer`, used as a context manager.
+
+    Args:
+        mirror: the folder; the boundary's small files in it are as they are in the store.
+        address: of the store.
+        request, commit: as those of `BoundaryWriter`.
+    """
 
     def __init__(self, mirror: Mirror, address: ObjectAddress, request: BoundaryRequest, *, commit: bool) -> None:
-        """See `BoundaryWriter`; the boundary's small files here are as they are in the store.
-
-        Args:
-            mirror: the folder.
-            address: of the store.
-            request, commit: as there.
-        """
         self._mirror, self._address = mirror, address
         self._document = f"{request.spec.path}/{METADATA_NAME}"
-        self._document_tag = mirror.tag(self._document)  # of the document that the rows here are of
+        self._document_tag = mirror.tags([self._document]).get(self._document, "")  # of the document with these rows
         with named(address.url, mirror.folder):
             super().__init__(mirror.folder, **vars(request), commit=False)
         try:
             if commit:
                 self.commit()
         except BaseException:
-            super().close()
+            self.close()
             raise
-
-    def close(self) -> None:
-        """Give the lock of this machine's folder back; a second call does nothing."""
-        if self._lock_name:
-            try:
-                with suppress(StoreError):
-                    self.shard_writer._hand_over(self._mirror, self._catalog.layout, keep=0)
-            finally:
-                super().close()
 
     def missing(self) -> list[Shard]:
         """Return the shards that are still to be computed for the items asked for."""
-        layout = self._catalog.layout
-        self._mirror.pull_new(self._mirror.key(layout.receipts.folder))
-        for shard in unput_shards(self._mirror, layout):
-            put_shard(self._mirror, layout, shard, seen_tags(self._mirror, layout, shard))
+        mirror, layout, writer = self._mirror, self._catalog.layout, self.shard_writer
+        mirror.pull_new(mirror.key(layout.receipts.folder))
+        missing = {shard.index for shard in super().missing() if not writer.put_finished(mirror, layout, shard)}
+        data = (path for array in layout.data for path in array.folder.glob("c.*"))
+        for path in (*data, *_bundle(layout, 0).parent.glob("c.*")):  # of shards that others have finished
+            if int(path.name.split(".")[1]) not in missing:
+                path.unlink()
         return super().missing()
 
     def measured(self, error: Int8Error) -> None:
         """Add to the provenance what int8 changed in shards."""
-        super().measured(error)
-        content = (self._mirror.folder / self._document).read_bytes()
-        try:
-            self._document_tag = self._mirror.objects.put(self._document, content, expect=self._document_tag)
-            self._mirror.note(self._document, self._document_tag)
-        except ObjectChangedError:
-            self._measure_newer(error)
-
-    def _measure_newer(self, error: Int8Error) -> None:
-        """Add it to the document that another process has put since, which has the same provenance and more."""
-        objects, boundary = self._mirror.objects, self.spec.path
+        objects = self._mirror.objects
         while True:
-            finish_commit(objects, boundary)
+            finish_commit(objects, self.spec.path)
             found = objects.get(self._document)
             if found is None:
                 raise ObjectChangedError(f"{self._address.url}/{self._document}: is gone; run again")
@@ -170,9 +182,13 @@ class ObjectWriter(BoundaryWriter):
             total = Int8Error.from_json(entry[MEASURED]) if MEASURED in entry else Int8Error()
             total.add(error)
             entry[MEASURED] = total.to_json()
-            plain = {name: value for name, value in ours.items() if name != "digest"}
+            content = canonical_json(group_document({name: ours[name] for name in ours if name != "digest"}))
             with suppress(ObjectChangedError):
-                objects.put(self._document, canonical_json(group_document(plain)), expect=found[1])
+                tag = objects.put(self._document, content, expect=found[1])
+                if found[1] == self._document_tag:  # else another process has added rows or measures since
+                    self._document_tag = tag
+                    self._catalog.provenance[self._provenance][MEASURED] = entry[MEASURED]
+                    self._mirror.place({self._document: (content, tag)})
                 return
 
     def _write_rows(self) -> None:
@@ -181,22 +197,21 @@ class ObjectWriter(BoundaryWriter):
         with named(self._address.url, mirror.folder):
             super()._write_rows()
         mirror.delete_gone_receipts(boundary)
-        mirror.push(mirror.changed_above(boundary))
+        above = f"{self.spec.modality}/{METADATA_NAME}"
+        mirror.push(() if mirror.is_synced(above) else [above])
         changed = mirror.changed(boundary)
         if changed:
             files = {key: (mirror.folder / key).read_bytes() for key in {*changed, self._document}}
-            tags = {**{key: mirror.tag(key) for key in files}, self._document: self._document_tag}
+            tags = {**mirror.tags(files), self._document: self._document_tag}
             put = commit_files(mirror.objects, boundary, files, before, tags)
-            self._document_tag = "" if put is None else put[self._document]  # "": whoever goes on from there is another
-            for key, tag in (put or {}).items():
-                mirror.note(key, tag)
+            self._document_tag = put.get(self._document, "")  # "": whoever goes on from there is another
+            mirror.note(put)
         self._catalog = replace(self._catalog, layout=replace(self._catalog.layout, shown=self._address.url))
 
     @property
     def shard_writer(self) -> ObjectShardWriter:
         """What another process, on any machine that reaches the storage, needs to write some of the missing shards."""
-        inner = super().shard_writer
-        return ObjectShardWriter(**vars(inner), address=self._address, owner=this_process())
+        return ObjectShardWriter(**vars(super().shard_writer), address=self._address, owner=this_process())
 
     def _refuse_if_full(self, catalog: Catalog, only: int | None = None) -> None:
         """Refuse if this machine has no room for the largest shard on its way."""
@@ -215,141 +230,62 @@ def seen_tags(mirror: Mirror, layout: Layout, shard: int) -> dict[str, str]:
 
     A process that died put them; a put replaces them if they are still those.
     """
-    keys = [mirror.key(path) for path in _shard_files(layout, shard)]
-    found = zip(keys, in_parallel(mirror.objects.head, keys), strict=True)
-    return {key: stored.etag for key, stored in found if stored is not None}
+    *checksums, _ = _small_files(layout, shard)
+    paths = [*(array.shard_path(shard) for array in layout.data), *checksums]
+    found = mirror.objects.head_all(map(mirror.key, paths))
+    return {key: stored.etag for key, stored in found.items()}
 
 
-def put_shard(mirror: Mirror, layout: Layout, shard: int, seen: Mapping[str, str]) -> None:
+def put_shard(
+    mirror: Mirror, layout: Layout, shard: int, small: Mapping[str, bytes], seen: Mapping[str, str]
+) -> dict[str, str]:
     """Put a finished shard: its data files, its checksums, and last the receipt that makes it count.
 
     If another process has finished it meanwhile, its shard is taken in place of this one.
 
     Args:
-        mirror: the folder that holds the files.
+        mirror: the folder that holds the data files.
         layout: of the boundary there.
         shard: its number.
+        small: its small files' content by key, the receipt last.
         seen: what stood in place of the files when the shard was begun.
+
+    Returns:
+        The entity tags by key; {} if another process has finished the shard.
 
     Raises:
         ObjectChangedError: another process is putting it; the files here are kept.
     """
-    objects, receipt = mirror.objects, layout.receipts.chunk_path(shard)
-    files, tags = _shard_files(layout, shard), {}
+    objects, receipt = mirror.objects, mirror.key(layout.receipts.chunk_path(shard))
+    paths = [array.shard_path(shard) for array in layout.data]
+    tags: dict[str, str] = {}
     try:
-        if objects.head(mirror.key(receipt)) is not None:
+        if objects.head(receipt) is not None:
             raise ObjectChangedError("finished since")
-        for path in files:
-            key = mirror.key(path)
-            tags[key] = objects.put(key, path, expect=seen.get(key, ""))
-        if tags != seen_tags(mirror, layout, shard):
-            raise ObjectChangedError("replaced since")
-        tags[mirror.key(receipt)] = objects.put(mirror.key(receipt), receipt.read_bytes(), expect="")
+        for key, content in [*((mirror.key(path), path) for path in paths), *small.items()]:
+            if key == receipt and tags != seen_tags(mirror, layout, shard):
+                raise ObjectChangedError("replaced since")
+            tags[key] = objects.put(key, content, expect=seen.get(key, ""))
     except ObjectChangedError:
-        if objects.head(mirror.key(receipt)) is None:
+        if objects.head(receipt) is None:
             raise ObjectChangedError(
                 f"{layout.where}: another process is writing shard {shard} too and has put a part of it; what is "
                 "finished is kept: run again when it has ended"
             ) from None
-        for path in (*files, receipt):
+        for path in paths:
             path.unlink()
-        mirror.pull_some([mirror.key(receipt), *([mirror.key(layout.crc.chunk_path(shard))] * layout.spec.ragged)])
-        return
-    for key, tag in tags.items():
-        mirror.note(key, tag)
+        mirror.place(objects.get_all(small))
+        return {}
+    mirror.place({key: (content, tags[key]) for key, content in small.items()})
+    return tags
 
 
-def _shard_files(layout: Layout, shard: int) -> list[Path]:
-    checksums = [layout.crc.chunk_path(shard)] if layout.spec.ragged else []
-    return [*(array.shard_path(shard) for array in layout.data), *checksums]
+def _small_files(layout: Layout, shard: int) -> list[Path]:
+    """Return a shard's small files: its checksums, if it is ragged, and last its receipt."""
+    arrays = [layout.crc, layout.receipts] if layout.spec.ragged else [layout.receipts]
+    return [array.chunk_path(shard) for array in arrays]
 
 
-def unput_shards(mirror: Mirror, layout: Layout) -> list[int]:
-    """Return the shards that are finished here and that the storage has not."""
-    found = []
-    for path in sorted(layout.receipts.folder.glob("c.*")):
-        shard = int(path.name.split(".")[1])
-        if not mirror.is_synced(mirror.key(path)) and _is_whole(layout, shard):
-            found.append(shard)
-    return found
-
-
-@dataclass(frozen=True)
-class Unput:
-    """A shard that an earlier process on this machine finished and could not put."""
-
-    catalog: Catalog
-    shard: int
-    provenance: int
-    small: dict[Path, bytes]
-
-    def data_files(self) -> list[Path]:
-        """Return its data files."""
-        return [array.shard_path(self.shard) for array in self.catalog.layout.data]
-
-
-def find_unput(mirror: Mirror, specs: Iterable[BoundarySpec]) -> list[Unput]:
-    """Return every such shard of a folder, with its small files, before they are brought anew."""
-    found = []
-    for spec in specs:
-        with suppress(StoreError):  # what a kill left half written is brought anew
-            catalog = catalog_.load(mirror.folder, spec)
-            for shard in unput_shards(mirror, catalog.layout) if catalog else []:
-                assert catalog is not None
-                layout = catalog.layout
-                paths = [layout.receipts.chunk_path(shard), *([layout.crc.chunk_path(shard)] * spec.ragged)]
-                provenance = int(catalog_.read_receipt(layout, shard)[2])
-                found.append(Unput(catalog, shard, provenance, {path: path.read_bytes() for path in paths}))
-    return found
-
-
-def put_unput(mirror: Mirror, unput: Iterable[Unput]) -> None:
-    """Put these shards, if the store as it is there still has their items in their rows; else take them away."""
-    for one in unput:
-        layout = one.catalog.layout
-        now = catalog_.load(mirror.folder, layout.spec)
-        finished = now is not None and bool(catalog_.read_receipt(layout, one.shard)[0])
-        if now is not None and not finished and _means(now, one) == _means(one.catalog, one):
-            for path, content in one.small.items():
-                path.write_bytes(content)
-            put_shard(mirror, layout, one.shard, seen_tags(mirror, layout, one.shard))
-        else:
-            for path in one.data_files():
-                path.unlink(missing_ok=True)
-
-
-def _means(catalog: Catalog, one: Unput) -> Any:
-    """Return what makes a shard's files and receipt those of a catalog; None if it has no such shard."""
-    if one.shard >= catalog.num_shards or one.provenance >= len(catalog.provenance):
-        return None
-    made_with = {k: v for k, v in catalog.provenance[one.provenance].items() if k != MEASURED}
-    return catalog.layout.grid, Shard.of(catalog, one.shard), made_with
-
-
-def _is_whole(layout: Layout, shard: int) -> bool:
-    with suppress(StoreError):
-        receipt = catalog_.read_receipt(layout, shard)
-        sizes = receipt[RECEIPT_FIELDS:].tolist()
-        return bool(receipt[0]) and all(
-            catalog_.size_of(array.shard_path(shard)) == size for array, size in zip(layout.data, sizes, strict=True)
-        )
-    return False
-
-
-def hand_over(mirror: Mirror, layout: Layout, readers: Mirror | None, cache: ShardCache, *, keep: int) -> None:
-    """Take shards that were put out of a writer's folder, all but the `keep` newest of each array.
-
-    Args:
-        mirror: the folder.
-        layout: of the boundary there.
-        readers: where this machine's readers find them; None: nowhere.
-        cache: bounds that.
-        keep: how many somebody may still look at.
-    """
-    for array in layout.data:
-        put = [path for path in array.folder.glob("c.*") if mirror.is_synced(mirror.key(path))]
-        put.sort(key=lambda path: path.stat().st_mtime_ns)
-        for path in put[: len(put) - keep]:
-            if readers is not None:
-                adopt_shard(path, readers, mirror.key(path), mirror.tag(mirror.key(path)), cache)
-            path.unlink(missing_ok=True)
+def _bundle(layout: Layout, shard: int) -> Path:
+    """Return the file that holds the small files of a shard until it is put."""
+    return layout.folder / ".unput" / f"c.{shard}"

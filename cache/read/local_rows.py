@@ -88,9 +88,10 @@ class LocalRows(RowSource):
         self._path: ReadPath = "preadv" if is_network(layout.store) else path
         self._indexes: dict[tuple[str, int], ShardIndex] = {}
         self._addresses = MappedAddresses(layout, catalog.num_shards)
-        self.maps = OpenShards(layout, self._addresses.map, MAX_MAPS, self._addresses.forget)
+        self.maps = OpenShards(layout, self._addresses.map, MAX_MAPS, self._indexes, self._addresses.forget)
         descriptors = min(_MAX_DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
-        self.files = OpenShards(layout, DirectOpener(layout.where, not is_network(layout.store)), descriptors)
+        opener = DirectOpener(layout.where, not is_network(layout.store))
+        self.files = OpenShards(layout, opener, descriptors, self._indexes)
         self._touched = np.zeros(catalog.num_rows, bool)
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         self.beyond_memory = int(catalog.receipts[:, 3:].sum()) > memory // 2
@@ -123,7 +124,6 @@ class LocalRows(RowSource):
 
     def close(self) -> None:
         """Close maps and files, and end the threads."""
-        self._addresses.clear()
         self.maps.clear()
         self.files.clear()
         if self.pool is not None:
@@ -157,20 +157,13 @@ class LocalRows(RowSource):
         """Copy every row of a job: rows in memory here, rows on the disk in the threads, at the same time."""
         absent = self.absent(job, rows)
         by_map = self._path == "mmap" or (self._path == "auto" and not self.beyond_memory)
-        opened = self.maps if by_map else self.files
-
-        def get(array: DataArray, shard: int) -> StoredShard:
-            return opened.get(array, shard, self._indexes)
-
-        def get_mapped(array: DataArray, shard: int) -> StoredShard:
-            return self.maps.get(array, shard, self._indexes)
-
+        get: Get = self.maps.get if by_map else self.files.get
         waiting = [self._threads().submit(job.copy, i, get, flat) for i in absent]
         away = set(absent)
         try:
             for i in range(len(rows)):
                 if i not in away:
-                    job.copy(i, get_mapped, flat)
+                    job.copy(i, self.maps.get, flat)
         finally:
             errors = [future.exception() for future in waiting]  # all are done with the buffers from here on
         for error in errors:
@@ -184,12 +177,9 @@ class LocalRows(RowSource):
         if not self._mincore_answers:
             return list(range(len(rows))) if self.beyond_memory else np.flatnonzero(~self._touched[rows]).tolist()
         suspects = range(len(rows))
-        if len(rows) and not self.beyond_memory and self._touched[rows].all() and job.resident(0, self._mapped):
+        if len(rows) and not self.beyond_memory and self._touched[rows].all() and job.resident(0, self.maps.get):
             suspects = range(0)  # read before; the first of them tells whether they were evicted since
-        return [i for i in suspects if not job.resident(i, self._mapped)]
-
-    def _mapped(self, array: DataArray, shard: int) -> MappedShard:
-        return self.maps.get(array, shard, self._indexes)
+        return [i for i in suspects if not job.resident(i, self.maps.get)]
 
     def _crcs_of(self, shard: int) -> NDArray[np.uint32]:
         found = self._crcs.get(shard)

@@ -164,10 +164,6 @@ class MappedAddresses:
         """Drop the address of a shard of array `name`."""
         self._bases[self._numbers[name], shard] = 0
 
-    def clear(self) -> None:
-        """Drop all addresses."""
-        self._bases[:] = 0
-
     def has(self, shards: NDArray[np.int64]) -> bool:
         """Return whether every array of `shards` is mapped and has its chunks in order."""
         return bool(self._bases[:, shards].all())

@@ -184,13 +184,15 @@ class OpenShards(Generic[S]):
         layout: Layout,
         open_: Callable[[DataArray, int, ShardIndex], S],
         limit: int,
+        indexes: dict[tuple[str, int], ShardIndex],
         dropped: Callable[[str, int], None] = lambda name, shard: None,
     ) -> None:
-        """Start with none open; the arguments are the attributes, and the boundary's layout."""
+        """Start with none open; `indexes` has those parsed so far, and others are added. See the attributes."""
         self.dropped = dropped
         self._layout = layout
         self.open = open_
         self.limit = limit
+        self._indexes = indexes
         self._shards: OrderedDict[tuple[str, int], S] = OrderedDict()
         self._opening: dict[tuple[str, int], threading.Lock] = {}
         self._guard = threading.Lock()
@@ -199,14 +201,8 @@ class OpenShards(Generic[S]):
         """Return the number of open shards."""
         return len(self._shards)
 
-    def get(self, array: DataArray, shard: int, indexes: dict[tuple[str, int], ShardIndex]) -> S:
-        """Return an open shard, opened first if necessary.
-
-        Args:
-            array: the shard's array.
-            shard: its number.
-            indexes: the indexes parsed so far; the shard's is added.
-        """
+    def get(self, array: DataArray, shard: int) -> S:
+        """Return a shard of an array, opened first if necessary."""
         key = (array.name, shard)
         with self._guard:
             found = self._shards.get(key)
@@ -218,9 +214,9 @@ class OpenShards(Generic[S]):
             found = self._shards.get(key)
             if found is not None:
                 return found
-            if key not in indexes:
-                indexes[key] = read_index(array, shard, self._layout.where)
-            found = self.open(array, shard, indexes[key])
+            if key not in self._indexes:
+                self._indexes[key] = read_index(array, shard, self._layout.where)
+            found = self.open(array, shard, self._indexes[key])
             with self._guard:
                 self._shards[key] = found
                 self._opening.pop(key, None)
@@ -228,7 +224,15 @@ class OpenShards(Generic[S]):
                     self.dropped(*self._shards.popitem(last=False)[0])
         return found
 
+    def drop_oldest(self) -> bool:
+        """Drop the least recently used shard; False if none is open."""
+        with self._guard:
+            if not self._shards:
+                return False
+            self.dropped(*self._shards.popitem(last=False)[0])
+        return True
+
     def clear(self) -> None:
         """Drop all shards."""
-        with self._guard:
-            self._shards.clear()
+        while self.drop_oldest():
+            pass

@@ -1,12 +1,12 @@
-"""What every executor does: an abstract class of which this process, processes, Ray and Slurm are implementations."""
+"""Abstract class of all executors, and the one that is this process itself; see also local.py, ray.py and slurm.py."""
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from types import TracebackType
 
-from .tasks import Job, Receipt, Task
+from .tasks import Job, Receipt, Task, peak_bytes, worker_name
 
 
 class Executor(ABC):
@@ -31,16 +31,35 @@ class Executor(ABC):
 
     @abstractmethod
     def num_workers(self) -> int:
-        """How many tasks can be done at once, as things stand."""
+        """Return how many tasks can be done at once, as things stand."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let the workers go."""
+        """End the workers."""
 
     def __enter__(self) -> Executor:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class InProcessExecutor(Executor):
+    """This process itself, one task after another; the first error ends the work."""
+
+    in_process = True
+
+    def run(self, job: Job, tasks: Sequence[Task]) -> Iterator[Receipt]:
+        """See `Executor.run`; errors are raised as they are."""
+        for task in tasks:
+            started = time.perf_counter()
+            result = job.run(task.given)
+            seconds = time.perf_counter() - started
+            yield Receipt(task=task.name, worker=worker_name(), seconds=seconds, result=result, peak_bytes=peak_bytes())
+
+    def num_workers(self) -> int:
+        """Return 1."""
+        return 1
+
+    def close(self) -> None:
+        """End nothing."""

@@ -31,11 +31,7 @@ class WorkerProcess:
         self.slot = slot
         ours, theirs = Pipe()
         self.connection: Connection = ours
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": str(threads),
-            "MKL_NUM_THREADS": str(threads),
-        }  # torch reads them
+        environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))  # torch reads them
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
         with theirs:
@@ -43,12 +39,12 @@ class WorkerProcess:
                 [sys.executable, "-m", "talik.extract.executors.local", str(theirs.fileno())],
                 stdin=subprocess.PIPE,  # its end says that we are gone
                 pass_fds=[theirs.fileno()],
-                env=environment,
+                env={**os.environ, **environment},
             )
         self.connection.send(job)
 
     def end(self) -> str:
-        """Kill it, and return how it had ended, if it had."""
+        """Kill it, and return how it ended."""
         self.process.kill()
         code = self.process.wait()
         assert self.process.stdin is not None
@@ -61,12 +57,7 @@ class WorkerProcess:
 
 
 class LocalExecutor(WorkerPool[WorkerProcess]):
-    """Several processes on this machine.
-
-    Args:
-        settings: of the executor.
-        device: that the work is for.
-    """
+    """Several processes on this machine; `device` is what the work is for."""
 
     def __init__(self, settings: EngineSettings, *, device: str) -> None:
         super().__init__(settings, memory_bytes=settings.memory_bytes)
@@ -75,7 +66,7 @@ class LocalExecutor(WorkerPool[WorkerProcess]):
         self._gpus = _visible_gpus() if torch.device(device).type == "cuda" else []
 
     def num_workers(self) -> int:
-        """The number of jobs."""
+        """Return the number of jobs."""
         return self.settings.jobs or 1
 
     def idle_worker(self, wanted: int) -> WorkerProcess | None:
@@ -105,17 +96,19 @@ class LocalExecutor(WorkerPool[WorkerProcess]):
                 found.append((worker, worker.connection.recv()))
                 self._idle.append(worker)
             except (EOFError, OSError):
-                found.append((worker, _why_lost(worker)))
+                with suppress(subprocess.TimeoutExpired):
+                    worker.process.wait(5)  # its pipe may be closed a little before it is dead
+                found.append((worker, worker.end()))
         return found
 
     def stop(self, worker: WorkerProcess) -> None:
-        """Kill a worker that does a task."""
+        """See `WorkerPool.stop`."""
         if worker in self._busy:
             self._busy.remove(worker)
             worker.end()
 
     def stop_idle(self) -> None:
-        """Kill the idle workers."""
+        """See `WorkerPool.stop_idle`."""
         while self._idle:
             self._idle.pop().end()
 
@@ -124,12 +117,6 @@ class LocalExecutor(WorkerPool[WorkerProcess]):
         self.stop_idle()
         for worker in list(self._busy):
             self.stop(worker)
-
-
-def _why_lost(worker: WorkerProcess) -> str:
-    with suppress(subprocess.TimeoutExpired):
-        worker.process.wait(5)  # its pipe may be closed a little before it is dead
-    return worker.end()
 
 
 def _visible_gpus() -> list[str]:

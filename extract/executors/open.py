@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .base import Executor
-from .in_process import InProcessExecutor
+from .base import Executor, InProcessExecutor
 from .settings import EngineSettings
 
 
 def open_executor(settings: EngineSettings, *, device: str, base: Path) -> Executor:
-    """Return the engine that the settings name.
+    """Return the executor that the settings name.
 
     Args:
         settings: of the experiment.

@@ -27,13 +27,7 @@ _SECONDS_TO_ANSWER = 20.0
 
 
 class _Worker:
-    """What an actor runs.
-
-    Args:
-        job: what its tasks are of.
-        threads: that it computes with.
-        folder: the working folder of the process that began the work, for paths relative to it.
-    """
+    """What an actor runs; `folder` is the working folder of the process that began the work, for relative paths."""
 
     def __init__(self, job: Job, threads: int, folder: str) -> None:
         os.chdir(folder)
@@ -50,11 +44,7 @@ class _Worker:
 
 
 class RayExecutor(WorkerPool[Any]):
-    """Actors of a Ray cluster.
-
-    Args:
-        settings: of the executor.
-        device: that the work is for.
+    """Actors of a Ray cluster; `device` is what the work is for.
 
     Raises:
         BackendError: ray is not installed, or no cluster is at the address.
@@ -90,7 +80,7 @@ class RayExecutor(WorkerPool[Any]):
         self._failed_starts = 0
 
     def num_workers(self) -> int:
-        """As many as the cluster's nodes have room for, but `jobs` at most."""
+        """Return for how many workers the cluster's nodes have room, but `jobs` at most."""
         room = 0
         for node in self._ray.nodes():
             have = node["Resources"] if node["Alive"] else {}
@@ -147,28 +137,23 @@ class RayExecutor(WorkerPool[Any]):
                 self._idle.append(actor)
             except self._ray.exceptions.RayError as error:
                 self._ray.kill(actor)  # it may be alive and unreachable
-                outcome = f"{type(error).__name__}: {_in_one_line(error)}"
+                outcome = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             if not begun:
                 found.append((actor, outcome))
-            elif isinstance(outcome, str):
-                self._did_not_begin(outcome)
-            else:
-                self._failed_starts = 0
+                continue
+            # A node may go away; workers that never begin lack a folder or a package.
+            self._failed_starts = self._failed_starts + 1 if isinstance(outcome, str) else 0
+            if self._failed_starts >= _MAX_FAILED_STARTS:
+                raise BackendError(f"{self._failed_starts} workers in a row did not begin; the last: {outcome}")
         return found
 
-    def _did_not_begin(self, why: str) -> None:
-        """A node that went away is one thing; workers that never begin, for want of a folder or a package, another."""
-        self._failed_starts += 1
-        if self._failed_starts >= _MAX_FAILED_STARTS:
-            raise BackendError(f"{self._failed_starts} workers in a row did not begin; the last: {why}")
-
     def stop(self, worker: Any) -> None:
-        """Kill an actor that does a task."""
+        """See `WorkerPool.stop`."""
         self._running = {ref: actor for ref, actor in self._running.items() if actor is not worker}
         self._ray.kill(worker)
 
     def stop_idle(self) -> None:
-        """Kill the actors that do nothing, or have not started yet."""
+        """Kill the actors that do nothing, and those that have not started yet."""
         for actor in (*self._idle, *self._starting.values()):
             self._ray.kill(actor)
         self._idle, self._starting = [], {}
@@ -188,8 +173,3 @@ def _check_reachable(address: str | None) -> None:
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=_SECONDS_TO_ANSWER).close()
-
-
-def _in_one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines)[:300] if lines else ""

@@ -1,4 +1,4 @@
-"""Which engine runs extraction and sweeps, and what each of its workers is given: the table [engine]."""
+"""The table [engine]: who runs extraction and sweeps, and what each worker is given."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Kind = Literal["local", "ray", "submitit"]
 
 @settings_class
 class EngineSettings:
-    """How the work is spread.
+    """Executor of extraction and sweeps, and the resources of its workers.
 
     Args:
         kind: "local", this machine; "ray", a Ray cluster; "submitit", an array job of Slurm.

@@ -28,19 +28,16 @@ _SECONDS_TO_END = 10.0
 
 
 class Share:
-    """What one element of the array does; submitit calls it, and `checkpoint` when Slurm is about to take its node.
+    """Tasks of one element of the array, in order, each with the file of its receipt.
 
-    Args:
-        job: what the tasks are of.
-        tasks: in order, each with its file.
-        threads: to compute with.
+    submitit calls it, and `checkpoint` when Slurm is about to take its node.
     """
 
     def __init__(self, job: Job, tasks: Sequence[tuple[Task, Path]], threads: int) -> None:
         self.job, self.tasks, self.threads = job, tasks, threads
 
     def __call__(self) -> int:
-        """Do what is not done; return how many tasks that was."""
+        """Do the tasks that have no receipt; return how many that were."""
         torch.set_num_threads(self.threads)
         done = 0
         for task, path in self.tasks:
@@ -57,12 +54,9 @@ class Share:
 
 
 class SlurmExecutor(Executor):
-    """Array jobs of Slurm.
+    """Array jobs of Slurm; `device` is what the work is for.
 
-    Args:
-        settings: of the engine.
-        device: that the work is for.
-        folder: where logs and receipts are kept, on a disk that all nodes share.
+    `folder` keeps logs and receipts, on a disk that all nodes share.
 
     Raises:
         BackendError: submitit is not installed, or there is no Slurm.
@@ -88,7 +82,7 @@ class SlurmExecutor(Executor):
             raise BackendError(f"submitit: {' '.join(str(error).split())[:300]}") from None
 
     def num_workers(self) -> int:
-        """Elements of an array."""
+        """Return the number of elements of an array."""
         return self.settings.jobs or _DEFAULT_JOBS
 
     def _requirements(self, device: str) -> dict[str, Any]:
@@ -117,22 +111,19 @@ class SlurmExecutor(Executor):
             if begun:
                 shares += self._submit(job, begun)
             for submitted, left in list(shares):
+                receipts: list[Receipt | None] = []
                 over = submitted.done()  # before looking for receipts: then none can come later
                 for task, path in list(left):
                     if path.exists():
                         left.remove((task, path))
-                        receipt = queue.ended(task.name, json.loads(path.read_bytes()))
-                        if receipt is not None:
-                            yield receipt
-                if left and not over:
-                    continue
-                shares.remove((submitted, left))
-                if left:
-                    receipt = queue.lost(left[0][0].name, _why_lost(submitted))
+                        receipts.append(queue.ended(task.name, json.loads(path.read_bytes())))
+                if over or not left:
+                    shares.remove((submitted, left))
+                    if left:
+                        receipts.append(queue.lost(left[0][0].name, _why_lost(submitted)))
                     for task, _ in reversed(left[1:]):
                         queue.put_back(task.name)
-                    if receipt is not None:
-                        yield receipt
+                yield from (receipt for receipt in receipts if receipt is not None)
             time.sleep(_SECONDS_BETWEEN_POLLS)
         self._complete = True
 
@@ -164,7 +155,7 @@ class SlurmExecutor(Executor):
 
 
 def _why_lost(submitted: Any) -> str:
-    """Why an element ended before its share was done."""
+    """Return why an element ended before its share was done."""
     error = submitted.exception()
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] if error is not None else []
     state = str(submitted.state)

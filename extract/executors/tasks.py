@@ -48,23 +48,23 @@ class Job(Protocol):
     """What workers do. It pickles, without what it has opened; each worker opens that once and then does many tasks."""
 
     def run(self, given: Any) -> dict[str, Any]:
-        """Do one task and return what is to be told of it, as JSON."""
+        """Do one task and return its result, as JSON."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
-    """What became of one task.
+    """The result of one task, or why it has none.
 
     Args:
         task: its name.
-        worker: "HOST:PID" of who ended it; "" where nobody did.
-        seconds: that the last attempt took.
+        worker: "HOST:PID" of the process that ended it; "" where none did.
+        seconds: of the last attempt.
         attempts: how often it was begun; more than 1 where workers were lost on it, or others held its lock.
-        result: what the job said of it.
+        result: what the job returned.
         error, kind: why it failed, in one line, and the class of the error; "" where it did not.
         lost: why each earlier attempt ended.
-        peak_bytes: of the worker's memory until then.
+        peak_bytes: peak memory of the worker until then.
     """
 
     task: str
@@ -78,14 +78,15 @@ class Receipt:
     peak_bytes: int = 0
 
     def exception(self) -> TalikError:
-        """The error that the worker met, as it would be raised here."""
+        """Return the worker's error, as it would be raised here."""
         found = getattr(errors, self.kind, None)
-        known = isinstance(found, type) and issubclass(found, TalikError)
-        return found(self.error) if known and found is not None else BackendError(f"{self.task}: {self.error}")
+        if isinstance(found, type) and issubclass(found, TalikError):
+            return found(self.error)
+        return BackendError(f"{self.task}: {self.error}")
 
 
 def perform(job: Job, task: Task) -> Outcome:
-    """Do a task as a worker does: an error is told, not raised."""
+    """Do a task as a worker does: an error is returned, not raised."""
     started = time.perf_counter()
     outcome: Outcome
     try:
@@ -99,12 +100,12 @@ def perform(job: Job, task: Task) -> Outcome:
 
 
 def worker_name() -> str:
-    """Who this process is: "HOST:PID"."""
+    """Return "HOST:PID" of this process."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has used so far."""
+    """Return the peak memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -117,10 +118,10 @@ class _Begun:
 
 
 class TaskQueue:
-    """The tasks that no worker does now: which may begin, which begin again after a worker was lost.
+    """The tasks that no worker does now, in the order in which they begin; those of lost workers begin again.
 
     Args:
-        tasks: all, in the order in which they are given out.
+        tasks: all of them.
         attempts: how often one is begun before it counts as failed.
     """
 
@@ -131,9 +132,6 @@ class TaskQueue:
 
     def __len__(self) -> int:
         return len(self._entries)
-
-    def __bool__(self) -> bool:
-        return bool(self._entries)
 
     def ready(self) -> list[Task]:
         """Return the tasks that may begin now, in order."""
@@ -194,6 +192,5 @@ class ReceiptFile:
             StoreError: the disk refuses.
         """
         line = {"run": self._run, "time": round(time.time(), 3), **asdict(receipt)}
-        with disk_errors(self.path):
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""An executor of workers that each do one task at a time: which task begins when, and what happens when one is lost.
+"""Executor of workers that each do one task at a time: which task begins when, and what follows when a worker is lost.
 
 `local` starts workers of this machine, `ray` those of a cluster; both take their tasks from here.
 """
@@ -48,15 +48,11 @@ class WorkerPool(Executor, Generic[Worker]):
 
     @abstractmethod
     def stop(self, worker: Worker) -> None:
-        """End a worker, whatever it does."""
+        """Kill a worker that does a task."""
 
     @abstractmethod
     def stop_idle(self) -> None:
-        """End the idle workers, to free the memory that they hold."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """End all workers."""
+        """Kill the workers that do nothing, which frees their memory."""
 
     def run(self, job: Job, tasks: Sequence[Task]) -> Iterator[Receipt]:
         """See `Executor.run`."""
@@ -92,15 +88,15 @@ class WorkerPool(Executor, Generic[Worker]):
             queue.begin(task)
             busy[worker] = task
             self.begin(worker, task)
-        if budget.limited:
+        if self._memory_bytes is not None:
             self.stop_idle()
 
 
 class MemoryBudget:
-    """The memory that all workers of this machine together may use: decides which task may begin beside others.
+    """Which task may begin beside others, given the memory that all workers of this machine together may use.
 
-    A task of unknown need is taken to need what such tasks have used so far; so the first of them is
-    done alone. One that needs more than everything is done alone, too.
+    A task of unknown need is taken to need what such tasks have used so far, so the first of them is done alone. One
+    that needs more than everything is done alone, too.
 
     Args:
         limit_bytes: None for no limit.
@@ -110,11 +106,6 @@ class MemoryBudget:
         self._limit = limit_bytes
         self._measured = 0
         self._noted: set[str] = set()
-
-    @property
-    def limited(self) -> bool:
-        """Whether there is a limit."""
-        return self._limit is not None
 
     def admits(self, task: Task, beside: Collection[Task]) -> bool:
         """Return whether a task may begin beside others."""

@@ -1,4 +1,4 @@
-"""What a file or folder of features means: which array, which axes, which clip each row is of; from TOML or by name.
+"""Meaning of a file or folder of features: its array, axes and the clip of each row; from TOML or by a preset's name.
 
     name = "vggish"                 # experiments say model = "features:vggish"
     modality = "audio"
@@ -107,15 +107,15 @@ class FeatureMapping:
         return (self.axes,) if isinstance(self.axes, str) else self.axes
 
     def axes_for(self, num_axes: int) -> str:
-        """The order of an item's axes.
+        """Return the order of an item's axes.
 
         Raises:
             SettingsError: none has that many.
         """
-        for axes in self.choices:
-            if len(axes) == num_axes:
-                return axes
-        raise SettingsError(f"axes: {' or '.join(self.choices)}, but an item has {num_axes} axes; name them all")
+        fitting = [axes for axes in self.choices if len(axes) == num_axes]
+        if not fitting:
+            raise SettingsError(f"axes: {' or '.join(self.choices)}, but an item has {num_axes} axes; name them all")
+        return fitting[0]
 
 
 def read_mapping(path: Path, changes: Mapping[str, Any] | None = None) -> FeatureMapping:
@@ -137,7 +137,7 @@ def read_mapping(path: Path, changes: Mapping[str, Any] | None = None) -> Featur
 
 
 def preset_mapping(preset: str, changes: Mapping[str, Any]) -> FeatureMapping:
-    """The mapping of a data set that distributes its features in a known way; `changes` give name and modality.
+    """Return the mapping of a data set with known features; `changes` give name and modality.
 
     Raises:
         SettingsError: an unknown preset, or values that a mapping cannot have.

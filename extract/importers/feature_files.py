@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import h5py
 import numpy as np
@@ -32,22 +31,32 @@ class Entry:
     place: int | str
 
 
-class FeatureFiles(AbstractContextManager["FeatureFiles"], Protocol):
-    """An opened source.
+class FeatureFiles(ABC):
+    """An opened source; a context manager.
 
     Attributes:
         entries: the clips in the source's order, each id once.
         identity: what of the files the values depend on, as JSON.
-        notes: what a person is to be told.
+        notes: what is odd about the source.
     """
 
-    entries: list[Entry]
-    identity: dict[str, Any]
-    notes: list[str]
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.identity: dict[str, Any] = {}
+        self.notes: list[str] = []
 
+    @abstractmethod
     def load(self, entry: Entry) -> Array:
         """Return one clip's array as the file has it."""
-        ...
+
+    def __enter__(self) -> FeatureFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:  # noqa: B027 - a folder holds nothing open
+        """Close the file."""
 
 
 def open_features(source: Path, mapping: FeatureMapping, base: Path) -> FeatureFiles:
@@ -64,17 +73,16 @@ def open_features(source: Path, mapping: FeatureMapping, base: Path) -> FeatureF
     return H5File(source, mapping, base)
 
 
-class NpyFolder:
+class NpyFolder(FeatureFiles):
     """A folder with one .npy file a clip; its items are known by their own content, so that files can be added."""
 
     def __init__(self, folder: Path, mapping: FeatureMapping) -> None:
+        super().__init__()
         found = sorted(p for p in folder.iterdir() if p.name.endswith(mapping.suffix) and p.is_file())
         if not found:
             raise StoreFormatError(f"{folder}: no file ends in {mapping.suffix}; expected one .npy file a clip")
         self._folder = folder
-        self.notes: list[str] = []
-        self.identity: dict[str, Any] = {"format": "npy", "suffix": mapping.suffix}
-        self.entries = []
+        self.identity = {"format": "npy", "suffix": mapping.suffix}
         for path in found:
             clip = path.name.removesuffix(mapping.suffix)
             self.entries.append(Entry(clip, digest_json({"id": clip, "content": digest_file(path)}), path.name))
@@ -88,19 +96,12 @@ class NpyFolder:
         except (ValueError, OSError, EOFError) as error:
             raise StoreFormatError(f"{path}: not an array in .npy ({' '.join(str(error).split())})") from None
 
-    def __enter__(self) -> NpyFolder:
-        """Return the folder."""
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        """Nothing is held open."""
-
-
-class H5File:
+class H5File(FeatureFiles):
     """An .h5 file: the rows of one dataset, or one dataset a clip; identified by the digest of the whole file."""
 
     def __init__(self, path: Path, mapping: FeatureMapping, base: Path) -> None:
-        self.notes: list[str] = []
+        super().__init__()
         self._path = path
         try:
             self._file = h5py.File(path, "r")
@@ -108,7 +109,7 @@ class H5File:
             raise StoreFormatError(f"{path}: cannot be opened as HDF5 ({error})") from None
         try:
             digest = digest_file(path)
-            self.identity: dict[str, Any] = {"format": "hdf5", "digest": digest}
+            self.identity = {"format": "hdf5", "digest": digest}
             named = self._keys(mapping) if mapping.ids is None and mapping.rows is None else self._rows(mapping, base)
             self.entries = [Entry(i, digest_json({"id": i, "file": digest, "place": p}), p) for i, p in named.items()]
             if not self.entries:
@@ -121,13 +122,7 @@ class H5File:
         """Return one clip's array as the file has it."""
         return np.asarray(self._data[entry.place])
 
-    def __enter__(self) -> H5File:
-        """Return the file."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         """Close the file."""
         self._file.close()
 
@@ -146,7 +141,7 @@ class H5File:
         """Return the row of each id; of an id that stands several times, its first row."""
         self._data = self._dataset(mapping.dataset or "*", but=mapping.ids)
         count = len(self._data)
-        names = self._ids(mapping, base) if mapping.ids is not None else row_names(base / str(mapping.rows), mapping)
+        names = self._ids(mapping, base) if mapping.ids is not None else _row_names(base / str(mapping.rows), mapping)
         if len(names) != count:
             where = mapping.ids if mapping.ids is not None else base / str(mapping.rows)
             raise ManifestError(f"{where}: names {len(names)} rows, but {self._data.name} of {self._path} has {count}")
@@ -192,12 +187,8 @@ class H5File:
         return ", ".join(list(self._file)[:10]) or "nothing"
 
 
-def row_names(path: Path, mapping: FeatureMapping) -> list[str]:
-    """Return the id on each line of the text file that names the rows; empty lines at the end do not count.
-
-    Raises:
-        ManifestError: no such file, or a line without the named column.
-    """
+def _row_names(path: Path, mapping: FeatureMapping) -> list[str]:
+    """Return the id on each line of the text file that names the rows; empty lines at the end do not count."""
     try:
         lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:

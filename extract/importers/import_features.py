@@ -39,7 +39,7 @@ class ImportReport:
     notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """The report as a person reads it."""
+        """Return the report as a person reads it."""
         name = self.spec.identity["imported"]["name"]
         shape = " x ".join(map(str, self.spec.shape))
         what = f"{self.num_imported} of {self.num_items} items imported, each {shape} {self.spec.dtype}"
@@ -83,10 +83,11 @@ def import_features(
     with open_features(source, mapping, source.parent if base is None else base) as files:
         first = files.load(files.entries[0])
         axes = mapping.axes_for(first.ndim)
+        steps = {"step": mapping.step} if mapping.segments is None else {"segments": mapping.segments}
         spec = BoundarySpec(
             modality=mapping.modality,
             boundary=0,
-            identity={"imported": _identity(mapping, files, axes)},
+            identity={"imported": {"name": mapping.name, "axes": axes, **steps, **files.identity}},
             dtype=mapping.dtype,
             shape=as_segments(first, axes, mapping).shape,
         )
@@ -101,7 +102,11 @@ def import_features(
                 count += len(shard.items)
                 if progress:
                     progress(len(shard.items))
-        notes = [*files.notes, *_blank_note(blank)]
+        notes = list(files.notes)
+    if blank:
+        shown = ", ".join(blank[:3]) + (", …" if len(blank) > 3 else "")
+        why = "which often stands for a video that could not be decoded"
+        notes.append(f"{len(blank)} items are all zeros, {why}: {shown}")
     return ImportReport(source=source, spec=spec, num_items=len(items), num_imported=count, notes=tuple(notes))
 
 
@@ -114,7 +119,7 @@ def import_any(
     ids: Sequence[Path] = (),
     changes: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """What `talik store import` does: features by a preset or by a mapping's file, else a file of `export_hdf5`.
+    """Import features by a preset or a mapping's file, else a file of `export_hdf5`, as `talik store import` does.
 
     Args:
         source: an .h5 file or a folder.
@@ -160,14 +165,10 @@ def as_segments(values: Array, axes: str, mapping: FeatureMapping) -> Array:
     moved = np.transpose(values, order)
     if "T" not in axes:
         moved = moved[None]
-    moved = moved[_steps(len(moved), mapping)]
-    return np.ascontiguousarray(moved).reshape(moved.shape[0], -1, moved.shape[-1])
-
-
-def _steps(num_steps: int, mapping: FeatureMapping) -> Any:
-    if mapping.segments is None:
-        return slice(None, None, mapping.step)
-    return ((np.arange(mapping.segments) + 0.5) * num_steps / mapping.segments).astype(np.int64)
+    steps = np.arange(0, len(moved), mapping.step)
+    if mapping.segments is not None:
+        steps = ((np.arange(mapping.segments) + 0.5) * len(moved) / mapping.segments).astype(np.int64)
+    return np.ascontiguousarray(moved[steps]).reshape(len(steps), -1, moved.shape[-1])
 
 
 def _states(
@@ -192,15 +193,3 @@ def _states(
         if not values.any():
             blank.append(item.source)
         yield values.astype(np.float32) if values.dtype.kind in "iu" else values, {}
-
-
-def _identity(mapping: FeatureMapping, files: FeatureFiles, axes: str) -> dict[str, Any]:
-    steps = {"step": mapping.step} if mapping.segments is None else {"segments": mapping.segments}
-    return {"name": mapping.name, "axes": axes, **steps, **files.identity}
-
-
-def _blank_note(blank: list[str]) -> list[str]:
-    if not blank:
-        return []
-    shown = ", ".join(blank[:3]) + (", …" if len(blank) > 3 else "")
-    return [f"{len(blank)} items are all zeros, which often stands for a video that could not be decoded: {shown}"]

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from talik.errors import BackendError, MediaError, NumericsError, SettingsError
-from talik.extract.executors.in_process import InProcessExecutor
+from talik.extract.executors.base import InProcessExecutor
 from talik.extract.executors.local import LocalExecutor
 from talik.extract.executors.open import open_executor
 from talik.extract.executors.settings import EngineSettings, with_engine
