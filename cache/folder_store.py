@@ -64,7 +64,7 @@ class FolderStore(FeatureStore):
 
     def open_writer(self, request: BoundaryRequest, *, commit: bool) -> BoundaryWriter:
         """Return the writer of a boundary, which holds the store's lock until it is closed."""
-        return BoundaryWriter(self.path, **vars(request), commit=commit)
+        return BoundaryWriter(self.path, request, commit=commit)
 
     def refuse_if_full(self, num_bytes: int, *, what: str, num_boundaries: int = 1) -> None:
         """Refuse what the disk has no room for; see `FeatureStore.refuse_if_full`."""

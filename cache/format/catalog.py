@@ -202,7 +202,7 @@ def documents(catalog: Catalog) -> dict[Path, dict[str, Any]]:
         found[layout.crc.folder] = layout.crc.document(catalog.num_rows)
         found[layout.offsets.folder] = layout.offsets.document(catalog.num_rows + 1)
     for name, small in items_.arrays(layout.folder / "items", chunk).items():
-        found[small.folder] = small.document(items_.length(name, catalog.records))
+        found[small.folder] = small.document(len(getattr(catalog.records, name)))
     return found
 
 

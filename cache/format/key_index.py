@@ -43,7 +43,6 @@ class KeyIndex:
         self._window = np.arange(crowd + 1) if crowd <= _WIDEST else None
 
     def __len__(self) -> int:
-        """Return the number of keys."""
         return len(self._rows)
 
     def find(self, keys: Sequence[str]) -> NDArray[np.int64]:

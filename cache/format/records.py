@@ -60,7 +60,6 @@ class Records:
         )
 
     def __len__(self) -> int:
-        """Return the number of records."""
         return len(self.row)
 
     def extended(self, new: Records) -> Records:
@@ -112,9 +111,9 @@ _COLUMNS = ("key", "row", "size_bytes", "mtime_ns", "source")
 def load(folder: Path, num_records: int, chunk: int) -> Records:
     """Read the first `num_records` records under `folder`."""
     table = arrays(folder, chunk)
-    columns = {n: table[n].read(num_records) for n in _COLUMNS if n != "source"}
     offsets = table["source_offsets"].read(num_records + 1)
-    return Records(**columns, source_offsets=offsets, source=table["source"].read(int(offsets[-1])))
+    columns = {n: table[n].read(int(offsets[-1]) if n == "source" else num_records) for n in _COLUMNS}
+    return Records(**columns, source_offsets=offsets)
 
 
 def append(folder: Path, old: Records, both: Records, chunk: int) -> None:
@@ -126,18 +125,12 @@ def append(folder: Path, old: Records, both: Records, chunk: int) -> None:
         array.append(stored, getattr(both, name)[len(stored) :])
 
 
-def length(name: str, records: Records) -> int:
-    """Return the length of one array of the table."""
-    return len(getattr(records, name))
-
-
 def arrays(folder: Path, chunk: int) -> dict[str, SmallArray]:
     """Return the table's arrays by name."""
-    ints = {n: SmallArray(folder=folder / n, dtype="int64", chunk_rows=chunk) for n in _COLUMNS[1:4]}
+    ints = ("row", "size_bytes", "mtime_ns", "source_offsets")
     return {
         "key": SmallArray(folder=folder / "key", dtype="uint8", chunk_rows=chunk, row_shape=(32,)),
-        **ints,
-        "source_offsets": SmallArray(folder=folder / "source_offsets", dtype="int64", chunk_rows=chunk),
+        **{name: SmallArray(folder=folder / name, dtype="int64", chunk_rows=chunk) for name in ints},
         "source": SmallArray(folder=folder / "source", dtype="uint8", chunk_rows=chunk * _SOURCE_BYTES),
     }
 

@@ -42,7 +42,6 @@ class Item:
     mtime_ns: int = 0
 
     def __post_init__(self) -> None:
-        """Check that the key is a digest."""
         if not re.fullmatch(r"[0-9a-f]{64}", self.key) or self.key == "0" * 64:
             raise SettingsError(f"item {self.source!r}: key {self.key!r} is not a SHA-256 digest of 64 hex digits")
 
@@ -60,7 +59,6 @@ class ArraySpec:
     shape: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check the data type and the shape."""
         if self.dtype not in INPUT_DTYPES:
             raise SettingsError(unknown_name("data type of an input", self.dtype, INPUT_DTYPES))
         object.__setattr__(self, "shape", _checked_shape(self.shape, "an input"))
@@ -101,7 +99,6 @@ class BoundarySpec:
     inputs: dict[str, ArraySpec] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check every field, and bring `identity` into the form that reading its JSON gives."""
         for name in (self.modality, *self.inputs):
             if not _NAME.fullmatch(name):
                 raise SettingsError(f"{name!r} names a modality or an input: expected letters, digits, '_' and '-'")
@@ -198,7 +195,6 @@ class FieldDifference:
     stored: Json
 
     def __str__(self) -> str:
-        """Return one clause of a message."""
         return f"{self.field}: requested {_short(self.requested)}, stored {_short(self.stored)}"
 
 

@@ -58,7 +58,6 @@ class Garbage:
     paths: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """Return one line."""
         where, size = self.boundary or "the store", f"{self.size_bytes / 1e6:.1f} MB"
         if self.kind == "boundary":
             return f"{where}: needed by no experiment given, {self.count} items, {size}"

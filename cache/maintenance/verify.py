@@ -40,7 +40,6 @@ class Finding:
     data: bool = True
 
     def __str__(self) -> str:
-        """Return one line."""
         shard = "" if self.shard is None else f", shard {self.shard}"
         item = "" if self.item is None else f", item {self.item!r}"
         return f"{self.boundary or 'the store'}{shard}{item}: {self.what}"

@@ -148,7 +148,7 @@ class ObjectWriter(BoundaryWriter):
         self._document = f"{request.spec.path}/{METADATA_NAME}"
         self._document_tag = mirror.tags([self._document]).get(self._document, "")  # of the document with these rows
         with named(address.url, mirror.folder):
-            super().__init__(mirror.folder, **vars(request), commit=False)
+            super().__init__(mirror.folder, request, commit=False)
         try:
             if commit:
                 self.commit()

@@ -64,7 +64,6 @@ class BatchMemory:
     """The pooled buffers that the arrays of one batch lie in."""
 
     def __init__(self, pool: BufferPool) -> None:
-        """Start without buffers."""
         self._pool = pool
         self._buffers: list[NDArray[np.uint8]] = []
 
@@ -157,11 +156,9 @@ class Batch:
                 self._memory.release()
 
     def __enter__(self) -> Batch:
-        """Return the batch."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Release the batch."""
         self.release()
 
     def _refuse_if_released(self) -> None:

@@ -171,11 +171,9 @@ class BoundaryReader:
             self.rows.close()
 
     def __enter__(self) -> BoundaryReader:
-        """Return the reader."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close."""
         self.close()
 
     @property

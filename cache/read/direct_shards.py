@@ -43,35 +43,28 @@ def is_network(path: str | os.PathLike[str]) -> bool:
 
 
 class DirectShard(StoredShard):
-    """One shard's file, open for reading; any number of threads may read at once."""
+    """One shard's file, open for reading; any number of threads may read at once.
+
+    Args:
+        array, shard, index: the shard's array, number and parsed index.
+        where: names store and boundary, for messages.
+        direct: bypass the page cache.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
 
     def __init__(self, array: DataArray, shard: int, where: str, index: ShardIndex, *, direct: bool) -> None:
-        """Open the file.
-
-        Args:
-            array: the shard's array.
-            shard: its number.
-            where: names store and boundary, for messages.
-            index: its parsed index.
-            direct: bypass the page cache.
-
-        Raises:
-            CorruptItemError: no such file.
-        """
         super().__init__(array, index)
         self._descriptor = -1
         self._where = shard_where(where, array, shard)
-        path = array.shard_path(shard)
-        try:
-            self._descriptor = _open(path, direct)
-        except FileNotFoundError:
-            raise CorruptItemError(f"{self._where}: {path.name} is missing; run `talik store repair`") from None
+        self._descriptor = os.open(array.shard_path(shard), os.O_RDONLY | (os.O_DIRECT if direct else 0))
+        if not direct and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead
 
-    def __del__(self) -> None:
-        """Close, when no thread reads any more."""
+    def __del__(self) -> None:  # when no thread reads any more
         if self._descriptor >= 0:
             os.close(self._descriptor)
-            self._descriptor = -1
 
     def copy(self, begin: int, out: NDArray[np.uint8], crc: int | None) -> int | None:
         """Copy the file's bytes from `begin` on into `out` (bytes,); return `crc` extended by them, or None."""
@@ -88,40 +81,33 @@ class DirectShard(StoredShard):
         Returns:
             The checksum, and the `more` bytes that follow.
         """
-        with _bounce_buffer() as buffer:
-            return self._read_through(buffer, begin, out, crc, more)
-
-    def _read_through(
-        self, buffer: NDArray[np.uint8], begin: int, out: NDArray[np.uint8], crc: int | None, more: int
-    ) -> tuple[int | None, bytes]:
         end = begin + len(out)
         at = begin // _ALIGNED * _ALIGNED
         seal = b""
-        while at < end + more:
-            wanted = min(len(buffer), -(-(end + more - at) // _ALIGNED) * _ALIGNED)
-            got = os.preadv(self._descriptor, [buffer[:wanted].data], at)
-            low, high = max(begin, at), min(end, at + got)
-            if got < min(wanted, end + more - at) and (got <= 0 or got % _ALIGNED):
-                raise CorruptItemError(f"{self._where}: ends before byte {end + more}; run `talik store repair`")
-            if low < high:
-                block = out[low - begin : high - begin]
-                crc = copy_block(buffer[low - at : high - at], block, crc)
-            if more and at + got > end:
-                seal += buffer[max(end - at, 0) : min(end + more - at, got)].tobytes()
-            at += got
+        with _bounce_buffer() as buffer:
+            while at < end + more:
+                wanted = min(len(buffer), -(-(end + more - at) // _ALIGNED) * _ALIGNED)
+                got = os.preadv(self._descriptor, [buffer[:wanted].data], at)
+                low, high = max(begin, at), min(end, at + got)
+                if got < min(wanted, end + more - at) and (got <= 0 or got % _ALIGNED):
+                    raise CorruptItemError(f"{self._where}: ends before byte {end + more}; run `talik store repair`")
+                if low < high:
+                    crc = copy_block(buffer[low - at : high - at], out[low - begin : high - begin], crc)
+                if more and at + got > end:
+                    seal += buffer[max(end - at, 0) : min(end + more - at, got)].tobytes()
+                at += got
         return crc, seal
 
 
 class DirectOpener:
-    """Opens shards of a boundary; finds out with the first one whether the page cache can be bypassed."""
+    """Opens shards of a boundary; finds out with the first one whether the page cache can be bypassed.
+
+    Args:
+        where: names store and boundary, for messages.
+        direct: bypass the page cache, if the file system can.
+    """
 
     def __init__(self, where: str, direct: bool) -> None:
-        """Keep the settings.
-
-        Args:
-            where: names store and boundary, for messages.
-            direct: bypass the page cache, if the file system can.
-        """
         self._where = where
         self.direct: bool | None = None if direct else False
 
@@ -130,15 +116,6 @@ class DirectOpener:
         if self.direct is None:
             self.direct = can_bypass_cache(array.shard_path(shard))
         return DirectShard(array, shard, self._where, index, direct=self.direct)
-
-
-def _open(path: os.PathLike[str], direct: bool) -> int:
-    if direct:
-        return os.open(path, os.O_RDONLY | os.O_DIRECT)
-    descriptor = os.open(path, os.O_RDONLY)
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead
-    return descriptor
 
 
 def can_bypass_cache(path: str | os.PathLike[str]) -> bool:

@@ -15,6 +15,7 @@ import resource
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -101,24 +102,13 @@ class LocalRows(RowSource):
 
     def read(self, rows: NDArray[np.int64], check: Sequence[bool], allocate: AllocateArray) -> list[NDArray[Any]]:
         """Read rows; see `RowSource.read`."""
-        layout, grid = self._catalog.layout, self._catalog.layout.grid
-        shards = rows // grid.rows_per_shard
-        lead: tuple[int, ...] = (len(rows),)
-        lengths = np.ones(len(rows), np.int64)
-        begins = rows - shards * grid.rows_per_shard
-        if layout.spec.ragged:
-            lengths = self._catalog.lengths(rows)
-            begins = self._catalog.offsets[rows] - shards * grid.tokens_per_shard
-            lead = (len(rows), int(lengths.max(initial=0)))
+        layout = self._catalog.layout
+        batch = _Rows(self._catalog, rows, check, self._crcs_of)
+        lead = (len(rows), int(batch.lengths.max(initial=0))) if layout.spec.ragged else (len(rows),)
         values = [allocate((*lead, *array.unit_shape), array.numpy_dtype) for array in layout.data]
         flat = [one.view(np.uint8).reshape(len(rows), -1) if one.size else one for one in values]
-        if not self._by_address(rows, shards, begins, lengths, check, flat):
-            places = (shards.tolist(), begins.tolist(), check)
-            if layout.spec.ragged:
-                job: _Job = _Tokens(self._catalog, rows, *places, lengths.tolist(), self._crcs_of)
-            else:
-                job = _Items(self._catalog, *places)
-            self._run(job, rows, flat)
+        if not self._by_address(batch, flat):
+            self._run(batch, rows, flat)
             self._touched[rows] = True
         return values
 
@@ -130,17 +120,10 @@ class LocalRows(RowSource):
             self.pool.shutdown()
             self.pool = None
 
-    def _by_address(
-        self,
-        rows: NDArray[np.int64],
-        shards: NDArray[np.int64],
-        begins: NDArray[np.int64],
-        lengths: NDArray[np.int64],
-        check: Sequence[bool],
-        flat: list[NDArray[np.uint8]],
-    ) -> bool:
+    def _by_address(self, batch: _Rows, flat: list[NDArray[np.uint8]]) -> bool:
         """Copy rows that are all mapped, in memory and need no check; else do nothing and return False."""
-        if self._path == "preadv" or self.beyond_memory or not len(rows) or any(check) or not lengths.any():
+        rows, shards, begins, lengths = batch.rows, batch.shards, batch.begins, batch.lengths
+        if self._path == "preadv" or self.beyond_memory or not len(rows) or any(batch.check) or not lengths.any():
             return False
         data = self._catalog.layout.data
         if not (self._touched[rows].all() and self._addresses.has(shards)):
@@ -153,33 +136,33 @@ class LocalRows(RowSource):
             self._addresses.copy(number, shards, begins * steps[number], sizes, out)
         return True
 
-    def _run(self, job: _Job, rows: NDArray[np.int64], flat: list[NDArray[np.uint8]]) -> None:
-        """Copy every row of a job: rows in memory here, rows on the disk in the threads, at the same time."""
-        absent = self.absent(job, rows)
+    def _run(self, batch: _Rows, rows: NDArray[np.int64], flat: list[NDArray[np.uint8]]) -> None:
+        """Copy every row of a batch: rows in memory here, rows on the disk in the threads, at the same time."""
+        absent = self.absent(batch, rows)
         by_map = self._path == "mmap" or (self._path == "auto" and not self.beyond_memory)
         get: Get = self.maps.get if by_map else self.files.get
-        waiting = [self._threads().submit(job.copy, i, get, flat) for i in absent]
+        waiting = [self._threads().submit(batch.copy, i, get, flat) for i in absent]
         away = set(absent)
         try:
             for i in range(len(rows)):
                 if i not in away:
-                    job.copy(i, self.maps.get, flat)
+                    batch.copy(i, self.maps.get, flat)
         finally:
             errors = [future.exception() for future in waiting]  # all are done with the buffers from here on
         for error in errors:
             if error is not None:
                 raise error
 
-    def absent(self, job: _Job, rows: NDArray[np.int64]) -> list[int]:
+    def absent(self, batch: _Rows, rows: NDArray[np.int64]) -> list[int]:
         """Return the indices of the rows that the threads are to read."""
         if self._path == "preadv":
             return list(range(len(rows)))
         if not self._mincore_answers:
             return list(range(len(rows))) if self.beyond_memory else np.flatnonzero(~self._touched[rows]).tolist()
         suspects = range(len(rows))
-        if len(rows) and not self.beyond_memory and self._touched[rows].all() and job.resident(0, self.maps.get):
+        if len(rows) and not self.beyond_memory and self._touched[rows].all() and batch.resident(0, self.maps.get):
             suspects = range(0)  # read before; the first of them tells whether they were evicted since
-        return [i for i in suspects if not job.resident(i, self.maps.get)]
+        return [i for i in suspects if not batch.resident(i, self.maps.get)]
 
     def _crcs_of(self, shard: int) -> NDArray[np.uint32]:
         found = self._crcs.get(shard)
@@ -197,55 +180,56 @@ Get = Callable[[DataArray, int], StoredShard]
 GetMapped = Callable[[DataArray, int], MappedShard]
 
 
-class _Items:
-    """The rows of a batch of a dense boundary, copied one by one in any order by any thread."""
+class _Rows:
+    """The rows of a batch, copied one by one in any order by any thread.
 
-    def __init__(self, catalog: Catalog, shards: list[int], slots: list[int], check: Sequence[bool]) -> None:
-        self._catalog, self._data = catalog, catalog.layout.data
-        self._shards, self._slots, self._check = shards, slots, check
-
-    def copy(self, i: int, get: Get, flat: list[NDArray[np.uint8]]) -> None:
-        shard, slot, check = self._shards[i], self._slots[i], self._check[i]
-        for array, out in zip(self._data, flat, strict=True):
-            if not get(array, shard).copy_item(slot, out[i], check=check):
-                row = shard * self._catalog.layout.grid.rows_per_shard + slot
-                raise corrupt_item(self._catalog, row, f"fails its CRC32C in {array.name}")
-
-    def resident(self, i: int, get: GetMapped) -> bool:
-        return get(self._data[0], self._shards[i]).item_resident(self._slots[i])
-
-
-class _Tokens:
-    """The rows of a batch of a ragged boundary, likewise."""
+    Attributes:
+        rows: (B,) rows.
+        shards: (B,) shard of each.
+        begins: (B,) place of each in its shard: an item's number or the first token's.
+        lengths: (B,) tokens of each; 1 in a dense boundary.
+        check: (B,) whether each row's checksum is compared.
+    """
 
     def __init__(
         self,
         catalog: Catalog,
         rows: NDArray[np.int64],
-        shards: list[int],
-        begins: list[int],
         check: Sequence[bool],
-        lengths: list[int],
         crcs_of: Callable[[int], NDArray[np.uint32]],
     ) -> None:
-        self._catalog, self._data, self._crcs_of = catalog, catalog.layout.data, crcs_of
-        self._rows, self._shards, self._begins, self._lengths, self._check = rows, shards, begins, lengths, check
+        layout, grid = catalog.layout, catalog.layout.grid
+        self._catalog, self._data, self._ragged, self._crcs_of = catalog, layout.data, layout.spec.ragged, crcs_of
+        self.rows, self.check = rows, check
+        self.shards = rows // grid.rows_per_shard
+        self.begins = rows - self.shards * grid.rows_per_shard
+        self.lengths = np.ones(len(rows), np.int64)
+        if self._ragged:
+            self.begins = catalog.offsets[rows] - self.shards * grid.tokens_per_shard
+            self.lengths = catalog.lengths(rows)
+
+    @cached_property
+    def _places(self) -> list[tuple[int, int, int]]:
+        return list(zip(self.shards.tolist(), self.begins.tolist(), self.lengths.tolist(), strict=True))
 
     def copy(self, i: int, get: Get, flat: list[NDArray[np.uint8]]) -> None:
-        shard, begin, length, check = self._shards[i], self._begins[i], self._lengths[i], self._check[i]
+        (shard, begin, length), check = self._places[i], self.check[i]
+        if not self._ragged:
+            for array, out in zip(self._data, flat, strict=True):
+                if not get(array, shard).copy_item(begin, out[i], check=check):
+                    raise corrupt_item(self._catalog, int(self.rows[i]), f"fails its CRC32C in {array.name}")
+            return
         crc = 0
         for array, out in zip(self._data, flat, strict=True):
             line, end = out[i], length * array.unit_bytes
             line[end:] = 0
             if length:
                 crc = get(array, shard).copy_tokens(begin, line[:end], check=check, crc=crc)
-        if check:
-            row = int(self._rows[i])
-            if crc != self._crcs_of(shard)[row - shard * self._catalog.layout.grid.rows_per_shard]:
-                raise corrupt_item(self._catalog, row, "fails its CRC32C in hidden or inputs")
+        row = int(self.rows[i])
+        if check and crc != self._crcs_of(shard)[row % self._catalog.layout.grid.rows_per_shard]:
+            raise corrupt_item(self._catalog, row, "fails its CRC32C in hidden or inputs")
 
     def resident(self, i: int, get: GetMapped) -> bool:
-        return get(self._data[0], self._shards[i]).tokens_resident(self._begins[i], self._lengths[i])
-
-
-_Job = _Items | _Tokens
+        shard, begin, length = self._places[i]
+        mapped = get(self._data[0], shard)
+        return mapped.tokens_resident(begin, length) if self._ragged else mapped.item_resident(begin)

@@ -25,32 +25,19 @@ MAX_MAPS = 16_384  # Linux allows a process 65 530
 
 
 class MappedShard(StoredShard):
-    """One shard's file, mapped into memory.
+    """One shard's file, mapped into memory; `where` names store and boundary in messages.
 
     Attributes:
         content: (bytes,) uint8, read-only.
+
+    Raises:
+        CorruptItemError: a file that got shorter, or a damaged index.
+        FileNotFoundError: no such file.
     """
 
     def __init__(self, array: DataArray, shard: int, where: str, index: ShardIndex | None = None) -> None:
-        """Map the file.
-
-        Args:
-            array: the shard's array.
-            shard: its number.
-            where: names store and boundary, for messages.
-            index: its parsed index; read from the file if None.
-
-        Raises:
-            CorruptItemError: no such file, one that got shorter, or a damaged index.
-        """
         super().__init__(array, index or read_index(array, shard, where))
-        path = array.shard_path(shard)
-        try:
-            self._file = FileMap(path)
-        except FileNotFoundError:
-            raise CorruptItemError(
-                f"{shard_where(where, array, shard)}: {path.name} is missing; run `talik store repair`"
-            ) from None
+        self._file = FileMap(array.shard_path(shard))
         self.content = self._file.content
         if len(self.content) != self.index.size_bytes:
             raise CorruptItemError(
@@ -99,14 +86,12 @@ class FileMap:
     Attributes:
         content: (bytes,) uint8, read-only. The file must not get shorter while it is mapped.
         address: of its first byte in memory; 0 for an empty file.
+
+    Raises:
+        OSError: it cannot be opened or mapped.
     """
 
     def __init__(self, path: Path) -> None:
-        """Map `path`.
-
-        Raises:
-            OSError: it cannot be opened or mapped.
-        """
         self.address = 0
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -149,7 +134,6 @@ class MappedAddresses:
     """
 
     def __init__(self, layout: Layout, num_shards: int) -> None:
-        """Start without mapped shards."""
         self._where = layout.where
         self._numbers = {array.name: number for number, array in enumerate(layout.data)}
         self._bases = np.zeros((len(self._numbers), num_shards), np.int64)

@@ -30,21 +30,16 @@ class ShardIndex:
     Chunks that follow each other in order, as our writer leaves them, are kept as three numbers; any other order as a
     table.
 
-    Attributes:
+    Args:
+        array: the array of the shard.
+        begins: (chunks_per_shard,) offset of each inner chunk, -1 where it is absent; see `parse_index`.
         size_bytes: size of the file when the index was read.
+        where: names store, boundary and shard, for messages.
     """
 
     __slots__ = ("_array", "_base", "_begins", "_first", "_last", "_where", "size_bytes")
 
     def __init__(self, array: DataArray, begins: NDArray[np.int64], size_bytes: int, where: str) -> None:
-        """Keep the result of `parse_index`.
-
-        Args:
-            array: the array of the shard.
-            begins: (chunks_per_shard,) offset of each inner chunk, -1 where it is absent.
-            size_bytes: size of the file.
-            where: names store, boundary and shard, for messages.
-        """
         self.size_bytes = size_bytes
         self._array = array
         self._where = where
@@ -96,15 +91,13 @@ def read_index(array: DataArray, shard: int, where: str) -> ShardIndex:
     """Read the index at the end of a shard's file, without mapping it.
 
     Raises:
-        CorruptItemError: no such file, or a damaged index.
+        CorruptItemError: a damaged index.
+        FileNotFoundError: no such file.
     """
-    path, what = array.shard_path(shard), shard_where(where, array, shard)
-    try:
-        with open(path, "rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            tail = os.pread(file.fileno(), array.index_bytes, max(0, size - array.index_bytes))
-    except FileNotFoundError:
-        raise CorruptItemError(f"{what}: {path.name} is missing; run `talik store repair`") from None
+    what = shard_where(where, array, shard)
+    with open(array.shard_path(shard), "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        tail = os.pread(file.fileno(), array.index_bytes, max(0, size - array.index_bytes))
     return ShardIndex(array, parse_index(array, tail, size, what), size, what)
 
 
@@ -116,7 +109,6 @@ class StoredShard(ABC):
     """
 
     def __init__(self, array: DataArray, index: ShardIndex) -> None:
-        """Keep the parsed index of the file."""
         self.index = index
         self._array = array
 
@@ -177,6 +169,10 @@ class OpenShards(Generic[S]):
         open: opens a shard of an array.
         limit: most shards open at once.
         dropped: called with the array's name and the number of a shard that was dropped.
+
+    Args:
+        layout: of the boundary.
+        indexes: those parsed so far, by array and shard; others are added.
     """
 
     def __init__(
@@ -187,7 +183,6 @@ class OpenShards(Generic[S]):
         indexes: dict[tuple[str, int], ShardIndex],
         dropped: Callable[[str, int], None] = lambda name, shard: None,
     ) -> None:
-        """Start with none open; `indexes` has those parsed so far, and others are added. See the attributes."""
         self.dropped = dropped
         self._layout = layout
         self.open = open_
@@ -198,11 +193,14 @@ class OpenShards(Generic[S]):
         self._guard = threading.Lock()
 
     def __len__(self) -> int:
-        """Return the number of open shards."""
         return len(self._shards)
 
     def get(self, array: DataArray, shard: int) -> S:
-        """Return a shard of an array, opened first if necessary."""
+        """Return a shard of an array, opened first if necessary.
+
+        Raises:
+            CorruptItemError: no such file, or a damaged one.
+        """
         key = (array.name, shard)
         with self._guard:
             found = self._shards.get(key)
@@ -214,9 +212,15 @@ class OpenShards(Generic[S]):
             found = self._shards.get(key)
             if found is not None:
                 return found
-            if key not in self._indexes:
-                self._indexes[key] = read_index(array, shard, self._layout.where)
-            found = self.open(array, shard, self._indexes[key])
+            try:
+                if key not in self._indexes:
+                    self._indexes[key] = read_index(array, shard, self._layout.where)
+                found = self.open(array, shard, self._indexes[key])
+            except FileNotFoundError:
+                what = shard_where(self._layout.where, array, shard)
+                raise CorruptItemError(
+                    f"{what}: {array.shard_path(shard).name} is missing; run `talik store repair`"
+                ) from None
             with self._guard:
                 self._shards[key] = found
                 self._opening.pop(key, None)

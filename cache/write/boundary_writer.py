@@ -49,17 +49,7 @@ class BoundaryWriter:
         bytes_written: bytes of data files that this writer has stored.
     """
 
-    def __init__(
-        self,
-        store: Path,
-        spec: BoundarySpec,
-        items: Sequence[Item],
-        *,
-        lengths: Sequence[int] | None = None,
-        provenance: dict[str, Any] | None = None,
-        max_seconds_per_item: float | None = None,
-        commit: bool = True,
-    ) -> None:
+    def __init__(self, store: Path, request: BoundaryRequest, *, commit: bool = True) -> None:
         """Take the lock, plan rows for the items that have none, and write them down unless `commit` is False.
 
         Raises:
@@ -68,6 +58,7 @@ class BoundaryWriter:
             StoreMismatchError: lengths that differ from those stored.
             SettingsError: lengths missing, or given for a dense boundary.
         """
+        spec, items, lengths = request.spec, request.items, request.lengths
         check_lengths(spec, items, lengths)
         self.spec = spec
         self.bytes_written = 0
@@ -81,11 +72,11 @@ class BoundaryWriter:
                 spec,
                 num_items=len(self._items),
                 longest=max(lengths or (), default=1),
-                max_seconds_per_item=max_seconds_per_item,
+                max_seconds_per_item=request.max_seconds_per_item,
             )
             self._stored = catalog_.load(store, spec) or catalog_.new(store, spec, grid)
             catalog_.forget_beyond(self._stored)
-            self._catalog, self._provenance = plan_rows(self._stored, items, lengths, provenance or {})
+            self._catalog, self._provenance = plan_rows(self._stored, items, lengths, request.provenance or {})
             if commit:
                 self.commit()
         except BaseException:
@@ -112,13 +103,11 @@ class BoundaryWriter:
         self._number_of_row[rows] = np.arange(len(rows))
 
     def __enter__(self) -> BoundaryWriter:
-        """Return the writer; the lock is held since it was made."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give the lock back."""
         self.close()
 
     def close(self) -> None:

@@ -28,7 +28,6 @@ class ShardFile:
     """
 
     def __init__(self, array: DataArray, shard: int) -> None:
-        """Open the temporary file beside the shard's place."""
         self.path = array.shard_path(shard)
         self.size_bytes = 0
         self._array = array
