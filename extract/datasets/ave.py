@@ -3,6 +3,8 @@
 Lines as distributed, `Category&VideoID&Quality&StartTime&EndTime` with whole seconds of a clip of 10 s, in
 `trainSet.txt`, `valSet.txt` and `testSet.txt`; or in `Annotations.txt`, whose line numbers `train_order.h5` and its kin
 deal to the splits. A segment whose centre lies in [StartTime, EndTime) is of the category, any other of the background.
+Centres count from the clip's beginning in steps of `stride_seconds`. Without it the segments of a clip are labelled as
+if it lasted 10 s but show it from end to end, so that the two part in a clip of another length.
 """
 
 from __future__ import annotations
@@ -76,14 +78,19 @@ def load_ave(settings: DataSettings, *, root: Path, base: Path) -> Manifest:
         questions.append(question)
     clips = find_clips(named, settings, root=root)
     repeated = sum(n - 1 for n in times_seen.values() if n > 1)
-    notes = (f"{repeated} lines are about a clip of an earlier line (kept, with a suffix)",) if repeated else ()
+    notes = [f"{repeated} lines are about a clip of an earlier line (kept, with a suffix)"] if repeated else []
+    if settings.stride_seconds is None:
+        notes.append(
+            f"segments are labelled as of clips of {CLIP_SECONDS:g} s; clips of another length are labelled wrongly: set "
+            f"stride_seconds = {step:g} in [data]"
+        )
     return Manifest(
         name=settings.dataset,
         root=root,
         clips=clips,
         questions=tuple(questions),
         answers=(*CATEGORIES, BACKGROUND),
-        notes=notes,
+        notes=tuple(notes),
     )
 
 

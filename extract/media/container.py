@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -18,6 +17,8 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from ...errors import MediaError, MissingMediaError
+from .streams import Stream, candidates, choose_film
+from .wholeness import RAW_SOUND, check_whole
 
 #: Containers whose seeks land where their index says; in others a file is read from its beginning.
 _SEEKABLE = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
@@ -25,8 +26,11 @@ _SEEKABLE = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
 #: Containers that number the packets in decoding order: as many frames come out, but in another order.
 _DECODING_ORDER = frozenset({"avi"})
 
-#: How much shorter than its header says a file may be before it counts as cut off, in seconds and in frames.
-_SHORT_SECONDS, _SHORT_FRAMES = 0.25, 3
+#: Formats of sound whose header counts the samples; sound that went through a pipe has none there.
+_COUNTED = frozenset({"flac", "tta", "ape", "wv"})
+
+#: How much shorter than its header counts a file may be before it counts as cut off, in seconds.
+_SHORT_SECONDS = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +100,7 @@ def open_media(path: Path) -> Iterator[MediaFile]:
         raise MissingMediaError(f"{path}: no such file")
     with named_errors(path), _open(path) as container:
         check_whole(path, container.format.name)
-        video, audio = _streams(path, container)
-        picture, sound = _list_packets(path, container, video, audio)
-        file = MediaFile(path=path, container=container, video=video, audio=audio, picture=picture, sound=sound)
+        file = _list_packets(path, container)
         _check_ends(file)
         yield file
 
@@ -107,10 +109,12 @@ def open_media(path: Path) -> Iterator[MediaFile]:
 def reopened(file: MediaFile) -> Iterator[MediaFile]:
     """Open the same file anew, at its beginning, without listing its packets again."""
     with _open(file.path) as container:
-        video, audio = _streams(file.path, container)
-        yield MediaFile(
-            path=file.path, container=container, video=video, audio=audio, picture=file.picture, sound=file.sound
-        )
+        streams = {s.index: s for s in (*container.streams.video, *container.streams.audio)}
+        video = None if file.video is None else streams.get(file.video.index)
+        audio = None if file.audio is None else streams.get(file.audio.index)
+        assert video is None or isinstance(video, VideoStream)
+        assert audio is None or isinstance(audio, AudioStream)
+        yield replace(file, container=container, video=video, audio=audio)
 
 
 def _open(path: Path) -> InputContainer:
@@ -130,36 +134,53 @@ def named_errors(path: Path) -> Iterator[None]:
         raise MediaError(f"{path}: cannot be decoded: {' '.join(reason.split())}") from None
 
 
-def _streams(path: Path, container: InputContainer) -> tuple[VideoStream | None, AudioStream | None]:
-    """Return the picture and the sound to read: the first of each that is not a cover image."""
-    videos = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
-    audios = list(container.streams.audio)
-    for stream in (*videos[:1], *audios[:1]):
-        if stream.codec_context is None:
-            raise MediaError(f"{path}: no decoder for its {stream.type}")
-    return next(iter(videos), None), next(iter(audios), None)
+class _Packet(NamedTuple):
+    """What is kept of a packet: times in units of its stream."""
+
+    time: int | None
+    dts: int | None
+    duration: int
+    is_keyframe: bool
+    is_corrupt: bool
 
 
-def _list_packets(
-    path: Path, container: InputContainer, video: VideoStream | None, audio: AudioStream | None
-) -> tuple[Track | None, Track | None]:
-    streams = [s for s in (video, audio) if s is not None]
+def _list_packets(path: Path, container: InputContainer) -> MediaFile:
+    """Choose the film among the file's streams by what packets they have, and return it with its tracks."""
+    streams = candidates(path, container)
     if not streams:
         raise MediaError(f"{path}: neither picture nor sound in it")
-    rows: dict[int, list[tuple[int | None, int | None, int, bool]]] = {s.index: [] for s in streams}
+    packets: dict[int, list[_Packet]] = {s.index: [] for s in streams}
     exact = container.format.name not in _DECODING_ORDER
     for packet in demux(path, container, streams):
-        if packet.size == 0:
+        if packet.size == 0 or packet.is_discard:
             continue
-        if packet.is_corrupt:
-            raise MediaError(f"{path}: damaged or cut off: a packet of {packet.stream.type} is not whole")
-        if not packet.is_discard:
-            time = packet.pts if exact else packet.dts
-            rows[packet.stream_index].append((time, packet.dts, packet.duration or 0, packet.is_keyframe))
-    return _track(video, rows, exact=exact), _track(audio, rows, exact=exact)
+        time = packet.pts if exact else packet.dts
+        kept = _Packet(time, packet.dts, packet.duration or 0, packet.is_keyframe, packet.is_corrupt)
+        packets[packet.stream_index].append(kept)
+    video, audio = choose_film(streams, {index: len(found) for index, found in packets.items()})
+    for stream in (video, audio):
+        _check_packets(path, container, stream, packets)
+    return MediaFile(
+        path=path,
+        container=container,
+        video=video,
+        audio=audio,
+        picture=_track(video, packets, exact=exact),
+        sound=_track(audio, packets, exact=exact),
+    )
 
 
-def demux(path: Path, container: InputContainer, streams: Sequence[VideoStream | AudioStream]) -> Iterator[Packet[Any]]:
+def _check_packets(
+    path: Path, container: InputContainer, stream: Stream | None, packets: dict[int, list[_Packet]]
+) -> None:
+    """Raise where a packet is not whole; the last one of raw sound ends where its file does."""
+    found = packets[stream.index] if stream is not None else []
+    last = 1 if container.format.name in RAW_SOUND else 0
+    if stream is not None and any(p.is_corrupt for p in found[: len(found) - last]):
+        raise MediaError(f"{path}: damaged or cut off: a packet of {stream.type} is not whole")
+
+
+def demux(path: Path, container: InputContainer, streams: Sequence[Stream]) -> Iterator[Packet[Any]]:
     """Yield the packets of some streams from where the container stands, and at the end an empty one for each.
 
     Raises:
@@ -176,17 +197,12 @@ def demux(path: Path, container: InputContainer, streams: Sequence[VideoStream |
         yield packet
 
 
-def _track(
-    stream: VideoStream | AudioStream | None,
-    rows: dict[int, list[tuple[int | None, int | None, int, bool]]],
-    *,
-    exact: bool,
-) -> Track | None:
+def _track(stream: Stream | None, rows: dict[int, list[_Packet]], *, exact: bool) -> Track | None:
     """Return the track of one stream, None where it has no packets at all."""
     packets = rows[stream.index] if stream is not None else []
     if stream is None or not packets or stream.time_base is None:
         return None
-    timed = [(pts, dts, duration, key) for pts, dts, duration, key in packets if pts is not None]
+    timed = [(p.time, p.dts, p.duration, p.is_keyframe) for p in packets if p.time is not None]
     times = np.array(sorted(p[0] for p in timed), dtype=np.int64)
     whole = len(timed) == len(packets) and bool(np.all(np.diff(times) > 0))
     keys = sorted((pts, pts if dts is None else min(pts, dts)) for pts, dts, _, key in timed if key)
@@ -208,90 +224,35 @@ def _usual_step(times: npt.NDArray[np.int64]) -> int:
 
 
 def _check_ends(file: MediaFile) -> None:
-    """Raise where the file ends before its header says that it does."""
+    """Raise where nothing follows the file's head, or less than was counted when it was written.
+
+    Durations that containers state are not looked at: those of other streams and of chapters are among them, estimates,
+    and what a recorder could not know.
+    """
     tracks = [t for t in (file.picture, file.sound) if t is not None]
     if not tracks:
         raise file.error("damaged or cut off: its header is there, but no picture and no sound follow")
-    stated = _stated_end(file)
-    frame = _usual_step(file.picture.times) * file.picture.unit_seconds if file.picture and file.picture.timed else 0.0
-    ends_at = max(t.end_seconds for t in tracks)
-    if stated is not None and stated - ends_at > max(_SHORT_SECONDS, _SHORT_FRAMES * frame):
-        raise file.error(f"damaged or cut off: ends at {ends_at:.2f} s, its header says {stated:.2f} s")
+    stated, ends_at = _counted_seconds(file), max(t.end_seconds for t in tracks)
+    if stated is not None and stated - ends_at > _SHORT_SECONDS:
+        raise file.error(f"damaged or cut off: ends at {ends_at:.2f} s, its header counts {stated:.2f} s")
 
 
-def _stated_end(file: MediaFile) -> float | None:
-    """Return when the file ends at the earliest by its header, on its own clock.
-
-    Some containers count the duration from their first packet, others from zero.
-    """
-    if file.container.duration is None:
+def _counted_seconds(file: MediaFile) -> float | None:
+    """Return how long the sound is by the samples or frames that its header counts; None where it counts none."""
+    name, stated = file.container.format.name, file.container.duration
+    if stated is None or not (name in _COUNTED or (name == "mp3" and _counts_frames(file.path))):
         return None
-    return (min(file.container.start_time or 0, 0) + file.container.duration) / av.time_base
+    return stated / av.time_base
 
 
-_EBML, _SEGMENT = 0x1A45DFA3, 0x18538067  # element ids, RFC 8794 section 11.2.1 and RFC 9559 section 5.1
-
-
-def check_whole(path: Path, format_name: str) -> None:
-    """Raise where the file ends before one of its outermost parts does.
-
-    Args:
-        path: the file.
-        format_name: FFmpeg's name of its container; others than those above are not looked at.
-
-    Raises:
-        MediaError: the file is cut off.
-    """
-    size = path.stat().st_size
+def _counts_frames(path: Path) -> bool:
+    """Return whether an MP3 file's first frame holds the number of all frames (Xing's, or Fraunhofer's header)."""
     with path.open("rb") as file:
-        if format_name.startswith("mov"):
-            part, end = _boxes_end(file, size)
-        elif format_name.startswith("matroska"):
-            part, end = _segment_end(file)
-        elif format_name in ("avi", "wav"):
-            part, end = _riff_end(file)
-        else:
-            return
-    if end > size:
-        raise MediaError(f"{path}: cut off: it has {size} bytes, its {part} ends at byte {end}")
-
-
-def _boxes_end(file: BinaryIO, size: int) -> tuple[str, int]:
-    """Return the first of an MP4's boxes that ends beyond the file, and where (ISO/IEC 14496-12, section 4.2)."""
-    position = 0
-    while position + 16 <= size:
-        file.seek(position)
-        length, kind, large = struct.unpack(">I4sQ", file.read(16))
-        length = {0: size - position, 1: large}.get(length, length)
-        if length < 8:
-            break
-        position += length
-        if position > size and kind in (b"moov", b"mdat", b"moof"):  # others may be what some tool left at the end
-            return f"box {kind.decode()!r}", position
-    return "", 0
-
-
-def _segment_end(file: BinaryIO) -> tuple[str, int]:
-    """Return where a Matroska file's first segment ends; 0 where its size was left open."""
-    for wanted in (_EBML, _SEGMENT):
-        if int.from_bytes(file.read(4), "big") != wanted:
-            return "", 0
-        first = file.read(1)
-        length = 9 - first[0].bit_length() if first and first[0] else 0
-        rest = file.read(length - 1) if length else b""
-        if not length or len(rest) < length - 1:
-            return "", 0
-        size = int.from_bytes(bytes([first[0] & (0xFF >> length)]) + rest, "big")
-        if wanted == _SEGMENT:
-            return ("", 0) if size == (1 << (7 * length)) - 1 else ("segment", file.tell() + size)
-        file.seek(size, 1)
-    return "", 0
-
-
-def _riff_end(file: BinaryIO) -> tuple[str, int]:
-    """Return where the first RIFF chunk of an AVI or WAV file ends; 0 where its size was never filled in."""
-    head = file.read(8)
-    if len(head) < 8 or head[:4] != b"RIFF":
-        return "", 0
-    size = int.from_bytes(head[4:], "little")
-    return ("", 0) if size in (0, 0xFFFFFFFF) else ("RIFF chunk", 8 + size)
+        head = file.read(10)
+        tag = head[:3] == b"ID3"
+        file.seek(10 + sum((b & 0x7F) << 7 * (3 - i) for i, b in enumerate(head[6:10])) if tag else 0)
+        first = file.read(4096)
+    if b"VBRI" in first:
+        return True
+    place = max(first.find(b"Xing"), first.find(b"Info"))
+    return place >= 0 and bool(first[place + 7 : place + 8] > b"" and first[place + 7] & 1)

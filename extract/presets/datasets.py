@@ -51,6 +51,7 @@ AVE = """\
 [data]
 dataset = "ave"
 root = "AVE_Dataset"              # holds trainSet.txt, valSet.txt and testSet.txt, and the clips in AVE/<id>.mp4
+stride_seconds = 1.0              # labels count seconds of the clip, also of one that lasts less than 10 s
 """
 
 AVQA = """\
