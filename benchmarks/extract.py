@@ -24,7 +24,8 @@ from talik.cache.format.digests import digest_file
 from talik.demo.make import make_demo
 from talik.extract.datasets.load import load_manifest
 from talik.extract.encoders.encoder import Encoder
-from talik.extract.media.decode import ClipMedia, iter_media
+from talik.extract.media.clip_media import ClipMedia
+from talik.extract.media.decode import iter_media
 from talik.extract.stage.extract import extract
 from talik.extract.stage.prefix import open_encoder
 from talik.extract.stage.sampling import sampling_of

@@ -9,7 +9,8 @@ import torch
 from ...errors import MissingMediaError
 from ...extract.datasets.types import Manifest, Question
 from ...extract.encoders.encoder import Encoder
-from ...extract.media.decode import ClipMedia, iter_media
+from ...extract.media.clip_media import ClipMedia
+from ...extract.media.decode import iter_media
 from ...extract.stage.sampling import Sampling
 from ...extract.trunk.state import State
 from .batch import Batch, ClipRows, distinct, distinct_index

@@ -22,7 +22,8 @@ from ...cache.format.digests import digest_text
 from ...errors import MissingMediaError
 from ...extract.datasets.types import Clip, Manifest
 from ...extract.encoders.encoder import Encoder
-from ...extract.media.decode import ClipMedia, iter_media
+from ...extract.media.clip_media import ClipMedia
+from ...extract.media.decode import iter_media
 from ...extract.stage.prefix import boundary_states
 from ...extract.stage.sampling import Sampling
 from ...extract.trunk.state import State

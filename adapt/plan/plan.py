@@ -24,7 +24,7 @@ from ...config import from_mapping, to_mapping
 from ...errors import SettingsError
 from ...extract.datasets.types import Manifest, Question
 from ...extract.encoders.encoder import Encoder
-from ...extract.media.decode import ClipMedia
+from ...extract.media.clip_media import ClipMedia
 from ...extract.stage.settings import plan_path
 from ..config.experiment import Experiment, VariantSettings, load_experiment
 from ..training.experiment_context import ExperimentContext

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...extract.datasets.types import Question
 from ...extract.encoders.encoder import Encoder
-from ...extract.media.decode import ClipMedia
+from ...extract.media.clip_media import ClipMedia
 from ...extract.stage.sampling import Sampling
 from ...extract.trunk.state import State
 from ..config.experiment import TrainSettings

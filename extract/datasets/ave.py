@@ -81,8 +81,8 @@ def load_ave(settings: DataSettings, *, root: Path, base: Path) -> Manifest:
     notes = [f"{repeated} lines are about a clip of an earlier line (kept, with a suffix)"] if repeated else []
     if settings.stride_seconds is None:
         notes.append(
-            f"segments are labelled as of clips of {CLIP_SECONDS:g} s; clips of another length are labelled wrongly: set "
-            f"stride_seconds = {step:g} in [data]"
+            f"segments are labelled as of clips of {CLIP_SECONDS:g} s; those of another length are labelled wrongly: "
+            f"set stride_seconds = {step:g} in [data]"
         )
     return Manifest(
         name=settings.dataset,

@@ -30,7 +30,7 @@ _DECODING_ORDER = frozenset({"avi"})
 _COUNTED = frozenset({"flac", "tta", "ape", "wv"})
 
 #: How much shorter than its header counts a file may be before it counts as cut off, in seconds.
-_SHORT_SECONDS = 0.25
+_SHORT_SECONDS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ def open_media(path: Path) -> Iterator[MediaFile]:
     """
     if not path.is_file():
         raise MissingMediaError(f"{path}: no such file")
-    with named_errors(path), _open(path) as container:
+    with named_errors(path), open_container(path) as container:
         check_whole(path, container.format.name)
         file = _list_packets(path, container)
         _check_ends(file)
@@ -108,7 +108,7 @@ def open_media(path: Path) -> Iterator[MediaFile]:
 @contextlib.contextmanager
 def reopened(file: MediaFile) -> Iterator[MediaFile]:
     """Open the same file anew, at its beginning, without listing its packets again."""
-    with _open(file.path) as container:
+    with open_container(file.path) as container:
         streams = {s.index: s for s in (*container.streams.video, *container.streams.audio)}
         video = None if file.video is None else streams.get(file.video.index)
         audio = None if file.audio is None else streams.get(file.audio.index)
@@ -117,7 +117,7 @@ def reopened(file: MediaFile) -> Iterator[MediaFile]:
         yield replace(file, container=container, video=video, audio=audio)
 
 
-def _open(path: Path) -> InputContainer:
+def open_container(path: Path) -> InputContainer:
     """Open a local file as media; a file that names others (a playlist) cannot reach beyond local files."""
     return av.open(f"file:{path}", mode="r", options={"protocol_whitelist": "file"}, metadata_errors="replace")
 
@@ -232,27 +232,29 @@ def _check_ends(file: MediaFile) -> None:
     tracks = [t for t in (file.picture, file.sound) if t is not None]
     if not tracks:
         raise file.error("damaged or cut off: its header is there, but no picture and no sound follow")
-    stated, ends_at = _counted_seconds(file), max(t.end_seconds for t in tracks)
-    if stated is not None and stated - ends_at > _SHORT_SECONDS:
-        raise file.error(f"damaged or cut off: ends at {ends_at:.2f} s, its header counts {stated:.2f} s")
+    if file.sound is None:
+        return
+    name, stated, sound = file.container.format.name, file.container.duration, file.sound
+    if name in _COUNTED and stated is not None:
+        lasts = sound.end_seconds - sound.start_seconds
+        if stated / av.time_base - lasts > _SHORT_SECONDS:
+            said = f"its sound lasts {lasts:.2f} s, its header counts {stated / av.time_base:.2f} s"
+            raise file.error(f"damaged or cut off: {said}")
+    counted = _counted_frames(file.path) if name == "mp3" else 0
+    if counted > len(sound.times) + 1:  # some count the frame that holds the number
+        raise file.error(f"damaged or cut off: it has {len(sound.times)} frames, its header counts {counted}")
 
 
-def _counted_seconds(file: MediaFile) -> float | None:
-    """Return how long the sound is by the samples or frames that its header counts; None where it counts none."""
-    name, stated = file.container.format.name, file.container.duration
-    if stated is None or not (name in _COUNTED or (name == "mp3" and _counts_frames(file.path))):
-        return None
-    return stated / av.time_base
-
-
-def _counts_frames(path: Path) -> bool:
-    """Return whether an MP3 file's first frame holds the number of all frames (Xing's, or Fraunhofer's header)."""
+def _counted_frames(path: Path) -> int:
+    """Return the number of frames that an MP3 file's first frame states (Xing's or Fraunhofer's header), 0 without."""
     with path.open("rb") as file:
         head = file.read(10)
         tag = head[:3] == b"ID3"
         file.seek(10 + sum((b & 0x7F) << 7 * (3 - i) for i, b in enumerate(head[6:10])) if tag else 0)
         first = file.read(4096)
-    if b"VBRI" in first:
-        return True
-    place = max(first.find(b"Xing"), first.find(b"Info"))
-    return place >= 0 and bool(first[place + 7 : place + 8] > b"" and first[place + 7] & 1)
+    xing = max(first.find(b"Xing"), first.find(b"Info"))
+    if xing >= 0:
+        flags = int.from_bytes(first[xing + 4 : xing + 8], "big")
+        return int.from_bytes(first[xing + 8 : xing + 12], "big") if flags & 1 else 0
+    place = first.find(b"VBRI")
+    return int.from_bytes(first[place + 14 : place + 18], "big") if place >= 0 else 0

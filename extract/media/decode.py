@@ -3,9 +3,10 @@
 An encoder that takes whole clips gets F frames instead, one at the centre of each of F equal parts.
 
 Time is in seconds from the clip's first frame (or first sample of sound where it has no picture). The clip lasts until
-its last frame is over; it is cut into T equal segments, and the centre of each is the instant of both its frame (the
-one on display then) and its window of sound. With a stride, segments have that length instead, counted from the
-beginning: those beyond the clip's end show its last frame and are silent.
+its last frame is over, or its sound where that goes on for more than 0.25 s; it is cut into T equal segments, and the
+centre of each is the instant of both its frame (the one on display then) and its window of sound. With a stride,
+segments have that length instead, counted from the beginning. As in a player the last frame stays on display when the
+picture has ended before the sound, or the clip before its segments, and what has no sound is silent.
 
 T: segments, F: frames, H: height, W: width, S: samples of a window.
 """
@@ -13,90 +14,30 @@ T: segments, F: frames, H: height, W: width, S: samples of a window.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ...errors import MediaError, SettingsError
 from .audio import read_sound
+from .clip_media import ClipMedia, SegmentSettings
 from .container import MediaFile, open_media
+from .extent import TAIL_SECONDS, Extent, film_extent, folder_extent, sound_begin
 from .frame_folder import FrameFolder, frame_files, read_frame_files
+from .geometry import Pixels
 from .video import frame_times, read_frames, shown_at
 
-#: Ten days: what damaged timestamps claim is not looked for.
-_MAX_SECONDS = 864_000.0
+FrameFunction = Callable[[Pixels], Any]
+"""Makes of a frame (H, W, 3) uint8 RGB what is kept of it."""
 
 #: Height and width of the black frames that stand for a picture that is not there.
 _BLACK_SIZE = (224, 224)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SegmentSettings:
-    """What is taken of each clip.
-
-    Attributes:
-        num_segments: T.
-        num_frames: F, frames at the centres of as many equal parts of the clip; None for one a segment (F = T).
-        window_seconds: length of a window of sound; may be longer than a segment. None where no sound is wanted.
-        sample_rate_hz: of the sound. None where no sound is wanted.
-        frames: whether pictures are wanted.
-        sound: whether sound is wanted.
-        missing_sound: what a file without sound gives: an error, or silence.
-        missing_picture: what a file without picture gives: an error, or black.
-        stride_seconds: length of a segment; None where the T segments fill the clip.
-    """
-
-    num_segments: int
-    num_frames: int | None = None
-    window_seconds: float | None = None
-    sample_rate_hz: int | None = None
-    frames: bool = True
-    sound: bool = True
-    missing_sound: Literal["error", "silence"] = "error"
-    missing_picture: Literal["error", "black"] = "error"
-    stride_seconds: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.num_frames is not None and self.num_frames < 1:
-            raise SettingsError(f"num_frames: found {self.num_frames}, expected 1 or more")
-        if self.num_segments < 1:
-            raise SettingsError(f"num_segments: found {self.num_segments}, expected 1 or more")
-        if self.sound and (self.window_seconds is None or self.sample_rate_hz is None):
-            raise SettingsError("sound needs window_seconds and sample_rate_hz; or set sound to false")
-        if self.sample_rate_hz is not None and self.sample_rate_hz < 1:
-            raise SettingsError(f"sample_rate_hz: found {self.sample_rate_hz}, expected 1 or more")
-        if self.sound and not (0.0 < (self.window_seconds or 0.0) < float("inf")):
-            raise SettingsError(f"window_seconds: found {self.window_seconds}, expected more than 0")
-        if self.sound and round((self.window_seconds or 0.0) * (self.sample_rate_hz or 0)) < 1:
-            raise SettingsError("window_seconds: shorter than one sample at sample_rate_hz")
-        if self.stride_seconds is not None and not (0.0 < self.stride_seconds < float("inf")):
-            raise SettingsError(f"stride_seconds: found {self.stride_seconds}, expected more than 0")
-        if self.missing_sound not in ("error", "silence"):
-            raise SettingsError(f"missing_sound: found {self.missing_sound!r}, expected 'error' or 'silence'")
-        if self.missing_picture not in ("error", "black"):
-            raise SettingsError(f"missing_picture: found {self.missing_picture!r}, expected 'error' or 'black'")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipMedia:
-    """One decoded clip.
-
-    Attributes:
-        frames: (F, H, W, 3) uint8 RGB, upright (F = T unless `num_frames` says otherwise); None without pictures.
-        waveforms: (T, S) float32 mono in [-1, 1]; None without sound.
-        instants_seconds: (T,) float64, the segments' centres.
-        duration_seconds: from the first frame to the end of the last.
-    """
-
-    frames: npt.NDArray[np.uint8] | None
-    waveforms: npt.NDArray[np.float32] | None
-    instants_seconds: npt.NDArray[np.float64]
-    duration_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,41 +112,65 @@ def decode_clip(
     return decode_segments(path if isinstance(path, FrameFolder) else Path(path), settings)
 
 
-def decode_segments(path: Path | FrameFolder, settings: SegmentSettings) -> ClipMedia:
-    """Decode one file, or one folder of frames, as `settings` say; as decode_clip."""
+def decode_segments(
+    path: Path | FrameFolder, settings: SegmentSettings, each_frame: FrameFunction | None = None
+) -> ClipMedia:
+    """Decode one file, or one folder of frames, as `settings` say; as decode_clip.
+
+    Args:
+        path: the file, or the folder.
+        settings: what is taken of it.
+        each_frame: called with each frame as it comes; `prepared` of the result then holds what it returned, and no
+            frame is kept. Without it `frames` holds them whole.
+    """
     if isinstance(path, FrameFolder):
-        return _decode_folder(path, settings)
+        return _decode_folder(path, settings, each_frame)
     with open_media(path) as file:
         _check_streams(file, settings)
         times = frame_times(file) if file.picture is not None else None
-        begin, end = _extent(file, times)
-        if not 0.0 < end - begin < _MAX_SECONDS:
-            raise file.error(f"damaged: by its timestamps it lasts {end - begin:.3g} s")
-        centres, shown = _instants(settings, end - begin)  # (T,), (F,)
+        extent = film_extent(file, times)
+        centres, shown = _instants(settings, extent.seconds)  # (T,), (F,)
         return ClipMedia(
-            frames=_frames(file, times, begin + shown) if settings.frames else None,
-            waveforms=_waveforms(file, begin + centres, settings) if settings.sound else None,
+            **_frames(file, times, extent.begin + shown, each_frame) if settings.frames else {"frames": None},
+            waveforms=_waveforms(file, extent.begin + centres, settings) if settings.sound else None,
             instants_seconds=centres,
-            duration_seconds=end - begin,
+            duration_seconds=extent.seconds,
+            notes=tuple(_notes(settings, extent)),
         )
 
 
-def _decode_folder(folder: FrameFolder, settings: SegmentSettings) -> ClipMedia:
+def _decode_folder(folder: FrameFolder, settings: SegmentSettings, each_frame: FrameFunction | None) -> ClipMedia:
     files = frame_files(folder.path)
-    duration = len(files) / folder.fps
-    centres, shown = _instants(settings, duration)  # (T,), (F,)
-    frames = read_frame_files(files, shown_at(np.arange(len(files)) / folder.fps, shown)) if settings.frames else None
+    extent = folder_extent(folder, len(files))
+    centres, shown = _instants(settings, extent.seconds)  # (T,), (F,)
     waveforms: npt.NDArray[np.float32] | None = None
     if settings.sound and folder.sound is not None:
         with open_media(folder.sound) as file:
             if file.sound is None:
                 raise file.error("no sound in it, though it stands for the sound of a folder of frames")
-            waveforms = _waveforms(file, _sound_begin(file) + centres, settings)
+            waveforms = _waveforms(file, sound_begin(file) + centres, settings)
     elif settings.sound:
         if settings.missing_sound == "error":
             raise MediaError(f"{folder.path}: no sound file beside it; add one, or set missing_sound to 'silence'")
         waveforms = _silence(settings)
-    return ClipMedia(frames=frames, waveforms=waveforms, instants_seconds=centres, duration_seconds=duration)
+    ordinals = shown_at(np.arange(len(files)) / folder.fps, shown)
+    return ClipMedia(
+        **_kept(partial(read_frame_files, files, ordinals), each_frame) if settings.frames else {"frames": None},
+        waveforms=waveforms,
+        instants_seconds=centres,
+        duration_seconds=extent.seconds,
+        notes=tuple(_notes(settings, extent)),
+    )
+
+
+def _notes(settings: SegmentSettings, extent: Extent) -> Iterator[str]:
+    """Yield a line on each part of a clip that no segment is about."""
+    if extent.sound_before:
+        yield "sound before the first frame is not looked at"
+    if settings.stride_seconds is not None:
+        end = settings.stride_seconds * settings.num_segments
+        if extent.seconds - end > max(TAIL_SECONDS, settings.stride_seconds / 2):
+            yield f"only the first {end:g} s are looked at"
 
 
 def _instants(settings: SegmentSettings, duration: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -219,7 +184,11 @@ def _instants(settings: SegmentSettings, duration: float) -> tuple[npt.NDArray[n
 
 
 def iter_media(
-    paths: Iterable[str | Path | FrameFolder], settings: SegmentSettings, workers: int = 2
+    paths: Iterable[str | Path | FrameFolder],
+    settings: SegmentSettings,
+    workers: int = 2,
+    *,
+    each_frame: Callable[[int, Pixels], Any] | None = None,
 ) -> Iterator[MediaOutcome]:
     """Decode many files ahead of the caller, in threads; outcomes come in the order of `paths`.
 
@@ -230,18 +199,24 @@ def iter_media(
         paths: the files, or folders of frames; read as far ahead as decoding goes.
         settings: what is taken of each.
         workers: threads; 0 decodes in the caller's thread.
+        each_frame: called in those threads with the place of a file in `paths` and each of its frames, as the one of
+            `decode_segments`; whole frames are then never kept.
     """
     if workers < 0:
         raise SettingsError(f"workers: found {workers}, expected 0 or more")
+
+    def of_file(place: int) -> FrameFunction | None:
+        return None if each_frame is None else partial(each_frame, place)
+
     if workers == 0:
-        for path in paths:
-            yield _outcome(path, settings)
+        for place, path in enumerate(paths):
+            yield _outcome(path, settings, of_file(place))
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="talik-media")
     waiting: deque[Future[MediaOutcome]] = deque()
     try:
-        for path in paths:
-            waiting.append(pool.submit(_outcome, path, settings))
+        for place, path in enumerate(paths):
+            waiting.append(pool.submit(_outcome, path, settings, of_file(place)))
             if len(waiting) >= 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -250,11 +225,13 @@ def iter_media(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _outcome(source: str | Path | FrameFolder, settings: SegmentSettings) -> MediaOutcome:
+def _outcome(
+    source: str | Path | FrameFolder, settings: SegmentSettings, each_frame: FrameFunction | None
+) -> MediaOutcome:
     source = Path(source) if isinstance(source, str) else source
     path = source.path if isinstance(source, FrameFolder) else source
     try:
-        return MediaOutcome(path=path, media=decode_segments(source, settings), error=None)
+        return MediaOutcome(path=path, media=decode_segments(source, settings, each_frame), error=None)
     except MediaError as error:
         return MediaOutcome(path=path, media=None, error=error)
 
@@ -266,29 +243,26 @@ def _check_streams(file: MediaFile, settings: SegmentSettings) -> None:
         raise file.error("no sound in it; leave the file out, or set missing_sound to 'silence'")
 
 
-def _extent(file: MediaFile, times: npt.NDArray[np.float64] | None) -> tuple[float, float]:
-    """Return when the clip begins and ends on the file's own clock: its picture's extent, or else its sound's."""
-    if file.picture is None or times is None:
-        assert file.sound is not None
-        return _sound_begin(file), file.sound.end_seconds
-    step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
-    end = file.picture.end_seconds if file.picture.timed else float(times[-1]) + step
-    return float(times[0]), max(end, float(times[-1]) + file.picture.unit_seconds)
-
-
-def _sound_begin(file: MediaFile) -> float:
-    assert file.sound is not None
-    assert file.audio is not None
-    begin = (file.audio.start_time or 0) * file.sound.unit_seconds  # later than packets that prime the decoder
-    return max(begin, file.sound.start_seconds)
-
-
 def _frames(
-    file: MediaFile, times: npt.NDArray[np.float64] | None, instants: npt.NDArray[np.float64]
-) -> npt.NDArray[np.uint8]:
+    file: MediaFile,
+    times: npt.NDArray[np.float64] | None,
+    instants: npt.NDArray[np.float64],
+    each_frame: FrameFunction | None,
+) -> dict[str, Any]:
     if times is None:
-        return np.zeros((len(instants), *_BLACK_SIZE, 3), np.uint8)
-    return read_frames(file, shown_at(times, instants))
+        return _kept(partial(_black_frames, len(instants)), each_frame)
+    return _kept(partial(read_frames, file, shown_at(times, instants)), each_frame)
+
+
+def _black_frames(count: int, each: FrameFunction) -> list[Any]:
+    return [each(np.zeros((*_BLACK_SIZE, 3), np.uint8))] * count
+
+
+def _kept(read: Callable[[FrameFunction], list[Any]], each_frame: FrameFunction | None) -> dict[str, Any]:
+    """Return the fields of a ClipMedia that come of its frames: the frames whole, or what was made of each."""
+    if each_frame is None:
+        return {"frames": np.stack(read(lambda pixels: pixels))}
+    return {"frames": None, "prepared": tuple(read(each_frame))}
 
 
 def _waveforms(

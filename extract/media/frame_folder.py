@@ -6,10 +6,10 @@ T: instants, H: height, W: width.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import av
 import numpy as np
@@ -18,6 +18,10 @@ import numpy.typing as npt
 from ...cache.format.digests import digest_file, digest_json
 from ...errors import MediaError, MissingMediaError
 from .container import named_errors
+from .geometry import Pixels
+from .shown_as import folder_shown_as, shown_as
+
+T = TypeVar("T")
 
 #: Endings of files that count as frames.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -52,13 +56,21 @@ def frame_files(folder: Path) -> list[Path]:
     return sorted(files, key=_order)
 
 
-def read_frame_files(files: Sequence[Path], ordinals: npt.NDArray[np.intp]) -> npt.NDArray[np.uint8]:
-    """Return some frames, (T, H, W, 3) uint8 RGB; H and W are the first one's, to which others are scaled.
+def read_frame_files(
+    files: Sequence[Path], ordinals: npt.NDArray[np.intp], each: Callable[[Pixels], T] = lambda pixels: pixels
+) -> list[T]:
+    """Return some frames; of the whole frames one at a time is kept.
+
+    Args:
+        files: in order.
+        ordinals: which of them, (T,); one may be listed several times.
+        each: called once with each frame, (H, W, 3) uint8 RGB; what it returns takes the frame's place. H and W are the
+            first frame's, to which others are scaled.
 
     Raises:
         MediaError: an image that cannot be decoded; names it.
     """
-    pictures: dict[int, npt.NDArray[np.uint8]] = {}
+    made: dict[int, T] = {}
     size: tuple[int, int] | None = None
     for ordinal in sorted({int(o) for o in ordinals}):
         with named_errors(files[ordinal]), av.open(f"file:{files[ordinal]}", options=_LOCAL) as container:
@@ -67,17 +79,23 @@ def read_frame_files(files: Sequence[Path], ordinals: npt.NDArray[np.intp]) -> n
             raise MediaError(f"{files[ordinal]}: damaged: not a whole image")
         size = size or (frame.width, frame.height)
         pixels: npt.NDArray[Any] = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
-        pictures[ordinal] = pixels
-    return np.stack([pictures[int(o)] for o in ordinals])
+        made[ordinal] = each(pixels)
+    return [made[int(o)] for o in ordinals]
 
 
 def digest_media(source: Path | FrameFolder) -> str:
-    """Return the digest that a clip is known by: of its file, or of its frames, their rate and its sound."""
+    """Return the digest that a clip is known by: of its file, or of its frames, their rate and its sound.
+
+    What of a film is decoded otherwise than by the first versions enters too (`shown_as`).
+    """
     if isinstance(source, Path):
-        return digest_file(source)
+        shown = shown_as(source)
+        return digest_json({"file": digest_file(source), "shown": shown}) if shown else digest_file(source)
     frames = [digest_file(path) for path in frame_files(source.path)]
     sound = None if source.sound is None else digest_file(source.sound)
-    return digest_json({"frames": frames, "fps": source.fps, "sound": sound})
+    content = {"frames": frames, "fps": source.fps, "sound": sound}
+    shown = folder_shown_as(source, len(frames))
+    return digest_json({**content, "shown": shown} if shown else content)
 
 
 def stat_media(source: Path | FrameFolder) -> tuple[int, int]:

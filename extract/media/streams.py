@@ -64,17 +64,10 @@ def choose_film(
 
 
 def _is_still(stream: VideoStream, count: int, most: int) -> bool:
-    few = count < most * _STILL_SHARE if stream.codec_context.name in _STILL_CODECS else False
+    few = count <= most * _STILL_SHARE if stream.codec_context.name in _STILL_CODECS else False
     return most > 1 and (count <= 1 or few)
 
 
 def _rank(stream: Stream) -> tuple[bool, bool, int]:
     marks = stream.disposition
     return not marks & Disposition.default, bool(marks & _FOR_SOME), stream.index
-
-
-def first_streams(container: InputContainer) -> tuple[int | None, int | None]:
-    """Return the indices of the first picture that is no cover and of the first sound."""
-    videos = [s.index for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    audios = [s.index for s in container.streams.audio]
-    return next(iter(videos), None), next(iter(audios), None)

@@ -1,12 +1,12 @@
-"""Frames at given instants: seeks to the keyframe before each, decodes up to it, and turns it upright.
+"""Frames at given instants: seeks to the keyframe before each, decodes up to it, and makes it what a player shows.
 
 T: instants, H: height, W: width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +14,12 @@ from av.video.frame import VideoFrame
 
 from ...errors import MediaError
 from .container import MediaFile, Track, demux, reopened
+from .geometry import Pixels, stream_geometry
+
+T = TypeVar("T")
 
 #: Codecs whose decoder can leave out frames that no other refers to without changing the rest.
 _SKIPS_EXACTLY = frozenset({"h264", "hevc"})
-
-#: a, b, c, d of the display matrices of turns counter-clockwise, by quarters.
-_QUARTER_TURNS = {0: (1, 0, 0, 1), 1: (0, -1, 1, 0), 2: (-1, 0, 0, -1), 3: (0, 1, -1, 0)}
 
 #: More than 8K video has, twice over: what damaged headers claim is not allocated.
 _MAX_PIXELS = 1 << 26
@@ -48,34 +48,41 @@ def shown_at(times: npt.NDArray[np.float64], instants: npt.NDArray[np.float64]) 
     return np.maximum(np.searchsorted(times, instants + _EPSILON_SECONDS, side="right") - 1, 0)
 
 
-def read_frames(file: MediaFile, ordinals: npt.NDArray[np.intp]) -> npt.NDArray[np.uint8]:
-    """Return some frames of a file, upright, in RGB.
+def read_frames(
+    file: MediaFile, ordinals: npt.NDArray[np.intp], each: Callable[[Pixels], T] = lambda pixels: pixels
+) -> list[T]:
+    """Return some frames of a file as a player shows them, in RGB; of the whole frames one at a time is kept.
 
     Args:
         file: open, with a picture.
         ordinals: which frames in order of display, (T,), sorted; one may be listed several times.
+        each: called once with each frame, (H, W, 3) uint8; what it returns takes the frame's place. H and W are the
+            first frame's, to which others of another size are scaled.
 
     Returns:
-        (T, H, W, 3) uint8; H and W are the first frame's, to which others of another size are scaled.
+        T results, the same one where a frame is listed several times.
 
     Raises:
         MediaError: the stream ends, or is damaged, before a wanted frame.
     """
     assert file.picture is not None
+    assert file.video is not None
     wanted = sorted({int(o) for o in ordinals})
     source = _frames_by_time if file.picture.exact else _frames_by_count
-    pictures: dict[int, npt.NDArray[np.uint8]] = {}
+    geometry = stream_geometry(file.path, file.container, file.video)
+    made: dict[int, T] = {}
     size: tuple[int, int] | None = None
     for ordinal, frame in source(file, file.picture, wanted):
         if frame.is_corrupt:
             raise file.error(f"damaged: frame {ordinal} cannot be decoded whole")
-        if frame.width * frame.height > _MAX_PIXELS:
-            raise file.error(f"a picture of {frame.width} x {frame.height} pixels, more than any real one")
-        size = size or (frame.width, frame.height)
-        pictures[ordinal] = _upright(frame, size)
-    if len(pictures) < len(wanted):
-        raise file.error(f"damaged or cut off: {len(wanted) - len(pictures)} of {len(wanted)} frames are not there")
-    return np.stack([pictures[int(o)] for o in ordinals])
+        shown = geometry.size(frame.width, frame.height)
+        if max(frame.width * frame.height, shown[0] * shown[1]) > _MAX_PIXELS:
+            raise file.error(f"a picture of {shown[0]} x {shown[1]} pixels, more than any real one")
+        size = size or shown
+        made[ordinal] = each(geometry.upright(frame, size))
+    if len(made) < len(wanted):
+        raise file.error(f"damaged or cut off: {len(wanted) - len(made)} of {len(wanted)} frames are not there")
+    return [made[int(o)] for o in ordinals]
 
 
 def _frames_by_time(file: MediaFile, track: Track, wanted: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
@@ -165,30 +172,3 @@ def _decoded_times(file: MediaFile, track: Track) -> npt.NDArray[np.float64]:
     if not times:
         raise file.error("damaged or cut off: no frame can be decoded")
     return np.array(times)
-
-
-def _upright(frame: VideoFrame, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """Return a frame as (H, W, 3) RGB at `size` (width, height), with its display matrix's quarter turns applied."""
-    width, height = size
-    pixels: npt.NDArray[Any] = frame.to_ndarray(format="rgb24", width=width, height=height)
-    return np.ascontiguousarray(_turned(pixels, *_display_matrix(frame)))
-
-
-def _display_matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
-    """Return a, b, c, d of a frame's display matrix (ISO/IEC 14496-12, section 6.2.2), by default the identity."""
-    try:
-        data: Any = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # PyAV does not know another entry of the frame's side data
-        return _QUARTER_TURNS.get(round(frame.rotation / 90) % 4, _QUARTER_TURNS[0])
-    if data is None:
-        return _QUARTER_TURNS[0]
-    a, b, _, c, d = np.frombuffer(bytes(data), dtype=np.int32)[:5].tolist()
-    return a, b, c, d
-
-
-def _turned(pixels: npt.NDArray[np.uint8], a: int, b: int, c: int, d: int) -> npt.NDArray[np.uint8]:
-    """Apply a display matrix that maps (x, y) to (a x + c y, b x + d y), for turns by 90 degrees and mirrorings."""
-    if abs(b) > abs(a):  # the axes change places
-        pixels, a, d = pixels.transpose(1, 0, 2), c, b
-    pixels = pixels[:, ::-1] if a < 0 else pixels
-    return pixels[::-1] if d < 0 else pixels

@@ -80,6 +80,10 @@ def check_whole(path: Path, format_name: str) -> None:
             part, end = _riff_end(file, size)
         elif format_name == "au":
             part, end = _au_end(file)
+        elif format_name == "flv":
+            part, end = _tags_end(file, size)
+        elif format_name == "ogg":
+            part, end = _pages_end(file, size)
         elif format_name in _CHUNKS:
             part, end = _chunk_end(file, _CHUNKS[format_name])
         else:
@@ -175,6 +179,33 @@ def _au_end(file: BinaryIO) -> tuple[str, int]:
         return "", 0
     begin, length = struct.unpack(">II", head[4:])
     return ("", 0) if _is_unknown(length) else ("sound", begin + length - min(begin, _HEAD_BYTES))
+
+
+def _tags_end(file: BinaryIO, size: int) -> tuple[str, int]:
+    """Return where the last tag of an FLV file ends, and the number after it (Adobe's specification, annex E.3)."""
+    head = file.read(9)
+    if len(head) < 9 or head[:3] != b"FLV":
+        return "", 0
+    end = int.from_bytes(head[5:], "big") + 4
+    while end < size:
+        file.seek(end)
+        head = file.read(11)
+        if len(head) == 11 and head[0] & 0x1F not in (8, 9, 18):  # sound, picture, script: else what somebody added
+            return "", 0
+        end += 11 + int.from_bytes(head[1:4], "big") + 4
+    return "last tag", end - 4
+
+
+def _pages_end(file: BinaryIO, size: int) -> tuple[str, int]:
+    """Return where the last page of an Ogg file ends (RFC 3533, section 6)."""
+    end = 0
+    while end < size:
+        file.seek(end)
+        head = file.read(27)
+        if head[:4] != b"OggS"[: len(head)]:
+            return "", 0
+        end += 27 + (head[26] + sum(file.read(head[26])) if len(head) == 27 else 0)
+    return "last page", end
 
 
 def _chunk_end(file: BinaryIO, chunks: _Chunks) -> tuple[str, int]:

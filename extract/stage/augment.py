@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import functional as pictures
 from ...errors import SettingsError
 from ..encoders.encoder import Encoder
 from ..media.augment_settings import AugmentSettings, draw_seed
-from ..media.decode import ClipMedia
+from ..media.clip_media import ClipMedia
 from .sampling import Sampling
 
 _ASPECT = (3 / 4, 4 / 3)  # of the box to the frame; the range of Szegedy et al. 2015 (Inception crops)

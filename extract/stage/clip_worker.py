@@ -14,7 +14,8 @@ from torch import Tensor
 from ...cache.feature_store import Item
 from ...errors import MediaError
 from ..encoders.encoder import Encoder
-from ..media.decode import ClipMedia, iter_media
+from ..media.clip_media import ClipMedia
+from ..media.decode import iter_media
 from ..media.frame_folder import stat_media
 from .augment import view_inputs
 from .prefix import boundary_states

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..encoders.encoder import Encoder
-from ..media.decode import ClipMedia, SegmentSettings
+from ..media.clip_media import ClipMedia, SegmentSettings
 from .settings import ExtractSettings
 
 

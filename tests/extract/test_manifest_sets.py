@@ -21,7 +21,8 @@ from talik.extract.datasets.load import load_manifest
 from talik.extract.datasets.settings import DataSettings
 from talik.extract.datasets.split import source_id
 from talik.extract.datasets.types import MUSIC_AVQA_TYPES, Manifest
-from talik.extract.media.decode import SegmentSettings, decode_clip, iter_media
+from talik.extract.media.clip_media import SegmentSettings
+from talik.extract.media.decode import decode_clip, iter_media
 from talik.extract.media.frame_folder import FrameFolder, frame_files
 from talik.extract.stage.items import clip_items, source_of
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from talik.errors import MediaError, MissingMediaError, SettingsError
-from talik.extract.media.decode import ClipMedia, SegmentSettings, decode_clip, iter_media
+from talik.extract.media.clip_media import ClipMedia, SegmentSettings
+from talik.extract.media.decode import decode_clip, iter_media
 
 SECONDS = 6.0
 EVENTS = (1.0, 3.0, 5.0)  # the centres of three segments: there a flash, and the beginning of a click
@@ -175,7 +176,8 @@ def test_a_frame_serves_several_segments_when_there_are_few(tmp_path: Path) -> N
 @pytest.mark.parametrize(("picture", "sound"), [(0.0, 0.5), (0.5, 0.0), (1.0, 1.25)])
 def test_offsets_of_the_streams_are_respected(tmp_path: Path, kind: str, picture: float, sound: float) -> None:
     # In the picture's own time the flashes are at EVENTS; the clicks are made at EVENTS of the file's clock.
-    path = make_clip(tmp_path / kind, audio="flac", picture_starts=picture, sound_starts=sound)
+    heard = SECONDS + picture - sound  # both end together
+    path = make_clip(tmp_path / kind, audio="flac", picture_starts=picture, sound_starts=sound, sound_seconds=heard)
     media = decode(path)
     assert media.frames is not None
     assert media.waveforms is not None

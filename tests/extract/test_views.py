@@ -17,7 +17,7 @@ from talik.cache.maintenance.verify import verify
 from talik.cache.open import open_store
 from talik.errors import SettingsError
 from talik.extract.media.augment_settings import AugmentSettings, drawn_view, view_number
-from talik.extract.media.decode import ClipMedia
+from talik.extract.media.clip_media import ClipMedia
 from talik.extract.stage.augment import _spectrogram, augmented, masked
 from talik.extract.stage.extract import extract
 from talik.extract.stage.maintenance import repair_store
