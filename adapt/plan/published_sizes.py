@@ -12,7 +12,7 @@ import numpy as np
 from ...errors import ManifestError, MissingMediaError, SettingsError
 from ...extract.datasets.load import load_manifest
 from ...extract.datasets.types import Clip, Manifest, Question
-from ...extract.media.decode import ClipMedia
+from ...extract.media.clip_media import ClipMedia
 from ...extract.presets.datasets import DATA, DataPart
 from ...extract.stage.random_weights import with_random_weights
 from ..config.experiment import Experiment
