@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ...cache.feature_store import FeatureStore
-from ...errors import ManifestError, SettingsError
+from ...errors import ManifestError, SettingsError, StoreError
 from ...extract.datasets.load import load_manifest
 from ...extract.datasets.types import Manifest, Question
 from ...extract.encoders.encoder import Encoder
@@ -72,7 +72,11 @@ class ExperimentContext:
             return open_features_encoder(
                 settings.model, self.store, modality=modality, num_segments=segments, device=self.device
             )
-        return open_encoder(settings, modality=modality, device=self.device, num_segments=segments)
+        try:
+            store = self.store
+        except StoreError:  # a live run needs none; any other says so when it reads
+            store = None
+        return open_encoder(settings, modality=modality, device=self.device, num_segments=segments, store=store)
 
     @cached_property
     def sampling(self) -> Sampling:

@@ -21,6 +21,8 @@ class Prepared:
 
     Attributes:
         preprocess: raw items to inputs.
+        earlier: the preprocessing of an earlier version of talik, where its numbers were others; a store that holds
+            states of it goes on with it. None where there is none.
         image_size: (height, width) in pixels, of encoders that take pictures; None where the processor decides it.
         num_frames: F, frames of a clip that enter together; None where frames enter one by one.
         sample_rate_hz, window_seconds: of audio encoders.
@@ -28,6 +30,7 @@ class Prepared:
     """
 
     preprocess: Preprocess
+    earlier: Preprocess | None = None
     image_size: tuple[int, int] | None = None
     num_frames: int | None = None
     sample_rate_hz: int | None = None

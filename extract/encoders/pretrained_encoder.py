@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
@@ -30,6 +30,9 @@ from .probe import check_tokens, clip_axis_of, probe_inputs, same_in_all, try_fo
 from .unit_replacement import CompiledUnits, UnitCopies
 from .verification_cache import proven_trunk
 
+#: What provenance says of states whose raw items were prepared as an earlier version did.
+EARLIER = "raw items prepared as the version did that began this store"
+
 
 class PretrainedEncoder(Encoder):
     """A frozen pretrained network cut into units along its trunk; made by `load_encoder`.
@@ -41,6 +44,7 @@ class PretrainedEncoder(Encoder):
     Attributes:
         trunk: the mechanism under this class: links, context, passes.
         proof: what was proven when the encoder was first loaded.
+        follows_earlier: whether raw items are prepared as an earlier version did; see `follow`.
     """
 
     def __init__(self, options: EncoderOptions, opened: OpenedModel) -> None:
@@ -51,6 +55,7 @@ class PretrainedEncoder(Encoder):
         self.device = torch.device(options.device)
         self.model = opened.model.to(device=self.device, dtype=self.dtype).eval().requires_grad_(False)
         self.preprocess = opened.preprocess
+        self.follows_earlier = False
         self.sample_rate_hz = opened.sample_rate_hz
         self.window_seconds = opened.window_seconds
         self.image_size = opened.image_size
@@ -255,6 +260,40 @@ class PretrainedEncoder(Encoder):
 
     # identity
 
+    @property
+    def has_earlier(self) -> bool:
+        """Whether an earlier version prepared raw items for this model in another way."""
+        return self._opened.earlier is not None
+
+    def follow(self, stored: Iterable[Identity]) -> bool:
+        """Prepare raw items as an earlier version did, where a store holds states of that and none of today's.
+
+        Args:
+            stored: identities of states of this modality, as `identity` gave them to whoever wrote the store.
+
+        Returns:
+            Whether the earlier preprocessing is used from now on; `provenance` says so.
+        """
+        if self._opened.earlier is None:
+            return False
+        now, then = self.preprocess.describe(), self._opened.earlier.describe()
+        held = [found["preprocess"] for found in stored if found["preprocess"] in (now, then) and self._is_of(found)]
+        if then == now or then not in held or now in held:
+            return False
+        self.follow_earlier()
+        return True
+
+    def follow_earlier(self) -> None:
+        """Prepare raw items as an earlier version did; for a model whose preprocessing has changed since."""
+        assert self._opened.earlier is not None
+        self.preprocess, self.follows_earlier = self._opened.earlier, True
+
+    def _is_of(self, stored: Identity) -> bool:
+        """Return whether states of this identity are this encoder's, whatever their preprocessing."""
+        boundary = stored["boundary"]
+        mine = {**stored, "preprocess": self.preprocess.describe()}
+        return boundary <= self.num_units and self.identity(boundary) == mine
+
     def fingerprint(self, boundary: int) -> str:
         """Return the SHA-256 of what makes up the prefix: class, configuration, weights up to the boundary."""
         return digest_json(self._prefix(self.boundary(boundary)))
@@ -292,5 +331,5 @@ class PretrainedEncoder(Encoder):
             "device": str(self.device),
             "attention": attention,
             "threads": torch.get_num_threads(),
-            "notes": list(self._opened.notes),
+            "notes": [*self._opened.notes, *([EARLIER] if self.follows_earlier else [])],
         }

@@ -16,7 +16,7 @@ from .model_sources import OpenedModel, Prepared
 from .options import EncoderOptions
 from .peft_weights import is_adapter_folder, load_adapter, unwrapped
 from .spectrogram import prepare_spectrogram
-from .timm_preprocess import timm_preprocess
+from .timm_preprocess import earlier_preprocess, timm_preprocess
 
 
 def open_timm(options: EncoderOptions) -> OpenedModel:
@@ -55,7 +55,8 @@ def open_timm(options: EncoderOptions) -> OpenedModel:
         raise SettingsError(f"{options.spec}: picture is for modality 'audio', and num_frames for video models")
     else:
         preprocess = timm_preprocess(data, size=(height, width), fit=options.fit, spec=options.spec)
-        prepared = Prepared(preprocess=preprocess, image_size=(height, width))
+        earlier = earlier_preprocess(data, size=(height, width), fit=options.fit)
+        prepared = Prepared(preprocess=preprocess, earlier=earlier, image_size=(height, width))
     name = options.name.split(".", 1)[0].removeprefix("hf-hub:")
     return OpenedModel(
         model=model,

@@ -146,6 +146,33 @@ def timm_preprocess(
     return own
 
 
+def earlier_preprocess(
+    data: Mapping[str, Any], *, size: tuple[int, int], fit: Fit | None = None
+) -> ImagePreprocess | None:
+    """Return how frames were prepared before they followed timm: the centre rounded down, `border` not known.
+
+    Args:
+        data: the model's data configuration.
+        size: (height, width) of the pictures.
+        fit: as in `timm_preprocess`.
+
+    Returns:
+        None for a configuration that this cannot have been used with.
+    """
+    known = ("bicubic", "bilinear", "nearest")
+    if len(data["mean"]) != 3 or len(data["std"]) != 3:
+        return None
+    return ImagePreprocess(
+        height=size[0],
+        width=size[1],
+        resize=int(min(size) / data["crop_pct"]),
+        fit=fit or ("stretch" if data.get("crop_mode") == "squash" else "crop"),
+        interpolation=data["interpolation"] if data["interpolation"] in known else "bicubic",
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+    )
+
+
 def _stretch(
     interpolation: Any, mean: tuple[float, ...], std: tuple[float, ...], size: tuple[int, int]
 ) -> ImagePreprocess:

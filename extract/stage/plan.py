@@ -150,7 +150,9 @@ def _request_clips(
     if not found:
         return None
     segments, device = settings.data.segments, _planning_device(settings, options)
-    encoders = {m: open_encoder(s, modality=m, device=device, num_segments=segments) for m, s in chosen.items()}
+    encoders: dict[str, Encoder] = {
+        m: open_encoder(s, modality=m, device=device, num_segments=segments, store=store) for m, s in chosen.items()
+    }
     sampling = sampling_of(settings, encoders)
     specs, seconds = [], 0.0
     for modality, encoder in encoders.items():

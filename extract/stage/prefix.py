@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,20 +10,38 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from ...cache.feature_store import ArraySpec
+from ...cache.feature_store import ArraySpec, FeatureStore
 from ...errors import StoreMismatchError
 from ..encoders.encoder import Encoder
 from ..encoders.load import load_encoder
+from ..encoders.pretrained_encoder import EARLIER, PretrainedEncoder
 from ..executors.settings import EngineSettings
 from ..trunk.state import State
 from .sampling import Sampling
 from .settings import EncoderSettings
 
 
-def open_encoder(settings: EncoderSettings, *, modality: str, device: str, num_segments: int | None = None) -> Encoder:
-    """Load the encoder that the settings name; `num_segments` (T) regroups the tokens of one that takes whole clips."""
-    return load_encoder(
+def open_encoder(
+    settings: EncoderSettings,
+    *,
+    modality: str,
+    device: str,
+    num_segments: int | None = None,
+    store: FeatureStore | None = None,
+) -> PretrainedEncoder:
+    """Load the encoder that the settings name.
+
+    Args:
+        settings: of the encoder.
+        modality: "visual", "audio" or "text".
+        device: where it runs.
+        num_segments: T, which regroups the tokens of an encoder that takes whole clips.
+        store: where it holds states of this encoder whose raw items an earlier version prepared in another way, they
+            are prepared so here too, and a line says so.
+    """
+    encoder = load_encoder(
         settings.model,
         modality=modality,
         weights=settings.weights,
@@ -35,6 +54,15 @@ def open_encoder(settings: EncoderSettings, *, modality: str, device: str, num_s
         device=device,
         trust_remote_code=settings.trust_remote_code,
     )
+    specs = store.boundaries() if store is not None and encoder.has_earlier else ()
+    known = [spec.identity["encoder"] for spec in specs if spec.modality == modality and "encoder" in spec.identity]
+    if encoder.follow(known):
+        tqdm.write(
+            f"{modality}: the store's states are of an earlier version, which prepared its inputs in another way; "
+            "this goes on with that way (a new store takes today's, see the changelog)",
+            file=sys.stderr,
+        )
+    return encoder
 
 
 def cut_boundaries(encoder: Encoder, settings: EncoderSettings) -> list[int]:
@@ -123,6 +151,8 @@ def open_planned(
         StoreMismatchError: the provenance of this process differs from the planned one.
     """
     encoder = open_encoder(settings, modality=modality, device=device, num_segments=num_segments)
+    if EARLIER in planned.get("notes", ()):
+        encoder.follow_earlier()
     found = encoder.provenance()
     differs = [
         f"{name} {found.get(name)!r}, not {planned.get(name)!r}"
