@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INPUTS := pyproject.toml constraints.txt requirements-weights.txt
-TEST_OPTIONS ?= -n auto --maxprocesses 4 -m "not slow and not gpu"
+TEST_OPTIONS ?= -n auto --maxprocesses 4 --dist loadfile -m "not slow and not gpu"
 
 .PHONY: demo demo-full test check reference clean
 
@@ -16,7 +16,7 @@ demo-full: $(VENV)/installed-demo
 
 test: $(VENV)/installed-test
 	$(MAKE) check
-	$(BIN)/python -m pytest -q --durations=15 $(TEST_OPTIONS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=15 $(TEST_OPTIONS)
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .
