@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from talik.adapt.plan.measurement_cache import machine_name
+from talik.adapt.plan.measure import machine_name
 from talik.cache.format.digests import digest_file
 from talik.demo.make import make_demo
 from talik.extract.datasets.load import load_manifest

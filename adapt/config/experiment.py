@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ...config import Amount, Count, CountOrZero, ShareBelowOne, from_mapping, settings_class
+from ...config import Amount, Count, CountOrZero, ShareBelowOne, from_mapping, settings_class, to_mapping
 from ...errors import SettingsError, unknown_name
 from ...extract.stage.settings import ExtractSettings, extract_settings, read_toml
 from ..adapters.registry import adapter_settings
@@ -142,37 +141,6 @@ class LogSettings:
     wandb: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """A whole experiment; `name` is the file's stem and `base` the folder that relative paths count from."""
-
-    name: str
-    base: Path
-    extraction: ExtractSettings
-    task: TaskSettings
-    train: TrainSettings
-    variants: tuple[VariantSettings, ...]
-    sweep: SweepSettings
-    log: LogSettings = field(default_factory=LogSettings)
-
-    @property
-    def runs(self) -> Path:
-        """The folder of this experiment's runs."""
-        return self.base / "runs" / self.name
-
-    def variant(self, name: str) -> VariantSettings:
-        """Return the variant called `name`, or raise SettingsError with the known ones."""
-        for variant in self.variants:
-            if variant.name == name:
-                return variant
-        raise SettingsError(unknown_name("variant", name, [v.name for v in self.variants]))
-
-    def train_settings(self, variant: VariantSettings) -> TrainSettings:
-        """The training settings of one variant: the experiment's, with what the variant changes."""
-        base = {f.name: getattr(self.train, f.name) for f in dataclasses.fields(TrainSettings)}
-        return from_mapping(TrainSettings, {**base, **variant.train}, where=f"variants.{variant.name}.train")
-
-
 @settings_class
 class Tables:
     """The tables of an experiment file that stage 2 reads; `ExtractTables` are the others."""
@@ -182,6 +150,32 @@ class Tables:
     variants: tuple[VariantSettings, ...] = ()
     sweep: SweepSettings = field(default_factory=SweepSettings)
     log: LogSettings = field(default_factory=LogSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(Tables):
+    """A whole experiment; `name` is the file's stem and `base` the folder that relative paths count from."""
+
+    name: str
+    base: Path
+    extraction: ExtractSettings
+
+    @property
+    def runs(self) -> Path:
+        """The folder of this experiment's runs."""
+        return self.base / "runs" / self.name
+
+    def variant(self, name: str) -> VariantSettings:
+        """Return the variant called `name`, or raise SettingsError with the known ones."""
+        known = [v.name for v in self.variants]
+        if name not in known:
+            raise SettingsError(unknown_name("variant", name, known))
+        return self.variants[known.index(name)]
+
+    def train_settings(self, variant: VariantSettings) -> TrainSettings:
+        """The training settings of one variant: the experiment's, with what the variant changes."""
+        values = {**to_mapping(self.train), **variant.train}
+        return from_mapping(TrainSettings, values, where=f"variants.{variant.name}.train")
 
 
 def load_experiment(path: Path | str, *, allow_missing: bool = False) -> Experiment:
@@ -194,41 +188,27 @@ def load_experiment(path: Path | str, *, allow_missing: bool = False) -> Experim
     Raises:
         SettingsError: anything the file cannot say, with the file's name, the key and what was expected.
     """
-    path = Path(path)
-    experiment = experiment_from_tables(read_toml(path), path=path)
+    experiment = experiment_from_tables(read_toml(path), path=Path(path))
     if not allow_missing:
         return experiment
     extraction = experiment.extraction
-    extraction = dataclasses.replace(extraction, data=dataclasses.replace(extraction.data, allow_missing=True))
-    return dataclasses.replace(experiment, extraction=extraction)
+    return replace(experiment, extraction=replace(extraction, data=replace(extraction.data, allow_missing=True)))
 
 
 def experiment_from_tables(tables: Mapping[str, Any], *, path: Path) -> Experiment:
     """Build an experiment from tables already read; `path` names the file in messages and gives name and base."""
     extraction = extract_settings(tables, path=path)
-    wanted = {k: v for k, v in tables.items() if k in ("task", "train", "variants", "sweep", "log")}
+    names = [f.name for f in fields(Tables)]
     try:
-        parsed = from_mapping(Tables, wanted, where="")
-        experiment = Experiment(
-            name=path.stem,
-            base=path.parent.resolve(),
-            extraction=extraction,
-            task=parsed.task,
-            train=parsed.train,
-            variants=parsed.variants,
-            sweep=parsed.sweep,
-            log=parsed.log,
-        )
-        _check_variants(experiment)
+        parsed = from_mapping(Tables, {name: tables[name] for name in names if name in tables}, where="")
+        own = {name: getattr(parsed, name) for name in names}
+        experiment = Experiment(name=path.stem, base=path.parent.resolve(), extraction=extraction, **own)
+        seen: set[str] = set()
+        for variant in experiment.variants:
+            if variant.name in seen:
+                raise SettingsError(f"variants: the name {variant.name!r} stands twice; expected one name a variant")
+            seen.add(variant.name)
+            experiment.train_settings(variant)
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from None
     return experiment
-
-
-def _check_variants(experiment: Experiment) -> None:
-    seen: set[str] = set()
-    for variant in experiment.variants:
-        if variant.name in seen:
-            raise SettingsError(f"variants: the name {variant.name!r} stands twice; expected one name a variant")
-        seen.add(variant.name)
-        experiment.train_settings(variant)

@@ -1,15 +1,22 @@
 """Measure this machine: decoding, each unit forward and backward, reading and writing the store.
 
-Everything runs on a few of the experiment's own clips and questions; medians of interleaved repeats.
+Everything runs on a few of the experiment's own clips and questions; medians of interleaved repeats. Measurements are
+stored in the user's cache folder by machine and by what they depend on, so that a second plan is quick. A machine that
+others use too is not always as fast: beside each measurement stands the machine's pace then, the time of a fixed piece
+of work, so that what was measured on an idle machine is not announced on a busy one.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import platform
+import re
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +24,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...cache.atomic_io import write_file
 from ...cache.feature_store import BoundarySpec, FeatureStore, Item
-from ...cache.format.digests import digest_text
-from ...errors import MissingMediaError
+from ...cache.format.digests import digest_json, digest_text
+from ...errors import MissingMediaError, StoreError
 from ...extract.datasets.types import Clip, Manifest
 from ...extract.encoders.encoder import Encoder
+from ...extract.encoders.verification_cache import cache_folder
 from ...extract.media.clip_media import ClipMedia
 from ...extract.media.decode import iter_media
 from ...extract.stage.prefix import boundary_states
@@ -35,6 +44,8 @@ SAMPLE_CLIPS = 6
 REPEATS = 3
 LASTING_SECONDS = 0.03
 _STORE_ITEMS, _STORE_ITEM_BYTES = 64, 1 << 20
+_VERSION = 3  # of stored measurements
+_SPREAD = 1.25
 
 
 def sample_clips(manifest: Manifest, count: int = SAMPLE_CLIPS) -> list[Clip]:
@@ -193,3 +204,61 @@ def timed(call: Callable[[], object], device: str, *, lasting: float = LASTING_S
 def _wait(device: str) -> None:
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def machine_name(device: str) -> str:
+    """Name the processor, or GPU, with the number of threads; measurements are stored by it."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+@cache
+def pace(device: str) -> float:
+    """Time a fixed piece of work (matrix products and GELU), once a process, in seconds."""
+    rows, weights = (torch.ones(shape, device=device) for shape in ((1024, 384), (384, 1536)))
+
+    def work() -> None:
+        for _ in range(4):
+            torch.nn.functional.gelu(rows @ weights)
+
+    return max(statistics.median(timed(work, device) for _ in range(5)), 1e-9)
+
+
+def cached_measurement(what: Any, measure: Callable[[], Any], *, device: str, fresh: bool = False) -> tuple[Any, float]:
+    """Return an earlier measurement of `what` on this machine, or measure and store it.
+
+    Args:
+        what: JSON of everything that the measurement depends on.
+        measure: gives a JSON value.
+        device: where it runs.
+        fresh: measure again.
+
+    Returns:
+        The value, and how many times slower the machine is now than when it was measured: 1 for a new measurement, and
+        for a factor of less than a quarter, a measurement's own spread.
+    """
+    key = digest_json([_VERSION, machine_name(device), torch.__version__, what])
+    path = cache_folder() / "measured" / f"{key}.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not fresh:
+            slower = pace(device) / found["pace"]
+            return found["value"], 1.0 if 1 / _SPREAD < slower < _SPREAD else slower
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # there is none that can be read
+    made = {"machine": machine_name(device), "what": what, "pace": pace(device), "value": measure()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, json.dumps(made).encode())
+    except (OSError, StoreError):
+        pass  # a cache folder that cannot be written costs the next plan its time, nothing else
+    return made["value"], 1.0
+
+
+def _processor() -> str:
+    try:
+        found = re.search(r"^model name.*?:(.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()

@@ -37,8 +37,15 @@ from .cost_model import (
     distinct_texts,
     variant_costs,
 )
-from .measure import encoder_costs, measure_machine, sample_clips, seconds_of, timed
-from .measurement_cache import cached_measurement, machine_name
+from .measure import (
+    cached_measurement,
+    encoder_costs,
+    machine_name,
+    measure_machine,
+    sample_clips,
+    seconds_of,
+    timed,
+)
 from .workload import SampleStates, measure_step
 
 STORED_BYTES = {name: np.dtype(code).itemsize for name, code in STORAGE_DTYPES.items()}
@@ -52,8 +59,7 @@ class VariantPlan:
     Args:
         name: the variant's.
         num_seeds, epochs: how often, and how long, it is trained.
-        cut: the boundary that each modality is read from; empty without a cache.
-        starts: the boundary that each modality needs.
+        cut, starts: by modality, the boundary that it is read from ({} without a cache), and the one that it needs.
         seconds: training and evaluation from the cache, trained alone; 0 without a cache.
         seconds_live: the same decoding and encoding every batch anew.
         epochs_until_paid: epochs of this variant alone, one seed, after which extracting has paid; None if never.
@@ -76,16 +82,14 @@ class Plan:
     """Predicted cost of an experiment on one machine.
 
     Args:
-        machine: processor or GPU that was measured.
-        device: "cpu", "cuda", …
+        machine, device: what was measured: a processor or GPU, and "cpu", "cuda", …
         cuts: boundaries to cache by modality; empty where nothing is.
         reason: why nothing is cached.
         num_bytes: of the store. free_bytes: left on its disk now.
         opening: seconds of opening the encoders and the data set, by each of stage 1 and the sweep; 0 where they
             were open already.
         extraction: seconds of stage 1 after that.
-        groups: names of the variants that train in lockstep.
-        group_seconds: training seconds of each group, all seeds.
+        groups: names of the variants that train in lockstep. group_seconds: training of each group, all seeds.
         variants: each alone.
         machine_costs, encoder_costs: what was measured.
     """
@@ -137,9 +141,6 @@ def plan(
         fresh: measure again what an earlier plan on this machine measured.
         progress: show a tqdm bar.
         context: the opened encoders of this experiment.
-
-    >>> plan("experiment.toml").cuts  # doctest: +SKIP
-    {'visual': (9, 12), 'audio': (4,), 'text': (6,)}
 
     Raises:
         SettingsError, ManifestError: a setting, model or data set of the experiment that is missing or does not fit.

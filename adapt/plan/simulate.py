@@ -26,8 +26,7 @@ from ..sweep.sweep import run_groups
 from .choose_cuts import cached_seconds
 from .cluster import MOST_GPUS, PEAK_TFLOPS, UTILISATION, Phase, SimulateSettings, Work, phase, stops_helping
 from .cost_model import EncoderCosts, MachineCosts, VariantCosts, distinct_texts, variant_costs
-from .measure import encoder_costs, timed
-from .measurement_cache import cached_measurement, machine_name
+from .measure import cached_measurement, encoder_costs, machine_name, timed
 from .plan import STORED_BYTES, encoder_key, plannable, restored_costs, sample_inputs, variant_key
 from .published_sizes import PublishedSizesContext
 from .workload import SampleStates, answer_pass, train_pass

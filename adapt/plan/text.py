@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .cluster import PEAK_TFLOPS, UTILISATION, Phase
+from statistics import mean
+
+from .cluster import PEAK_TFLOPS, UTILISATION
 from .plan import Plan
 from .simulate import Simulation
 
@@ -21,66 +23,48 @@ def plan_lines(plan: Plan) -> list[str]:
     for modality, e in plan.encoder_costs.items():
         item = "a text" if modality == "text" else "a clip"
         lines.append(
-            f"  {modality}, {item}: embedding {1e3 * e.embed:.2f} ms, a unit {1e3 * _mean(e.forward):.2f} ms forward, "
-            f"{1e3 * _mean(e.forward_backward):.2f} ms forward and backward ({len(e.forward)} units)"
+            f"  {modality}, {item}: embedding {1e3 * e.embed:.2f} ms, a unit {1e3 * mean(e.forward):.2f} ms forward, "
+            f"{1e3 * mean(e.forward_backward):.2f} ms forward and backward ({len(e.forward)} units)"
         )
-    lines += _choice(plan)
-    lines += _variants(plan)
-    return lines
-
-
-def _choice(plan: Plan) -> list[str]:
-    if not plan.cuts:
-        return [f"do not cache: {plan.reason}"]
-    cuts = ", ".join(f"{m} {list(k)}" for m, k in plan.cuts.items())
-    size = f"{readable_bytes(plan.num_bytes)} of {readable_bytes(plan.free_bytes)} free"
-    return [f"cache {cuts}: {size}, {readable_seconds(plan.extraction)} once"]
-
-
-def _variants(plan: Plan) -> list[str]:
+    if plan.cuts:
+        cuts = ", ".join(f"{m} {list(k)}" for m, k in plan.cuts.items())
+        size = f"{readable_bytes(plan.num_bytes)} of {readable_bytes(plan.free_bytes)} free"
+        lines.append(f"cache {cuts}: {size}, {readable_seconds(plan.extraction)} once")
+    else:
+        lines.append(f"do not cache: {plan.reason}")
     width = max(7, *(len(v.name) for v in plan.variants))
-    lines = [
-        f"{'variant':{width}}  {'from':26} {'cached':>9} {'live':>9} {'ratio':>6} {'pays after':>11} {'memory':>9}"
-    ]
+    row = f"{{:{width}}}  {{:26}} {{:>9}} {{:>9}} {{:>6}} {{:>11}} {{:>9}}".format
+    lines.append(row("variant", "from", "cached", "live", "ratio", "pays after", "memory"))
     for v in plan.variants:
         starts = " ".join(f"{m[0]}{v.cut.get(m, 0)}→{k}" for m, k in v.starts.items())
         cached = readable_seconds(v.seconds) if plan.cuts else "-"
         ratio = f"{v.seconds_live / v.seconds:.1f}x" if v.seconds else "-"
         paid = "never" if v.epochs_until_paid is None else f"{v.epochs_until_paid:.1f} epochs"
-        lines.append(
-            f"{v.name:{width}}  {starts:26} {cached:>9} {readable_seconds(v.seconds_live):>9} {ratio:>6} {paid:>11} "
-            f"{readable_bytes(v.peak_bytes):>9}"
-        )
-    if plan.cuts:
-        for names, seconds in zip(plan.groups, plan.group_seconds, strict=True):
-            if len(names) > 1:
-                lines.append(f"together on the same batches: {', '.join(names)}: {readable_seconds(seconds)}")
-        lines.append(
-            f"in all: {readable_seconds(plan.seconds)} with extraction, {readable_seconds(plan.seconds_live)} without "
-            f"the cache ({plan.seconds_live / plan.seconds:.1f}x)"
-        )
-    else:
-        lines.append(f"in all: {readable_seconds(plan.seconds_live)}")
-    return lines
+        times = (cached, readable_seconds(v.seconds_live), ratio, paid)
+        lines.append(row(v.name, starts, *times, readable_bytes(v.peak_bytes)))
+    for names, seconds in zip(plan.groups, plan.group_seconds, strict=bool(plan.cuts)):
+        if len(names) > 1:
+            lines.append(f"together on the same batches: {', '.join(names)}: {readable_seconds(seconds)}")
+    live = readable_seconds(plan.seconds_live)
+    if not plan.cuts:
+        return [*lines, f"in all: {live}"]
+    ratio = f"{plan.seconds_live / plan.seconds:.1f}x"
+    return [*lines, f"in all: {readable_seconds(plan.seconds)} with extraction, {live} without the cache ({ratio})"]
 
 
 def readable_seconds(seconds: float) -> str:
-    """A time as "12 s", "3.4 min" or "5.6 h"."""
+    """Format a time as "12 s", "3.4 min" or "5.6 h"."""
     if seconds < 100:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def readable_bytes(count: float) -> str:
-    """A size in decimal units."""
+    """Format a size in decimal units."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count / 1e3:.0f} kB"
-
-
-def _mean(values: tuple[float, ...]) -> float:
-    return sum(values) / len(values) if values else 0.0
 
 
 def simulated_lines(found: Simulation) -> list[str]:
@@ -106,29 +90,20 @@ def simulated_lines(found: Simulation) -> list[str]:
         for v in found.variants
     ]
     lines.append(f"store: {readable_bytes(found.num_bytes)}")
-    lines += _table(found)
+    lines.append(f"{'GPUs':>5} {'stage':12} {'units':>6} {'wall':>10} {'GPU-hours':>10} {'computing':>10}  bound by")
+    for count, stages in found.clusters.items():
+        for name, stage in zip(("extraction", "sweep"), stages, strict=True):
+            cells = f"{stage.num_units:6d} {readable_seconds(stage.seconds):>10} {stage.gpu_seconds / 3600:10.1f}"
+            lines.append(f"{count:5d} {name:12} {cells} {stage.busy / stage.gpu_seconds:10.0%}  {stage.bound}")
+        seconds = sum(stage.seconds for stage in stages)
+        wall, hours = readable_seconds(seconds), count * seconds / 3600
+        lines.append(f"{count:5d} {'in all':12} {'':6} {wall:>10} {hours:10.1f}")
     for name, count in zip(("extraction", "sweep"), found.helps, strict=True):
         lines.append(f"{name}: beyond {count} GPUs, twice as many gain less than 10 %")
     if taken.hours is not None:
         enough = "no number of GPUs ends" if found.enough is None else f"{found.enough} GPUs end"
         lines.append(f"{enough} within {taken.hours:g} h")
     return lines
-
-
-def _table(found: Simulation) -> list[str]:
-    lines = [f"{'GPUs':>5} {'stage':12} {'units':>6} {'wall':>10} {'GPU-hours':>10} {'computing':>10}  bound by"]
-    for count, stages in found.clusters.items():
-        for name, stage in zip(("extraction", "sweep"), stages, strict=True):
-            lines.append(f"{count:5d} {name:12} {_cells(stage)}  {stage.bound}")
-        seconds = sum(stage.seconds for stage in stages)
-        hours = count * seconds / 3600
-        lines.append(f"{count:5d} {'in all':12} {'':6} {readable_seconds(seconds):>10} {hours:10.1f}")
-    return lines
-
-
-def _cells(stage: Phase) -> str:
-    hours, share = stage.gpu_seconds / 3600, stage.busy / stage.gpu_seconds
-    return f"{stage.num_units:6d} {readable_seconds(stage.seconds):>10} {hours:10.1f} {share:10.0%}"
 
 
 def _rate(found: Simulation) -> str:

@@ -36,9 +36,7 @@ def format_hours(seconds: float | None) -> str:
     if seconds is None:
         return "–"
     hours = seconds / 3600
-    if hours >= 99.5:
-        return f"{hours:,.0f}"
-    return f"{hours:.2g}" if hours >= 0.0001 else "<0.0001"
+    return f"{hours:,.0f}" if hours >= 99.5 else f"{hours:.2g}" if hours >= 0.0001 else "<0.0001"
 
 
 def format_time(seconds: float | None) -> str:

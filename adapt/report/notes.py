@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ...config import to_mapping
 from ..config.experiment import TrainSettings
@@ -18,8 +18,7 @@ _EVERY_BLOCK = {"lavish": "LAVISH", "dgsct": "DG-SCT"}
 
 def make_notes(table: Table, variants: Mapping[str, Sequence[Run]]) -> tuple[str, ...]:
     """Write the notes that apply to these runs, most important first; each is one sentence or two."""
-    notes = [_size(table), _blind(table), _not_above_blind(table), _few_clips(table), _other_training(table, variants)]
-    notes.append(_other_insertion(table, variants))
+    notes = [_size(table), *_doubts(table), _other_training(table, variants), _other_insertion(table, variants)]
     return tuple(note for note in notes if note)
 
 
@@ -37,42 +36,40 @@ def _size(table: Table) -> str:
 
 def _chance(table: Table) -> str:
     """Say how large a difference must be: half the narrowest and the widest interval of the comparisons."""
-    widths = [f"{c.difference.half_width:.1f}" for c in table.comparisons]
+    widths = sorted((f"{c.difference.half_width:.1f}" for c in table.comparisons), key=float)
     if not widths:
         return ""
-    low, high = min(widths, key=float), max(widths, key=float)
-    points = high if low == high else f"{low} to {high}"
-    which = "" if low == high else " (by comparison)"
+    points, which = widths[0], ""
+    if widths[0] != widths[-1]:
+        points, which = f"{widths[0]} to {widths[-1]}", " (by comparison)"
     return f" Differences below {points} points{which} are within chance (95 %)."
 
 
-def _blind(table: Table) -> str:
-    row = next((row for row in table.rows if not row.trained), None)
-    if row is None:
-        return ""
-    return (
-        f"The {BLIND_LABEL} answers with each template's most frequent training answer and never sees or hears the "
-        f"clip: {format_cell(row.overall)} %. What a row has above that, it has from the clip or the question's words."
-    )
-
-
-def _not_above_blind(table: Table) -> str:
+def _doubts(table: Table) -> Iterator[str]:
+    """Say what the blind baseline reaches, which variants do not exceed it, and whether clips are few."""
+    for row in table.rows:
+        if not row.trained:
+            yield (
+                f"The {BLIND_LABEL} answers with each template's most frequent training answer and never sees or hears "
+                f"the clip: {format_cell(row.overall)} %. What a row has above that, it has from the clip or the "
+                "question's words."
+            )
     below = [c.a_label for c in table.comparisons if c.b == BLIND and c.difference.low <= 0]
-    return f"Not shown to be better than the {BLIND_LABEL}: {', '.join(below)}." if below else ""
-
-
-def _few_clips(table: Table) -> str:
-    if table.num_clips >= _FEW_CLIPS or not table.comparisons:
-        return ""
-    return f"Only {table.num_clips} test clips: intervals from fewer than {_FEW_CLIPS} are rough, often too narrow."
+    if below:
+        yield f"Not shown to be better than the {BLIND_LABEL}: {', '.join(below)}."
+    if table.num_clips < _FEW_CLIPS and table.comparisons:
+        yield f"Only {table.num_clips} test clips: intervals from fewer than {_FEW_CLIPS} are rough, often too narrow."
 
 
 def _other_training(table: Table, variants: Mapping[str, Sequence[Run]]) -> str:
     """Name training settings in which the variants differ: then a row shows more than its adapter."""
-    settings = {table.labels[name]: _flat(runs[0].config.get("train", {})) for name, runs in variants.items()}
+    settings = {}
+    for name, (run, *_) in variants.items():
+        own = run.config.get("train", {})  # settings younger than the run are at their defaults
+        settings[table.labels[name]] = {**to_mapping(TrainSettings()), **(own if isinstance(own, Mapping) else {})}
     told = []
-    for key in sorted({key for values in settings.values() for key in values}):
-        found = {label: values.get(key, "not set") for label, values in settings.items()}
+    for key in sorted({key for values in settings.values() for key in values} - {"seed"}):
+        found = {label: json.dumps(v[key], sort_keys=True) if key in v else "not set" for label, v in settings.items()}
         if len(set(found.values())) > 1:
             told.append(f"{key} ({', '.join(f'{label} {value}' for label, value in found.items())})")
     return f"The variants were not trained alike; they differ in {'; '.join(told)}." if told else ""
@@ -85,13 +82,6 @@ def _other_insertion(table: Table, variants: Mapping[str, Sequence[Run]]) -> str
         adapter = run.config.get("adapter")
         paper = _EVERY_BLOCK.get(str(adapter.get("kind"))) if isinstance(adapter, Mapping) else None
         if paper and run.insertions and run.num_units and run.insertions < run.num_units:
-            places = f"{run.insertions} place{'s' * (run.insertions > 1)}"
-            label = table.labels[name]
-            told.append(f"{label} sits at {places} of {run.num_units}, {paper} as published at every block")
+            places = f"{run.insertions} place{'s' * (run.insertions > 1)} of {run.num_units}"
+            told.append(f"{table.labels[name]} sits at {places}, {paper} as published at every block")
     return f"Not where their papers have them: {'; '.join(told)}." if told else ""
-
-
-def _flat(settings: object) -> dict[str, str]:
-    """Flatten a [train] table; settings younger than the run are at their defaults."""
-    found = {**to_mapping(TrainSettings()), **(settings if isinstance(settings, Mapping) else {})}
-    return {str(key): json.dumps(value, sort_keys=True) for key, value in found.items() if key != "seed"}

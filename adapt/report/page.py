@@ -2,21 +2,73 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ...errors import SettingsError
+from ...errors import RunError, SettingsError
 from . import formats, tables_text
 from .costs import CostTable
 from .dataset import ShownClip
 from .figures import ReportFigure, colour
-from .gates import shown_gates
 from .runs import Prediction, Run
 from .table import Table
 
 Answer = tuple[str, bool, float | None]
+
+_LEAST_REACH = 0.05  # smaller differences between gates stay pale
+_SHOWN_QUESTIONS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateChart:
+    """Gates of one question at one insertion, means over channels: 1 passes a token unchanged, 0 suppresses it.
+
+    Attributes:
+        insertion: its number, from 0.
+        segments: by modality ("visual", "audio"), one gate per segment.
+        words: the question's tokens, each with its gate.
+    """
+
+    insertion: int
+    segments: Mapping[str, tuple[float, ...]]
+    words: tuple[tuple[str, float], ...]
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> GateChart:
+        """Read one line of gates-<split>.jsonl; tokens without a name are numbered."""
+        names = [str(name) for name in record.get("tokens") or ()]
+        values = [float(value) for value in record.get("text") or ()]
+        names += [str(number + 1) for number in range(len(names), len(values))]
+        segments = {m: tuple(map(float, record[m])) for m in ("visual", "audio") if m in record}
+        words = tuple(zip(names, values, strict=False))
+        return cls(insertion=int(record["insertion"]), segments=segments, words=words)
+
+    @property
+    def num_segments(self) -> int:
+        """Number of segments, T; 0 where only words are gated."""
+        return max(map(len, self.segments.values()), default=0)
+
+    def shade(self, gate: float) -> str:
+        """Colour a gate: accent above 1, red below, the stronger the further from 1 beside the others (CSS)."""
+        shown = [*(value for _, value in self.words), *(v for gates in self.segments.values() for v in gates)]
+        strength = 60 * min(1.0, abs(gate - 1) / max(_LEAST_REACH, *(abs(v - 1) for v in shown)))
+        return f"color-mix(in srgb, var(--{'accent' if gate >= 1 else 'bad'}) {strength:.1f}%, transparent)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownGates:
+    """Gates of one question in one variant's first run; `frames` are data URIs, one per segment, or ()."""
+
+    label: str
+    prediction: Prediction
+    frames: tuple[str, ...]
+    charts: tuple[GateChart, ...]
 
 
 def to_html(
@@ -43,6 +95,7 @@ def to_html(
 
     Raises:
         SettingsError: a clip without a question.
+        RunError: a gates file that is not as evaluate writes it.
     """
     groups = table.groups()
     loader = FileSystemLoader(Path(__file__).parent)
@@ -61,7 +114,7 @@ def to_html(
         method=method_note(table),
         costs=costs,
         figures=figures,
-        gates=shown_gates(variants, table.labels, clips),
+        gates=_shown_gates(variants, table.labels, clips),
         clips=[(shown, _answers(shown.clip_id, variants, blind)) for shown in clips],
     )
 
@@ -102,3 +155,37 @@ def _answers(
         own = [predictions[name] for predictions in by_run]
         questions.append((question, given + [(p.prediction, p.correct, p.probability) for p in own]))
     return questions
+
+
+def _shown_gates(
+    variants: Mapping[str, Sequence[Run]], labels: Mapping[str, str], clips: Sequence[ShownClip]
+) -> tuple[ShownGates, ...]:
+    """Read the gates of a few questions of every variant whose first run has them written by evaluate --gates.
+
+    The first question of each clip comes before the second of any, those about `clips` first, whatever was answered; a
+    clip's frames are shown where they are as many as segments.
+    """
+    shown = []
+    frames = {clip.clip_id: clip.frames for clip in clips}
+    for name, (run, *_) in variants.items():
+        path = run.path / f"gates-{run.split}.jsonl"
+        if not path.is_file():
+            continue
+        charts: dict[str, list[GateChart]] = {}
+        try:
+            for record in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+                charts.setdefault(record["question_id"], []).append(GateChart.from_record(record))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"{path}: not as talik evaluate --gates writes it ({error}); write it again") from None
+        wanted, asked = [*frames], Counter[str]()
+        ranked = []
+        for p in run.predictions:
+            if p.question_id in charts:
+                rank = wanted.index(p.clip_id) if p.clip_id in frames else len(wanted)
+                ranked.append((asked[p.clip_id], rank, len(ranked), p))
+                asked[p.clip_id] += 1
+        for *_, prediction in sorted(ranked)[:_SHOWN_QUESTIONS]:
+            found, own = tuple(charts[prediction.question_id]), frames.get(prediction.clip_id, ())
+            fitting = own if all(len(own) == chart.num_segments for chart in found) else ()
+            shown.append(ShownGates(label=labels[name], prediction=prediction, frames=fitting, charts=found))
+    return tuple(shown)

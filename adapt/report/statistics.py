@@ -28,6 +28,7 @@ from functools import lru_cache
 from itertools import compress
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import t
 
@@ -54,17 +55,14 @@ class Outcomes:
     trained: bool = True
 
     def __post_init__(self) -> None:
-        num = len(self.question_ids)
+        num, shape, dtype = len(self.question_ids), self.correct.shape, self.correct.dtype
         if num == 0 or len(set(self.question_ids)) != num or len(self.clip_ids) != num:
-            raise RunError(
-                f"found {num} question and {len(self.clip_ids)} clip ids; expected distinct questions, a clip each"
-            )
-        if self.correct.ndim != 2 or self.correct.shape[1] != num or self.correct.dtype != np.bool_:
-            raise RunError(f"outcomes of shape {self.correct.shape} {self.correct.dtype}; expected bool (seeds, {num})")
-        if self.correct.shape[0] < 1 or (not self.trained and self.correct.shape[0] != 1):
-            raise RunError(
-                f"outcomes of {self.correct.shape[0]} seeds; expected at least 1, just 1 for an untrained rule"
-            )
+            found = f"{num} question and {len(self.clip_ids)} clip ids"
+            raise RunError(f"found {found}; expected distinct questions, a clip each")
+        if len(shape) != 2 or shape[1] != num or dtype != np.bool_:
+            raise RunError(f"outcomes of shape {shape} {dtype}; expected bool (seeds, {num})")
+        if shape[0] < 1 or (not self.trained and shape[0] != 1):
+            raise RunError(f"outcomes of {shape[0]} seeds; expected at least 1, just 1 for an untrained rule")
 
     @property
     def num_seeds(self) -> int:
@@ -127,12 +125,11 @@ def mean_interval(values: Sequence[float], *, level: float = 0.95) -> MeanInterv
     """
     if len(values) == 0:
         raise RunError("no value to average; expected one a seed")
-    array = np.asarray(values, dtype=np.float64)
-    if len(array) == 1:
-        return MeanInterval(mean=float(array[0]), half=None, num=1)
-    spread = float(array.std(ddof=1)) / math.sqrt(len(array))
-    half = spread * float(t.ppf((1 + level) / 2, len(array) - 1))
-    return MeanInterval(mean=float(array.mean()), half=half, num=len(array))
+    half = None
+    if len(values) > 1:
+        spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+        half = spread * float(t.ppf((1 + level) / 2, len(values) - 1))
+    return MeanInterval(mean=float(np.mean(values)), half=half, num=len(values))
 
 
 def compare(a: Outcomes, b: Outcomes, *, resamples: int = 10_000, level: float = 0.95, seed: int = 0) -> Difference:
@@ -203,14 +200,14 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
 def _aligned(a: Outcomes, b: Outcomes) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.int64]]:
     """Order both outcomes (S, Q) as `a` has them, and number the clip of each question (Q,)."""
     place = {name: i for i, name in enumerate(b.question_ids)}
-    if place.keys() != set(a.question_ids):
-        odd = next(iter(place.keys() ^ set(a.question_ids)))
-        raise RunError(f"the two sides answer different questions (only one has {odd!r}); a paired test needs the same")
+    if odd := place.keys() ^ set(a.question_ids):
+        raise RunError(
+            f"the two sides answer different questions (only one has {next(iter(odd))!r}); expected the same"
+        )
     order = [place[name] for name in a.question_ids]
     if [b.clip_ids[i] for i in order] != list(a.clip_ids):
         raise RunError("the two sides name different clips for one question; were the data made anew in between?")
-    numbers = {name: i for i, name in enumerate(dict.fromkeys(a.clip_ids))}
-    return a.correct, b.correct[:, order], np.array([numbers[name] for name in a.clip_ids], dtype=np.int64)
+    return a.correct, b.correct[:, order], pd.factorize(np.array(a.clip_ids, dtype=object))[0]
 
 
 def _clip_sums(correct: NDArray[np.bool_], clips: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -244,17 +241,11 @@ def _resampled_means(
 ) -> NDArray[np.float64]:
     """Draw C clips with replacement R times: sum of `sums` over sum of `sizes` of each draw, (R,)."""
     both = np.stack([sums, sizes], axis=1)  # (C, 2)
-    num_clips = len(sizes)
-    remember = resamples * num_clips <= _REMEMBERED_COUNTS
-    parts = (_remembered_counts if remember else _drawn_counts)(num_clips, resamples, seed)
+    remembered = resamples * len(sizes) <= _REMEMBERED_COUNTS
+    parts = (_remembered_counts if remembered else _drawn_counts)(len(sizes), resamples, seed)
     drawn = np.concatenate([counts.astype(np.float64) @ both for counts in parts])  # (R, 2)
     means: NDArray[np.float64] = drawn[:, 0] / drawn[:, 1]
     return means
-
-
-@lru_cache(maxsize=1)  # all comparisons of a table, and of each question type, resample the same number of clips
-def _remembered_counts(num_clips: int, resamples: int, seed: int) -> tuple[NDArray[np.uint16], ...]:
-    return tuple(_drawn_counts(num_clips, resamples, seed))
 
 
 def _drawn_counts(num_clips: int, resamples: int, seed: int) -> Iterator[NDArray[np.uint16]]:
@@ -265,6 +256,11 @@ def _drawn_counts(num_clips: int, resamples: int, seed: int) -> Iterator[NDArray
         num = min(step, resamples - start)
         picked = rng.integers(num_clips, size=(num, num_clips)) + np.arange(num)[:, None] * num_clips
         yield np.bincount(picked.ravel(), minlength=num * num_clips).reshape(num, num_clips).astype(np.uint16)
+
+
+@lru_cache(maxsize=1)  # all comparisons of a table, and of each question type, resample the same number of clips
+def _remembered_counts(num_clips: int, resamples: int, seed: int) -> tuple[NDArray[np.uint16], ...]:
+    return tuple(_drawn_counts(num_clips, resamples, seed))
 
 
 @lru_cache(maxsize=4)

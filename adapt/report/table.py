@@ -132,10 +132,9 @@ class Table:
 
     def groups(self) -> dict[str, tuple[str, ...]]:
         """Sort the types into their groups ("Audio", …); types of no group stand under ""."""
-        present = {name: tuple(t for t in members if t in self.types) for name, members in GROUPS.items()}
-        known = {t for members in GROUPS.values() for t in members}
-        present[""] = tuple(t for t in self.types if t not in known)
-        return {name: members for name, members in present.items() if members}
+        group_of = {t: name for name, members in GROUPS.items() for t in members}
+        groups = {name: tuple(t for t in self.types if group_of.get(t, "") == name) for name in (*GROUPS, "")}
+        return {name: members for name, members in groups.items() if members}
 
     def is_best(self, row: Row, column: str) -> bool:
         """Tell whether a row's mean is, as printed, the highest of several trained rows in a column."""

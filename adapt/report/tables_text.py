@@ -207,26 +207,22 @@ def _fixed(cells: Cells, width: int) -> str:
     num_left, widest = cells.num_left, max(12, width // 3)
     for limit in (*range(widest, min(widest, 24) - 1, -1), widest):
         rows = [
-            [formats.shorten(cell, limit) if i < num_left else cell for i, cell in enumerate(row)]
+            [*(formats.shorten(cell, limit) for cell in row[:num_left]), *row[num_left:]]
             for row in [cells.head, *cells.body]
         ]
         if _total_width(rows) <= width:
             break
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    blocks: list[list[int]] = [[]]
-    room = left = width - sum(w + _GAP for w in widths[:num_left])
+    left, blocks = [*range(num_left)], [[*range(num_left)]]
     for index in range(num_left, len(widths)):
-        if widths[index] > left and blocks[-1]:
-            blocks.append([])
-            left = room
+        if sum(widths[i] + _GAP for i in [*blocks[-1], index]) - _GAP > width and blocks[-1] != left:
+            blocks.append([*left])
         blocks[-1].append(index)
-        left -= widths[index] + _GAP
     text = []
     for block in blocks:
-        chosen = [*range(num_left), *block]
-        lines = [[r[i].ljust(widths[i]) if i < num_left else r[i].rjust(widths[i]) for i in chosen] for r in rows]
-        drawn = [(" " * _GAP).join(line).rstrip() for line in lines]
-        text.append("\n".join([drawn[0], "─" * max(map(len, drawn)), *drawn[1:]]))
+        padded = [[r[i].ljust(widths[i]) if i < num_left else r[i].rjust(widths[i]) for i in block] for r in rows]
+        head, *body = [(" " * _GAP).join(line).rstrip() for line in padded]
+        text.append("\n".join([head, "─" * max(map(len, [head, *body])), *body]))
     return "\n\n".join(text)
 
 

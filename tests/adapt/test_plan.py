@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from talik.adapt.config.experiment import load_experiment
-from talik.adapt.plan import measurement_cache as kept_module
+from talik.adapt.plan import measure as kept_module
 from talik.adapt.plan.cost_model import clip_share
 from talik.adapt.plan.measure import sample_clips
 from talik.adapt.plan.plan import plan
