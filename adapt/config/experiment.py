@@ -72,7 +72,7 @@ class TrainSettings:
 
     @property
     def data_order(self) -> str:
-        """What has to be equal for trainings of one seed to see the same batches, computed alike."""
+        """Describe the settings that are equal where trainings of one seed see the same batches, computed alike."""
         parts = [f"batches of {self.batch_size}, {self.eval_batch_size} in evaluation"]
         parts += ["last one dropped"] * self.drop_last + ["by clip"] * self.group_by_clip
         parts += [f"{self.num_threads} threads"] * bool(self.num_threads)
@@ -81,7 +81,7 @@ class TrainSettings:
 
 @settings_class
 class VariantSettings:
-    """A named adapter with its settings, its insertion and what differs in its training.
+    """A named adapter with its settings, its insertion and the training settings that it changes.
 
     Args:
         adapter: `kind`, and that kind's own settings.
@@ -109,7 +109,7 @@ class VariantSettings:
 
 @settings_class
 class SweepSettings:
-    """Which seeds every variant is trained with, and how those of a group run.
+    """Seeds that every variant is trained with, and how the variants of a group run.
 
     Args:
         seeds: of the weights, the order of the data and dropout.
@@ -130,7 +130,7 @@ class SweepSettings:
 
 @settings_class
 class LogSettings:
-    """Where a run's numbers go beside metrics.jsonl; they change no number.
+    """Loggers of a run's numbers beside metrics.jsonl.
 
     Args:
         tensorboard: write events for TensorBoard into the run's folder, tensorboard/.
@@ -173,7 +173,7 @@ class Experiment(Tables):
         return self.variants[known.index(name)]
 
     def train_settings(self, variant: VariantSettings) -> TrainSettings:
-        """The training settings of one variant: the experiment's, with what the variant changes."""
+        """Combine the experiment's training settings with those that the variant changes."""
         values = {**to_mapping(self.train), **variant.train}
         return from_mapping(TrainSettings, values, where=f"variants.{variant.name}.train")
 
@@ -183,10 +183,10 @@ def load_experiment(path: Path | str, *, allow_missing: bool = False) -> Experim
 
     Args:
         path: the file.
-        allow_missing: as if `[data]` said `allow_missing = true`.
+        allow_missing: set `allow_missing` of `[data]` to true.
 
     Raises:
-        SettingsError: anything the file cannot say, with the file's name, the key and what was expected.
+        SettingsError: a malformed file, or a key or value that is refused; the message names file and key.
     """
     experiment = experiment_from_tables(read_toml(path), path=Path(path))
     if not allow_missing:

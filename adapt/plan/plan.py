@@ -1,7 +1,7 @@
 """Plan an experiment: measure this machine on a few clips, choose what to cache, predict the cost of every variant.
 
 The outcome is written beside the experiment as <name>.plan.json: `cut = "auto"` takes its boundaries from there, and
-the report shows what was predicted beside what a run took.
+the report shows the predicted beside the measured seconds.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ from ..model.joint_model import JointModel, forward
 from ..training.optimizer import make_optimizer
 from .measure import REPEATS, timed
 
-FEW = 4  # questions that a dear step is measured on
-DEAR_SECONDS = 1.0
+FEW = 4  # questions that a slow step is measured on
+SLOW_SECONDS = 1.0
 
 
 class SampleStates:
@@ -43,7 +43,7 @@ class SampleStates:
     def batch(self, starts: Mapping[str, int], questions: Sequence[Question], *, one_clip: bool = False) -> Batch:
         """Compute the states of these questions, whose clips are all in `media`, at the boundaries `starts`.
 
-        With `one_clip` all questions are put to the first one's clip, whose rows stand once.
+        With `one_clip` all questions are about the first one's clip, whose rows the batch holds once.
         """
         of_clips = questions[:1] if one_clip else questions
         clips = ClipRows(torch.zeros(len(questions), dtype=torch.int64), 1) if one_clip else None
@@ -65,7 +65,7 @@ class SampleStates:
 
 
 def train_pass(model: JointModel, batch: Batch, *, amp: str) -> None:
-    """Run a batch forward and backward, with labels that stand for the answers."""
+    """Run a batch forward and backward, with made-up labels."""
     logits = forward(model, batch, amp=amp).flatten(0, -2)  # (B, C), or (B * T, C) of segments
     labels = torch.arange(len(logits), device=logits.device) % logits.shape[-1]
     torch.autograd.backward(F.cross_entropy(logits, labels))
@@ -90,14 +90,14 @@ def measure_step(
 
     The bytes count the batch's states, saved activations, gradients, trained parameters and AdamW's two moments; on
     a GPU they are the allocator's own peak. On a CPU, where a question costs the same in a batch of any size, a step of
-    more than about a second is measured on `FEW` of the questions; the optimiser's time is per step, not per question.
+    more than `SLOW_SECONDS` is measured on `FEW` of the questions; the optimiser's time is per step, not per question.
 
     Args:
         model, settings: of the variant.
         states, questions: of the sample; a whole batch of questions.
         device: where it runs.
-        clips: clips a question in a batch of training and of answering, 1 where each question has rows of its own. With
-            fewer, the cost of a clip's rows is the difference to a batch about a single clip.
+        clips: clips per question in a batch of training and of answering; below 1, the cost of a clip's rows is the
+            difference to a batch about a single clip.
     """
     optimizer, amp, whole = make_optimizer(model, settings), settings.amp, len(questions)
 
@@ -124,7 +124,7 @@ def measure_step(
     peak = _peak_bytes(model, step, batch_of, whole, device)
     size = whole if torch.device(device).type == "cuda" else min(FEW, whole)
     training, answering = measured(size)
-    if size < whole and training * whole / size <= DEAR_SECONDS:
+    if size < whole and training * whole / size <= SLOW_SECONDS:
         size = whole
         training, answering = measured(size)
     once = min(training, statistics.median(timed(optimizer.step, device) for _ in range(REPEATS)))

@@ -1,7 +1,7 @@
 """Sum the measured cost of the reported runs beside the plan's prediction and the cost without the cache.
 
-Seconds of runs come from their own records, those of stage 1 from the record beside the store. A cost that nobody
-measured is None, and `CostTable.notes` says why.
+Seconds of runs come from their own records, those of stage 1 from the record beside the store. A cost without a
+measurement is None, and `CostTable.notes` gives the reason.
 """
 
 from __future__ import annotations

@@ -167,7 +167,7 @@ def data_uri(path: Path | str, *, max_bytes: int = 200_000) -> str:
     path = Path(path)
     kind = _TYPES.get(path.suffix.lower())
     if kind is None:
-        raise MediaError(f"{path}: cannot stand in a page; expected one of {', '.join(_TYPES)}")
+        raise MediaError(f"{path}: cannot be shown on a page; expected one of {', '.join(_TYPES)}")
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -76,13 +76,7 @@ def colour(index: int) -> str:
 
 
 def make_figures(table: Table, variants: Mapping[str, Sequence[Run]], costs: CostTable) -> tuple[ReportFigure, ...]:
-    """Draw every figure that these runs have the numbers for.
-
-    Args:
-        table: built from `variants`.
-        variants: the runs of each variant, in the order of the rows.
-        costs: of the same runs.
-    """
+    """Draw every figure that these runs, of which `table` and `costs` were made, have the numbers for."""
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a PDF lacks it, the page's fonts have it
         drawn = (

@@ -85,11 +85,9 @@ def to_html(
     """Render page.html.jinja.
 
     Args:
-        table: built from `variants` and `blind`.
-        variants: the runs of each variant, in the order of the rows.
-        costs, figures: of the same runs.
-        title: of the page.
-        notes: paragraphs above everything.
+        table: built from `variants`, in the order of its rows, and `blind`.
+        variants, costs, figures: of the same runs.
+        title: of the page. notes: paragraphs above everything.
         blind: the baseline's answers by question id, where the table has its row.
         clips: clips to show; each must have questions among the predictions.
 
@@ -145,10 +143,10 @@ def _answers(
     clip_id: str, variants: Mapping[str, Sequence[Run]], blind: Mapping[str, str] | None
 ) -> list[tuple[Prediction, list[Answer]]]:
     """Collect a clip's questions with the answers of the baseline and of each variant's first run."""
-    firsts = [runs[0] for runs in variants.values()]
-    by_run = [{p.question_id: p for p in run.predictions if p.clip_id == clip_id} for run in firsts]
+    split = next(iter(variants.values()))[0].split
+    by_run = [{p.question_id: p for p in run.predictions if p.clip_id == clip_id} for run, *_ in variants.values()]
     if not by_run[0]:
-        raise SettingsError(f"clip {clip_id!r} is to be shown, but no {firsts[0].split} question is about it")
+        raise SettingsError(f"clip {clip_id!r} is to be shown, but no {split} question is about it")
     questions = []
     for name, question in by_run[0].items():
         given: list[Answer] = [] if blind is None else [(blind[name], blind[name] == question.answer, None)]
@@ -177,13 +175,13 @@ def _shown_gates(
                 charts.setdefault(record["question_id"], []).append(GateChart.from_record(record))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(f"{path}: not as talik evaluate --gates writes it ({error}); write it again") from None
-        wanted, asked = [*frames], Counter[str]()
+        wanted, turns = [*frames], Counter[str]()
         ranked = []
         for p in run.predictions:
             if p.question_id in charts:
                 rank = wanted.index(p.clip_id) if p.clip_id in frames else len(wanted)
-                ranked.append((asked[p.clip_id], rank, len(ranked), p))
-                asked[p.clip_id] += 1
+                ranked.append((turns[p.clip_id], rank, len(ranked), p))
+                turns[p.clip_id] += 1
         for *_, prediction in sorted(ranked)[:_SHOWN_QUESTIONS]:
             found, own = tuple(charts[prediction.question_id]), frames.get(prediction.clip_id, ())
             fitting = own if all(len(own) == chart.num_segments for chart in found) else ()

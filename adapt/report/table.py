@@ -191,15 +191,18 @@ def build_table(
     _check_names("comparisons", [name for pair in pairs for name in pair], outcomes)
     printed = {row.name: row.label for row in rows}
     with_baseline = [pair for pair in pairs if baseline in pair and BLIND not in {*pair} - {baseline}]
-    by_type = _compare_by_type(with_baseline, outcomes, printed, types, resamples)
-    overall = _compare([(outcomes[a], outcomes[b]) for a, b in pairs], pairs, printed, resamples)
+    keys = [(a, b, kind) for kind in order_types(types) for a, b in with_baseline]
+    by_type: dict[tuple[str, str], dict[str, Comparison]] = {pair: {} for pair in pairs}
+    for (a, b, kind), comparison in zip(keys, _compare(keys, outcomes, printed, types, resamples), strict=True):
+        by_type[a, b][kind] = comparison
+    overall = _compare([(a, b, None) for a, b in pairs], outcomes, printed, types, resamples)
     return Table(
         types=order_types(types),
         num_by_type={name: types.count(name) for name in order_types(types)},
         num_clips=len({p.clip_id for p in questions}),
         split=first.split,
         rows=tuple(rows),
-        comparisons=tuple(replace(c, by_type=by_type.get((c.a, c.b), {})) for c in overall),
+        comparisons=tuple(replace(c, by_type=by_type[c.a, c.b]) for c in overall),
         baseline=baseline,
     )
 
@@ -260,33 +263,18 @@ def _blind_outcomes(questions: Sequence[Prediction], blind: Mapping[str, str]) -
 
 
 def _compare(
-    sides: Sequence[tuple[Outcomes, Outcomes]],
-    pairs: Sequence[tuple[str, str]],
-    labels: Mapping[str, str],
-    resamples: int,
-) -> list[Comparison]:
-    """Compare the two sides of each pair, and correct the p-values over all of them."""
-    differences = [compare(a, b, resamples=resamples) for a, b in sides]
-    corrected = holm([difference.p_value for difference in differences])
-    return [
-        Comparison(a=a, b=b, a_label=labels[a], b_label=labels[b], difference=difference, p_corrected=p)
-        for (a, b), difference, p in zip(pairs, differences, corrected, strict=True)
-    ]
-
-
-def _compare_by_type(
-    pairs: Sequence[tuple[str, str]],
+    keys: Sequence[tuple[str, str, str | None]],
     outcomes: Mapping[str, Outcomes],
     labels: Mapping[str, str],
     types: Sequence[str],
     resamples: int,
-) -> dict[tuple[str, str], dict[str, Comparison]]:
-    """Compare the pairs on the questions of each type, and correct over all types and pairs."""
-    keys = [(kind, pair) for kind in order_types(types) for pair in pairs]
-    masks = {kind: [t == kind for t in types] for kind, _ in keys}
-    sides = [(outcomes[a].only(masks[kind]), outcomes[b].only(masks[kind])) for kind, (a, b) in keys]
-    found = _compare(sides, [pair for _, pair in keys], labels, resamples)
-    by_type: dict[tuple[str, str], dict[str, Comparison]] = {pair: {} for pair in pairs}
-    for (kind, pair), comparison in zip(keys, found, strict=True):
-        by_type[pair][kind] = comparison
-    return by_type
+) -> list[Comparison]:
+    """Compare the two sides of each key on the questions of its type, or of all, and correct over all keys."""
+    masks = {kind: [kind in (name, None) for name in types] for *_, kind in keys}
+    sides = [(outcomes[a].only(masks[kind]), outcomes[b].only(masks[kind])) for a, b, kind in keys]
+    differences = [compare(a, b, resamples=resamples) for a, b in sides]
+    corrected = holm([difference.p_value for difference in differences])
+    return [
+        Comparison(a=a, b=b, a_label=labels[a], b_label=labels[b], difference=difference, p_corrected=p)
+        for (a, b, _), difference, p in zip(keys, differences, corrected, strict=True)
+    ]

@@ -83,7 +83,7 @@ def report(
             each other against `baseline`.
         baseline: the variant (or "blind") that others are compared with, by question type too; the first variant where
             neither it nor comparisons are given.
-        clips: clips to show on the page; by default a few of those asked about, where their media can be read.
+        clips: clips to show on the page; by default a few of the test split, where their media can be read.
         notes: paragraphs to put above those that the report makes itself.
         title: of the page; the experiments' names where absent.
         skip_unfinished: rather than stop, leave out unfinished runs, and names in `order`, `labels` and `comparisons`

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from talik.adapt.config.experiment import load_experiment
 from talik.adapt.evaluation.evaluate import evaluate
 from talik.adapt.model.targets import labels_of, loss_of, restricted
+from talik.adapt.plan.plan import plan
 from talik.adapt.report.write import report
 from talik.adapt.scoring.metrics import mean_class_accuracy
 from talik.adapt.training.adapt import adapt
@@ -187,6 +188,13 @@ def test_events_are_learnt_segment_by_segment(ave_set: Path, tiny_encoders: dict
     assert live.scores.overall.accuracy == run.accuracy
     assert live.scores.by_type["background"].total == 4
     assert "event" in report([run.folder], out=ave_set.parent / "report").text
+
+
+def test_events_are_planned(ave_set: Path, tiny_encoders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TALIK_CACHE", str(ave_set.parent / "cache"))
+    data = 'dataset = "ave"\nroot = "AVE_Dataset"'
+    path = write_tables(ave_set.parent / "exp.toml", tiny_encoders, data, kind="events", text=False)
+    assert all(0 < v.seconds_live and v.peak_bytes > 0 for v in plan(path, progress=False).variants)
 
 
 def test_classes_need_no_text(ave_set: Path, tiny_encoders: dict[str, Path]) -> None:
