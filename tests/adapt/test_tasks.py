@@ -194,7 +194,7 @@ def test_events_are_planned(ave_set: Path, tiny_encoders: dict[str, Path], monke
     monkeypatch.setenv("TALIK_CACHE", str(ave_set.parent / "cache"))
     data = 'dataset = "ave"\nroot = "AVE_Dataset"'
     path = write_tables(ave_set.parent / "exp.toml", tiny_encoders, data, kind="events", text=False)
-    assert all(0 < v.seconds_live and v.peak_bytes > 0 for v in plan(path, progress=False).variants)
+    assert all(v.seconds_live > 0 and v.peak_bytes > 0 for v in plan(path, progress=False).variants)
 
 
 def test_classes_need_no_text(ave_set: Path, tiny_encoders: dict[str, Path]) -> None:
