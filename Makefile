@@ -1,4 +1,5 @@
 # make demo: environment, installation, the whole story.   make test: the same environment, every test and check.
+# make test-oldest: the media tests with the oldest PyAV that pyproject.toml allows.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INPUTS := pyproject.toml constraints.txt requirements-weights.txt
 TEST_OPTIONS ?= -n auto --maxprocesses 4 --dist loadfile -m "not slow and not gpu"
 
-.PHONY: demo demo-full test check reference clean
+.PHONY: demo demo-full test test-oldest check reference clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/talik demo
@@ -17,6 +18,15 @@ demo-full: $(VENV)/installed-demo
 test: $(VENV)/installed-test
 	$(MAKE) check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=15 $(TEST_OPTIONS)
+
+# PyAV at its lower bound decodes as the newest does: the media tests, and one extraction, with that version.
+OLDEST_AV := $(shell sed -n 's/.*"av>=\([0-9.]*\)".*/\1/p' pyproject.toml)
+OLDEST_TESTS := tests/extract/test_media.py tests/extract/test_media_ffmpeg.py tests/extract/test_decoder_versions.py
+
+test-oldest: $(VENV)/installed-test
+	rm -rf $(VENV)/oldest
+	$(PIP) install --progress-bar off --no-deps --target $(VENV)/oldest 'av~=$(OLDEST_AV).0'
+	PYTHONPATH=$(VENV)/oldest TALIK_EXPECTED_AV=$(OLDEST_AV) $(BIN)/python -m pytest -q $(TEST_OPTIONS) $(OLDEST_TESTS)
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .

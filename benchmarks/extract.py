@@ -63,7 +63,7 @@ def main() -> None:
 def measure(work: Path, segments: int, repeats: int, device: str) -> str:
     data = {"dataset": "demo", "root": "set", "segments": segments}
     settings = extract_settings({**EXPERIMENT, "data": data}, path=work / "bench.toml")
-    encoders = {m: open_encoder(s, modality=m, device=device) for m, s in settings.encoders.items()}
+    encoders = {m: open_encoder(s, modality=m, device=device, base=settings.base) for m, s in settings.encoders.items()}
     sampling = sampling_of(settings, encoders)
     manifest = load_manifest(settings.data, base=settings.base)
     paths = [c.path for c in manifest.clips.values() if c.path is not None]

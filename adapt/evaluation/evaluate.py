@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...extract.executors.threads import torch_threads
+from ...extract.trunk.exact_float32 import exact_float32
 from ..data.batch import stored_questions
 from ..scoring.metrics import Scores, score
 from ..scoring.predictions import answer, prediction_records, score_records
@@ -69,7 +70,7 @@ def evaluate(
     model = context.build(variant, seed=int(folder.config()["seed"]))
     load_adapter(folder, model)
     settings = experiment.train_settings(variant)
-    with torch_threads(settings.num_threads):
+    with torch_threads(settings.num_threads), exact_float32():
         source = context.live(model) if live else context.cached(model)
         questions = stored_questions(source, context.questions(split), allow_missing=context.allow_missing)
         if gates:

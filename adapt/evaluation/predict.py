@@ -12,6 +12,7 @@ import torch
 from ...errors import MissingMediaError, RunError, SettingsError
 from ...extract.datasets.types import Clip, Manifest, Question
 from ...extract.executors.threads import torch_threads
+from ...extract.trunk.exact_float32 import exact_float32
 from ..model.joint_model import forward
 from ..training.adapter_files import load_adapter
 from ..training.experiment_context import ExperimentContext
@@ -109,7 +110,7 @@ def predict(run: Path | str, *, video: Path | str, question: str = "", top: int 
     settings = experiment.train_settings(variant)
     has_gates = model.adapter is not None and model.adapter.has_gates and variant.adapter.get("selection") != "none"
     gates: tuple[Mapping[str, Any], ...] = ()
-    with torch.no_grad(), torch_threads(settings.num_threads):
+    with torch.no_grad(), torch_threads(settings.num_threads), exact_float32():
         (batch,) = source.batches([[given]])
         logits = forward(model, batch, amp=settings.amp)
         if has_gates:

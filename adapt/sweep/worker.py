@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from ...extract.executors.threads import torch_threads
+from ...extract.trunk.exact_float32 import exact_float32
 from ..config.experiment import Experiment
 from ..training.adapt import RunResult, open_trainer
 from ..training.experiment_context import ExperimentContext
@@ -65,6 +66,7 @@ class SweepJob:
         """
         with ExitStack() as stack:
             stack.enter_context(torch_threads())
+            stack.enter_context(exact_float32())
             for name in given.names:
                 stack.enter_context(RunFolder(self.experiment.runs / name / f"seed{given.seed}").locked())
             return self._train(given)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ...errors import RunError
 from ...extract.datasets.describe import describe
 from ...extract.executors.threads import torch_threads
+from ...extract.trunk.exact_float32 import exact_float32
 from ..config.experiment import Experiment, load_experiment
 from ..config.run_config import run_config
 from ..model.insertion import insertion_lines
@@ -81,7 +82,12 @@ def adapt(
     if not isinstance(experiment, Experiment):
         experiment = load_experiment(experiment)
     folder = RunFolder(experiment.runs / experiment.variant(variant).name / f"seed{seed}")
-    with torch_threads(), joined(device) as processes, folder.locked() if processes.leads else nullcontext():
+    with (
+        torch_threads(),
+        exact_float32(),
+        joined(device) as processes,
+        folder.locked() if processes.leads else nullcontext(),
+    ):
         announce = progress and processes.leads and context is None
         context = context or ExperimentContext(experiment, device=processes.device)
         with processes.in_turn():

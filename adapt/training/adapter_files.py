@@ -75,7 +75,9 @@ def load_adapter(folder: RunFolder, model: JointModel) -> dict[str, Any]:
     described = folder.read_json("adapter.json")
     for modality, encoder in model.encoders.items():
         there, here = described["encoders"].get(modality), _encoder(encoder)
-        if there is None or there["digest"] != here["digest"]:
+        identity = encoder.identity(encoder.num_units)
+        before = digest_json({name: value for name, value in identity.items() if name != "code"})  # earlier versions'
+        if there is None or there["digest"] not in (here["digest"], before):
             found = "none" if there is None else there["digest"][:12]
             raise RunError(
                 f"{folder.path}: trained on another {modality} encoder (digest {found}, here {here['digest'][:12]}); "

@@ -67,7 +67,8 @@ class ExperimentContext:
         return {m: self._open(m, s) for m, s in chosen}
 
     def _open(self, modality: str, settings: EncoderSettings) -> Encoder:
-        segments = self.experiment.extraction.data.segments
+        extraction = self.experiment.extraction
+        segments = extraction.data.segments
         if settings.is_imported:
             return open_features_encoder(
                 settings.model, self.store, modality=modality, num_segments=segments, device=self.device
@@ -76,7 +77,14 @@ class ExperimentContext:
             store = self.store
         except StoreError:  # a live run needs none; any other says so when it reads
             store = None
-        return open_encoder(settings, modality=modality, device=self.device, num_segments=segments, store=store)
+        return open_encoder(
+            settings,
+            modality=modality,
+            device=self.device,
+            num_segments=segments,
+            base=extraction.base,
+            store=store,
+        )
 
     @cached_property
     def sampling(self) -> Sampling:

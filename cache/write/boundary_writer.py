@@ -47,6 +47,7 @@ class BoundaryWriter:
     Attributes:
         spec: the specification of the boundary.
         bytes_written: bytes of data files that this writer has stored.
+        provenance_before: plain JSON of each environment that computed what was stored when the writer was opened.
     """
 
     def __init__(self, store: Path, request: BoundaryRequest, *, commit: bool = True) -> None:
@@ -76,6 +77,7 @@ class BoundaryWriter:
             )
             self._stored = catalog_.load(store, spec) or catalog_.new(store, spec, grid)
             catalog_.forget_beyond(self._stored)
+            self.provenance_before = self._stored.provenance
             self._catalog, self._provenance = plan_rows(self._stored, items, lengths, request.provenance or {})
             if commit:
                 self.commit()

@@ -57,8 +57,11 @@ def plan_rows(
     if provenance in known:
         return after, known.index(provenance)
     if known:
-        fields = ", ".join(difference.field for difference in differences(provenance, known[-1]))
-        _log.warning("%s: continued under another provenance (%s); its shards are marked", after.layout.where, fields)
+        found = differences(provenance, known[-1])
+        fields = ", ".join(difference.field for difference in found)
+        values = "; ".join(f"{d.field} {d.requested!r}, stored {d.stored!r}" for d in found)
+        said = "%s: continued under another provenance (%s); its shards are marked: now %s"
+        _log.warning(said, after.layout.where, fields, values)
     return replace(after, provenance=(*after.provenance, provenance)), len(after.provenance)
 
 

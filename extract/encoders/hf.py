@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from ...cache.format.digests import digest_json
-from ...errors import EncoderError, SettingsError
+from ...errors import EncoderError, SettingsError, TalikError
 from .audio_windows import fit_window
 from .checkpoint_file import load_weights
 from .hf_video import native_size, prepare_frames
+from .model_folders import find_model, hub_refusal, place_of
 from .model_sources import OpenedModel, Prepared
 from .options import EncoderOptions
 from .peft_weights import is_adapter_folder, load_adapter, unwrapped
+from .plain_json import plain_json
 from .preprocess import BytePreprocess, Preprocess, TextPreprocess
 from .spectrogram import prepare_spectrogram
+from .text_length import declared_length, longest_text, set_padding, shorter
 
 # names of a configuration that say nothing about what a prefix computes
 _SILENT = {
@@ -44,7 +46,8 @@ def open_hf(options: EncoderOptions, *, model_class: str | None = None) -> Opene
     Raises:
         EncoderError: no such folder or model, weights that do not fit the model exactly, or remote code not allowed.
     """
-    name, _, part = options.name.partition("#")
+    written, _, part = options.name.partition("#")
+    name = find_model(f"hf:{written}", written, options.folder, whole=options.model is None)
     with quiet_transformers():
         model, wrapper = unwrapped(_load(name, options, model_class) if options.model is None else options.model)
         model, wrapper = (_part(model, part, name), None) if part else (model, wrapper)
@@ -74,7 +77,7 @@ def _load(name: str, options: EncoderOptions, model_class: str | None) -> Any:
             kind = _named_class(transformers, name, remote) or kind
         if options.is_random:
             return _from_config(transformers, kind, name, remote)
-        if options.weights is not None and Path(options.weights).suffix:
+        if options.weights is not None and Path(options.weights).is_file():
             model = _from_config(transformers, kind, name, remote)
             load_weights(model, options.weights)
             return model
@@ -82,15 +85,26 @@ def _load(name: str, options: EncoderOptions, model_class: str | None) -> Any:
         source = name if options.weights is None or adapted else str(options.weights)
         extra = remote if kind is transformers.AutoModel else {}
         model, info = kind.from_pretrained(source, output_loading_info=True, dtype=torch.float32, **extra)
-    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
-        line = " ".join(str(error).split())
-        raise EncoderError(f"hf:{name}: cannot be opened: {line[:300]}") from None
+    except TalikError:
+        raise
+    except Exception as error:  # whatever the library, or code that comes with the model, raises
+        raise EncoderError(f"hf:{name}: cannot be opened: {_reason(error, options)}") from None
     absent = sorted(info["missing_keys"]) + sorted(str(k) for k in info.get("mismatched_keys", ()))
     if absent:
         raise EncoderError(
             f"hf:{name}: {len(absent)} weights are not in the file, the first {absent[0]!r}; expected all"
         )
     return load_adapter(model, str(options.weights)) if adapted else model
+
+
+def _reason(error: Exception, options: EncoderOptions) -> str:
+    """Return one line that says why a model could not be loaded."""
+    refused = hub_refusal(error)
+    if refused is not None:
+        folder = place_of(options.name.partition("#")[0], options.folder)
+        return f"there is no folder {folder}, and {refused}"
+    line = " ".join(str(error).split())[:300]
+    return line if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {line}"
 
 
 def _named_class(transformers: Any, name: str, remote: dict[str, Any]) -> Any:
@@ -122,7 +136,7 @@ def _part(model: Any, part: str, name: str) -> Any:
 
 def relevant_config(config: Any) -> dict[str, Any]:
     """Return the configuration without what cannot change a prefix's numbers (depth, labels, paths, versions)."""
-    plain = json.loads(json.dumps(config.to_dict(), default=str))
+    plain = plain_json(config.to_dict())
     silent_ends = ("dropout", "layerdrop", "_dropout_prob", "drop_path_rate")
     return {
         name: value
@@ -172,7 +186,7 @@ def _prepare_sound(model: Any, name: str, options: EncoderOptions) -> Prepared:
     from transformers import AutoFeatureExtractor
 
     try:
-        extractor = AutoFeatureExtractor.from_pretrained(name)
+        extractor = AutoFeatureExtractor.from_pretrained(name, trust_remote_code=options.trust_remote_code)
     except (OSError, ValueError):
         raise EncoderError(f"hf:{name}: has no feature extractor for sound (preprocessor_config.json)") from None
     audio, notes = fit_window(model, extractor, options.window_seconds)
@@ -187,7 +201,7 @@ def _prepare_sound(model: Any, name: str, options: EncoderOptions) -> Prepared:
 def _texts(model: Any, name: str, options: EncoderOptions) -> Preprocess:
     from transformers import AutoTokenizer
 
-    longest = int(getattr(model.config, "max_position_embeddings", 512) or 512)
+    longest = longest_text(model)
     folder = Path(name)
     has_tokenizer = not folder.is_dir() or any(folder.glob("*token*")) or any(folder.glob("vocab*"))
     if not has_tokenizer:
@@ -197,10 +211,15 @@ def _texts(model: Any, name: str, options: EncoderOptions) -> Preprocess:
             raise EncoderError(f"hf:{name}: takes no texts; expected a text encoder, or its part: hf:NAME#text")
         return BytePreprocess(vocab_size=model.config.vocab_size, max_length=longest)
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=options.trust_remote_code)
-    limit = min(longest, int(tokenizer.model_max_length))
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
-    return TextPreprocess(tokenizer, max_length=limit, digest=digest_json([type(tokenizer).__name__, content]))
+    set_padding(tokenizer, model)
+    return TextPreprocess(
+        tokenizer,
+        max_length=shorter(longest, tokenizer),
+        declared_length=shorter(declared_length(model.config), tokenizer),
+        digest=digest_json([type(tokenizer).__name__, content]),
+    )
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ...errors import SettingsError
+from .model_folders import find_weights, quiet_hub
 from .model_sources import MODEL_SOURCES
 from .options import EncoderOptions, Fit, PictureSettings
 from .pretrained_encoder import PretrainedEncoder
@@ -29,6 +30,7 @@ def load_encoder(
     device: torch.device | str = "cpu",
     model: nn.Module | None = None,
     trust_remote_code: bool = False,
+    base: str | Path = "",
 ) -> PretrainedEncoder:
     """Open a pretrained encoder, find its units and prove that it can be cut between them.
 
@@ -51,6 +53,7 @@ def load_encoder(
         model: a model made by the caller (wrapped by PEFT, merged, tuned) in place of the one that `spec` names, which
             still names its preprocessing. It is frozen in place.
         trust_remote_code: let transformers run code that comes with the model.
+        base: the folder that relative paths of models and weights count from; the working directory by default.
 
     Returns:
         The encoder, frozen, in eval mode.
@@ -80,6 +83,7 @@ def load_encoder(
             device=device,
             model=model,
             trust_remote_code=trust_remote_code,
+            base=base,
         )
     )
 
@@ -97,7 +101,10 @@ def open_encoder(options: EncoderOptions) -> PretrainedEncoder:
         more = ", ".join(f"{p}:NAME" for p in MODEL_SOURCES.names() if p not in ("timm", "hf", "pip"))
         known = "timm:NAME, hf:NAME-or-folder[#part] or pip:NAME" + (f"; registered: {more}" if more else "")
         raise SettingsError(f"encoder {options.spec!r}: expected {known}")
-    opened = MODEL_SOURCES.get(options.prefix)(options)
+    if options.weights is not None and not options.is_random:
+        options = replace(options, weights=find_weights(options.spec, options.weights, options.folder))
+    with quiet_hub():
+        opened = MODEL_SOURCES.get(options.prefix)(options)
     return PretrainedEncoder(replace(options, device=device), opened)
 
 

@@ -36,6 +36,7 @@ class EncoderOptions:
         device: where the encoder runs.
         model: modules made by the caller, in place of those that `spec` names.
         trust_remote_code: let transformers run code that comes with the model.
+        base: the folder that relative paths of models and weights count from; the working directory by default.
 
     Raises:
         SettingsError: an unknown modality, or a model given with weights beside it.
@@ -59,6 +60,7 @@ class EncoderOptions:
     device: torch.device | str = "cpu"
     model: nn.Module | None = None
     trust_remote_code: bool = False
+    base: str | Path = ""
 
     def __post_init__(self) -> None:
         if self.modality not in MODALITIES:
@@ -75,6 +77,11 @@ class EncoderOptions:
     def name(self) -> str:
         """The model's name in its source: what stands behind the colon."""
         return self.spec.partition(":")[2]
+
+    @property
+    def folder(self) -> Path:
+        """`base` as an absolute path."""
+        return Path(self.base).expanduser().resolve()
 
     @property
     def size(self) -> tuple[int, int] | None:

@@ -65,20 +65,30 @@ _TOKENIZING = threading.Lock()  # a fast tokenizer keeps padding and truncation 
 
 
 class TextPreprocess:
-    """Run a transformers tokenizer; right padding to the longest text of the batch."""
+    """Run a transformers tokenizer; right padding to the longest text of the batch.
 
-    def __init__(self, tokenizer: Any, *, max_length: int, digest: str) -> None:
+    Args:
+        tokenizer: the model's own.
+        max_length: tokens of a text that the model takes; None where there is no limit.
+        declared_length: what the model's configuration names instead, where that is more than it takes.
+        digest: of the tokenizer's class and content.
+    """
+
+    def __init__(
+        self, tokenizer: Any, *, max_length: int | None, digest: str, declared_length: int | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self.declared_length = max_length if declared_length is None else declared_length
         self.digest = digest
 
     def __call__(self, raw: Sequence[str]) -> dict[str, Tensor]:
-        """Return {"input_ids", "attention_mask"}, each (N, L) int64; longer texts are cut at `max_length` tokens."""
+        """Return {"input_ids", "attention_mask"}, each (N, L) int64; texts longer than `max_length` tokens are cut."""
         with _TOKENIZING:
             found = self.tokenizer(
                 _texts(raw),
                 padding=True,
-                truncation=True,
+                truncation=self.max_length is not None,
                 max_length=self.max_length,
                 padding_side="right",
                 return_token_type_ids=False,
@@ -94,8 +104,11 @@ class TextPreprocess:
         return found
 
     def describe(self) -> dict[str, Any]:
-        """Return the tokenizer's class, the digest of its vocabulary, and the cut."""
-        return {"kind": "text", "tokenizer": self.digest, "max_length": self.max_length}
+        """Return the tokenizer's class, the digest of its vocabulary, and the cut.
+
+        The cut is the declared one, since texts between the two never ran.
+        """
+        return {"kind": "text", "tokenizer": self.digest, "max_length": self.declared_length}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +116,7 @@ class BytePreprocess:
     """Bytes as tokens, for models made from a configuration alone, which have no tokenizer."""
 
     vocab_size: int
-    max_length: int
+    max_length: int | None
     first: int = 3
 
     def __call__(self, raw: Sequence[str]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ...cache.format.digests import digest_json
 from ...errors import SettingsError, TrunkError
 from ..trunk.clip_axis import ClipAxis
+from ..trunk.exact_float32 import in_exact_float32
 from ..trunk.state import Context, State
 from ..trunk.tensor_layout import find_layouts
 from ..trunk.verification import find_trunk
@@ -25,6 +26,8 @@ from .encoder import Encoder, Identity
 from .fingerprint import PrefixWeights
 from .model_sources import OpenedModel
 from .options import EncoderOptions
+from .own_code import library_versions, own_code, parts_of
+from .plain_json import plain_json
 from .preprocess import TextPreprocess
 from .probe import check_tokens, clip_axis_of, probe_inputs, same_in_all, try_forward
 from .unit_replacement import CompiledUnits, UnitCopies
@@ -32,6 +35,8 @@ from .verification_cache import proven_trunk
 
 #: What provenance says of states whose raw items were prepared as an earlier version did.
 EARLIER = "raw items prepared as the version did that began this store"
+
+_PREPROCESSING = {"visual": ("torchvision", "pillow"), "audio": (), "text": ("tokenizers",)}
 
 
 class PretrainedEncoder(Encoder):
@@ -62,13 +67,16 @@ class PretrainedEncoder(Encoder):
         self.num_frames = opened.num_frames
         self._forward = opened.forward
         self._opened = opened
+        self._parts = parts_of(self.model, opened.forward, opened.preprocess)
+        self._code = {"code": code} if (code := own_code(self._parts)) else {}
         probe = self._batch(0)
         try_forward(spec, self._forward, opened.wrapper, probe, modality=modality)
         backbone = opened.backbone(probe)
         if opened.is_random:
             found = find_trunk(self.model, self._forward, self._batch, opened.excluded, backbone)
         else:
-            found = proven_trunk(self.model, self._forward, self._batch, opened.excluded, backbone, opened.config)
+            known = plain_json({**opened.config, **self._code})
+            found = proven_trunk(self.model, self._forward, self._batch, opened.excluded, backbone, known)
         self.trunk, self.proof = found
         self.units = self.trunk.units()
         self.num_units = self.trunk.num_units
@@ -112,6 +120,7 @@ class PretrainedEncoder(Encoder):
 
     # running
 
+    @in_exact_float32
     def embed(self, inputs: Mapping[str, Tensor]) -> State:
         """Return the state at boundary 0 of a batch that `preprocess` made."""
         placed = self._place(inputs)
@@ -136,6 +145,7 @@ class PretrainedEncoder(Encoder):
             clips=self.clips,
         )
 
+    @in_exact_float32
     def run(self, state: State, start: int, stop: int) -> State:
         """Run units `start` to `stop` (exclusive) on a state at boundary `start`; see `Encoder.run`."""
         start, stop = self.boundary(start), self.boundary(stop)
@@ -150,6 +160,7 @@ class PretrainedEncoder(Encoder):
         hidden = self.trunk.run(state.hidden, state.context, start, stop)
         return self._state(hidden, stop, state.context, state.lengths)
 
+    @in_exact_float32
     def finish(self, state: State) -> Any:
         """Run what follows the last unit; return the model's own output; see `Encoder.finish`."""
         if self.trunk.dropped_from < self.num_units:
@@ -158,6 +169,7 @@ class PretrainedEncoder(Encoder):
             raise TrunkError(f"finish: found a state at boundary {state.boundary}, expected {self.num_units}")
         return self.trunk.finish(state.hidden, state.context)
 
+    @in_exact_float32
     def __call__(self, inputs: Mapping[str, Tensor]) -> Any:
         """Run the model's own forward on inputs that `preprocess` made."""
         return self._forward(self._place(inputs))
@@ -200,6 +212,7 @@ class PretrainedEncoder(Encoder):
         names = [name for name in self.trunk.context_names if name not in self._constants]
         return {name: inputs[name] for name in names if name in inputs}
 
+    @in_exact_float32
     def restore(
         self, hidden: Tensor, boundary: int, inputs: Mapping[str, Tensor], lengths: Tensor | None = None
     ) -> State:
@@ -295,12 +308,16 @@ class PretrainedEncoder(Encoder):
         return boundary <= self.num_units and self.identity(boundary) == mine
 
     def fingerprint(self, boundary: int) -> str:
-        """Return the SHA-256 of what makes up the prefix: class, configuration, weights up to the boundary."""
+        """Return the SHA-256 of what makes up the prefix: class, own code, configuration, weights up to it."""
         return digest_json(self._prefix(self.boundary(boundary)))
 
     def _prefix(self, boundary: int) -> dict[str, Any]:
-        weights = self.prefix_weights.digest(boundary)
-        return {"model": type(self.model).__name__, "config": self._prefix_config(boundary), "weights": weights}
+        return {
+            "model": type(self.model).__name__,
+            "config": plain_json(self._prefix_config(boundary)),
+            "weights": self.prefix_weights.digest(boundary),
+            **self._code,
+        }
 
     def _prefix_config(self, boundary: int) -> dict[str, Any]:
         """Return the configuration with lists of one entry a unit (layer kinds) cut at the boundary."""
@@ -316,7 +333,7 @@ class PretrainedEncoder(Encoder):
         return {
             **self._prefix(boundary),
             "boundary": boundary,
-            "preprocess": self.preprocess.describe(),
+            "preprocess": plain_json(self.preprocess.describe()),
             "compute_dtype": str(self.dtype).removeprefix("torch."),
         }
 
@@ -325,9 +342,11 @@ class PretrainedEncoder(Encoder):
         attention = getattr(getattr(self.model, "config", None), "_attn_implementation", None)
         return {
             "spec": self.spec,
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "transformers": version("transformers"),
             "timm": version("timm"),
+            **{name: version(name) for name in _PREPROCESSING[self.modality]},
+            **library_versions(self._parts),
             "device": str(self.device),
             "attention": attention,
             "threads": torch.get_num_threads(),

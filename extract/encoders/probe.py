@@ -63,15 +63,15 @@ def try_forward(
     """Run the model once, so that one that cannot run on what it is given is refused in one line.
 
     Raises:
-        EncoderError: it fails, or what is wrapped around it changes its output, or, of frames and sound, the items of
-            a batch change each other's output.
+        EncoderError: it fails, or what is wrapped around it changes its output, or the items of a batch change each
+            other's output: of texts, by the padding.
         TrunkError: it draws at random.
     """
     try:
         with torch.no_grad():
             plain = dict(tensors(forward(dict(probe))))
             wrapped = plain if wrapper is None else dict(tensors(wrapper(dict(probe))))
-            alone = {} if modality == "text" else dict(tensors(forward({n: t[:1] for n, t in probe.items()})))
+            alone = dict(tensors(forward(_first(probe, modality))))
     except TalikError:
         raise
     except Exception as error:  # whatever the model's own code raises
@@ -81,10 +81,27 @@ def try_forward(
         raise EncoderError(f"{spec}: its forward fails on {shapes}: {type(error).__name__}: {reason}{part}") from None
     if any(path not in plain or not torch.equal(plain[path], tensor) for path, tensor in wrapped.items()):
         raise EncoderError(f"{spec}: what is wrapped around the model changes its output; it cannot be cut")
-    if any(_apart(tensor, plain.get(path)) for path, tensor in alone.items()):
+    differs = _apart if modality != "text" else _apart_from_padded
+    if any(differs(tensor, plain.get(path)) for path, tensor in alone.items()):
         if draws(forward, probe):
             raise TrunkError(f"{spec}: its own forward gives another result each time; it draws at random")
+        if modality == "text":
+            raise EncoderError(f"{spec}: a text's result depends on its padding; expected padding to be masked")
         raise EncoderError(f"{spec}: the items of a batch change each other's output; expected each to be by itself")
+
+
+def _first(probe: Inputs, modality: str) -> Inputs:
+    """Return the first item of a batch alone, of a text without its padding."""
+    mask = probe.get("attention_mask") if modality == "text" else None
+    length = None if mask is None else int(mask[0].sum())
+    return {n: t[:1] if length is None else t[:1, :length] for n, t in probe.items()}
+
+
+def _apart_from_padded(alone: Tensor, together: Tensor | None) -> bool:
+    """Say whether a text's tokens are far from its tokens in a batch with a longer one."""
+    if together is None or alone.ndim != 3 or together.ndim != 3 or together.shape[1] < alone.shape[1]:
+        return False
+    return _apart(alone, together[:, : alone.shape[1]])
 
 
 def _apart(alone: Tensor, together: Tensor | None) -> bool:

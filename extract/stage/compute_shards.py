@@ -32,6 +32,7 @@ class ExtractionResult:
         missing: clips without a file.
         failed: clips that could not be decoded.
         retried: receipts of the units that were begun more than once.
+        notes: what differs between this environment and those that computed what is stored.
         worker_seconds: of other processes' units.
     """
 
@@ -42,6 +43,7 @@ class ExtractionResult:
     missing: list[FailedClip] = field(default_factory=list)
     failed: list[FailedClip] = field(default_factory=list)
     retried: list[Receipt] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     worker_seconds: float = 0.0
 
     def add_failed(self, clips: Iterable[FailedClip]) -> None:
@@ -78,11 +80,18 @@ def open_worker(request: StateRequest, *, device: str, in_process: bool) -> Shar
         encoder.drop_above(cut_boundaries(encoder, request.settings[modality])[-1])
     opened = request.encoders if in_process else None
     if request.sampling is None:
-        return TextWorker(settings=request.settings, device=device, provenance=request.provenance, opened=opened)
+        return TextWorker(
+            settings=request.settings,
+            device=device,
+            provenance=request.provenance,
+            base=request.base,
+            opened=opened,
+        )
     return ClipWorker(
         settings=request.settings,
         device=device,
         provenance=request.provenance,
+        base=request.base,
         num_segments=request.sampling.num_segments,
         sampling=request.sampling,
         opened=opened,

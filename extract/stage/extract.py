@@ -27,9 +27,11 @@ from ..executors.open import open_executor
 from ..executors.settings import EngineSettings
 from ..executors.tasks import ReceiptFile
 from ..executors.threads import torch_threads
+from ..trunk.exact_float32 import exact_float32
 from .compute_shards import ExtractionResult, compute_shards
 from .items import source_of
 from .plan import StateRequest, plan_shards, request_states, undecodable
+from .prefix import version_notes
 from .run_records import FailedClip, FailedClipRecord, failed_clips_path, receipts_path, record_cost
 from .settings import ExtractSettings, RunOptions, read_settings
 
@@ -46,6 +48,7 @@ class ExtractReport:
         boundaries: what the experiment names, specification by specification.
         skipped: (source, reason) of media left out because the settings allow it.
         retried: units that were begun more than once, each with the reason.
+        notes: versions that differ between this environment and those that computed what is stored.
     """
 
     items: dict[str, int]
@@ -55,10 +58,11 @@ class ExtractReport:
     boundaries: tuple[BoundarySpec, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
     retried: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """Return the report as a person reads it."""
-        out = [f"left out {source}: {reason}" for source, reason in self.skipped]
+        out = [*self.notes, *(f"left out {source}: {reason}" for source, reason in self.skipped)]
         if self.up_to_date:
             return [*out, "nothing to do: every state is in the store"]
         out += [f"{name}: {count} items computed" for name, count in self.items.items() if count]
@@ -111,7 +115,7 @@ def extract(
         for line in describe(manifest, brief=True) if progress else ():
             tqdm.write(line, file=sys.stderr)
     result = _new_result(settings, manifest, store)
-    with torch_threads(settings.engine.threads):
+    with torch_threads(settings.engine.threads), exact_float32():
         requests = _decodable(request_states(settings, manifest, store, options), result)
         prepared = time.perf_counter()
         try:
@@ -138,6 +142,7 @@ def extract(
         boundaries=tuple(boundary.spec for request in requests for boundary in request.boundaries),
         skipped=tuple((clip.source, clip.reason) for clip in (*result.missing, *result.failed)),
         retried=tuple((receipt.task, "; ".join(receipt.lost)) for receipt in result.retried),
+        notes=tuple(dict.fromkeys(result.notes)),
     )
 
 
@@ -155,6 +160,9 @@ def _compute(
         open_executor(settings.engine, device=options.device, base=settings.base) as executor,
         store.writers(boundaries) as writers,
     ):
+        for writer in writers:
+            now = next(b.provenance for b in boundaries if b.spec.path == writer.spec.path) or {}
+            result.notes += version_notes(writer.spec.modality, now, writer.provenance_before)
         for request in requests:
             units = plan_shards(request, writers)
             compute_shards(request, units, executor, result, options, device=device)

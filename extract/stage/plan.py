@@ -45,6 +45,7 @@ class StateRequest:
         encoders: open, by modality.
         settings: of each encoder.
         provenance: of each encoder's states, as every worker has to have it.
+        base: the experiment's folder, absolute.
         boundaries: specification, items and provenance of every boundary.
         sampling: of clips; None for texts.
         media: the file, or folder of frames, of each clip by item key; two clips of one content have one key.
@@ -54,6 +55,7 @@ class StateRequest:
     encoders: dict[str, Encoder]
     settings: dict[str, EncoderSettings]
     provenance: dict[str, dict[str, Any]]
+    base: Path
     boundaries: tuple[BoundaryRequest, ...]
     sampling: Sampling | None = None
     media: Mapping[str, Path | FrameFolder] = field(default_factory=dict)
@@ -151,7 +153,8 @@ def _request_clips(
         return None
     segments, device = settings.data.segments, _planning_device(settings, options)
     encoders: dict[str, Encoder] = {
-        m: open_encoder(s, modality=m, device=device, num_segments=segments, store=store) for m, s in chosen.items()
+        m: open_encoder(s, modality=m, device=device, num_segments=segments, base=settings.base, store=store)
+        for m, s in chosen.items()
     }
     sampling = sampling_of(settings, encoders)
     specs, seconds = [], 0.0
@@ -178,6 +181,7 @@ def _request_clips(
         encoders=encoders,
         settings=chosen,
         provenance=provenance,
+        base=settings.base.resolve(),
         boundaries=tuple(boundaries),
         sampling=sampling,
         media={item.key: media for item, media in found.values()},
@@ -189,7 +193,8 @@ def _request_texts(settings: ExtractSettings, manifest: Manifest, options: RunOp
     items = text_items(_trainable(settings, manifest))
     if chosen is None or not items:
         return None
-    encoder = open_encoder(chosen, modality="text", device=_planning_device(settings, options))
+    device = _planning_device(settings, options)
+    encoder = open_encoder(chosen, modality="text", device=device, base=settings.base)
     cuts = cut_boundaries(encoder, chosen)
     measured = measure_prefix(encoder, ["a"], cuts)
     provenance = _provenance({"text": encoder}, settings, options)
@@ -209,6 +214,7 @@ def _request_texts(settings: ExtractSettings, manifest: Manifest, options: RunOp
         encoders={"text": encoder},
         settings={"text": chosen},
         provenance=provenance,
+        base=settings.base.resolve(),
         boundaries=tuple(boundaries),
     )
 

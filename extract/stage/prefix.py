@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +19,15 @@ from ..encoders.encoder import Encoder
 from ..encoders.load import load_encoder
 from ..encoders.pretrained_encoder import EARLIER, PretrainedEncoder
 from ..executors.settings import EngineSettings
+from ..media.decoder_versions import decoder_versions
 from ..trunk.state import State
 from .sampling import Sampling
 from .settings import EncoderSettings
+
+# of a provenance, the versions of what decodes and preprocesses
+_VERSIONS = (
+    "av", "libavcodec", "libswscale", "libswresample", "torchvision", "pillow", "tokenizers", "timm", "transformers",
+)  # fmt: skip
 
 
 def open_encoder(
@@ -29,6 +36,7 @@ def open_encoder(
     modality: str,
     device: str,
     num_segments: int | None = None,
+    base: Path = Path(),
     store: FeatureStore | None = None,
 ) -> PretrainedEncoder:
     """Load the encoder that the settings name.
@@ -38,8 +46,12 @@ def open_encoder(
         modality: "visual", "audio" or "text".
         device: where it runs.
         num_segments: T, which regroups the tokens of an encoder that takes whole clips.
+        base: the folder that relative paths of models and weights count from: the experiment's.
         store: where it holds states of this encoder whose raw items an earlier version prepared in another way, they
             are prepared so here too, and a line says so.
+
+    Raises:
+        SettingsError, EncoderError, TrunkError: as `load_encoder` does.
     """
     encoder = load_encoder(
         settings.model,
@@ -53,6 +65,7 @@ def open_encoder(
         picture=settings.picture,
         device=device,
         trust_remote_code=settings.trust_remote_code,
+        base=base,
     )
     specs = store.boundaries() if store is not None and encoder.has_earlier else ()
     known = [spec.identity["encoder"] for spec in specs if spec.modality == modality and "encoder" in spec.identity]
@@ -132,9 +145,30 @@ def measure_prefix(encoder: Encoder, raw: Any, cuts: Sequence[int]) -> PrefixMea
 
 def planned_provenance(encoder: Encoder, engine: EngineSettings, device: str) -> dict[str, Any]:
     """Return the provenance that workers will have, if all of them have the environment of this process."""
-    if engine.in_process:
-        return encoder.provenance()
-    return {**encoder.provenance(), "device": device, "threads": engine.num_threads}
+    found = state_provenance(encoder)
+    return found if engine.in_process else {**found, "device": device, "threads": engine.num_threads}
+
+
+def state_provenance(encoder: Encoder) -> dict[str, Any]:
+    """Return the provenance of states that this process computes: the encoder's, and the versions of what decodes."""
+    return {**encoder.provenance(), **decoder_versions(encoder.modality)}
+
+
+def version_notes(modality: str, now: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line if stored states were decoded or preprocessed by other versions than this process has.
+
+    Args:
+        modality: of the states.
+        now: their provenance, would this process compute them.
+        before: the provenances of those that are stored.
+    """
+    stored = {name: sorted({str(p[name]) for p in before if name in p}) for name in _VERSIONS if name in now}
+    differing = {name: found for name, found in stored.items() if found and found != [now[name]]}
+    if not differing:
+        return []
+    then = ", ".join(f"{name} {' and '.join(found)}" for name, found in differing.items())
+    here = ", ".join(f"{name} {now[name]}" for name in differing)
+    return [f"{modality}: states are stored that were made with {then}; this environment has {here}"]
 
 
 def open_planned(
@@ -144,16 +178,17 @@ def open_planned(
     modality: str,
     device: str,
     num_segments: int | None = None,
+    base: Path = Path(),
 ) -> Encoder:
     """Open an encoder in a worker, for states whose provenance is `planned`; drop the units above its cuts.
 
     Raises:
         StoreMismatchError: the provenance of this process differs from the planned one.
     """
-    encoder = open_encoder(settings, modality=modality, device=device, num_segments=num_segments)
+    encoder = open_encoder(settings, modality=modality, device=device, num_segments=num_segments, base=base)
     if EARLIER in planned.get("notes", ()):
         encoder.follow_earlier()
-    found = encoder.provenance()
+    found = state_provenance(encoder)
     differs = [
         f"{name} {found.get(name)!r}, not {planned.get(name)!r}"
         for name in sorted({*found, *planned})

@@ -104,6 +104,7 @@ class ShardWorker(ABC):
         device: where they run.
         provenance: of the states, by modality; a worker whose own would differ refuses.
         num_segments: T of clips, which regroups the tokens of encoders that take whole clips.
+        base: the experiment's folder, absolute, which the encoders' relative paths count from.
         opened: the encoders, where this process has them; never pickled.
         advance: called with the number of items computed; never pickled.
     """
@@ -112,6 +113,7 @@ class ShardWorker(ABC):
     device: str
     provenance: Mapping[str, dict[str, Any]]
     num_segments: int | None = None
+    base: Path = Path()
     opened: dict[str, Encoder] | None = None
     advance: Callable[[int], object] | None = None
 
@@ -124,10 +126,16 @@ class ShardWorker(ABC):
         """The encoders by modality, without the units above their highest cuts."""
         if self.opened is not None:
             return self.opened
-        segments = self.num_segments
         return {
-            m: open_planned(chosen, self.provenance[m], modality=m, device=self.device, num_segments=segments)
-            for m, chosen in self.settings.items()
+            modality: open_planned(
+                chosen,
+                self.provenance[modality],
+                modality=modality,
+                device=self.device,
+                num_segments=self.num_segments,
+                base=self.base,
+            )
+            for modality, chosen in self.settings.items()
         }
 
     def run(self, task: ShardTask) -> dict[str, Any]:

@@ -1,0 +1,102 @@
+"""Float32 that is float32: TensorFloat-32 and bfloat16 in place of it switched off while states are computed.
+
+torch lets cuDNN compute float32 convolutions in TensorFloat-32 (10 bits of mantissa in place of 23) unless told
+otherwise, and float32 matrix products where a program asked for it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache, wraps
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_lock = threading.Lock()
+_open = 0  # blocks that are open, of all threads: the settings are the process's
+_before: dict[str, Any] = {}
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Compute float32 convolutions, recurrent layers and matrix products as float32 while this is open.
+
+    What was set before comes back when the last block of all threads is closed. Blocks may be nested.
+
+    Example:
+        >>> import torch
+        >>> torch.backends.cudnn.allow_tf32 = True
+        >>> with exact_float32():
+        ...     torch.backends.cudnn.allow_tf32
+        False
+        >>> torch.backends.cudnn.allow_tf32
+        True
+    """
+    global _open
+    with _lock:
+        if not _open:
+            _before.update(_settings())
+            _switch_off()
+        _open += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _open -= 1
+            if not _open:
+                _restore(_before)
+
+
+def in_exact_float32(function: Callable[P, R]) -> Callable[P, R]:
+    """Return `function` run inside `exact_float32`."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with exact_float32():
+            return function(*args, **kwargs)
+
+    return run
+
+
+@lru_cache
+def _places() -> dict[str, Any]:
+    """Return what holds a setting of torch's newer names, `fp32_precision`."""
+    found = {"conv": torch.backends.cudnn.conv, "rnn": torch.backends.cudnn.rnn, "matmul": torch.backends.cuda.matmul}
+    cpu = getattr(torch.backends, "mkldnn", None)
+    for name in ("conv", "rnn", "matmul"):
+        if hasattr(getattr(cpu, name, None), "fp32_precision"):
+            found[f"mkldnn {name}"] = getattr(cpu, name)
+    return found
+
+
+def _settings() -> dict[str, Any]:
+    """Return what is set; the older names fail where the newer were used unevenly, and then are left out."""
+    found = {name: place.fp32_precision for name, place in _places().items()}
+    with suppress(RuntimeError):
+        found["allow_tf32"] = torch.backends.cudnn.allow_tf32
+    with suppress(RuntimeError):
+        found["matmul_precision"] = torch.get_float32_matmul_precision()
+    return found
+
+
+def _switch_off() -> None:
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    for place in _places().values():
+        if place.fp32_precision not in ("ieee", "none"):  # what the newer names of a whole library say
+            place.fp32_precision = "ieee"
+
+
+def _restore(before: dict[str, Any]) -> None:
+    if "allow_tf32" in before:
+        torch.backends.cudnn.allow_tf32 = before["allow_tf32"]
+    if "matmul_precision" in before:
+        torch.set_float32_matmul_precision(before["matmul_precision"])
+    for name, place in _places().items():
+        if place.fp32_precision != before[name]:
+            place.fp32_precision = before[name]
