@@ -29,10 +29,11 @@ class EncoderSettings:
     """One frozen encoder and the boundaries whose states are cached.
 
     Args:
-        model: "timm:NAME", "hf:NAME-or-folder" or "pip:NAME" (weights that an installed Python package carries); or
-            "features:NAME", what `talik store import` brought into the store under that name: it has no units, so it is
-            read at boundary 0, and nothing of it is computed.
-        weights: a safetensors or .pt file in place of the model's own weights; "random" for tests.
+        model: "timm:NAME", "hf:NAME-or-folder" (a folder counts from the experiment's file) or "pip:NAME" (weights that
+            an installed Python package carries); or "features:NAME", what `talik store import` brought into the store
+            under that name: it has no units, so it is read at boundary 0, and nothing of it is computed.
+        weights: a safetensors or .pt file, relative to the experiment's file, or a folder, in place of the model's own
+            weights; "random" for tests.
         cut: the boundary, or boundaries, to cache; negative numbers count from the number of units n, so -1 is the
             place before the last unit. n itself (after the last unit) serves variants without any insertion.
         image_size: side of the square picture, in pixels; the model's own by default.
