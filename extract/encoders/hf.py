@@ -173,6 +173,8 @@ def _prepare(model: Any, name: str, options: EncoderOptions) -> Prepared:
     if options.modality == "visual":
         return prepare_frames(model, name, options, lambda size: caller(model, size))
     if options.modality == "audio" and getattr(model, "main_input_name", "") == "pixel_values":
+        if options.picture is None and _has_sound_extractor(name):
+            return _prepare_sound(model, name, options)
         num_channels = int(getattr(model.config, "num_channels", 3))
         return prepare_spectrogram(options, size=native_size(model.config), num_channels=num_channels)
     if options.picture is not None:
@@ -180,6 +182,16 @@ def _prepare(model: Any, name: str, options: EncoderOptions) -> Prepared:
     if options.modality == "audio":
         return _prepare_sound(model, name, options)
     return Prepared(preprocess=_texts(model, name, options))
+
+
+def _has_sound_extractor(name: str) -> bool:
+    """Whether a model that takes pictures brings what makes them of sound."""
+    from transformers import AutoFeatureExtractor, SequenceFeatureExtractor
+
+    try:
+        return isinstance(AutoFeatureExtractor.from_pretrained(name), SequenceFeatureExtractor)
+    except (OSError, ValueError, KeyError, ImportError):
+        return False
 
 
 def _prepare_sound(model: Any, name: str, options: EncoderOptions) -> Prepared:

@@ -98,20 +98,32 @@ class EncoderOptions:
 class PictureSettings:
     """The front end of an image model that hears: how a window of sound becomes a picture.
 
-    LAVISH's pictures (16 kHz, 192 mel bands by 192 frames) are `{ num_mel_bins = 192, num_frames = 192 }` with
+    LAVISH's pictures of MUSIC-AVQA (16 kHz, 192 mel bands by 192 frames) are `{ front_end = "kaldi", rows = "time",
+    num_mel_bins = 192, num_frames = 192, min_hz = 20, mean = -5.385333, std = 7.185728, fill = -5.385333 }` with
     `image_size = 192` and `window_seconds = 1.95`.
 
     Args:
+        front_end: "log-mel": Hann windows, mel bands of equal area on Slaney's scale. "kaldi": Kaldi's filter banks as
+            torchaudio computes them (`torchaudio.compliance.kaldi.fbank` with `window_type="hanning"`, without energy
+            and dither): each frame without its mean, pre-emphasis 0.97, triangular bands on the HTK scale.
+        rows: "frequency": bands in rows, the highest at the top, time from left to right. "time": a frame a row, the
+            first at the top, bands from left to right, the lowest first. None for "frequency", of models of square
+            pictures in colour; of others it has to be said.
         sample_rate_hz: of the sound.
-        num_mel_bins: mel bands, the picture's height before it is resized.
-        num_frames: its width before it is resized: more frames are cut off, fewer filled with silence; None for those
+        num_mel_bins: mel bands, the picture's height (with rows of time its width) before it is resized.
+        num_frames: its other side before it is resized: more frames are cut off, fewer filled up; None for those
             of the whole window.
+        fill: the natural logarithm of the power of frames that fill up; None for silence's.
         frame_seconds, hop_seconds: length of a frame, and from one frame's beginning to the next's.
-        min_hz, max_hz: the lowest and the highest band's outer edges; None for half the sample rate.
+        min_hz, max_hz: the lowest and the highest band's outer edges; None for half the sample rate. Kaldi's own
+            lowest is 20.
         mean, std: what the natural logarithm of the power is shifted by and divided by; AudioSet's, as in the Audio
             Spectrogram Transformer (Gong et al., Interspeech 2021), by default.
     """
 
+    front_end: Literal["log-mel", "kaldi"] = "log-mel"
+    rows: Literal["frequency", "time"] | None = None
+    fill: float | None = None
     sample_rate_hz: Count = 16000
     num_mel_bins: Count = 128
     num_frames: Count | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 
@@ -26,13 +26,14 @@ class Preset:
 
     Args:
         about: the comment at the top.
-        clips: the tables of the encoders of clips.
+        clips: the tables of the encoders of clips; {sound} where lines depend on the data set.
         text: the table of the text encoder, where questions are asked.
         variants: with {modalities} where a variant names those that it reads.
         cached: of the encoders of clips.
         gflops: of one segment, all encoders of clips together, a multiplication and an addition counted as two.
         batch_size: questions a step.
         segments: T in place of the data set's own.
+        sound: from the data set's name, the lines of {sound}.
     """
 
     about: str
@@ -43,6 +44,7 @@ class Preset:
     gflops: float
     batch_size: int
     segments: int | None = None
+    sound: Callable[[str], str] = lambda dataset: ""
 
 
 ROBERTA = """\
@@ -51,10 +53,41 @@ model = "hf:FacebookAI/roberta-base"   # 12 units
 cut = {cut}
 """
 
+
+def lavish_sound(dataset: str) -> str:
+    """Return the window and the pictures that LAVISH hears, as its code makes them for MUSIC-AVQA and for AVE.
+
+    GenjiB/LAVISH, AVE/dataloader.py (`_wav2fbank`) and MUSIC-AVQA/net_grd_avst/dataloader_avst.py: filter banks of
+    `torchaudio.compliance.kaldi.fbank`, mean and deviation of each set's sound, a missing frame 0 after that.
+    """
+    is_ave = dataset == "ave"
+    window, hop = ("1.0", 0.0052) if is_ave else ("1.95", 0.01)
+    mean, deviation = (-4.984796, 3.707978) if is_ave else (-5.385333, 3.592864)
+    own = dataset in ("ave", "music-avqa")
+    source = "as its authors measured them" if own else "MUSIC-AVQA's: measure your own sound's"
+    return f"""\
+window_seconds = {window}
+cut = [0, 19, 24]
+
+[encoders.audio.picture]          # 192 frames by 192 bands, three equal channels, as the published code makes them
+front_end = "kaldi"
+rows = "time"
+num_mel_bins = 192
+num_frames = 192
+hop_seconds = {hop}
+min_hz = 20.0
+mean = {mean}                  # mean and twice the deviation, {source}
+std = {2 * deviation:.6f}
+fill = {mean}                  # a missing frame is 0 after the normalisation
+"""
+
+
 LAVISH = Preset(
     about="""\
 # LAVISH (Lin et al., CVPR 2023): one Swin-V2-L sees the frames and hears the sound as log-mel pictures, with adapters
-# between the two. Vision and sound are two encoders here, with the same frozen weights.
+# between the two. Vision and sound are two encoders here, with the same frozen weights. Whole frames are seen, and sound
+# is heard through Kaldi's filter banks, as in the published code; where its instants differ, talik's are the segments'
+# centres, and where it resizes without smoothing, talik smooths.
 #
 # The published method adapts every block from the first. Nothing of such a network stays frozen below an adapter, so
 # that only decoding and the embedding can be cached: that is variant "lavish", from boundary 0, and it saves little and
@@ -67,17 +100,13 @@ LAVISH = Preset(
     clips="""\
 [encoders.visual]
 model = "timm:swinv2_large_window12_192.ms_in22k"   # 24 units
+fit = "stretch"                   # whole frames, as the published code resizes them
 cut = [0, 19, 24]                 # for the variants "lavish", "lavish-top" and "probe"
 
 [encoders.audio]
 model = "timm:swinv2_large_window12_192.ms_in22k"
-window_seconds = 1.95
-cut = [0, 19, 24]
-
-[encoders.audio.picture]          # 192 bands by 192 frames of 10 ms, three equal channels
-num_mel_bins = 192
-num_frames = 192
-""",
+{sound}""",
+    sound=lavish_sound,
     text=ROBERTA.format(cut="12                          # the question enters at the head, as published"),
     variants="""\
 [[variants]]

@@ -48,6 +48,7 @@ def preset_text(dataset: str, preset: str) -> str:
     words = {
         "window": max(window, 1.0),
         "modalities": modalities,
+        "sound": chosen.sound(dataset),
     }
     parts = [
         f"# Written by `talik init {dataset} --preset {preset}`. Change what you like: unknown keys are refused.",
