@@ -85,9 +85,9 @@ fill = {mean}                  # a missing frame is 0 after the normalisation
 LAVISH = Preset(
     about="""\
 # LAVISH (Lin et al., CVPR 2023): one Swin-V2-L sees the frames and hears the sound as log-mel pictures, with adapters
-# between the two. Vision and sound are two encoders here, with the same frozen weights. Whole frames are seen, and sound
-# is heard through Kaldi's filter banks, as in the published code; where its instants differ, talik's are the segments'
-# centres, and where it resizes without smoothing, talik smooths.
+# between the two. Vision and sound are two encoders here, with the same frozen weights. Whole frames are seen, and
+# sound is heard through Kaldi's filter banks, as in the published code. Its instants are not talik's, which are the
+# segments' centres, and it resizes frames without smoothing.
 #
 # The published method adapts every block from the first. Nothing of such a network stays frozen below an adapter, so
 # that only decoding and the embedding can be cached: that is variant "lavish", from boundary 0, and it saves little and

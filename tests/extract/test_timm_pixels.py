@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import timm
@@ -13,6 +16,11 @@ from talik.errors import SettingsError
 from talik.extract.encoders.image_preprocess import ImagePreprocess
 from talik.extract.encoders.load import load_encoder
 from talik.extract.encoders.timm_preprocess import timm_preprocess
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from preprocess_coverage import compare, processor_compared, timm_compared
+from preprocess_processors import Entry
 
 #: Heights and widths: wide, portrait, smaller than the picture, higher than twice its width, one pixel off the picture,
 #: and two whose centre lies between two pixels (7 and 11 are cut off).
@@ -99,3 +107,22 @@ def test_pictures_that_no_frame_becomes_are_refused():
             timm_preprocess(_data(**changes), spec="timm:x")
     with pytest.raises(SettingsError, match=r"frames: found \(2, 3, 8, 8\)"):
         timm_preprocess(_data()).pictures(np.zeros((2, 3, 8, 8), np.uint8))
+
+
+def test_the_comparison_over_all_models_sees_one_pixel_and_two_levels():
+    data = _data(crop_pct=0.9)
+    own, ours = create_transform(**data, is_training=False), timm_preprocess(data)
+    levels = 1 / (255 * torch.tensor(data["std"]).view(-1, 1, 1))
+
+    def compared(change):
+        return compare(
+            lambda frames: change(ours(frames)["pixel_values"]), lambda i: torch.stack([own(x) for x in i]), levels, 1
+        )
+
+    assert compared(lambda pixels: pixels)["beyond"] == 0
+    assert compared(lambda pixels: pixels.roll(1, 3))["beyond"] > 0.5
+    assert compared(lambda pixels: pixels + 2.1 * levels)["beyond"] > 0.9
+    assert timm_compared(data)["way"] == "timm"
+    entry = Entry(processor="ViTImageProcessor", model="vit", settings={"size": {"height": 32, "width": 32}})
+    found = processor_compared(entry)
+    assert (found["way"], found["largest"]) == ("image", (0.0,) * 5)
