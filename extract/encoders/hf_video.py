@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...errors import EncoderError, SettingsError, TalikError
 from .hf_processor import ClipPreprocess, ProcessorPreprocess
-from .image_preprocess import ImagePreprocess, Interpolation
+from .image_preprocess import ImagePreprocess, Interpolation, PicturePreprocess
 from .model_sources import Prepared
 from .options import EncoderOptions, Fit
 
@@ -68,13 +68,17 @@ def prepare_frames(
             )
         prepared = ProcessorPreprocess(own, names=tuple(accepted), num_frames=num_frames)
         _check_one_size(prepared, name)
-        return Prepared(preprocess=prepared, num_frames=num_frames)
+        return Prepared(preprocess=prepared, earlier=_of_model(ours, main, num_frames), num_frames=num_frames)
     edge = min(size) / min(ours.height, ours.width)
     ours = replace(ours, height=size[0], width=size[1], resize=round(ours.resize * edge), fit=options.fit or ours.fit)
+    return Prepared(preprocess=_of_model(ours, main, num_frames), image_size=size, num_frames=num_frames)
+
+
+def _of_model(ours: ImagePreprocess, main: str, num_frames: int | None) -> PicturePreprocess:
+    """Return our preprocessing with the name of the model's argument, put together by clips where these enter."""
     if num_frames is not None:
-        clips = ClipPreprocess(ours, num_frames=num_frames, name=main)
-        return Prepared(preprocess=clips, image_size=size, num_frames=num_frames)
-    return Prepared(preprocess=replace(ours, name=main), image_size=size)
+        return ClipPreprocess(ours, num_frames=num_frames, name=main)
+    return replace(ours, name=main)
 
 
 def _replica(config: dict[str, Any], model_config: Any) -> ImagePreprocess:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,7 +57,8 @@ def open_timm(options: EncoderOptions) -> OpenedModel:
     data = resolve_model_data_config(model)
     height, width = options.size or tuple(data["input_size"][1:])
     if options.modality == "audio":
-        prepared = prepare_spectrogram(options, size=(height, width), num_channels=data["input_size"][0])
+        channels, *native = data["input_size"]
+        prepared = prepare_spectrogram(options, size=(native[0], native[1]), num_channels=channels)
     elif options.picture is not None or options.num_frames is not None:
         raise SettingsError(f"{options.spec}: picture is for modality 'audio', and num_frames for video models")
     else:
@@ -107,7 +109,7 @@ def _found_name(timm: Any, options: EncoderOptions) -> str:
     if options.model is not None or not (source == "local-dir" or is_path):
         return options.name
     folder = find_model(options.spec, rest, options.folder)
-    if folder == rest:
+    if not Path(folder).is_dir():
         raise EncoderError(
             f"{options.spec}: cannot be opened: there is no folder {place_of(rest, options.folder)}; a hub's model is "
             f"timm:hf-hub:{rest}"

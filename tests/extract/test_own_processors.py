@@ -137,6 +137,20 @@ def test_pixels_are_the_processors_at_every_shape(own, kind, tiny_encoders, tmp_
         assert float(((found - expected).abs() / level).max()) < (1.1 if kind == "image" else 1e-6), shape
 
 
+def test_a_store_of_the_replica_goes_on_with_it(tiny_encoders, tmp_path):
+    hf.AutoModel.from_pretrained(tiny_encoders["visual"]).save_pretrained(tmp_path)
+    limits = {"shortest_edge": 33, "longest_edge": 70}  # which an earlier version took no notice of
+    hf.CLIPImageProcessor(size=limits, crop_size=_SQUARE).save_pretrained(tmp_path)
+    encoder = load_encoder(f"hf:{tmp_path}", modality="visual")
+    now = encoder.identity(0)
+    then = {"fit": "crop", "height": 28, "width": 28, "resize": 33, "kind": "image", "interpolation": "bicubic"}
+    statistics = {"mean": now["preprocess"]["image_mean"], "std": now["preprocess"]["image_std"], "rescale": 1 / 255}
+    assert not encoder.follow([now])
+    assert encoder.follow([{**now, "preprocess": {**then, **statistics}}])
+    assert encoder.identity(0)["preprocess"]["kind"] == "image"
+    assert encoder.preprocess(_frames(2, 61, 171))["pixel_values"].shape == (2, 3, 28, 28)
+
+
 def test_processors_that_give_no_one_shape_are_refused(tiny_encoders, tmp_path):
     hf.AutoModel.from_pretrained(tiny_encoders["visual"]).save_pretrained(tmp_path)
     for own in (

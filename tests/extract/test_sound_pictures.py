@@ -133,6 +133,8 @@ def test_a_model_of_sound_is_followed_or_asked_about(tmp_path):
         said = PictureSettings(num_mel_bins=32, rows="time")
         encoder = load_encoder(spec, modality="audio", picture=said)
         assert encoder.preprocess(np.zeros((1, 16000), np.float32))["pixel_values"].shape == (1, channels, *size)
+    other = load_encoder("timm:test_vit", modality="audio", weights="random", image_size=(32, 64))  # sees, and may hear
+    assert other.preprocess(np.zeros((1, 16000), np.float32))["pixel_values"].shape == (1, 3, 32, 64)
     with pytest.raises(SettingsError, match=r"^rows: found 'both'"):
         PictureSettings(rows="both")
     with pytest.raises(SettingsError, match=r"^front_end: found 'htk'"):
