@@ -11,6 +11,7 @@ from ...extract.datasets.types import Manifest, Question
 from ...extract.encoders.encoder import Encoder
 from ...extract.media.clip_media import ClipMedia
 from ...extract.media.decode import iter_media
+from ...extract.stage.frame_inputs import FrameInputs
 from ...extract.stage.sampling import Sampling
 from ...extract.trunk.state import State
 from .batch import Batch, ClipRows, distinct, distinct_index
@@ -84,7 +85,9 @@ class LiveSource:
         if len(paths) < len(clips):
             gone = next(c.id for c in clips if c.path is None)
             raise MissingMediaError(f"{self._manifest.root}: the file of clip {gone!r} is missing; expected it there")
-        outcomes = list(iter_media(paths, self._sampling.media_settings({modality}, self._encoders)))
+        decoding = self._sampling.media_settings({modality}, self._encoders)
+        frames = FrameInputs(self._encoders[modality]) if modality == "visual" else None
+        outcomes = list(iter_media(paths, decoding, each_frame=frames))
         for outcome in outcomes:
             if outcome.error is not None:
                 raise outcome.error

@@ -33,6 +33,7 @@ from ...extract.encoders.encoder import Encoder
 from ...extract.encoders.verification_cache import cache_folder
 from ...extract.media.clip_media import ClipMedia
 from ...extract.media.decode import iter_media
+from ...extract.stage.frame_inputs import FrameInputs
 from ...extract.stage.prefix import boundary_states
 from ...extract.stage.sampling import Sampling
 from ...extract.trunk.state import State
@@ -91,8 +92,9 @@ def _measure_decoding(
     for _ in range(REPEATS):
         for wanted in combinations:
             settings = sampling.media_settings(set(wanted), encoders)
+            frames = FrameInputs(encoders["visual"]) if "visual" in wanted else None
             started = time.perf_counter()
-            outcomes = list(iter_media(paths, settings))
+            outcomes = list(iter_media(paths, settings, each_frame=frames))
             times["+".join(wanted)].append(time.perf_counter() - started)
             for outcome in outcomes:
                 if outcome.error is not None:

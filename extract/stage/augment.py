@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as pictures
 
@@ -34,7 +35,7 @@ def view_inputs(
 
     Args:
         encoder: whose modality says what is changed.
-        clips: decoded, by item key.
+        clips: decoded, by item key; frames that were prepared as they came (`FrameInputs`) are changed already.
         sampling: how they were sampled.
         settings: the changes; not read for view 0.
         view: 0 for the plain one.
@@ -45,11 +46,12 @@ def view_inputs(
     Raises:
         SettingsError: masks for an encoder whose inputs are no spectrogram.
     """
-    if view == 0 or settings is None:
-        return sampling.inputs(encoder, list(clips.values()))
+    prepared = encoder.modality == "visual" and all(clip.prepared is not None for clip in clips.values())
+    if view == 0 or settings is None or prepared:
+        return sampling.inputs(encoder, list(clips.values()), view=view)
     changed, draws = [], []
     for key, clip in clips.items():
-        draw = np.random.default_rng(draw_seed(settings.seed, encoder.modality, key, view))
+        draw = _draw(settings, encoder.modality, key, view)
         changed.append(augmented(clip, settings, draw, modality=encoder.modality, rate_hz=encoder.sample_rate_hz))
         draws.append(draw)
     inputs = sampling.inputs(encoder, changed)
@@ -65,17 +67,27 @@ def augmented(
 ) -> ClipMedia:
     """Return the clip with the frames, or the windows of sound, of one modality changed; the other is left as it is."""
     if modality == "visual" and clip.frames is not None:
-        frames = torch.from_numpy(clip.frames.copy()).permute(0, 3, 1, 2)  # (T, 3, H, W)
-        changed = _changed_frames(frames, settings, draw).permute(0, 2, 3, 1)
-        return dataclasses.replace(clip, frames=np.ascontiguousarray(changed.numpy()))
+        return dataclasses.replace(clip, frames=_changed_frames(clip.frames, settings, draw))
     if modality == "audio" and clip.waveforms is not None and settings.shift_seconds:
         most = round(settings.shift_seconds * (rate_hz or 0))
         return dataclasses.replace(clip, waveforms=np.roll(clip.waveforms, int(draw.integers(-most, most + 1)), axis=1))
     return clip
 
 
-def _changed_frames(frames: Tensor, settings: AugmentSettings, draw: np.random.Generator) -> Tensor:
-    """Crop, mirror and recolour (T, 3, H, W) uint8; the crop keeps its own size, since preprocessing takes any."""
+def changed_frames(
+    frames: NDArray[np.uint8], settings: AugmentSettings, modality: str, key: str, view: int
+) -> NDArray[np.uint8]:
+    """Return some frames (N, H, W, 3) of a clip, by its item's key, as a view shows them: the same draw for all."""
+    return _changed_frames(frames, settings, _draw(settings, modality, key, view))
+
+
+def _draw(settings: AugmentSettings, modality: str, key: str, view: int) -> np.random.Generator:
+    return np.random.default_rng(draw_seed(settings.seed, modality, key, view))
+
+
+def _changed_frames(raw: NDArray[np.uint8], settings: AugmentSettings, draw: np.random.Generator) -> NDArray[np.uint8]:
+    """Crop, mirror and recolour (T, H, W, 3); the crop keeps its own size, since preprocessing takes any."""
+    frames = torch.from_numpy(raw.copy()).permute(0, 3, 1, 2)  # (T, 3, H, W)
     if settings.crop is not None:
         top, left, height, width = _box(frames.shape[-2], frames.shape[-1], settings.crop, draw)
         frames = frames[..., top : top + height, left : left + width]
@@ -84,7 +96,7 @@ def _changed_frames(frames: Tensor, settings: AugmentSettings, draw: np.random.G
     if settings.jitter:
         for adjust in (pictures.adjust_brightness, pictures.adjust_contrast, pictures.adjust_saturation):
             frames = adjust(frames, 1 + settings.jitter * float(draw.uniform(-1, 1)))
-    return frames
+    return np.ascontiguousarray(frames.permute(0, 2, 3, 1).numpy())
 
 
 def _box(height: int, width: int, share: tuple[float, float], draw: np.random.Generator) -> tuple[int, int, int, int]:

@@ -18,6 +18,7 @@ from ..media.clip_media import ClipMedia
 from ..media.decode import iter_media
 from ..media.frame_folder import stat_media
 from .augment import view_inputs
+from .frame_inputs import FrameInputs
 from .prefix import boundary_states
 from .run_records import FailedClip
 from .sampling import Sampling
@@ -34,10 +35,17 @@ class ClipWorker(ShardWorker):
 
     sampling: Sampling
     _kept: States = field(default_factory=dict)  # of the last unit in which a clip failed: it comes again without it
+    _unseen: dict[str, list[str]] = field(default_factory=dict)  # of the unit's clips, by source
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what this process has opened and computed."""
-        return {**super().__getstate__(), "_kept": {}}
+        return {**super().__getstate__(), "_kept": {}, "_unseen": {}}
+
+    def run(self, task: ShardTask) -> dict[str, Any]:
+        """Compute and write a unit as every worker does; say too, by source, what of its clips is not looked at."""
+        result = super().run(task)
+        unseen, self._unseen = self._unseen, {}
+        return {**result, "unseen": unseen} if unseen else result
 
     def compute_states(self, task: ShardTask, places: list[Place]) -> tuple[States, list[FailedClip]]:
         """Decode a unit's clips and run them through the prefixes, as many at once as a forward takes."""
@@ -53,13 +61,16 @@ class ClipWorker(ShardWorker):
         per_forward = {m: max(1, self.settings[m].batch_size // self.sampling.rows(m)) for m in modalities}
         pending: dict[str, dict[str, ClipMedia]] = {m: {} for m in modalities}
         failed = []
-        outcomes = iter_media(task.media, self.sampling.media_settings(modalities, self.encoders))
+        decoding = self.sampling.media_settings(modalities, self.encoders)
+        outcomes = iter_media(task.media, decoding, each_frame=self._frame_inputs(task, places))
         for item, path, outcome in zip(task.items, task.media, outcomes, strict=True):
             if outcome.media is None:
                 failed.append(_failed(item, outcome.error))
             elif stat_media(path) != (item.size_bytes, item.mtime_ns):
                 failed.append(_failed(item, MediaError(f"{item.source}: was changed while it was read; run again")))
             else:
+                if outcome.media.notes:
+                    self._unseen[item.source] = list(outcome.media.notes)
                 for modality, clips in pending.items():
                     clips[item.key] = outcome.media
                     if len(clips) == per_forward[modality]:
@@ -71,6 +82,14 @@ class ClipWorker(ShardWorker):
             if clips:
                 self._run_prefix(modality, clips, states)
         return states, failed
+
+    def _frame_inputs(self, task: ShardTask, places: list[Place]) -> FrameInputs | None:
+        """Return what takes the clips' frames as they are decoded, for each view that is computed."""
+        views = [view for modality, _, view in places if modality == "visual"]
+        if not views:
+            return None
+        keys, augment = [item.key for item in task.items], self.settings["visual"].augment
+        return FrameInputs(self.encoders["visual"], views=views, augment=augment, keys=keys)
 
     def _run_prefix(self, modality: str, clips: dict[str, ClipMedia], states: States) -> None:
         """Preprocess every view of some clips, by item key, run the prefix, and add their states."""

@@ -31,6 +31,7 @@ class ExtractionResult:
         bytes_written: data files only.
         missing: clips without a file.
         failed: clips that could not be decoded.
+        unseen: what of clips is not looked at, each line with the sources of the clips.
         retried: receipts of the units that were begun more than once.
         notes: what differs between this environment and those that computed what is stored.
         worker_seconds: of other processes' units.
@@ -42,6 +43,7 @@ class ExtractionResult:
     bytes_written: int = 0
     missing: list[FailedClip] = field(default_factory=list)
     failed: list[FailedClip] = field(default_factory=list)
+    unseen: dict[str, set[str]] = field(default_factory=dict)
     retried: list[Receipt] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     worker_seconds: float = 0.0
@@ -63,6 +65,9 @@ class ExtractionResult:
             self.worker_seconds += receipt.seconds
         if receipt.attempts > 1:
             self.retried.append(receipt)
+        for source, lines in receipt.result.get("unseen", {}).items():
+            for line in lines:
+                self.unseen.setdefault(line, set()).add(source)
         for written in receipt.result.get("written", ()):
             self.items[written["boundary"]] = self.items.get(written["boundary"], 0) + written["items"]
             self.bytes_written += written["size_bytes"]

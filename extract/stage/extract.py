@@ -49,6 +49,7 @@ class ExtractReport:
         skipped: (source, reason) of media left out because the settings allow it.
         retried: units that were begun more than once, each with the reason.
         notes: versions that differ between this environment and those that computed what is stored.
+        unseen: what of the clips computed is not looked at, a line each.
     """
 
     items: dict[str, int]
@@ -59,6 +60,7 @@ class ExtractReport:
     skipped: tuple[tuple[str, str], ...] = ()
     retried: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """Return the report as a person reads it."""
@@ -67,6 +69,7 @@ class ExtractReport:
             return [*out, "nothing to do: every state is in the store"]
         out += [f"{name}: {count} items computed" for name, count in self.items.items() if count]
         out += [f"{name} was begun again: {reason}" for name, reason in self.retried]
+        out += self.unseen
         return [*out, f"{self.bytes_written / 1e6:.1f} MB written in {self.seconds:.1f} s"]
 
 
@@ -143,6 +146,7 @@ def extract(
         skipped=tuple((clip.source, clip.reason) for clip in (*result.missing, *result.failed)),
         retried=tuple((receipt.task, "; ".join(receipt.lost)) for receipt in result.retried),
         notes=tuple(dict.fromkeys(result.notes)),
+        unseen=tuple(_unseen_line(line, sorted(sources)) for line, sources in sorted(result.unseen.items())),
     )
 
 
@@ -185,6 +189,11 @@ def _decodable(requests: Sequence[StateRequest], result: ExtractionResult) -> li
     if failed:
         result.add_failed(failed)
     return [request.without({clip.key for clip in failed}) for request in requests]
+
+
+def _unseen_line(line: str, sources: Sequence[str]) -> str:
+    more = f" and {len(sources) - 3} more" if len(sources) > 3 else ""
+    return f"{', '.join(sources[:3])}{more}: {line}"
 
 
 def _failure_line(failed: Sequence[FailedClip], total: int, store: Path) -> str:

@@ -117,7 +117,8 @@ def undecodable(request: StateRequest, keys: Collection[str]) -> list[FailedClip
         return []
     items = {item.key: item for item in request.boundaries[0].items if item.key in keys}
     decoding = request.sampling.media_settings(set(request.encoders), request.encoders)
-    outcomes = iter_media([request.media[key] for key in items], decoding)
+    media = [request.media[key] for key in items]
+    outcomes = iter_media(media, decoding, each_frame=lambda _place, _pixels: None)
     return [
         FailedClip(source=item.source, key=item.key, reason=str(outcome.error))
         for item, outcome in zip(items.values(), outcomes, strict=True)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..encoders.encoder import Encoder
+from ..encoders.image_preprocess import PicturePreprocess
 from ..media.clip_media import ClipMedia, SegmentSettings
 from .settings import ExtractSettings
 
@@ -75,17 +76,35 @@ class Sampling:
         assert encoder.sample_rate_hz is not None
         return np.zeros((self.num_segments, round(self.window_seconds * encoder.sample_rate_hz)), dtype=np.float32)
 
-    def inputs(self, encoder: Encoder, clips: Sequence[ClipMedia]) -> dict[str, Tensor]:
+    def inputs(self, encoder: Encoder, clips: Sequence[ClipMedia], *, view: int = 0) -> dict[str, Tensor]:
         """The encoder's inputs for these clips, batch B·T with t fastest (B where whole clips enter the encoder).
 
-        Clips may differ in frame size.
+        Args:
+            encoder: of sound or pictures.
+            clips: may differ in frame size.
+            view: which view of frames that were prepared as they came (`FrameInputs`).
         """
+        prepared = [clip.prepared for clip in clips if clip.prepared is not None]
+        if encoder.modality == "visual" and prepared:
+            return _joined(encoder, [[frame[view] for frame in frames] for frames in prepared])
         parts = [clip.frames if encoder.modality == "visual" else clip.waveforms for clip in clips]
         arrays = [part for part in parts if part is not None]
         if len({a.shape for a in arrays}) == 1:
             return encoder.preprocess(np.concatenate(arrays))
-        made = [encoder.preprocess(array) for array in arrays]
-        return {name: torch.cat([m[name] for m in made]) for name in made[0]}
+        return _concatenated([encoder.preprocess(array) for array in arrays])
+
+
+def _joined(encoder: Encoder, clips: Sequence[Sequence[Any]]) -> dict[str, Tensor]:
+    """Put together what `FrameInputs` kept of the frames of some clips."""
+    if isinstance(encoder.preprocess, PicturePreprocess):
+        return encoder.preprocess.normalise(torch.stack([picture for clip in clips for picture in clip]))
+    if encoder.num_frames is None:
+        return _concatenated([inputs for clip in clips for inputs in clip])
+    return _concatenated([encoder.preprocess(np.stack(frames)) for frames in clips])
+
+
+def _concatenated(inputs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([one[name] for one in inputs]) for name in inputs[0]}
 
 
 def sampling_of(settings: ExtractSettings, encoders: Mapping[str, Encoder]) -> Sampling:
