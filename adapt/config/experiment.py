@@ -188,7 +188,8 @@ def load_experiment(path: Path | str, *, allow_missing: bool = False) -> Experim
     Raises:
         SettingsError: a malformed file, or a key or value that is refused; the message names file and key.
     """
-    experiment = experiment_from_tables(read_toml(path), path=Path(path))
+    path = Path(path)
+    experiment = experiment_from_tables(read_toml(path), path=path)
     if not allow_missing:
         return experiment
     extraction = experiment.extraction

@@ -216,8 +216,8 @@ def _measure(
             batch = _sample_batch(context, media, settings.batch_size)
             shares = clips_per_question(experiment, part, manifest)
             what = variant_key(context, part, batch) | {"settings": [settings.batch_size, settings.amp, shares]}
-            measure = partial(measure_step, model, settings, states, batch, device=device, clips=shares)
-            (train, answer, peak), slower = cached_measurement(what, measure, device=device, fresh=fresh)
+            step = partial(measure_step, model, settings, states, batch, device=device, clips=shares)
+            (train, answer, peak), slower = cached_measurement(what, step, device=device, fresh=fresh)
             seconds = {"train": train * slower, "answer": answer * slower}
             costs = variant_costs(experiment, part, manifest, model.starts(), **seconds, peak_bytes=int(peak))
             variants.append(costs)
@@ -227,8 +227,8 @@ def _measure(
             count = len(texts if part == "text" else media)
             inputs = partial(sample_inputs, context, encoder, decoded, texts)
             meter = partial(seconds_of, device=device)
-            measure = partial(encoder_costs, encoder, inputs, meter, count=count, item_bytes=item_bytes)
-            found, slower = cached_measurement(what, measure, device=device, fresh=fresh)
+            times = partial(encoder_costs, encoder, inputs, meter, count=count, item_bytes=item_bytes)
+            found, slower = cached_measurement(what, times, device=device, fresh=fresh)
             encoders[part] = restored_costs(found, manifest).scaled(slower)
     return machine, encoders, variants
 

@@ -117,8 +117,8 @@ def make_cost_table(variants: Mapping[str, Sequence[Run]]) -> CostTable:
     costs = []
     for name, runs in variants.items():
         own = [(plans.get((run.base, run.experiment)), run) for run in runs]
-        predicted = _total(plan and plan.predicted(run) for plan, run in own)
-        without_cache = _total(plan and plan.without_cache(run) for plan, run in own)
+        predicted = _total(None if plan is None else plan.predicted(run) for plan, run in own)
+        without_cache = _total(None if plan is None else plan.without_cache(run) for plan, run in own)
         costs.append(RunCosts(name, sum(run.train_seconds for run in runs), predicted, without_cache))
     return CostTable(
         variants=tuple(costs),

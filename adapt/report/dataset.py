@@ -9,6 +9,7 @@ import base64
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -141,11 +142,10 @@ def show_clip(clip: Clip, *, num_segments: int, stride_seconds: float | None = N
             frames = tuple(map(_jpeg, () if decoded.frames is None else decoded.frames))
     except (TalikError, OSError):
         return None
-    try:
-        video = data_uri(clip.path)
-    except MediaError:
-        video = ""
-    video = video if video.startswith("data:video/") else None
+    video = None
+    if _TYPES.get(clip.path.suffix.lower(), "").startswith("video/"):
+        with suppress(MediaError):
+            video = data_uri(clip.path)
     return ShownClip(clip_id=clip.id, video=video, frames=frames) if frames or video else None
 
 

@@ -176,7 +176,7 @@ def _shown_gates(
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(f"{path}: not as talik evaluate --gates writes it ({error}); write it again") from None
         wanted, turns = [*frames], Counter[str]()
-        ranked = []
+        ranked: list[tuple[int, int, int, Prediction]] = []
         for p in run.predictions:
             if p.question_id in charts:
                 rank = wanted.index(p.clip_id) if p.clip_id in frames else len(wanted)
