@@ -108,8 +108,14 @@ def _reason(error: Exception, options: EncoderOptions) -> str:
 
 
 def _named_class(transformers: Any, name: str, remote: dict[str, Any]) -> Any:
-    """Return the class that a configuration names, where the automatic one does not know it (a part saved alone)."""
+    """Return the class that a configuration names, where the automatic one does not know it (a part saved alone).
+
+    So too where the model's own code has it: the automatic class would keep the code that it loaded first, edits aside.
+    """
     config = transformers.AutoConfig.from_pretrained(name, **remote)
+    own = (getattr(config, "auto_map", None) or {}).get("AutoModel")
+    if own is not None and remote["trust_remote_code"]:
+        return transformers.dynamic_module_utils.get_class_from_dynamic_module(own, name)
     if type(config) in transformers.AutoModel._model_mapping or hasattr(config, "auto_map"):
         return None
     return next((getattr(transformers, n) for n in config.architectures or () if hasattr(transformers, n)), None)

@@ -323,7 +323,10 @@ class PretrainedEncoder(Encoder):
         """Return the configuration with lists of one entry a unit (layer kinds) cut at the boundary."""
 
         def cut(value: Any) -> Any:
-            return value[:boundary] if isinstance(value, list) and len(value) == self.num_units else value
+            if not isinstance(value, list) or len(value) != self.num_units:
+                return value
+            is_range = self.num_units <= 4 and any(isinstance(one, float) for one in value)  # limits, means
+            return value if is_range else value[:boundary]
 
         return {name: cut(value) for name, value in self._opened.config.items()}
 

@@ -51,11 +51,20 @@ def set_padding(tokenizer: Any, model: Any) -> None:
 
     What stands at padded places changes nothing, since they are masked; but it is looked up.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = _vocabulary(model) or len(tokenizer)
     own = [getattr(model.config, "pad_token_id", None), tokenizer.eos_token_id, tokenizer.unk_token_id, 0]
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
         token = next(n for n in own if isinstance(n, int) and 0 <= n < min(rows, len(tokenizer)))
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(token)
+
+
+def _vocabulary(model: Any) -> int | None:
+    """Return how many tokens a model has rows for; None where it does not say."""
+    try:
+        return int(model.get_input_embeddings().weight.shape[0])
+    except (NotImplementedError, AttributeError):  # a model's own code need not know where they are
+        named = getattr(model.config, "vocab_size", None)
+        return named if isinstance(named, int) else None
 
 
 def _rows_of_tables(model: nn.Module) -> list[int]:
@@ -76,7 +85,7 @@ def _rows_of_tables(model: nn.Module) -> list[int]:
 def _takes(model: Any, length: int) -> bool:
     """Say whether a text of so many tokens, none of which is padding, runs."""
     padding = getattr(model.config, "pad_token_id", None)
-    token = next(n for n in (3, 4) if n != padding) % model.get_input_embeddings().weight.shape[0]
+    token = next(n for n in (3, 4) if n != padding) % (_vocabulary(model) or 5)
     ids = torch.full((1, length), token)
     try:
         with torch.no_grad():
