@@ -52,14 +52,12 @@ class Int8Error:
         self.squared += other.squared
         self.num_items += other.num_items
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON for a provenance."""
-        return {"relative_rms": self.relative_rms, **vars(self)}
-
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Int8Error:
-        """Return the error that `to_json` described."""
-        return cls(**{name: fields[name] for name in ("squared_error", "squared", "num_items")})
+    def add_to(self, provenance: dict[str, Any]) -> None:
+        """Add this error to what a provenance has of it."""
+        found = provenance.get(MEASURED, vars(Int8Error()))
+        total = Int8Error(**{name: found[name] for name in vars(self)})
+        total.add(self)
+        provenance[MEASURED] = {"relative_rms": total.relative_rms, **vars(total)}
 
 
 def quantized(

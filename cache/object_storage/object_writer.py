@@ -178,16 +178,13 @@ class ObjectWriter(BoundaryWriter):
             if decided_commit(found[0])[0]:
                 continue
             ours = json.loads(found[0])["attributes"]["talik"]
-            entry = ours["provenance"][self._provenance]
-            total = Int8Error.from_json(entry[MEASURED]) if MEASURED in entry else Int8Error()
-            total.add(error)
-            entry[MEASURED] = total.to_json()
+            error.add_to(ours["provenance"][self._provenance])
             content = canonical_json(group_document({name: ours[name] for name in ours if name != "digest"}))
             with suppress(ObjectChangedError):
                 tag = objects.put(self._document, content, expect=found[1])
                 if found[1] == self._document_tag:  # else another process has added rows or measures since
                     self._document_tag = tag
-                    self._catalog.provenance[self._provenance][MEASURED] = entry[MEASURED]
+                    error.add_to(self._catalog.provenance[self._provenance])
                     self._mirror.place({self._document: (content, tag)})
                 return
 

@@ -19,7 +19,7 @@ import numpy as np
 from ...errors import SettingsError, StoreMismatchError
 from ..format import catalog as catalog_
 from ..format.catalog import Catalog
-from ..format.int8 import MEASURED, Int8Error
+from ..format.int8 import Int8Error
 from ..format.layout import RECEIPT_FIELDS, Grid
 from ..format.records import Records
 from ..format.spec import BoundarySpec, Item
@@ -63,7 +63,6 @@ class BoundaryWriter:
         check_lengths(spec, items, lengths)
         self.spec = spec
         self.bytes_written = 0
-        self._error: Int8Error | None = None
         self._lock_name = spec.path
         self._store = store
         self._items = _last_of_each_key(items)
@@ -190,12 +189,8 @@ class BoundaryWriter:
 
     def measured(self, error: Int8Error) -> None:
         """Add to the provenance what int8 changed in shards; `write` does, for those of other processes their owner."""
-        entry = self._catalog.provenance[self._provenance]
-        self._error = self._error or Int8Error.from_json(entry[MEASURED] if MEASURED in entry else vars(Int8Error()))
-        self._error.add(error)
-        entry[MEASURED] = self._error.to_json()
-        document = group_document(catalog_.attributes(self._catalog))
-        write_document(self._catalog.layout.folder, document)
+        error.add_to(self._catalog.provenance[self._provenance])
+        write_document(self._catalog.layout.folder, group_document(catalog_.attributes(self._catalog)))
 
     @property
     def shard_writer(self) -> ShardWriter:
