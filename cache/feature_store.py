@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from ..errors import SettingsError, StoreMismatchError, unknown_name
+from .format import catalog as catalog_
 from .format.catalog import Catalog
 from .format.spec import ArraySpec, BoundarySpec, Item, differences
+from .format.store_root import list_boundaries
 from .read.batch import Allocate, Batch
 from .read.boundary_reader import BoundaryReader, Verify
 from .read.local_rows import ReadPath
@@ -99,21 +101,21 @@ class FeatureStore(ABC):
         options = {"storage_options": storage_options, "cache_dir": cache_dir, "cache_gb": cache_gb}
         return cast(FeatureStore, open_store(path, mode, **options))
 
-    @abstractmethod
     def boundaries(self) -> tuple[BoundarySpec, ...]:
         """Return what the store holds, in order of modality and boundary, finished or not.
 
         Raises:
             StoreFormatError: damaged metadata.
         """
+        return list_boundaries(self.path)
 
-    @abstractmethod
     def catalog(self, spec: BoundarySpec) -> Catalog | None:
         """Return the small arrays of a boundary (items, rows, receipts), or None if the store does not have it.
 
         Raises:
             StoreFormatError, CorruptItemError: damage.
         """
+        return catalog_.load(self.path, spec)
 
     @abstractmethod
     def open_reader(
@@ -242,7 +244,8 @@ class FeatureStore(ABC):
         Raises:
             SettingsError: a backend whose files cannot be checked one by one.
         """
-        raise SettingsError(f"{self.where}: verify reads a store in a folder or in object storage, not {self._kind}")
+        kind = type(self).__name__
+        raise SettingsError(f"{self.where}: verify reads a store in a folder or in object storage, not {kind}")
 
     def editing(self, purpose: str) -> AbstractContextManager[Path]:
         """Give the folder with the store's small files, to be changed by this process alone; published at the end.
@@ -266,10 +269,6 @@ class FeatureStore(ABC):
             f"{self.where}: gc works on a store in a folder; of one behind a URL remove whole boundaries by the "
             "storage's own means while nobody writes it"
         )
-
-    @property
-    def _kind(self) -> str:
-        return type(self).__name__
 
     def _read_only(self) -> SettingsError:
         return SettingsError(f"{self.where}: opened for reading; open it with mode 'a' to write")

@@ -10,9 +10,8 @@ from ..errors import StoreFormatError
 from .atomic_io import is_temporary, make_folder
 from .feature_store import FeatureStore, LocalFiles, Mode
 from .format import catalog as catalog_
-from .format.catalog import Catalog
 from .format.spec import BoundarySpec
-from .format.store_root import check_root, list_boundaries, root_document
+from .format.store_root import check_root, root_document
 from .format.zarr_metadata import write_document
 from .read.batch import Allocate
 from .read.boundary_reader import BoundaryReader, Verify
@@ -43,14 +42,6 @@ class FolderStore(FeatureStore):
             write_document(path, root_document())
         if check:
             check_root(path)
-
-    def boundaries(self) -> tuple[BoundarySpec, ...]:
-        """Return what the store holds; see `FeatureStore.boundaries`."""
-        return list_boundaries(self.path)
-
-    def catalog(self, spec: BoundarySpec) -> Catalog | None:
-        """Return the small arrays of a boundary; see `FeatureStore.catalog`."""
-        return catalog_.load(self.path, spec)
 
     def open_reader(
         self, spec: BoundarySpec, *, verify: Verify, path: ReadPath, allocate: Allocate | None

@@ -27,7 +27,7 @@ from ..format import catalog as catalog_
 from ..format.catalog import Catalog
 from ..format.digests import canonical_json
 from ..format.spec import BoundarySpec
-from ..format.store_root import check_root, list_boundaries, root_document
+from ..format.store_root import check_root, root_document
 from ..format.zarr_metadata import METADATA_NAME
 from ..read.batch import Allocate
 from ..read.boundary_reader import BoundaryReader, Verify
@@ -80,14 +80,6 @@ class ObjectStore(FeatureStore):
         with named(self.where, self.path):
             if check:
                 check_root(self.path)
-
-    def boundaries(self) -> tuple[BoundarySpec, ...]:
-        """Return what the store holds; see `FeatureStore.boundaries`."""
-        return list_boundaries(self.path)
-
-    def catalog(self, spec: BoundarySpec) -> Catalog | None:
-        """Return the small arrays of a boundary; see `FeatureStore.catalog`."""
-        return catalog_.load(self.path, spec)
 
     @contextmanager
     def editing(self, purpose: str) -> Iterator[Path]:

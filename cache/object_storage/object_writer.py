@@ -254,12 +254,13 @@ def put_shard(
         ObjectChangedError: another process is putting it; the files here are kept.
     """
     objects, receipt = mirror.objects, mirror.key(layout.receipts.chunk_path(shard))
-    paths = [array.shard_path(shard) for array in layout.data]
+    data = {mirror.key(path): path for path in (array.shard_path(shard) for array in layout.data)}
+    files: dict[str, bytes | Path] = {**data, **small}
     tags: dict[str, str] = {}
     try:
         if objects.head(receipt) is not None:
             raise ObjectChangedError("finished since")
-        for key, content in [*((mirror.key(path), path) for path in paths), *small.items()]:
+        for key, content in files.items():
             if key == receipt and tags != seen_tags(mirror, layout, shard):
                 raise ObjectChangedError("replaced since")
             tags[key] = objects.put(key, content, expect=seen.get(key, ""))
@@ -269,7 +270,7 @@ def put_shard(
                 f"{layout.where}: another process is writing shard {shard} too and has put a part of it; what is "
                 "finished is kept: run again when it has ended"
             ) from None
-        for path in paths:
+        for path in data.values():
             path.unlink()
         mirror.place(objects.get_all(small))
         return {}
