@@ -138,12 +138,10 @@ class Mirror:
     def delete_gone_receipts(self, folder: str = "") -> None:
         """Delete the objects of receipts that were removed here."""
         with self._table() as known:
-            gone = [k for k in known if k.startswith(folder) and _is_receipt(k) and not (self.folder / k).exists()]
-        for key in sorted(gone):
-            self.objects.delete(key)
-        with self._table() as known:
-            for key in gone:
-                known.pop(key, None)
+            for key in sorted(k for k in known if k.startswith(folder) and _is_receipt(k)):
+                if not (self.folder / key).exists():
+                    self.objects.delete(key)
+                    del known[key]
 
     def note(self, tags: Mapping[str, str]) -> None:
         """Remember that files here are the objects of these entity tags."""

@@ -61,18 +61,14 @@ class LocalExecutor(WorkerPool[WorkerProcess]):
 
     def __init__(self, settings: EngineSettings, *, device: str) -> None:
         super().__init__(settings, memory_bytes=settings.memory_bytes)
-        self._idle: list[WorkerProcess] = []
-        self._busy: list[WorkerProcess] = []
         self._gpus = _visible_gpus() if torch.device(device).type == "cuda" else []
 
     def num_workers(self) -> int:
         """Return the number of jobs."""
         return self.settings.jobs or 1
 
-    def idle_worker(self, wanted: int) -> WorkerProcess | None:
-        """See `WorkerPool.idle_worker`."""
-        if self._idle:
-            return self._idle.pop()
+    def start(self, wanted: int) -> WorkerProcess | None:
+        """See `WorkerPool.start`."""
         if len(self._busy) >= self.num_workers():
             return None
         assert self._job is not None
@@ -82,7 +78,6 @@ class LocalExecutor(WorkerPool[WorkerProcess]):
 
     def begin(self, worker: WorkerProcess, task: Task) -> None:
         """See `WorkerPool.begin`."""
-        self._busy.append(worker)
         with suppress(OSError):  # it is gone, as its end of the pipe will say
             worker.connection.send(task)
 
@@ -91,32 +86,17 @@ class LocalExecutor(WorkerPool[WorkerProcess]):
         found: list[tuple[WorkerProcess, Outcome | str]] = []
         ready = wait([worker.connection for worker in self._busy], seconds)
         for worker in [worker for worker in self._busy if worker.connection in ready]:
-            self._busy.remove(worker)
             try:
                 found.append((worker, worker.connection.recv()))
-                self._idle.append(worker)
             except (EOFError, OSError):
                 with suppress(subprocess.TimeoutExpired):
                     worker.process.wait(5)  # its pipe may be closed a little before it is dead
                 found.append((worker, worker.end()))
         return found
 
-    def stop(self, worker: WorkerProcess) -> None:
-        """See `WorkerPool.stop`."""
-        if worker in self._busy:
-            self._busy.remove(worker)
-            worker.end()
-
-    def stop_idle(self) -> None:
-        """See `WorkerPool.stop_idle`."""
-        while self._idle:
-            self._idle.pop().end()
-
-    def close(self) -> None:
-        """Kill all workers."""
-        self.stop_idle()
-        for worker in list(self._busy):
-            self.stop(worker)
+    def kill(self, worker: WorkerProcess) -> None:
+        """See `WorkerPool.kill`."""
+        worker.end()
 
 
 def _visible_gpus() -> list[str]:

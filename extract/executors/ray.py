@@ -75,7 +75,6 @@ class RayExecutor(WorkerPool[Any]):
         )(_Worker)
         self._starting: dict[Any, Any] = {}  # actors that have not started yet, by the reference of their first answer
         self._running: dict[Any, Any] = {}  # actors that do a task, by the reference of its outcome
-        self._idle: list[Any] = []
         self._without_since: float | None = None
         self._failed_starts = 0
 
@@ -87,10 +86,8 @@ class RayExecutor(WorkerPool[Any]):
             room += int(min(have.get(name, 0.0) // need for name, need in self._needs.items() if need))
         return min(room, self.settings.jobs or room)
 
-    def idle_worker(self, wanted: int) -> Any | None:
-        """See `WorkerPool.idle_worker`; starts actors where the cluster has room."""
-        if self._idle:
-            return self._idle.pop()
+    def start(self, wanted: int) -> Any | None:
+        """Start actors where the cluster has room; they are idle once they have started. See `WorkerPool.start`."""
         starting = len(self._starting)
         for _ in range(min(self.num_workers() - len(self._running), wanted) - starting):
             actor = self._actor.remote(self._job, self.settings.num_threads, os.getcwd())
@@ -134,7 +131,8 @@ class RayExecutor(WorkerPool[Any]):
             outcome: Outcome | str
             try:
                 outcome = self._ray.get(ref)
-                self._idle.append(actor)
+                if begun:
+                    self._idle.append(actor)
             except self._ray.exceptions.RayError as error:
                 self._ray.kill(actor)  # it may be alive and unreachable
                 outcome = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -147,23 +145,20 @@ class RayExecutor(WorkerPool[Any]):
                 raise BackendError(f"{self._failed_starts} workers in a row did not begin; the last: {outcome}")
         return found
 
-    def stop(self, worker: Any) -> None:
-        """See `WorkerPool.stop`."""
+    def kill(self, worker: Any) -> None:
+        """See `WorkerPool.kill`."""
         self._running = {ref: actor for ref, actor in self._running.items() if actor is not worker}
         self._ray.kill(worker)
 
     def stop_idle(self) -> None:
         """Kill the actors that do nothing, and those that have not started yet."""
-        for actor in (*self._idle, *self._starting.values()):
-            self._ray.kill(actor)
-        self._idle, self._starting = [], {}
+        super().stop_idle()
+        while self._starting:
+            self._ray.kill(self._starting.popitem()[1])
 
     def close(self) -> None:
         """Kill the actors; leave the cluster if it was joined here."""
-        self.stop_idle()
-        for actor in self._running.values():
-            self._ray.kill(actor)
-        self._running = {}
+        super().close()
         if self._ours:
             self._ray.shutdown()
 

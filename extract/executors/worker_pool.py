@@ -33,10 +33,12 @@ class WorkerPool(Executor, Generic[Worker]):
         self.settings = settings
         self._memory_bytes = memory_bytes
         self._job: Job | None = None
+        self._idle: list[Worker] = []
+        self._busy: dict[Worker, Task] = {}
 
     @abstractmethod
-    def idle_worker(self, wanted: int) -> Worker | None:
-        """Return an idle worker, None if there is none now; `wanted` is the number of tasks that could be begun."""
+    def start(self, wanted: int) -> Worker | None:
+        """Start a worker and return it, None if none is ready now; `wanted` tasks could be begun."""
 
     @abstractmethod
     def begin(self, worker: Worker, task: Task) -> None:
@@ -47,12 +49,8 @@ class WorkerPool(Executor, Generic[Worker]):
         """Wait for at most `seconds`; return the workers that ended a task with its outcome, or why they are lost."""
 
     @abstractmethod
-    def stop(self, worker: Worker) -> None:
-        """Kill a worker that does a task."""
-
-    @abstractmethod
-    def stop_idle(self) -> None:
-        """Kill the workers that do nothing, which frees their memory."""
+    def kill(self, worker: Worker) -> None:
+        """End a worker, whatever it does."""
 
     def run(self, job: Job, tasks: Sequence[Task]) -> Iterator[Receipt]:
         """See `Executor.run`."""
@@ -61,32 +59,45 @@ class WorkerPool(Executor, Generic[Worker]):
             self._job = job
         queue = TaskQueue(tasks, attempts=self.settings.attempts)
         budget = MemoryBudget(self._memory_bytes)
-        busy: dict[Worker, Task] = {}
         try:
-            while queue or busy:
-                self._begin_tasks(queue, busy, budget)
+            while queue or self._busy:
+                self._begin_tasks(queue, budget)
                 for worker, outcome in self.poll(_SECONDS_BETWEEN_POLLS):
-                    task = busy.pop(worker)
+                    task = self._busy.pop(worker)
                     if isinstance(outcome, str):
                         receipt = queue.lost(task.name, outcome)
                     else:
+                        self._idle.append(worker)
                         receipt = queue.ended(task.name, outcome)
                     if receipt is not None:
                         budget.learn(task, receipt)
                         yield receipt
         finally:
-            for worker in busy:
-                self.stop(worker)
+            self._stop_busy()
 
-    def _begin_tasks(self, queue: TaskQueue, busy: dict[Worker, Task], budget: MemoryBudget) -> None:
+    def stop_idle(self) -> None:
+        """Kill the workers that do nothing, which frees their memory."""
+        while self._idle:
+            self.kill(self._idle.pop())
+
+    def close(self) -> None:
+        """Kill all workers."""
+        self.stop_idle()
+        self._stop_busy()
+
+    def _stop_busy(self) -> None:
+        while self._busy:
+            self.kill(self._busy.popitem()[0])
+
+    def _begin_tasks(self, queue: TaskQueue, budget: MemoryBudget) -> None:
         for task in queue.ready():
-            if not budget.admits(task, busy.values()):
+            if not budget.admits(task, self._busy.values()):
                 continue
-            worker = self.idle_worker(len(queue))
+            worker = self._idle.pop() if self._idle else self.start(len(queue))
             if worker is None:
                 return
             queue.begin(task)
-            busy[worker] = task
+            self._busy[worker] = task
             self.begin(worker, task)
         if self._memory_bytes is not None:
             self.stop_idle()
