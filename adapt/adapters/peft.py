@@ -23,23 +23,42 @@ from torch import Tensor
 from ...errors import SettingsError
 from ...extract.encoders.encoder import Encoder
 from ...extract.encoders.unit_replacement import UnitCopies, is_norm
+from .peft_lora_start import ChangedWeights, as_plain_lora
 from .peft_settings import TUNERS, PeftSettings, import_peft
 from .registry import register_adapter
-from .unit_tuner import UnitTuner
+from .unit_tuner import UnitTuner, put_buffer
 
 NAME = "default"  # of the adapter inside PEFT
 
 
 class PeftUnits(UnitTuner):
-    """PEFT's layers in copies of the named units."""
+    """PEFT's layers in copies of the named units.
+
+    `state_dict()` also holds, as buffers, what PEFT drew or computed at the start and does not train but its result
+    depends on, so that weights load into a model whose start was another: random numbers and singular vectors differ
+    between seeds, devices and libraries.
+    """
 
     models: dict[str, Any]
+    _changed: dict[str, ChangedWeights]
 
     def __init__(
         self, settings: PeftSettings, encoders: Mapping[str, Encoder], units: Mapping[str, Sequence[int]]
     ) -> None:
         object.__setattr__(self, "models", {})
         super().__init__(settings, encoders, units)
+        changed = {m: ChangedWeights(own, NAME) for m, own in self.copies.items()}
+        object.__setattr__(self, "_changed", {m: found for m, found in changed.items() if found.layers})
+        originals = {m: dict(encoders[m].model.named_parameters()) for m in self.copies}
+        for modality, own in self.copies.items():
+            for name, parameter in own.tree.named_parameters():
+                if not parameter.requires_grad and f".{NAME}" in name and name not in originals[modality]:
+                    put_buffer(self, f"{modality}.{name}", parameter.data)
+        for modality, found in self._changed.items():
+            for name, tensor in found.tensors().items():
+                put_buffer(self, f"{modality}.{name}", tensor)
+        self.register_load_state_dict_pre_hook(_fill_in)
+        self.register_load_state_dict_post_hook(_set_changed)
 
     def prepare(self, modality: str, copies: UnitCopies) -> None:
         """Let PEFT put its layers into the copies."""
@@ -138,9 +157,22 @@ class PeftUnits(UnitTuner):
                 config["target_modules"] = sorted(model.base_model.targeted_module_names)
             config |= {"inference_mode": True, "base_model_name_or_path": self.encoders[modality].spec}
             plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+            if modality in self._changed:
+                state, plain = as_plain_lora(self._changed[modality], state, plain)
             (place / "adapter_config.json").write_text(json.dumps(plain, indent=2, default=str), encoding="utf-8")
             tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
             save_file(tensors, place / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _fill_in(module: PeftUnits, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Let weights load that an earlier version saved, without the buffers of the start."""
+    for name, tensor in module.named_buffers():
+        state.setdefault(prefix + name, tensor)
+
+
+def _set_changed(module: PeftUnits, _: Any) -> None:
+    for changed in module._changed.values():
+        changed.set_weights()
 
 
 def _register() -> None:

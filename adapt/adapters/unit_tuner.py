@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ...errors import SettingsError
 from ...extract.encoders.encoder import Encoder
@@ -68,11 +68,21 @@ class UnitTuner(Adapter):
         return self
 
 
+def put_buffer(tree: nn.Module, name: str, tensor: Tensor) -> None:
+    """Register a buffer at a dotted path, with plain modules made on the way."""
+    path, _, last = name.rpartition(".")
+    _branch(tree, path).register_buffer(last, tensor)
+
+
 def _put_parameter(tree: nn.Module, name: str, parameter: nn.Parameter) -> None:
     """Register a parameter at a dotted path, with plain modules made on the way."""
     path, _, last = name.rpartition(".")
+    _branch(tree, path).register_parameter(last, parameter)
+
+
+def _branch(tree: nn.Module, path: str) -> nn.Module:
     for part in path.split("."):
         if part not in dict(tree.named_children()):
             tree.add_module(part, nn.Module())
         tree = tree.get_submodule(part)
-    tree.register_parameter(last, parameter)
+    return tree
