@@ -2,14 +2,16 @@
 
     {"clip": "videos/a.mp4", "question": "Is there a drum?", "answer": "yes", "type": "audio", "split": "train"}
 
-`clip` is a path relative to the root, or a name without ending that is looked up in the folders of the root. `question`
-may be left out (classification without text), as may `type` ("all"), `split` ("train"), `id` (the line's number) and
-`template` (the question itself). In place of `answer`, or beside it, `labels` gives the class of each segment: a list,
+`clip` is a path relative to the root, of a file or of a folder of frames, or a name that is looked up in the folders of
+the root. `question` may be left out of all records (classification without text); `type` ("all"), `split` ("train"),
+`id` (the line's number) and `template` (the question itself) of any. In place of `answer`, or beside it, `labels` gives the class of each segment: a list,
 in CSV with `|` between; segments in which nothing happens are "background".
 """
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ...errors import ManifestError, unknown_name
@@ -18,6 +20,12 @@ from .media_index import find_clips
 from .settings import DataSettings
 from .types import SPLITS, Manifest, Question
 
+#: Names of splits that other programs use for ours.
+_OTHER_SPLITS = {
+    **dict.fromkeys(("training",), "train"),
+    **dict.fromkeys(("valid", "validation", "dev", "development"), "val"),
+    **dict.fromkeys(("testing",), "test"),
+}
 _COLUMNS = ("clip", "question", "answer", "labels", "type", "split", "id", "template")
 
 
@@ -25,26 +33,30 @@ def load_generic(settings: DataSettings, *, root: Path, base: Path) -> Manifest:
     """Load a JSONL or CSV manifest.
 
     Raises:
-        ManifestError: a line that is not as described above, an unknown column, an id twice, an answer that is not in
-            `settings.answers`.
+        ManifestError: a line that is not as described above, an unknown column, an id or a whole record twice, a question
+            in some records only, an answer that is not in `settings.answers`.
         MissingMediaError: clips that are not there.
     """
     path = _manifest_file(settings, root=root, base=base)
     named: dict[str, Record] = {}
     seen: dict[str, str] = {}
+    records = read_table(path, columns=_COLUMNS)
+    vocabulary = tuple(unicodedata.normalize("NFC", answer.strip()) for answer in settings.answers)
     questions = []
-    for record in read_table(path):
+    for record in records:
         question = _question(record, settings.segments)
         if question.id in seen:
             raise record.error(f"id {question.id!r} is also that of {seen[question.id]}; ids are to be unique")
-        for word in _words(question) if settings.answers else ():
-            if word not in settings.answers:
-                raise record.error(f"'answer': {unknown_name('answer', word, settings.answers)}")
+        for word in _words(question) if vocabulary else ():
+            if word not in vocabulary:
+                raise record.error(f"'answer': {unknown_name('answer', word, vocabulary)}")
         seen[question.id] = record.where
         named.setdefault(question.clip_id, record)
         questions.append(question)
     if not questions:
         raise ManifestError(f"{path}: no record; a manifest has one line for each question")
+    _check_questions(records, questions)
+    _check_splits(records, questions)
     clips = find_clips(named, settings, root=root, by_path=True)
     rank = {split: i for i, split in enumerate(SPLITS)}
     ordered = sorted(questions, key=lambda q: rank.get(q.split, len(SPLITS)))
@@ -53,16 +65,64 @@ def load_generic(settings: DataSettings, *, root: Path, base: Path) -> Manifest:
         root=root,
         clips=clips,
         questions=tuple(ordered),
-        answers=settings.answers or tuple(dict.fromkeys(word for q in ordered for word in _words(q))),
+        answers=vocabulary or tuple(dict.fromkeys(word for q in ordered for word in _words(q))),
+        notes=tuple(_notes(records, questions)),
     )
+
+
+def _check_questions(records: Sequence[Record], questions: Sequence[Question]) -> None:
+    """Refuse a question that only some records have, and records that say the same as an earlier one."""
+    asking = [bool(question.text.strip()) for question in questions]
+    if any(asking) and not all(asking):
+        other = records[asking.index(True)].where
+        raise records[asking.index(False)].error(
+            f"no question, but {other} and {sum(asking) - 1} others have one; add it, or leave it out of all"
+        )
+    first: dict[tuple[object, ...], Record] = {}
+    for record, q in zip(records, questions, strict=True):
+        said = (q.clip_id, q.text, q.answer, q.labels, q.split)
+        earlier = first.setdefault(said, record)
+        if earlier is not record and "id" not in record.values:
+            raise record.error(
+                f"says the same as {earlier.where} (clip, question, answer and split); remove it, or give both an id"
+            )
+
+
+def _check_splits(records: Sequence[Record], questions: Sequence[Question]) -> None:
+    """Refuse a split that is meant to be train, val or test and is written otherwise."""
+    splits = {question.split for question in questions}
+    for record, question in zip(records, questions, strict=True):
+        written = question.split.casefold()
+        meant = written if written in SPLITS else _OTHER_SPLITS.get(written, "")
+        if meant and question.split != meant and (written == meant or meant not in splits):
+            raise record.error(f"'split' is {question.split!r}, expected {meant!r}")
+
+
+def _notes(records: Sequence[Record], questions: Sequence[Question]) -> Iterator[str]:
+    unsaid = [record for record in records if record.values.get("split") is None]
+    if 0 < len(unsaid) < len(records):
+        yield f"{len(unsaid)} records name no split and are of train, the first {unsaid[0].where}"
+    answers: dict[tuple[str, str], str] = {}
+    unlike = [
+        record
+        for record, q in zip(records, questions, strict=True)
+        if answers.setdefault((q.clip_id, q.text), q.answer) != q.answer
+    ]
+    if unlike:
+        yield (
+            f"{len(unlike)} records give a question about a clip another answer than an earlier record does, the first "
+            f"{unlike[0].where}"
+        )
 
 
 def _manifest_file(settings: DataSettings, *, root: Path, base: Path) -> Path:
     if settings.annotations is not None:
         return base / settings.annotations
-    for name in ("manifest.jsonl", "manifest.csv"):
-        if (root / name).is_file():
-            return root / name
+    found = [root / name for name in ("manifest.jsonl", "manifest.csv") if (root / name).is_file()]
+    if len(found) > 1:
+        raise ManifestError(f"{root}: found manifest.jsonl and manifest.csv; name the one to read in data.annotations")
+    if found:
+        return found[0]
     raise ManifestError(f"{root}: no manifest.jsonl or manifest.csv; put one there, or name it in data.annotations")
 
 
@@ -82,10 +142,10 @@ def _question(record: Record, segments: int) -> Question:
         id=record.where.rsplit(":", 1)[1] if identifier is None else identifier,
         clip_id=inside(record, "clip", record.text("clip"), single=False),
         text=text,
-        answer=record.text("answer", default="" if labels else None),
-        type=record.text("type", default="event" if labels else "all"),
+        answer=record.name("answer", default="" if labels else None),
+        type=record.name("type", default="event" if labels else "all"),
         template=record.text("template", default=text),
-        split=record.text("split", default="train"),
+        split=record.name("split", default="train"),
         labels=labels,
     )
 
@@ -96,7 +156,8 @@ def _labels(record: Record, segments: int) -> tuple[str, ...]:
     if given is None:
         return ()
     in_bars = isinstance(given, str) and not given.lstrip().startswith("[")
-    labels = [part.strip() for part in record.text("labels").split("|")] if in_bars else record.strings("labels")
+    labels = record.text("labels").split("|") if in_bars else record.strings("labels")
+    labels = [unicodedata.normalize("NFC", label.strip()) for label in labels]
     if len(labels) != segments or "" in labels:
         raise record.error(f"'labels' has {len(labels)} classes, expected {segments}, one for each of data.segments")
     return tuple(labels)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -34,6 +35,19 @@ class Record:
         if not isinstance(value, str):
             raise self.error(f"{key!r} is {_short(value)}, expected a string")
         return self._clean(key, value)
+
+    def name(self, key: str, *, default: str | None = None) -> str:
+        """Return a string field that is compared with others, as people mean it: without space around it, in NFC.
+
+        Raises:
+            ManifestError: it is absent and has no default, is no string, or holds nothing but space.
+        """
+        if self.values.get(key) is None and default is not None:
+            return default
+        found = unicodedata.normalize("NFC", self.text(key).strip())
+        if not found:
+            raise self.error(f"{key!r} is empty, expected a text")
+        return found
 
     def strings(self, key: str) -> list[str]:
         """Return a list of strings, given as such or as a string of JSON (MUSIC-AVQA's own form); absent is empty."""
@@ -78,15 +92,18 @@ def inside(record: Record, key: str, value: str, *, single: bool) -> str:
     Args:
         record: whose error is raised.
         key: the field's name, for the message.
-        value: an id or a relative path.
+        value: an id or a relative path, with `/` or `\\` between its parts.
         single: whether only one name, without any folder, will do.
+
+    Returns:
+        One spelling of all that mean the same: `/` between the parts, no `.` among them, none at the end, in Unicode's
+        form NFC, no space around it.
     """
-    path = PurePosixPath(value)
-    outside = path.is_absolute() or PureWindowsPath(value).drive or value.startswith("\\")
-    parts = value.replace("\\", "/").split("/")
-    if outside or ".." in parts:
+    plain = unicodedata.normalize("NFC", value.strip()).replace("\\", "/")
+    path = PurePosixPath(plain)
+    if path.is_absolute() or PureWindowsPath(value).drive or ".." in path.parts:
         raise record.error(f"{key!r} is {_short(value)}, which points outside the data set's root")
-    if not value.strip() or value == "." or (single and len(parts) > 1):
+    if not path.parts or (single and "/" in plain):
         raise record.error(f"{key!r} is {_short(value)}, expected the name of a clip")
     return str(path)
 
@@ -113,31 +130,53 @@ def read_lines(path: Path) -> list[tuple[str, str]]:
     return [(f"{path.name}:{n}", line) for n, line in lines if line.strip()]
 
 
-def read_table(path: Path) -> list[Record]:
+def read_table(path: Path, *, columns: Sequence[str]) -> list[Record]:
     """Return the records of a JSON-lines file (one object a line) or of a CSV file with a header line.
+
+    Args:
+        path: the file; in CSV the fields may also have semicolons or tabs between them.
+        columns: those that it may have.
 
     Raises:
         ManifestError: another ending than .jsonl or .csv, or a line that cannot be read.
     """
     text = _read(path)
     if path.suffix.lower() == ".csv":
-        return list(_csv_records(path.name, text))
+        return list(_csv_records(path.name, text, columns))
     if path.suffix.lower() not in (".jsonl", ".ndjson"):
         raise ManifestError(f"{path.name}: a manifest ends in .jsonl or .csv")
     lines = enumerate(text.split("\n"), start=1)
     return [_record(f"{path.name}:{n}", _parse(line, path.name, first_line=n)) for n, line in lines if line.strip()]
 
 
-def _csv_records(name: str, text: str) -> Iterator[Record]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+def _csv_records(name: str, text: str, columns: Sequence[str]) -> Iterator[Record]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text, columns), strict=True)
+    header: list[str] | None = None
     try:
-        for row in reader:
-            where = f"{name}:{reader.line_num}"
-            if None in row or None in row.values():
-                raise ManifestError(f"{where}: found another number of fields than the header's {len(row) - 1}")
-            yield Record(where, {k.strip(): v for k, v in row.items() if v != ""})
+        while True:
+            where = f"{name}:{reader.line_num + 1}"  # where the row begins: a quoted field may hold line ends
+            row = next(reader, None)
+            if row is None:
+                return
+            if not row:
+                continue
+            if header is None:
+                header = [cell.strip() for cell in row]
+                twice = [cell for cell in header if header.count(cell) > 1]
+                if twice:
+                    raise ManifestError(f"{where}: the header names {_short(twice[0])} twice")
+            elif len(row) != len(header):
+                raise ManifestError(f"{where}: found {len(row)} fields, expected the header's {len(header)}")
+            else:
+                yield Record(where, {k: v for k, v in zip(header, row, strict=True) if v != ""})
     except csv.Error as error:
-        raise ManifestError(f"{name}:{reader.line_num}: not CSV: {error}") from None
+        raise ManifestError(f"{where}: not CSV: {error}") from None
+
+
+def _delimiter(text: str, columns: Sequence[str]) -> str:
+    """Return what stands between the fields: of comma, semicolon and tab the one that gives most known columns."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    return max(",;\t", key=lambda mark: len({cell.strip(' "') for cell in first.split(mark)} & set(columns)))
 
 
 def _record(where: str, value: Any) -> Record:
@@ -150,19 +189,37 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: not UTF-8 text (byte {error.start})") from None
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ManifestError(
+            f"{path}: not UTF-8 text (byte {error.start}) in line {line}; save the file as UTF-8"
+        ) from None
     except OSError as error:
         raise ManifestError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 def _parse(text: str, name: str, *, first_line: int) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unlike_keys)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise ManifestError(f"{name}: line {line}, column {error.colno}: not JSON: {error.msg}") from None
+    except _KeyTwiceError as error:
+        raise ManifestError(f"{name}: line {first_line}: {error}") from None
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"{name}: line {first_line}: not JSON: {str(error).splitlines()[0]}") from None
+
+
+class _KeyTwiceError(ValueError):
+    pass
+
+
+def _unlike_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [key for key, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _KeyTwiceError(f"the key {_short(twice)} stands twice in one object; expected it once")
+    return found
 
 
 def _listing(values: Mapping[str, Any]) -> str:

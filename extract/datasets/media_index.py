@@ -1,14 +1,16 @@
 """Clips found on disk by id in the folders of a root, and the one error that lists what is missing.
 
 A clip is a video file; or a folder of extracted frames named after the clip, with or without a sound file of that name;
-or a sound file alone. Of several, the first in this order is taken.
+or a sound file alone. Of several kinds, the first in this order is taken; two files of one kind are an error.
 """
 
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from ...errors import ManifestError, MissingMediaError
@@ -17,41 +19,62 @@ from .json_records import Record
 from .settings import DataSettings
 from .types import Clip
 
-#: Endings of files that are looked at as clips; where one id has several, the first of these is taken.
+#: Endings of files that are looked at as clips.
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".ts")
 SOUND_SUFFIXES = (".wav", ".flac", ".mp3", ".m4a", ".opus", ".ogg")
 
 
 @dataclass(frozen=True)
 class MediaIndex:
-    """What some folders hold, each by name without ending; of two with one name, the earlier folder's."""
+    """What some folders hold, by name: files without and with their ending, folders; names are in Unicode's form NFC.
 
-    videos: dict[str, Path] = field(default_factory=dict)
-    sounds: dict[str, Path] = field(default_factory=dict)
-    folders: dict[str, Path] = field(default_factory=dict)
+    Attributes:
+        videos, sounds, folders: by name, all that have it, in the order of the folders that were looked at.
+        in_order: of several of one name in different folders, the earlier folder's is taken.
+    """
 
-    def clip(self, clip_id: str, *, frames_fps: float | None = None) -> Clip | None:
-        """Return the clip of an id, None where there is no file of it.
+    videos: dict[str, list[Path]] = field(default_factory=dict)
+    sounds: dict[str, list[Path]] = field(default_factory=dict)
+    folders: dict[str, list[Path]] = field(default_factory=dict)
+    in_order: bool = False
+
+    def clip(self, clip_id: str, name: str, *, frames_fps: float | None = None) -> Clip | None:
+        """Return the clip of a name, None where there is no file of it.
 
         Args:
-            clip_id: a name without ending.
+            clip_id: the clip's id.
+            name: of its file, with or without ending, or of its folder of frames.
             frames_fps: the rate at which frames in folders were extracted, where there are such.
 
         Raises:
-            ManifestError: the clip is a folder of frames, and their rate is not known.
+            ManifestError: several files have that name; or the clip is a folder of frames, and their rate is not known.
         """
-        sound = self.sounds.get(clip_id)
-        if clip_id in self.videos:
-            return Clip(id=clip_id, path=self.videos[clip_id])
-        folder = self.folders.get(clip_id)
-        if folder is not None and _holds_frames(folder):
+        if video := self._only(name, self.videos.get(name, ())):
+            return Clip(id=clip_id, path=video)
+        folder = self._only(name, [f for f in self.folders.get(name, ()) if _holds_frames(f)])
+        sounds = self.sounds.get(name, ())
+        if folder is not None:
             if frames_fps is None:
                 raise ManifestError(
                     f"{folder}: clip {clip_id!r} is a folder of frames; set data.frames_fps to the frames a second "
                     "at which they were extracted"
                 )
+            sound = self._only(name, [s for s in sounds if s.parent == folder.parent] or sounds)
             return Clip(id=clip_id, path=folder, sound=sound, frames_fps=frames_fps)
+        sound = self._only(name, sounds)
         return None if sound is None else Clip(id=clip_id, path=sound)
+
+    def _only(self, name: str, found: Sequence[Path]) -> Path | None:
+        """Return the one of several paths that a name stands for; they may be links to one file."""
+        if self.in_order:
+            found = [path for path in found if path.parent == found[0].parent]
+        for other in found[1:]:
+            if not os.path.samefile(found[0], other):
+                raise ManifestError(
+                    f"clip {name!r} may be {found[0]} or {other}: one name for two files; name each clip by its path "
+                    "below data.root, or the folders to look in, in order, in data.videos; or remove one"
+                )
+        return found[0] if found else None
 
 
 def resolve_root(root: str, base: Path) -> Path:
@@ -93,25 +116,24 @@ def media_folders(root: Path, names: Sequence[str]) -> list[Path]:
     return folders
 
 
-def index_media(folders: Iterable[Path]) -> MediaIndex:
-    """Return what lies in some folders: video files, sound files, and folders, which may hold frames."""
-    index = MediaIndex()
+def index_media(folders: Iterable[Path], *, in_order: bool = False) -> MediaIndex:
+    """Return what lies in some folders: video files, sound files, and folders, which may hold frames.
+
+    Args:
+        folders: to look in, not in what is below them.
+        in_order: see `MediaIndex`.
+    """
+    index = MediaIndex(in_order=in_order)
     for folder in folders:
-        videos: dict[str, tuple[int, Path]] = {}
-        sounds: dict[str, tuple[int, Path]] = {}
         with os.scandir(folder) as entries:
-            for entry in entries:
-                stem, suffix = os.path.splitext(entry.name)
-                for here, known in ((videos, VIDEO_SUFFIXES), (sounds, SOUND_SUFFIXES)):
-                    if suffix.lower() in known and entry.is_file():
-                        rank = known.index(suffix.lower())
-                        if stem not in here or rank < here[stem][0]:
-                            here[stem] = (rank, Path(entry.path))
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                stem, suffix = os.path.splitext(unicodedata.normalize("NFC", entry.name))
+                for known, endings in ((index.videos, VIDEO_SUFFIXES), (index.sounds, SOUND_SUFFIXES)):
+                    if suffix.lower() in endings and entry.is_file():
+                        known.setdefault(stem, []).append(Path(entry.path))
+                        known.setdefault(stem + suffix, []).append(Path(entry.path))
                 if entry.is_dir():
-                    index.folders.setdefault(entry.name, Path(entry.path))
-        for found, here in ((index.videos, videos), (index.sounds, sounds)):
-            for stem, (_, path) in here.items():
-                found.setdefault(stem, path)
+                    index.folders.setdefault(stem + suffix, []).append(Path(entry.path))
     return index
 
 
@@ -125,27 +147,83 @@ def find_clips(
         settings: `videos`, `frames_fps` and `allow_missing` are used here; with the last, a clip without a file has
             `path=None` instead of raising.
         root: the folder with the media.
-        by_path: an id may also be a file's path relative to `root`, which is looked for first.
+        by_path: an id may also be the path, relative to `root`, of a file, with or without its ending, or of a folder
+            of frames; that is looked for first.
 
     Raises:
-        ManifestError: `videos` names what is no folder below the root; a clip of frames whose rate is not known.
+        ManifestError: `videos` names what is no folder below the root; a clip of frames whose rate is not known; one
+            name for two files.
         MissingMediaError: clips without a file: how many, the first ten, and the record that names the first.
     """
-    found: dict[str, Clip | None] = dict.fromkeys(named)
-    if by_path:
-        found |= {i: Clip(id=i, path=root / i) for i in named if (root / i).is_file()}
-    by_name = [clip_id for clip_id, clip in found.items() if clip is None]
-    if by_name or not by_path:
-        index = index_media(media_folders(root, settings.videos))
-        found |= {i: index.clip(i, frames_fps=settings.frames_fps) for i in by_name}
+    finder = _Finder(settings, root)
+    found: dict[str, Clip | None] = {}
+    for clip_id, record in named.items():
+        try:
+            found[clip_id] = (finder.by_path(clip_id) if by_path else None) or finder.by_name(clip_id)
+        except ManifestError as error:
+            raise record.error(str(error)) from None
     missing = [clip_id for clip_id, clip in found.items() if clip is None]
     if missing and not settings.allow_missing:
         shown = ", ".join(repr(m) for m in missing[:10]) + (", …" if len(missing) > 10 else "")
         raise MissingMediaError(
             f"{len(missing)} of {len(named)} clips are not in {root}: {shown} (the first is named by "
-            f"{named[missing[0]].where}); add the files, or set allow_missing to go on without them"
+            f"{named[missing[0]].where}{finder.hint(missing[0])}); add the files, or set allow_missing to go on without "
+            "them"
         )
     return {clip_id: Clip(id=clip_id, path=None) if clip is None else clip for clip_id, clip in found.items()}
+
+
+class _Finder:
+    """Looks for clips below a root; reads each folder once."""
+
+    def __init__(self, settings: DataSettings, root: Path) -> None:
+        self._settings, self._root = settings, root
+        self._below: dict[Path, MediaIndex] = {}
+
+    @cached_property
+    def _index(self) -> MediaIndex:
+        folders = media_folders(self._root, self._settings.videos)
+        return index_media(folders, in_order=bool(self._settings.videos))
+
+    def by_name(self, clip_id: str) -> Clip | None:
+        """Return the clip of a name in the folders to look in."""
+        return self._index.clip(clip_id, clip_id, frames_fps=self._settings.frames_fps)
+
+    def by_path(self, clip_id: str) -> Clip | None:
+        """Return the clip at a path below the root."""
+        exact = self._root / clip_id
+        if clip_id.isascii() and exact.is_file():
+            return Clip(id=clip_id, path=exact)
+        *above, name = clip_id.split("/")
+        folder: Path | None = self._root
+        for part in above:
+            folder = None if folder is None else self._folder(folder, part)
+        if folder is None or not (above or exact.is_file() or exact.is_dir() or not clip_id.isascii()):
+            return None
+        clip = self._in(folder).clip(clip_id, name, frames_fps=self._settings.frames_fps)
+        return clip or (Clip(id=clip_id, path=exact) if exact.is_file() else None)
+
+    def hint(self, clip_id: str) -> str:
+        """Return where there is a file whose name differs in capitals only, for the message; else ""."""
+        index = self._index
+        known = {name.casefold(): paths[0] for kind in (index.videos, index.sounds) for name, paths in kind.items()}
+        near = known.get(clip_id.rpartition("/")[2].casefold())
+        return "" if near is None else f"; there is {near}"
+
+    def _folder(self, above: Path, name: str) -> Path | None:
+        if (above / name).is_dir() and name.isascii():
+            return above / name
+        found = self._in(above).folders.get(name, [])
+        if len(found) > 1:
+            raise ManifestError(
+                f"folder {name!r} may be {found[0]} or {found[1]}: one name for two folders; rename one"
+            )
+        return found[0] if found else None
+
+    def _in(self, folder: Path) -> MediaIndex:
+        if folder not in self._below:
+            self._below[folder] = index_media([folder])
+        return self._below[folder]
 
 
 def _holds_frames(folder: Path) -> bool:

@@ -87,7 +87,8 @@ class DataSettings:
         release: the release of MUSIC-AVQA whose files are taken, from the annotations' folder or from where they lie
             in the repository that it is distributed in: `original`, `updated`, `real`, `synthetic`, `v2.0-balanced`,
             `v2.0-biased` or `r` (MUSIC-AVQA-R). By default `avqa-<split>.json` in the annotations' folder.
-        videos: the folders in the root to look for clips, in order; by default the root and the folders in it.
+        videos: the folders in the root to look for clips, in order: of two files of one name the earlier folder's is
+            taken. By default the root and the folders in it, where two files of one name are an error.
         frames_fps: frames a second at which clips that are folders of frames were extracted.
         answers: the vocabulary of a `manifest`, in the order of its classes; by default the answers of train by first
             appearance, then those of the other splits.

@@ -48,9 +48,9 @@ def write_set(root: Path, *, media: bool = True, **splits: list[dict[str, Any]])
     for split in ("train", "val", "test"):
         records = splits.get(split, [record({"train": 0, "val": 1000, "test": 2000}[split])])
         (root / "annotations" / f"avqa-{split}.json").write_text(json.dumps(records))
-        for number, values in enumerate(records if media else []):
+        for number, clip in enumerate(dict.fromkeys(values["video_id"] for values in records) if media else []):
             folder = "videos" if number % 2 == 0 else "videos-synthetic"
-            (root / folder / f"{values['video_id']}.mp4").touch()
+            (root / folder / f"{clip}.mp4").touch()
     return root
 
 
@@ -318,7 +318,7 @@ def write_table(root: Path, name: str, text: str) -> Path:
 LINES = [
     {"clip": "clips/b.mp4", "question": "Is it loud?", "answer": "yes", "type": "sound", "split": "test", "id": "x"},
     {"clip": "a", "question": "Is it loud?", "answer": "no"},
-    {"clip": "a", "answer": "maybe", "template": "T"},
+    {"clip": "a", "question": "Is it?", "answer": "maybe", "template": "T"},
 ]
 
 
@@ -330,7 +330,7 @@ def test_json_lines_are_read(tmp_path: Path) -> None:
     assert [q.split for q in manifest.questions] == ["train", "train", "test"]
     assert [q.template for q in manifest.questions] == ["Is it loud?", "T", "Is it loud?"]
     assert [q.type for q in manifest.questions] == ["all", "all", "sound"]
-    assert manifest.questions[1].text == ""
+    assert manifest.questions[1].text == "Is it?"
     assert manifest.clips["a"].path == root / "clips" / "a.mp4"
     assert manifest.clips["clips/b.mp4"].path == root / "clips" / "b.mp4"
     assert any("1 questions of test have an answer that train does not have" in line for line in describe(manifest))
@@ -345,7 +345,7 @@ def test_csv_is_read(tmp_path: Path) -> None:
     manifest = load(write_table(tmp_path / "set", "manifest.csv", text), dataset="manifest")
     assert [(q.id, q.text, q.type) for q in manifest.questions] == [
         ("4", "Is it?", "sound"),
-        ("3", "Is it loud, or\nnot?", "all"),
+        ("2", "Is it loud, or\nnot?", "all"),
     ]
 
 
@@ -364,8 +364,8 @@ def test_csv_is_read(tmp_path: Path) -> None:
         ("manifest.jsonl", '{"clip": "gone", "answer": "x"}', r"1 of 1 clips are not in .*'gone'.*manifest\.jsonl:1"),
         ("manifest.jsonl", "", "no record"),
         ("manifest.jsonl", '{"clip": "a", "answer": "x", "id": 1}\n' * 2, "id '1' is also that of manifest.jsonl:1"),
-        ("manifest.csv", "clip,answer\na,yes,more\n", r"manifest\.csv:2: found another number of fields"),
-        ("manifest.csv", 'clip,answer\na,"yes\n', r"manifest\.csv:1: not CSV"),
+        ("manifest.csv", "clip,answer\na,yes,more\n", r"manifest\.csv:2: found 3 fields, expected the header's 2"),
+        ("manifest.csv", 'clip,answer\na,"yes\n', r"manifest\.csv:2: not CSV"),
         ("other.txt", "", "no manifest.jsonl or manifest.csv"),
     ],
 )
@@ -377,7 +377,7 @@ def test_a_malformed_table_is_named_in_one_line(tmp_path: Path, name: str, text:
 
 def test_the_blind_baseline_answers_by_template_then_type_then_all(tmp_path: Path) -> None:
     rows = [("T1", "s", "a")] * 3 + [("T1", "s", "b")] * 2 + [("T2", "p", "b")] * 2 + [("T2", "p", "c")] * 2
-    lines = [{"clip": "a", "template": t, "type": k, "answer": a} for t, k, a in rows]
+    lines = [{"clip": "a", "template": t, "type": k, "answer": a, "id": f"t{i}"} for i, (t, k, a) in enumerate(rows)]
     asked = [("T1", "s", "a"), ("T2", "p", "c"), ("new", "p", "b"), ("new", "other", "b")]
     lines += [
         {"clip": "b", "template": t, "type": k, "answer": a, "split": "test", "id": f"q{i}"}
