@@ -2,6 +2,7 @@
 
     TalikError
     ├── SettingsError(ValueError)        a key or value of an experiment or of a call
+    │   └── PlugInError                  an installed package's entry point that cannot be loaded
     ├── ManifestError(ValueError)        annotations, questions, clips
     ├── MediaError(OSError)              one video or sound file
     │   └── MissingMediaError            files that are not there
@@ -45,6 +46,10 @@ class TalikError(Exception):
 
 class SettingsError(TalikError, ValueError):
     """A key or value that an experiment or a call cannot have."""
+
+
+class PlugInError(SettingsError):
+    """An installed package's entry point that cannot be loaded."""
 
 
 class ManifestError(TalikError, ValueError):

@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-from .errors import SettingsError, unknown_name
+from .errors import PlugInError, SettingsError, unknown_name
 
 T = TypeVar("T")
 
@@ -71,7 +71,7 @@ def load_entry_points(group: str, name: str) -> list[Any]:
     """Return the objects that installed packages offer under `name` in a group of entry points.
 
     Raises:
-        SettingsError: importing one fails.
+        PlugInError: importing one fails.
     """
     found = []
     for point in entry_points(group=group, name=name):
@@ -79,7 +79,7 @@ def load_entry_points(group: str, name: str) -> list[Any]:
             found.append(point.load())
         except Exception as error:  # another package's code
             reason = " ".join(str(error).split())
-            raise SettingsError(
+            raise PlugInError(
                 f"{name!r}: the entry point {point.value!r} of group {group!r} cannot be loaded: "
                 f"{type(error).__name__}: {reason}"
             ) from None

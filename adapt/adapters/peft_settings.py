@@ -76,6 +76,10 @@ _NOT_OURS = frozenset(
 )  # fmt: skip
 
 
+#: Values of init_lora_weights that need more than the weights; without it PEFT starts as if they were not given.
+_STARTS_FROM_DATA = {"eva": "activations on data", "corda": "activations on data", "lora_ga": "gradients on data"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class PeftSettings:
     """A tuner and the keys of its PEFT config.
@@ -113,6 +117,24 @@ class PeftSettings:
         for modality in MODALITIES:
             made.config(modality)
         return made
+
+    def check_start(self) -> None:
+        """Refuse a start that PEFT makes from data or gradients, which talik does not gather, or from nothing at all.
+
+        Raises:
+            SettingsError: as said.
+        """
+        start = self.keys.get("init_lora_weights", True)
+        given = f"adapter.init_lora_weights: found {start!r}, "
+        if self.tuner == "adalora" and not isinstance(start, bool):
+            raise SettingsError(f"{given}which AdaLoRA does not read; expected true or false")
+        if start in _STARTS_FROM_DATA:
+            raise SettingsError(
+                f"{given}which is made from {_STARTS_FROM_DATA[start]} before training, which talik does not gather; "
+                'expected true, false, "gaussian", "orthogonal", "olora", "pissa", "pissa_niter_N" or "mica"'
+            )
+        if start == "loftq":
+            raise SettingsError(f"{given}which quantises the frozen weights, so that no other program could load them")
 
     def config(self, modality: str) -> Any:
         """A fresh PEFT config for one encoder."""

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from ...config import from_mapping
-from ...errors import SettingsError, unknown_name
+from ...errors import SettingsError, TalikError, unknown_name
 from ...registry import load_entry_points
 from .base import Adapter, as_adapter
 from .peft_settings import TUNERS
@@ -100,11 +100,22 @@ def known_adapters() -> tuple[str, ...]:
 
 
 def adapter_settings(table: Mapping[str, Any]) -> Any:
-    """Build the settings that `[variants.adapter]` gives: `kind` picks the class, the other keys are its own."""
+    """Build the settings that `[variants.adapter]` gives: `kind` picks the class, the other keys are its own.
+
+    Raises:
+        SettingsError: an unknown kind or key, or a value that the settings refuse, whatever their class raises.
+        BackendError: a package that the kind needs is not installed.
+    """
     kind = adapter_kind(str(table["kind"]))
     values = {k: v for k, v in table.items() if k != "kind"}
     parse = getattr(kind.settings, "from_table", None)
-    return from_mapping(kind.settings, values, where="adapter") if parse is None else parse(kind.name, values)
+    try:
+        return from_mapping(kind.settings, values, where="adapter") if parse is None else parse(kind.name, values)
+    except TalikError:
+        raise
+    except Exception as error:  # a class of one's own
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise SettingsError(f"adapter: {kind.name!r} refuses these settings: {reason}") from error
 
 
 def modalities_of(settings: Any) -> tuple[str, ...] | None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ...config import Amount, Count, CountOrZero, ShareBelowOne, from_mapping, settings_class, to_mapping
-from ...errors import SettingsError, unknown_name
-from ...extract.stage.settings import ExtractSettings, extract_settings, read_toml
+from ...errors import BackendError, PlugInError, SettingsError, unknown_name
+from ...extract.stage.settings import ExtractSettings, check_extraction, extract_settings, read_toml
 from ..adapters.registry import adapter_settings
 from ..model.heads import TaskSettings
 from ..model.registry import LOSSES, check_part
+from .check_experiment import check_experiment
 
 
 @settings_class
@@ -66,7 +68,8 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         if self.loss is not None:
-            check_part(LOSSES, self.loss, where="loss")
+            with _left_to_the_run():
+                check_part(LOSSES, self.loss, where="loss")
             if self.label_smoothing:
                 raise SettingsError("label_smoothing: is of the cross-entropy; expected 0 beside a loss of one's own")
 
@@ -104,7 +107,15 @@ class VariantSettings:
             raise SettingsError(f"name: found {self.name!r}, expected a name without spaces, slashes or a leading dot")
         if "kind" not in self.adapter:
             raise SettingsError(f"adapter.kind: missing in variant {self.name!r}")
-        adapter_settings(self.adapter)
+        with _left_to_the_run():
+            adapter_settings(self.adapter)
+
+
+@contextmanager
+def _left_to_the_run() -> Iterator[None]:
+    """Pass over what is not installed here, or cannot be imported: it ends the run that needs it, not the others."""
+    with suppress(BackendError, PlugInError):
+        yield
 
 
 @settings_class
@@ -167,6 +178,8 @@ class Experiment(Tables):
 
     def variant(self, name: str) -> VariantSettings:
         """Return the variant called `name`, or raise SettingsError with the known ones."""
+        if not self.variants:
+            raise SettingsError(f"{self.name}: no [[variants]]; expected at least one")
         known = [v.name for v in self.variants]
         if name not in known:
             raise SettingsError(unknown_name("variant", name, known))
@@ -190,6 +203,11 @@ def load_experiment(path: Path | str, *, allow_missing: bool = False) -> Experim
     """
     path = Path(path)
     experiment = experiment_from_tables(read_toml(path), path=path)
+    try:
+        check_extraction(experiment.extraction)
+        check_experiment(experiment)
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from None
     if not allow_missing:
         return experiment
     extraction = experiment.extraction

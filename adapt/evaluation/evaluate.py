@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ..scoring.metrics import Scores, score
 from ..scoring.predictions import answer, prediction_records, score_records
 from ..training.adapter_files import load_adapter
 from ..training.experiment_context import ExperimentContext
+from ..training.failures import raised_in_one_line
 from ..training.run_folder import RunFolder
 from .gates import gate_records
 
@@ -55,17 +57,25 @@ def evaluate(
 
     Raises:
         SettingsError: gates of an adapter that has none.
-        RunError: not a finished run's folder, or trained on other encoders.
+        RunError: not a finished run's folder, or trained on other encoders; or the variant raised any other error,
+            whose traceback is then in the folder's error.txt.
+        RunLockedError: another process is training this run or evaluating it; not where nothing is written.
 
     Example:
         >>> import talik
         >>> talik.evaluate("runs/exp/trimodal/seed0", split="val").scores.overall.total
         2
     """
-    started = time.perf_counter()
     folder = RunFolder(Path(run))
-    experiment, variant = folder.experiment()
+    folder.config()
     folder.check_done()
+    with folder.locked() if save or gates else nullcontext(), raised_in_one_line(folder):
+        return _evaluate(folder, split=split, live=live, device=device, save=save, gates=gates)
+
+
+def _evaluate(folder: RunFolder, *, split: str, live: bool, device: str, save: bool, gates: bool) -> Evaluation:
+    started = time.perf_counter()
+    experiment, variant = folder.experiment()
     context = ExperimentContext(experiment, device=device)
     model = context.build(variant, seed=int(folder.config()["seed"]))
     load_adapter(folder, model)

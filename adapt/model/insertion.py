@@ -85,6 +85,28 @@ def resolve_insertions(
     return ResolvedInsertions(tuple(made), tuple(resolver.notes))
 
 
+def check_reach(wanted: Wanted | None, num_units: Mapping[str, int]) -> None:
+    """Refuse "last K" that reaches below the first unit of every encoder: most adapters would stand at boundary 0.
+
+    Args:
+        wanted: what a variant's `insertion` says; anything but "last K" passes.
+        num_units: n of each encoder, by modality.
+
+    Raises:
+        SettingsError: K is more than the units of the deepest encoder.
+
+    >>> check_reach("last 8", {"visual": 12, "text": 6})
+    >>> check_reach("last 99", {"audio": 6})
+    Traceback (most recent call last):
+    talik.errors.SettingsError: insertion: 'last 99' of 6 units (audio); expected "last 6" at most
+    """
+    match = re.fullmatch(r"last (\d+)", wanted.strip()) if isinstance(wanted, str) else None
+    deepest = max(num_units, key=lambda m: num_units[m], default="")
+    if match and deepest and int(match[1]) > num_units[deepest]:
+        n = num_units[deepest]
+        raise SettingsError(f'insertion: {wanted!r} of {n} units ({deepest}); expected "last {n}" at most')
+
+
 def insertion_lines(resolved: ResolvedInsertions, num_units: Mapping[str, int], wanted: Wanted | None) -> list[str]:
     """What is to be told of a resolution: where it ended up, unless plain boundaries were given; and every note."""
     plain = isinstance(wanted, Mapping) and all(

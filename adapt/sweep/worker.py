@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from ...errors import RunError, RunLockedError
 from ...extract.executors.threads import torch_threads
 from ...extract.trunk.exact_float32 import exact_float32
 from ..config.experiment import Experiment
 from ..training.adapt import RunResult, open_trainer
 from ..training.experiment_context import ExperimentContext
-from ..training.lockstep_group import group_key, reason_of, train_together
+from ..training.failures import reason_of, record_failure
+from ..training.lockstep_group import group_key, train_together
 from ..training.run_folder import RunFolder
 from ..training.trainer import Trainer
 
@@ -40,15 +42,17 @@ class SweepJob:
         live: decode and encode the media files, without a store.
         device: the torch device.
         progress: show a tqdm bar for each group.
+        skip_locked: count a run that another process has as failed and train the others; otherwise none is trained.
     """
 
     experiment: Experiment
     live: bool
     device: str
     progress: bool = False
+    skip_locked: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("experiment", "live", "device", "progress")}
+        return {name: getattr(self, name) for name in ("experiment", "live", "device", "progress", "skip_locked")}
 
     @cached_property
     def context(self) -> ExperimentContext:
@@ -62,20 +66,27 @@ class SweepJob:
             `skipped`, the names of the runs that were finished before; `failures`, the reason of each that failed.
 
         Raises:
-            RunLockedError: another process is training one of them.
+            RunLockedError: another process is training one of them, and they are not skipped.
         """
+        failures: dict[str, str] = {}
         with ExitStack() as stack:
             stack.enter_context(torch_threads())
             stack.enter_context(exact_float32())
             for name in given.names:
-                stack.enter_context(RunFolder(self.experiment.runs / name / f"seed{given.seed}").locked())
-            return self._train(given)
+                try:
+                    stack.enter_context(RunFolder(self.experiment.runs / name / f"seed{given.seed}").locked())
+                except RunError as error:
+                    if isinstance(error, RunLockedError) and not self.skip_locked:
+                        raise
+                    failures[name] = str(error)
+            return self._train(given, failures)
 
-    def _train(self, group: RunGroup) -> dict[str, Any]:
+    def _train(self, group: RunGroup, failures: dict[str, str]) -> dict[str, Any]:
         skipped: list[str] = []
-        failures: dict[str, str] = {}
         lockstep: dict[object, list[Trainer]] = {}
         for name in group.names:
+            if name in failures:
+                continue
             try:
                 opened = open_trainer(self.context, name, group.seed, resume=True, live=self.live)
             except Exception as error:
@@ -93,5 +104,5 @@ class SweepJob:
         try:
             found = train_together(trainers, progress=self.progress).failures
         except Exception as error:  # of all: the store's, or of a group of one
-            found = dict.fromkeys((t.label for t in trainers), reason_of(error))
+            found = {t.label: record_failure(t.folder, error) for t in trainers if not t.folder.done}
         return {t.variant.name: found[t.label] for t in trainers if t.label in found and not t.folder.done}

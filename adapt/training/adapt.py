@@ -20,6 +20,7 @@ from ..config.run_config import run_config
 from ..model.insertion import insertion_lines
 from .distributed import Processes, joined
 from .experiment_context import ExperimentContext
+from .failures import failures_recorded, raised_in_one_line
 from .run_folder import RunFolder
 from .trainer import Trainer
 
@@ -71,7 +72,8 @@ def adapt(
     Raises:
         SettingsError, ManifestError, StoreError: what the experiment names does not exist or does not fit.
         RunLockedError: another process is training this run.
-        RunError: the run's folder is another run's, or training diverged.
+        RunError: the run's folder is another run's, training diverged, or the variant raised any other error; its
+            traceback is in the folder's error.txt.
 
     Example:
         >>> import talik
@@ -90,14 +92,15 @@ def adapt(
     ):
         announce = progress and processes.leads and context is None
         context = context or ExperimentContext(experiment, device=processes.device)
-        with processes.in_turn():
+        with processes.in_turn(), raised_in_one_line(folder):
             trainer = open_trainer(context, variant, seed, resume=resume, live=live, processes=processes)
         if isinstance(trainer, RunResult):
             return trainer
         processes.agree(trainer.model, trainer.loss)
         for line in describe(context.manifest, brief=True) if announce else ():
             tqdm.write(line, file=sys.stderr)
-        trainer.fit(show_progress=progress and processes.leads)
+        with raised_in_one_line(folder), failures_recorded(folder) if processes.leads else nullcontext():
+            trainer.fit(show_progress=progress and processes.leads)
         processes.wait()  # until the result is written
         return result_of(trainer.folder)
 
@@ -126,18 +129,22 @@ def open_trainer(
 
     Raises:
         SettingsError, ManifestError, StoreError: what the experiment names does not exist or does not fit.
-        RunError: the run's folder is another run's, or an unfinished one without `resume`.
+        RunError: the run's folder is another run's, or an unfinished one without `resume`; or the variant cannot be
+            built, whatever it raised.
     """
     chosen = context.experiment.variant(variant)
     settings = context.experiment.train_settings(chosen)
     folder = RunFolder(context.experiment.runs / chosen.name / f"seed{seed}")
+    if folder.status == "new":
+        context.check_insertion(chosen)
     if processes is None or processes.leads:
         folder.prepare(run_config(context.experiment, chosen, settings, seed), resume=resume)
     if folder.done:
         return result_of(folder, skipped=True)
     if settings.num_threads and torch.device(context.device).type == "cpu":
         torch.set_num_threads(settings.num_threads)
-    trainer = Trainer(context, chosen, settings, seed, folder, live=live, processes=processes)
+    with failures_recorded(folder) if processes is None or processes.leads else nullcontext():
+        trainer = Trainer(context, chosen, settings, seed, folder, live=live, processes=processes)
     num_units = {m: e.num_units for m, e in trainer.model.encoders.items()}
     notes = insertion_lines(trainer.model.insertions, num_units, chosen.insertion)
     for note in notes if trainer.processes.leads else ():

@@ -21,10 +21,11 @@ from ...extract.stage.sampling import Sampling, sampling_of
 from ...extract.stage.settings import EncoderSettings
 from ..adapters.base import Site
 from ..adapters.registry import adapter_kind, adapter_settings, modalities_of
+from ..config.check_experiment import check_placement
 from ..config.experiment import Experiment, VariantSettings
 from ..data.cached_source import CachedSource
 from ..data.live_source import LiveSource
-from ..model.insertion import Placement, ResolvedInsertions, resolve_insertions
+from ..model.insertion import Placement, ResolvedInsertions, check_reach, resolve_insertions
 from ..model.joint_model import JointModel
 from ..model.targets import check_task, make_head
 from .random_stream import derived_seed
@@ -115,17 +116,22 @@ class ExperimentContext:
 
     def insertions(self, variant: VariantSettings) -> ResolvedInsertions:
         """Resolve where the variant's adapters sit in the encoders."""
-        kind = adapter_kind(variant.adapter["kind"])
-        if kind.module is None and variant.insertion is not None:
-            raise SettingsError(f"variant {variant.name!r}: adapter kind {kind.name!r} has no insertion; remove it")
-        if kind.module is not None and variant.insertion is None:
-            raise SettingsError(f'variant {variant.name!r}: no insertion; expected for instance insertion = "last 1"')
-        if variant.placement != "between" and not kind.placement_given:
-            where = "enters no unit" if kind.module is not None and kind.module.beside else "trains inside units"
-            raise SettingsError(f"variant {variant.name!r}: {kind.name!r} {where}; remove placement")
         num_units = {m: e.num_units for m, e in self.used(variant).items()}
         try:
+            check_placement(variant)
             return resolve_insertions(variant.insertion, num_units, placement=_placement(variant))
+        except SettingsError as error:
+            raise SettingsError(f"variant {variant.name!r}: {error}") from None
+
+    def check_insertion(self, variant: VariantSettings) -> None:
+        """Refuse a variant's insertion that its encoders do not have, before it is trained.
+
+        Raises:
+            SettingsError: what `insertions` raises; or "last K" where every encoder has fewer units.
+        """
+        self.insertions(variant)
+        try:
+            check_reach(variant.insertion, {m: e.num_units for m, e in self.used(variant).items()})
         except SettingsError as error:
             raise SettingsError(f"variant {variant.name!r}: {error}") from None
 

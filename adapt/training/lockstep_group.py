@@ -10,9 +10,7 @@ rounding where the units that several need run on all their states at once (see 
 
 from __future__ import annotations
 
-import sys
 import time
-import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,7 +19,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ...errors import TalikError
 from ...extract.datasets.types import Question
 from ...extract.trunk.state import State
 from ..data.batch import Batch, FrozenOutputs
@@ -30,6 +27,7 @@ from ..model.frozen_units import states_at
 from ..model.joint_model import JointModel, autocast
 from ..scoring.predictions import Prediction
 from .experiment_context import ExperimentContext
+from .failures import record_failure
 from .stack_size import Member, Stacking
 from .trainer import Trainer
 
@@ -46,19 +44,6 @@ class Outcome:
     """What became of a group: the reason of each training that failed, by its label."""
 
     failures: dict[str, str] = field(default_factory=dict)
-
-
-def reason_of(error: Exception) -> str:
-    """Return an error in one line; of one that is not talik's own also its kind, and write its traceback to stderr.
-
-    >>> from talik.errors import SettingsError
-    >>> reason_of(SettingsError("lr: found 0, expected more"))
-    'lr: found 0, expected more'
-    """
-    if isinstance(error, TalikError):
-        return str(error)
-    tqdm.write("".join(traceback.format_exception(error)), file=sys.stderr)
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def train_together(trainings: Sequence[Trainer], *, progress: bool = True) -> Outcome:
@@ -159,11 +144,18 @@ class _Group:
     def _epoch(self, active: list[Trainer], epoch: int, bar: Any) -> None:
         started, lead = time.perf_counter(), active[0]
         for training in active:
-            training.begin_epoch()
+            with self._failing_alone(training):
+                training.begin_epoch()
+        active = [t for t in active if t in self.members]
+        if not active:
+            return
         by_clip, view_seed = lead.settings.group_by_clip, lead.data.view_seed(epoch)
         batches = self._shared_by(active).batches(lead.data.train_batches(epoch), view_seed=view_seed, by_clip=by_clip)
         for index, own in enumerate(batches):
-            self._step([(t, batch) for t, batch in zip(active, own, strict=True) if t in self.members])
+            left = [(t, batch) for t, batch in zip(active, own, strict=True) if t in self.members]
+            if not left:
+                return
+            self._step(left)
             bar.update(lead.data.batch_size(index))
         predictions = self._answers([t for t in active if t in self.members], "val")
         shared = self._share(list(predictions), started)
@@ -179,7 +171,7 @@ class _Group:
 
     def _fail(self, training: Trainer, error: Exception) -> None:
         """Let a training leave with its reason."""
-        self.outcome.failures[training.label] = reason_of(error)
+        self.outcome.failures[training.label] = record_failure(training.folder, error)
         self.members.remove(training)
 
     @contextmanager
@@ -215,7 +207,11 @@ class _Group:
             return
         started = time.perf_counter()
         for training in ended:
-            training.load_best_weights()
+            with self._failing_alone(training):
+                training.load_best_weights()
+        ended = [t for t in ended if t in self.members]
+        if not ended:
+            return
         predictions = self._answers(ended, ended[0].data.final_split)
         shared = self._share(list(predictions), started)
         for training, found in predictions.items():

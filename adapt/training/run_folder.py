@@ -8,6 +8,7 @@ runs/<experiment>/<variant>/seed<k>/
     predictions.jsonl   one line a test question
     result.json         accuracy by question type; written last: its presence says that the run is done
     checkpoint/         the state after the last epoch, while the run is not done
+    error.txt           message and traceback of the last error, until the run goes on
 """
 
 from __future__ import annotations
@@ -96,6 +97,7 @@ class RunFolder:
             with writing(self.path):
                 make_folder(self.path)
             self._write("config.toml", tomli_w.dumps(dict(config)))
+            self.error_file.unlink(missing_ok=True)
         return status
 
     def check_done(self) -> None:
@@ -145,10 +147,10 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes, on all machines that share the disk, from training this run.
+        """Keep other processes, on all machines that share the disk, from training this run or evaluating it.
 
         Raises:
-            RunLockedError: another process is training it.
+            RunLockedError: another process is training it or evaluating it.
             RunError: the folder cannot be made, or its file system has no locks.
         """
         path = self.path / ".lock"
@@ -159,11 +161,21 @@ class RunFolder:
                     locked(
                         path,
                         lambda who: RunLockedError(
-                            f"{self.path}: {who} is training this run; wait for it to end, or stop it, and run again"
+                            f"{self.path}: {who} is training this run or evaluating it; wait for it to end, or stop "
+                            "it, and run again"
                         ),
                     )
                 )
             yield
+
+    @property
+    def error_file(self) -> Path:
+        """The message and traceback of the last error that ended the run, or an evaluation of it."""
+        return self.path / "error.txt"
+
+    def write_error(self, text: str) -> None:
+        """Write `error_file`; characters that are not text are escaped."""
+        self._write(self.error_file.name, text.encode("utf-8", "backslashreplace").decode())
 
     def result(self) -> dict[str, Any]:
         """The finished run's result."""

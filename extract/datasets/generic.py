@@ -4,8 +4,9 @@
 
 `clip` is a path relative to the root, of a file or of a folder of frames, or a name that is looked up in the folders of
 the root. `question` may be left out of all records (classification without text); `type` ("all"), `split` ("train"),
-`id` (the line's number) and `template` (the question itself) of any. In place of `answer`, or beside it, `labels` gives the class of each segment: a list,
-in CSV with `|` between; segments in which nothing happens are "background".
+`id` (the line's number) and `template` (the question itself) of any. In place of `answer`, or beside it, `labels` gives
+the class of each segment: a list, in CSV with `|` between; segments in which nothing happens are "background". In CSV
+the fields may have commas, semicolons or tabs between them.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ def load_generic(settings: DataSettings, *, root: Path, base: Path) -> Manifest:
     """Load a JSONL or CSV manifest.
 
     Raises:
-        ManifestError: a line that is not as described above, an unknown column, an id or a whole record twice, a question
-            in some records only, an answer that is not in `settings.answers`.
+        ManifestError: a line that is not as described above, an unknown column, an id or a whole record twice, a
+            question in some records only, an answer that is not in `settings.answers`.
         MissingMediaError: clips that are not there.
     """
     path = _manifest_file(settings, root=root, base=base)

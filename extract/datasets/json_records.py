@@ -92,7 +92,7 @@ def inside(record: Record, key: str, value: str, *, single: bool) -> str:
     Args:
         record: whose error is raised.
         key: the field's name, for the message.
-        value: an id or a relative path, with `/` or `\\` between its parts.
+        value: an id or a relative path, with slashes of either kind between its parts.
         single: whether only one name, without any folder, will do.
 
     Returns:

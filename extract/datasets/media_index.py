@@ -167,8 +167,8 @@ def find_clips(
         shown = ", ".join(repr(m) for m in missing[:10]) + (", …" if len(missing) > 10 else "")
         raise MissingMediaError(
             f"{len(missing)} of {len(named)} clips are not in {root}: {shown} (the first is named by "
-            f"{named[missing[0]].where}{finder.hint(missing[0])}); add the files, or set allow_missing to go on without "
-            "them"
+            f"{named[missing[0]].where}{finder.hint(missing[0])}); add the files, or set allow_missing to go on "
+            "without them"
         )
     return {clip_id: Clip(id=clip_id, path=None) if clip is None else clip for clip_id, clip in found.items()}
 

@@ -245,7 +245,35 @@ def read_settings(path: Path | str, *, allow_missing: bool = False) -> ExtractSe
         SettingsError: anything that stage 1 cannot read, with the file's name, the key and what was expected.
     """
     settings = extract_settings(read_toml(Path(path)), path=Path(path))
+    try:
+        check_extraction(settings)
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from None
     return replace(settings, data=replace(settings.data, allow_missing=True)) if allow_missing else settings
+
+
+def check_extraction(settings: ExtractSettings) -> None:
+    """Refuse settings of an experiment file that would have no effect; those of runs trained before are not asked.
+
+    Raises:
+        SettingsError: with the key.
+    """
+    if settings.data.seed and settings.data.split != "by-video":
+        raise SettingsError('data.seed: is of split = "by-video" alone; remove it, or set that')
+    for modality, encoder in settings.encoders.items():
+        if encoder.cut == ():
+            raise SettingsError(f"encoders.{modality}.cut: found [], expected at least one boundary")
+        for name in _NOT_OF[modality]:
+            if getattr(encoder, name) is not None:
+                raise SettingsError(f"encoders.{modality}.{name}: {modality} has none; remove it")
+
+
+#: Settings that have no effect on an encoder of a modality.
+_NOT_OF = {
+    "visual": ("window_seconds", "picture"),
+    "audio": (),
+    "text": ("image_size", "fit", "num_frames", "window_seconds", "picture"),
+}
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Names as people mean them: Unicode forms, paths written in several ways, folders of frames, one name for two files."""
+"""Names as people mean them: Unicode forms, spellings of a path, folders of frames, one name for two files."""
 
 from __future__ import annotations
 
