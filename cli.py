@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -478,6 +479,9 @@ def encoders_inspect(
 
 def main() -> None:
     """Run the command line; talik's own errors end it in one line, anything else is a bug and shows its traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of any encoding shows what it lacks by its escape
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except TalikError as error:

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import StoreError
+from .mounts import tell_of_local_locks
 
 _UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
@@ -74,6 +75,8 @@ def is_same_file(descriptor: int, path: Path) -> bool:
 def acquire(path: Path, refused: Callable[[str], Exception]) -> int:
     """Lock a file without waiting, and write into it which process owns it.
 
+    Where the file system's locks hold on this machine only, a warning is logged.
+
     Args:
         path: the lock file, created if absent.
         refused: returns the error to raise from the owner in words ("process 12 on host").
@@ -85,6 +88,7 @@ def acquire(path: Path, refused: Callable[[str], Exception]) -> int:
         descriptor = open_locked(path, wait=False)
     except BlockingIOError:
         raise refused(owner(path)) from None
+    tell_of_local_locks(path.parent)
     sign(descriptor)
     return descriptor
 
@@ -105,6 +109,20 @@ def locked(path: Path, refused: Callable[[str], Exception]) -> Iterator[None]:
         yield
     finally:
         release(path, descriptor)
+
+
+@contextmanager
+def waiting_for(path: Path) -> Iterator[None]:
+    """Own a lock file, which stays, for the time of a block; wait for the present owner.
+
+    Raises:
+        LocksUnsupportedError: the file system has no locks.
+    """
+    descriptor = open_locked(path, wait=True)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sign(descriptor: int) -> None:

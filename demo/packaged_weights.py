@@ -15,8 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import filelock
-
+from ..cache.file_locks import waiting_for
 from ..cache.format.digests import digest_file
 from ..errors import EncoderError, SettingsError, unknown_name
 from ..extract.encoders.hf import open_hf
@@ -121,7 +120,7 @@ def check_folder(folder: Path) -> None:
 def _convert(name: str, entry: PackagedWeights, folder: Path) -> None:
     source, version = _installed_file(name, entry)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(f"{folder}.lock"):
+    with waiting_for(Path(f"{folder}.lock")):
         if (folder / _RECORD).is_file():  # another process was faster
             return
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
