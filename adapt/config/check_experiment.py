@@ -1,26 +1,25 @@
-"""What an experiment file may not say, beyond what each table alone forbids: settings that would have no effect.
+"""What an experiment may not say, beyond what each table alone forbids: settings that would have no effect.
 
-Looked at when a file is read, and not when the settings of a run that was trained before are read back.
+Looked at when a file is read or a run begins, and not when the settings of a trained run are read back.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ...errors import BackendError, PlugInError, SettingsError, unknown_name
+from ...errors import SettingsError, unknown_name
 from ..adapters.peft_settings import PeftSettings
-from ..adapters.registry import adapter_kind, adapter_settings, modalities_of
+from ..adapters.registry import adapter_kind, adapter_settings
 
 if TYPE_CHECKING:
     from .experiment import Experiment, VariantSettings
 
 
 def check_experiment(experiment: Experiment) -> None:
-    """Refuse settings that contradict each other or would have no effect, before anything is opened.
+    """Refuse settings that concern all variants and contradict each other or would have no effect.
 
     Raises:
-        SettingsError: with the key, or the name of the variant.
+        SettingsError: with the key.
     """
     sweep = experiment.sweep
     if not sweep.seeds:
@@ -29,31 +28,28 @@ def check_experiment(experiment: Experiment) -> None:
         raise SettingsError(f"sweep.seeds: found {list(sweep.seeds)}, expected each seed once")
     if sweep.stack is False and sweep.stack_size:
         raise SettingsError("sweep.stack_size: has no effect beside stack = false; remove one of them")
-    for variant in experiment.variants:
-        with suppress(BackendError, PlugInError):  # the run that needs it says so
-            try:
-                _check_variant(experiment, variant)
-            except PlugInError:
-                raise
-            except SettingsError as error:
-                raise SettingsError(f"variant {variant.name!r}: {error}") from None
 
 
-def _check_variant(experiment: Experiment, variant: VariantSettings) -> None:
-    check_placement(variant)
-    settings = adapter_settings(variant.adapter)
-    if isinstance(settings, PeftSettings):
-        settings.check_start()
-    encoders = {m for m, _ in experiment.extraction.encoders.items()}
-    for modality in modalities_of(settings) or ():
-        if modality not in encoders:
-            raise SettingsError(f"its adapter reads {modality}, but there is no [encoders.{modality}]")
-    if isinstance(variant.insertion, dict):
-        for modality, boundaries in variant.insertion.items():
+def check_variant(experiment: Experiment, variant: VariantSettings) -> None:
+    """Refuse a variant's settings that do not fit its adapter or the experiment's encoders, before it is built.
+
+    Raises:
+        SettingsError: with the variant's name and the key.
+        BackendError: a package that the variant needs is not installed.
+    """
+    try:
+        check_placement(variant)
+        settings = adapter_settings(variant.adapter)
+        if isinstance(settings, PeftSettings):
+            settings.check_start()
+        encoders = {m for m, _ in experiment.extraction.encoders.items()}
+        for modality, boundaries in variant.insertion.items() if isinstance(variant.insertion, dict) else ():
             if modality not in encoders:
                 raise SettingsError(f"insertion: {unknown_name('modality', modality, encoders)}")
             if not boundaries:
                 raise SettingsError(f"insertion.{modality}: found [], expected at least one boundary")
+    except SettingsError as error:
+        raise SettingsError(f"variant {variant.name!r}: {error}") from error
 
 
 def check_placement(variant: VariantSettings) -> None:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from ...errors import BackendError, PlugInError, RunError, SettingsError, TalikError
+from ...errors import RunError, SettingsError, TalikError
 from ...extract.executors.open import open_executor
 from ...extract.executors.settings import EngineSettings
 from ...extract.executors.tasks import Receipt, ReceiptFile, Task
@@ -67,8 +66,7 @@ def sweep(
         The finished runs; the failed ones with their reasons.
 
     Raises:
-        SettingsError: an unknown variant, or none; an insertion that the encoders do not have, where this process
-            trains.
+        SettingsError: an unknown variant, or none.
         RunError: every run failed; a single failure is recorded in the result, and the others go on.
         BackendError: the engine cannot run.
 
@@ -110,8 +108,6 @@ class _Sweep:
             tqdm(total=len(pairs), desc="runs", unit="run", disable=not progress) as bar,
             open_executor(self.engine, device=self.device, base=self.experiment.base) as workers,
         ):
-            if in_process:
-                self._check_insertions(job, pairs)
             groups = run_groups(self.experiment, pairs, fuse=fuse, num_workers=workers.num_workers())
             peaks = {} if in_process else _planned_peaks(self.experiment, self.device)
             tasks = {}
@@ -132,14 +128,6 @@ class _Sweep:
             raise RunError(f"all {len(failures)} runs failed; the first: {': '.join(failures[0])}")
         runs = tuple(self.results[pair] for pair in pairs if pair in self.results)
         return SweepResult(runs=runs, failures=tuple(failures), retried=tuple(self.retried))
-
-    def _check_insertions(self, job: SweepJob, pairs: Sequence[tuple[str, int]]) -> None:
-        """Refuse an insertion before any run is trained; other engines' workers open the encoders themselves."""
-        new = {name for name, seed in pairs if RunFolder(self.experiment.runs / name / f"seed{seed}").status == "new"}
-        for variant in self.experiment.variants:
-            if variant.name in new:
-                with suppress(BackendError, PlugInError):  # ends the variant alone
-                    job.context.check_insertion(variant)
 
     def _record(self, group: RunGroup, receipt: Receipt) -> None:
         """Record each run of a group as finished or failed: a run is finished if its folder says so."""

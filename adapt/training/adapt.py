@@ -15,6 +15,7 @@ from ...errors import RunError
 from ...extract.datasets.describe import describe
 from ...extract.executors.threads import torch_threads
 from ...extract.trunk.exact_float32 import exact_float32
+from ..config.check_experiment import check_variant
 from ..config.experiment import Experiment, load_experiment
 from ..config.run_config import run_config
 from ..model.insertion import insertion_lines
@@ -136,7 +137,9 @@ def open_trainer(
     settings = context.experiment.train_settings(chosen)
     folder = RunFolder(context.experiment.runs / chosen.name / f"seed{seed}")
     if folder.status == "new":
-        context.check_insertion(chosen)
+        with failures_recorded(folder) if processes is None or processes.leads else nullcontext():
+            check_variant(context.experiment, chosen)
+            context.check_insertion(chosen)
     if processes is None or processes.leads:
         folder.prepare(run_config(context.experiment, chosen, settings, seed), resume=resume)
     if folder.done:

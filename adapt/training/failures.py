@@ -26,7 +26,7 @@ def reason_of(error: Exception) -> str:
     "KeyError: 'gain'"
     """
     try:
-        said = " ".join(str(error).split())
+        said = " ".join(str(error).split()).encode(errors="backslashreplace").decode()
     except Exception:  # a plug-in's own class
         said = "its message cannot be shown"
     return said if isinstance(error, TalikError) else f"{type(error).__name__}: {said}".removesuffix(": ")

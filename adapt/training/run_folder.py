@@ -174,8 +174,8 @@ class RunFolder:
         return self.path / "error.txt"
 
     def write_error(self, text: str) -> None:
-        """Write `error_file`; characters that are not text are escaped."""
-        self._write(self.error_file.name, text.encode("utf-8", "backslashreplace").decode())
+        """Write `error_file`."""
+        self._write(self.error_file.name, text)
 
     def result(self) -> dict[str, Any]:
         """The finished run's result."""
@@ -203,7 +203,7 @@ class RunFolder:
 
     def _write(self, name: str, text: str) -> None:
         with writing(self.path / name):
-            write_file(self.path / name, text.encode())
+            write_file(self.path / name, text.encode(errors="backslashreplace"))  # of half a surrogate JSON's escape
 
 
 @contextmanager

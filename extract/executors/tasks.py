@@ -193,4 +193,4 @@ class ReceiptFile:
         """
         line = {"run": self._run, "time": round(time.time(), 3), **asdict(receipt)}
         with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.write(json.dumps(line) + "\n")  # an error may hold what is no text

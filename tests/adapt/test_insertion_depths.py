@@ -93,3 +93,12 @@ def test_what_it_resolved_to_is_told() -> None:
 def test_mistakes_are_named(wanted: Any, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         resolve_insertions(wanted, DEPTHS)
+
+
+def test_an_insertion_that_no_encoder_reaches_is_refused() -> None:
+    from talik.adapt.model.insertion import check_reach
+
+    check_reach("last 12", {"visual": 12, "text": 6})
+    check_reach(None, {"visual": 12})
+    with pytest.raises(SettingsError, match=r"'last 13' of 12 units \(visual\); expected \"last 12\" at most"):
+        check_reach("last 13", {"visual": 12, "text": 6})
