@@ -1,7 +1,7 @@
 """Copy, in a folder of this machine, of the small files of a store in object storage; changes go either way.
 
-Beside the folder stands `.NAME.synced.json`: of each file its entity tag there, and its size and time here, as they
-were when both were the same. A file whose tag or time is another has changed on that side.
+Beside the folder stands `.NAME.synced.json`: of each file its entity tag there, and of a small file its size and time
+here, as they were when both were the same. A file whose tag or time is another has changed on that side.
 
 A pull gets the boundaries' documents first and puts them in place last, so that a copy never says more than it holds,
 whatever a writer does meanwhile. A push puts each file on the condition that the object is still the one last seen.
@@ -144,7 +144,7 @@ class Mirror:
                     del known[key]
 
     def note(self, tags: Mapping[str, str]) -> None:
-        """Remember that files here are the objects of these entity tags."""
+        """Remember that files here are the objects of these entity tags; a data file may come just after."""
         with self._table() as known:
             for key, etag in tags.items():
                 self._note(key, etag, known)
@@ -171,8 +171,10 @@ class Mirror:
         return False
 
     def _note(self, key: str, etag: str, known: dict[str, Any]) -> None:
-        state = (self.folder / key).stat()
-        known[key] = [etag, state.st_size, state.st_mtime_ns]
+        known[key] = [etag]
+        if not is_data(key):
+            state = (self.folder / key).stat()
+            known[key] += [state.st_size, state.st_mtime_ns]
 
     def _place(self, files: Mapping[str, tuple[bytes, str]], known: dict[str, Any]) -> None:
         """Put each file in place in one rename; not durable, since it can be fetched again."""

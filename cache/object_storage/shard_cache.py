@@ -104,8 +104,8 @@ class ShardCache:
             path.unlink()
             return
         target.parent.mkdir(parents=True, exist_ok=True)
+        mirror.note({key: etag})  # first: a pull removes shards that it knows nothing of
         os.replace(path, target)
-        mirror.note({key: etag})
 
     def _shards(self) -> tuple[list[tuple[int, int, Path]], int]:
         """Return time of last opening, bytes and path of every shard here, and the bytes left of the bound."""
@@ -153,8 +153,8 @@ def get_shard(mirror: Mirror, path: Path, stored: Stored) -> None:
             return
         os.ftruncate(descriptor, stored.size_bytes)
         mirror.objects.get_file(mirror.key(path), stored, descriptor, path)
+        mirror.note({mirror.key(path): stored.etag})  # first: a pull removes shards that it knows nothing of
         os.replace(temporary, path)
-        mirror.note({mirror.key(path): stored.etag})
     except BaseException:
         with suppress(OSError):
             temporary.unlink()

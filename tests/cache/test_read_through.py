@@ -12,6 +12,7 @@ import pytest
 from talik.cache.atomic_io import temporary_beside
 from talik.cache.feature_store import FeatureStore
 from talik.cache.object_storage.client import Objects
+from talik.cache.object_storage.mirror import Mirror
 from talik.errors import StoreError, StoreLockedError
 
 SHARD_BYTES = 3 * (2 * 3 * 4 * 2 + 4) + 3 * 16 + 4  # three items and their checksums, the index and its own
@@ -121,6 +122,20 @@ def test_a_part_of_a_shard_is_never_read(filled, tmp_path):
         matches(sample, reader, items)
     assert whole.read_bytes() == content
     assert not temporary_beside(whole).exists()
+
+
+def test_a_shard_stays_though_another_reader_opens_meanwhile(filled, gets, tmp_path, monkeypatch):
+    sample, url, items = filled
+    real = Mirror.note
+
+    def note(self, tags):
+        FeatureStore.open(url, cache_dir=str(tmp_path / "c"))
+        real(self, tags)
+
+    monkeypatch.setattr(Mirror, "note", note)
+    with opened(url, tmp_path / "c") as reader:
+        matches(sample, reader, items)
+    assert len(gets) == len(shards_in(tmp_path / "c")) == 8
 
 
 def test_damage_in_the_cache_is_mended(filled, gets, tmp_path):
