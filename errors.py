@@ -126,3 +126,30 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"unknown {kind} {name!r}{hint} (known: {', '.join(names)})"
+
+
+def name_item(error: Exception, item: str) -> None:
+    """Put the name of what was in hand before an error's message, unless the message names it already.
+
+    The error keeps its type, attributes and traceback, so that whoever catches it by type still does.
+
+    Args:
+        error: that leaves.
+        item: a clip, a text, or several of a batch.
+
+    Example:
+        >>> error = ValueError("a plug-in's message")
+        >>> name_item(error, "clips/a.mp4")
+        >>> str(error)
+        "clips/a.mp4: a plug-in's message"
+    """
+    if item in str(error):
+        return
+    if isinstance(error, OSError) and error.strerror is not None:
+        error.strerror = f"{item}: {error.strerror}"
+    elif isinstance(error, UnicodeError) and hasattr(error, "reason"):
+        error.reason = f"{item}: {error.reason}"
+    elif len(error.args) <= 1:
+        error.args = (f"{item}: {error}" if error.args else item,)
+    if item not in str(error):
+        error.add_note(f"in hand: {item}")

@@ -16,7 +16,9 @@ from typing import Any, Literal, cast
 
 from ..errors import SettingsError, StoreMismatchError, unknown_name
 from .format import catalog as catalog_
+from .format import dataset_files
 from .format.catalog import Catalog
+from .format.dataset_files import DatasetFiles
 from .format.spec import ArraySpec, BoundarySpec, Item, differences
 from .format.store_root import list_boundaries
 from .read.batch import Allocate, Batch
@@ -135,6 +137,29 @@ class FeatureStore(ABC):
         """
         catalog = self.catalog(spec)
         return catalog.records.newest_items() if catalog else []
+
+    def dataset_files(self) -> tuple[DatasetFiles, ...]:
+        """Return what the store knows of the files of data sets, a table for each place of one.
+
+        Raises:
+            StoreFormatError: damaged metadata.
+        """
+        return dataset_files.load(self.path)
+
+    def record_files(self, files: DatasetFiles) -> None:
+        """Write down which content the files of a data set have, unless the store knows just that already.
+
+        Args:
+            files: of one place; clips that are not in it stay as they were.
+
+        Raises:
+            StoreLockedError: another process writes the store.
+            StoreError: the disk refuses.
+        """
+        if dataset_files.with_table(before := self.dataset_files(), files) == before:
+            return
+        with self.editing(dataset_files.GROUP) as folder:
+            dataset_files.write(folder, dataset_files.with_table(dataset_files.load(folder), files))
 
     def writer(
         self,

@@ -15,10 +15,11 @@ from zarr import Group
 from zarr.core.sync import sync
 from zarr.errors import GroupNotFoundError, NodeTypeValidationError
 
-from ..errors import CorruptItemError, SettingsError, StoreFormatError, StoreMismatchError
+from ..errors import CorruptItemError, SettingsError, StoreFormatError, StoreMismatchError, name_item
 from .feature_store import FeatureStore
 from .format.bfloat16 import register
 from .format.catalog import Catalog
+from .format.dataset_files import GROUP, DatasetFiles, parse
 from .format.layout import RECEIPT_FIELDS, Grid, Layout
 from .format.records import Records
 from .format.spec import FORMAT_VERSION, STORE_KIND, BoundarySpec
@@ -60,6 +61,12 @@ class ZarrStore(FeatureStore):
         ours = _attributes(self._root, self.where)
         if ours.get("kind") != STORE_KIND or ours.get("format") != FORMAT_VERSION:
             raise StoreFormatError(f"{where}: no {STORE_KIND} of format {FORMAT_VERSION}; found {ours}")
+
+    def dataset_files(self) -> tuple[DatasetFiles, ...]:
+        """Return what the store knows of data sets' files; see `FeatureStore.dataset_files`."""
+        group = self._root.get(GROUP)
+        where = f"{self.where}/{GROUP}"
+        return parse(_attributes(group, where), where) if isinstance(group, zarr.Group) else ()
 
     def boundaries(self) -> tuple[BoundarySpec, ...]:
         """Return what the store holds; see `FeatureStore.boundaries`."""
@@ -190,7 +197,14 @@ class ZarrRows(RowSource):
             if crcs is not None and check[i] and crc != crcs[row]:
                 raise corrupt_item(self._catalog, row, "fails its CRC32C in hidden or inputs")
 
-        waiting = [self._threads().submit(one, i) for i in range(len(rows))]
+        def named(i: int) -> None:
+            try:
+                one(i)
+            except Exception as error:
+                name_item(error, self._catalog.table.item(int(rows[i])).source)
+                raise
+
+        waiting = [self._threads().submit(named, i) for i in range(len(rows))]
         errors = [future.exception() for future in waiting]  # all are done with `values` from here on
         for error in errors:
             if error is not None:

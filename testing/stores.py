@@ -24,6 +24,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ..cache.feature_store import ArraySpec, BoundarySpec, FeatureStore, Item, Shard
+from ..cache.format.dataset_files import ClipFile, DatasetFiles
 from ..cache.maintenance.repair import repair
 from ..cache.maintenance.verify import Finding, verify
 from ..cache.open import open_store
@@ -193,6 +194,24 @@ class StoreTests(StoreReadTests):
                 _writer(store, _DENSE, make_items(3))
         with _writer(store, _DENSE, make_items(3)) as writer:
             assert len(writer.missing()) == 1
+
+    def test_files_of_data_sets_are_remembered(self, location: str | Path) -> None:
+        """Each place of a data set has a table of its own, which a part of the data set extends."""
+        file = ClipFile(source="0.mp4", key=make_items(1)[0].key, size_bytes=5, mtime_ns=7, inode=2**62)
+        clean = DatasetFiles(root="/data/clean", choice="{}", clips={"0": file})
+        noisy = DatasetFiles(root="/data/noisy", choice="{}", clips={"0": replace(file, key=make_items(2)[1].key)})
+        store = open_store(location, "a")
+        assert store.dataset_files() == ()
+        for table in (clean, noisy, replace(clean, clips={"1": replace(file, source="1.mp4")})):
+            store.record_files(table)
+        self.fill(location, _DENSE, make_items(2))
+        store = self.open_to_read(location)
+        assert store.dataset_files() == (
+            replace(clean, clips={"0": file, "1": replace(file, source="1.mp4")}),
+            noisy,
+        )
+        assert store.boundaries() == (_DENSE,)
+        assert verify(store) == []
 
     def test_what_computed_the_states_is_recorded(self, location: str | Path) -> None:
         """Each item keeps the provenance of its shard."""

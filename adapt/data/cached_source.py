@@ -6,13 +6,12 @@ Letters: B questions, T segments, L text tokens, N tokens, D channels.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...cache.feature_store import FeatureStore
+from ...cache.feature_store import BoundarySpec, FeatureStore
 from ...cache.format.digests import digest_text
 from ...cache.format.spec import differences
 from ...cache.read.batch import Batch as StoredBatch
@@ -22,8 +21,9 @@ from ...errors import MissingItemError
 from ...extract.datasets.types import Manifest, Question
 from ...extract.encoders.encoder import Encoder
 from ...extract.encoders.imported_features import imported_key
-from ...extract.media.frame_folder import FrameFolder, digest_media, stat_media
-from ...extract.stage.items import source_of
+from ...extract.stage.in_hand import in_hand
+from ...extract.stage.items import ClipDigests
+from ...extract.stage.missing_streams import is_older, replaced_key
 from ...extract.stage.prefix import clip_identity, text_identity
 from ...extract.stage.run_records import read_failed_clips
 from ...extract.stage.sampling import Sampling
@@ -49,6 +49,7 @@ class CachedSource:
         read_path: how the store's bytes are reached; see `FeatureStore.reader`.
         reads: by modality, further boundaries that the model reads; those that hold every item come with each batch.
         views: by modality, the settings that say how many augmented views of each clip are stored.
+        digests: finds the content of the manifest's clips; sources of one manifest may share it.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class CachedSource:
         read_path: ReadPath = "auto",
         reads: Mapping[str, Sequence[int]] | None = None,
         views: Mapping[str, EncoderSettings] | None = None,
+        digests: ClipDigests | None = None,
     ) -> None:
         self._store = store.path
         self._opened = store
@@ -75,28 +77,55 @@ class CachedSource:
         self._manifest = manifest
         self._encoders = encoders
         self._num_segments = sampling.num_segments
-        self._readers = {
-            m: _reader(store, encoders[m], starts[m], sampling, dtype=dtype, how=self._how) for m in starts
-        }
+        self._sampling = sampling
+        self._digests = digests or ClipDigests(store, manifest)
+        self._readers = {m: self._open(m, starts[m], dtype=dtype) for m in starts}
         self._stored = {m: {i.source: i.key for i in r.items} for m, r in self._readers.items()}
-        self._sizes = {m: {i.source: i.size_bytes for i in r.items} for m, r in self._readers.items()}
-        self._checked: dict[str, dict[str, str]] = {m: {} for m in self._readers}
-        self._known = {m: set(keys.values()) for m, keys in self._stored.items()}
-        self._above = {m: self._readers_above(store, m, k, sampling) for m, k in (reads or {}).items()}
+        self._known = {m: {i.key for i in r.items} for m, r in self._readers.items()}
+        self._above = {m: self._readers_above(m, k) for m, k in (reads or {}).items()}
 
-    def _readers_above(
-        self, store: FeatureStore, modality: str, wanted: Sequence[int], sampling: Sampling
-    ) -> tuple[BoundaryReader, ...]:
+    def _open(self, modality: str, start: int, *, dtype: str) -> BoundaryReader:
+        """The reader of the highest stored boundary at or below `start`."""
+        store, encoder = self._opened, self._encoders[modality]
+        if encoder.stored is not None:
+            return store.reader(modality, 0, key=encoder.stored.key, **self._how)
+        below = [s for s in store.boundaries() if s.modality == modality and s.boundary <= start and s.dtype == dtype]
+        for boundary in sorted({s.boundary for s in below}, reverse=True):
+            plain = _named(below, boundary, _identity(encoder, boundary, self._sampling))
+            older = _named(below, boundary, _identity(encoder, boundary, self._sampling, stand_ins=True))
+            if older is not None and plain is not None and older != plain:
+                plain = older if is_older(store, plain, older, self._contents()) else plain
+            if (spec := plain or older) is not None:
+                return store.reader(modality, boundary, key=spec.key, **self._how)
+        if below:
+            highest = max(s.boundary for s in below)
+            store.reader(modality, highest, identity=_identity(encoder, highest, self._sampling))  # says what differs
+        raise MissingItemError(
+            f"{store.path}: no {modality} states at or below boundary {start} as {dtype}; add a cut there to the "
+            "experiment and run talik extract"
+        )
+
+    def _contents(self) -> list[str]:
+        return [file.key for clip_id in self._manifest.clips if (file := self._digests.find(clip_id)) is not None]
+
+    def _readers_above(self, modality: str, wanted: Sequence[int]) -> tuple[BoundaryReader, ...]:
         """Readers of the wanted boundaries above the one that batches start from, as far as they hold all its items."""
-        base, encoder = self._readers[modality].spec, self._encoders[modality]
+        base, encoder, store = self._readers[modality].spec, self._encoders[modality], self._opened
+        stand_ins = self._has_stand_ins(modality)
         found = {}
         for spec in store.boundaries():
             alike = (spec.modality, spec.dtype) == (modality, base.dtype) and base.boundary < spec.boundary in wanted
-            if alike and not differences(_identity(encoder, spec.boundary, sampling), spec.identity):
+            identity = _identity(encoder, spec.boundary, self._sampling, stand_ins=stand_ins) if alike else {}
+            if alike and not differences(identity, spec.identity):
                 reader = store.reader(modality, spec.boundary, key=spec.key, **self._how)
                 if self._known[modality] <= {i.key for i in reader.items}:
                     found[spec.boundary] = reader
         return tuple(found[k] for k in sorted(found))
+
+    def _has_stand_ins(self, modality: str) -> bool:
+        """Return whether the boundary that batches start from has stand-ins for missing streams in its identity."""
+        sampling = self._readers[modality].spec.identity.get("sampling", {})
+        return any(name in sampling for name in self._sampling.stand_ins(modality))
 
     @property
     def boundaries(self) -> dict[str, int]:
@@ -112,9 +141,12 @@ class CachedSource:
         lacking = [m for m in self._readers if self._key(m, question) is None]
         if lacking == ["text"]:
             return f"text {question.text!r}"
-        source = source_of(self._manifest, self._manifest.clips[question.clip_id])
-        reasons = {entry.source: entry.reason for entry in read_failed_clips(self._store)}
+        source = self._digests.sources[question.clip_id]
+        place = self._digests.place.root
+        reasons = {e.source: e.reason for e in read_failed_clips(self._store) if e.root in ("", place)}
         reason = reasons.get(source or question.clip_id, "")
+        if source is None and self._digests.find(question.clip_id) is None:
+            reason = self._digests.why_unknown(question.clip_id)
         return f"clip {question.clip_id!r}" + (f" ({reason})" if reason else "")
 
     def batches(
@@ -136,13 +168,16 @@ class CachedSource:
         streams = {m: [self._stream(m, r, batches, view_seed) for r in several] for m, several in readers.items()}
         for batch in batches:
             clips = ClipRows.of_questions(batch) if by_clip else None
-            states = {
-                m: [
-                    self._state(m, r, next(s), None if clips is not None and m != "text" else distinct_index(m, batch))
-                    for r, s in zip(several, streams[m], strict=True)
-                ]
-                for m, several in readers.items()
-            }
+            with in_hand([q.clip_id for q in distinct("visual", batch)]):
+                states = {
+                    m: [
+                        self._state(
+                            m, r, next(s), None if clips is not None and m != "text" else distinct_index(m, batch)
+                        )
+                        for r, s in zip(several, streams[m], strict=True)
+                    ]
+                    for m, several in readers.items()
+                }
             yield Batch(
                 questions=batch,
                 states={m: s[0] for m, s in states.items()},
@@ -177,31 +212,20 @@ class CachedSource:
         return keys
 
     def _key(self, modality: str, question: Question) -> str | None:
-        """The key of what a question needs: by the source's name, or, for a file that was moved, by its content."""
+        """The key of what a question needs, None where it is not stored: of a clip by its content."""
+        known = self._known[modality]
         if modality == "text":
             key = digest_text(question.text)
-            return key if key in self._known[modality] else None
-        if self._encoders[modality].stored is not None:
+        elif self._encoders[modality].stored is not None:
             return imported_key(self._stored[modality], question.clip_id)
-        clip = self._manifest.clips[question.clip_id]
-        source = source_of(self._manifest, clip)
-        if source is None or clip.media is None:
-            return None
-        checked = self._checked[modality]
-        if source not in checked:
-            checked[source] = self._content_key(modality, source, clip.media)
-        return checked[source] or None
-
-    def _content_key(self, modality: str, source: str, media: Path | FrameFolder) -> str:
-        """The key of a clip's content, "" where it is not stored: a moved, new or resized file is digested.
-
-        A file of the same name and size passes for the one that was extracted; `talik extract` looks closer.
-        """
-        size_bytes = self._sizes[modality].get(source)
-        if size_bytes is not None and size_bytes in (0, stat_media(media)[0]):
-            return self._stored[modality][source]
-        key = digest_media(media)
-        return key if key in self._known[modality] else ""
+        else:
+            file = self._digests.find(question.clip_id)
+            if file is None:
+                return None
+            key = file.key
+            if key not in known and self._sampling.stand_ins(modality) and not self._has_stand_ins(modality):
+                key = replaced_key(key, self._sampling, modality)
+        return key if key in known else None
 
     def _state(self, modality: str, reader: BoundaryReader, stored: StoredBatch, places: Tensor | None) -> State:
         """The state of what was read, each item at the `places` that name it, or once where there are none."""
@@ -219,29 +243,16 @@ class CachedSource:
         return encoder.restore(hidden.flatten(0, 1), reader.spec.boundary, rows)
 
 
-def _reader(
-    store: FeatureStore, encoder: Encoder, start: int, sampling: Sampling, *, dtype: str, how: ReadSettings
-) -> BoundaryReader:
-    modality = encoder.modality
-    if encoder.stored is not None:
-        return store.reader(modality, 0, key=encoder.stored.key, **how)
-    below = [s for s in store.boundaries() if s.modality == modality and s.boundary <= start and s.dtype == dtype]
-    for spec in sorted(below, key=lambda s: s.boundary, reverse=True):
-        if not differences(_identity(encoder, spec.boundary, sampling), spec.identity):
-            return store.reader(modality, spec.boundary, key=spec.key, **how)
-    if below:
-        highest = max(s.boundary for s in below)
-        store.reader(modality, highest, identity=_identity(encoder, highest, sampling))  # says which field differs
-    raise MissingItemError(
-        f"{store.path}: no {modality} states at or below boundary {start} as {dtype}; add a cut there to the "
-        "experiment and run talik extract"
-    )
+def _named(specs: Sequence[BoundarySpec], boundary: int, identity: dict[str, Any]) -> BoundarySpec | None:
+    """Return the first of `specs` at a boundary that has an identity."""
+    alike = (s for s in specs if s.boundary == boundary and not differences(identity, s.identity))
+    return next(alike, None)
 
 
-def _identity(encoder: Encoder, boundary: int, sampling: Sampling) -> dict[str, Any]:
+def _identity(encoder: Encoder, boundary: int, sampling: Sampling, *, stand_ins: bool = False) -> dict[str, Any]:
     if encoder.modality == "text":
         return text_identity(encoder, boundary)
-    return clip_identity(encoder, boundary, sampling)
+    return clip_identity(encoder, boundary, sampling, stand_ins=stand_ins)
 
 
 def _at(values: Tensor, places: Tensor | None) -> Tensor:

@@ -12,6 +12,7 @@ from ...extract.encoders.encoder import Encoder
 from ...extract.media.clip_media import ClipMedia
 from ...extract.media.decode import iter_media
 from ...extract.stage.frame_inputs import FrameInputs
+from ...extract.stage.in_hand import in_hand
 from ...extract.stage.sampling import Sampling
 from ...extract.trunk.state import State
 from .batch import Batch, ClipRows, distinct, distinct_index
@@ -63,12 +64,19 @@ class LiveSource:
 
     @torch.no_grad()
     def _state(self, modality: str, batch: Sequence[Question], *, once: bool) -> State:
-        encoder = self._encoders[modality]
         found = distinct(modality, batch)
+        names = [repr(q.text) if modality == "text" else q.clip_id for q in found]
+        raw = [] if modality == "text" else self._decode(modality, found)
+        with in_hand(names):
+            return self._run(modality, batch, raw, once=once)
+
+    def _run(self, modality: str, batch: Sequence[Question], decoded: list[ClipMedia], *, once: bool) -> State:
+        """Preprocess the distinct clips (decoded), or texts, of a batch, and run the prefix on one row a question."""
+        encoder = self._encoders[modality]
         if modality == "text":
-            inputs = encoder.preprocess([q.text for q in found])
+            inputs = encoder.preprocess([q.text for q in distinct(modality, batch)])
         else:
-            inputs = self._sampling.inputs(encoder, self._decode(modality, found))
+            inputs = self._sampling.inputs(encoder, decoded)
         inputs = {k: v.to(self._device) for k, v in inputs.items()}
         places = distinct_index(modality, batch)
         if modality == "text":

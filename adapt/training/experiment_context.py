@@ -16,6 +16,7 @@ from ...extract.encoders.encoder import Encoder
 from ...extract.encoders.imported_features import open_features_encoder
 from ...extract.encoders.load import usable_device
 from ...extract.encoders.unit_replacement import CompiledUnits
+from ...extract.stage.items import ClipDigests
 from ...extract.stage.prefix import open_encoder
 from ...extract.stage.sampling import Sampling, sampling_of
 from ...extract.stage.settings import EncoderSettings
@@ -49,9 +50,9 @@ class ExperimentContext:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """The data set's clips and questions."""
+        """The data set's clips and questions; clips whose files are not here have none."""
         settings = self.experiment.extraction
-        manifest = load_manifest(settings.manifest_settings, base=settings.base)
+        manifest = load_manifest(settings.lenient_manifest_settings, base=settings.base)
         if not manifest.answers:
             raise ManifestError(f"{manifest.root}: no answers in the data set; expected at least one question with one")
         return manifest
@@ -96,6 +97,11 @@ class ExperimentContext:
     def store(self) -> FeatureStore:
         """The feature store, open for reading."""
         return self.experiment.extraction.open_store()
+
+    @cached_property
+    def digests(self) -> ClipDigests:
+        """Finds the content of the data set's clips."""
+        return ClipDigests(self.store, self.manifest)
 
     @cached_property
     def channels(self) -> dict[str, Sequence[int]]:
@@ -185,6 +191,7 @@ class ExperimentContext:
                 device=self.device,
                 reads={m: ks for m, ks in above.items() if ks},
                 views=dict(self.experiment.extraction.encoders.items()),
+                digests=self.digests,
             )
         return self._sources[key]
 
@@ -196,6 +203,9 @@ class ExperimentContext:
         for encoder in encoders.values():
             if encoder.stored is not None:
                 raise SettingsError(f"{encoder.spec}: imported features cannot be computed live; leave out --live")
+        extraction = self.experiment.extraction
+        if self.manifest.missing and not self.allow_missing:
+            load_manifest(extraction.manifest_settings, base=extraction.base)  # names the files that are not here
         return LiveSource(self.manifest, encoders, starts, self.sampling, device=self.device)
 
     def shared(

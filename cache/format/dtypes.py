@@ -47,6 +47,24 @@ def to_storage(hidden: NDArray[Any], spec: BoundarySpec, source: str) -> NDArray
     return stored
 
 
+def checked(hidden: NDArray[Any], spec: BoundarySpec, source: str) -> NDArray[Any]:
+    """Return a state that can be stored: converted by `to_storage`, for int8 as it was.
+
+    Args:
+        hidden: floats; see `to_storage`.
+        spec: of the boundary.
+        source: the item's source, for messages.
+
+    Raises:
+        NumericsError: NaN, Inf, or a value beyond the range of the storage data type.
+    """
+    if spec.dtype != "int8":
+        return to_storage(hidden, spec, source)
+    if not np.isfinite(hidden).all():
+        raise _not_finite(hidden, spec, source)
+    return hidden
+
+
 def to_input(values: NDArray[Any], spec: ArraySpec, where: str) -> NDArray[Any]:
     """Convert a small input to the data type of `spec` without changing its values.
 

@@ -157,6 +157,14 @@ class ItemTable:
         """Return the item at a row that has one."""
         return self.records.item(int(self.record_of_row[row]))
 
+    def rows_by_source(self) -> dict[str, set[int]]:
+        """Return the rows of each source; several where data sets name their files alike, or a file has changed."""
+        found: dict[str, set[int]] = {}
+        for source, row in zip(self.records.sources(), self.records.row.tolist(), strict=True):
+            if row >= 0 and self.record_of_row[row] >= 0:
+                found.setdefault(source, set()).add(row)
+        return found
+
     def row_by_source(self) -> dict[str, int]:
         """Return the row of each source that a record names; the newest record of a source counts."""
         newest = self.records.newest_by_source().items()

@@ -73,20 +73,20 @@ def why(store: FeatureStore, spec: BoundarySpec, items: Sequence[Item]) -> Why:
     fields = tuple(differences(asked, _fields(stored)))
     catalog = store.catalog(stored)
     assert catalog is not None
-    row_by_source = catalog.table.row_by_source()
+    rows_by_source = catalog.table.rows_by_source()
     row_by_key = dict(zip(distinct, catalog.table.index.find(list(distinct)).tolist(), strict=True))
     there = {row: bool(catalog.receipts[catalog.shard_of(row), 0]) for row in row_by_key.values() if row >= 0}
     found: dict[str, list[str]] = {"new": [], "changed": [], "moved": [], "waiting": []}
     for item in items:
         row = row_by_key[item.key]
         if row < 0:
-            found["changed" if item.source in row_by_source else "new"].append(item.source)
+            found["changed" if item.source in rows_by_source else "new"].append(item.source)
         elif not there[row]:
             found["waiting"].append(item.source)
-        elif row_by_source.get(item.source) != row:
+        elif row not in rows_by_source.get(item.source, ()):
             found["moved"].append(item.source)
     asked_sources = {item.source for item in items}
-    gone = sorted(s for s, row in row_by_source.items() if s not in asked_sources and row not in there)
+    gone = sorted(s for s, rows in rows_by_source.items() if s not in asked_sources and not rows & there.keys())
     missing = len(distinct) if fields else sum(not there.get(row, False) for row in row_by_key.values())
     return Why(
         asked=spec,

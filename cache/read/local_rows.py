@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import CorruptItemError
+from ...errors import CorruptItemError, name_item
 from ..format.catalog import Catalog
 from ..format.layout import DataArray
 from .batch import AllocateArray
@@ -213,6 +213,14 @@ class _Rows:
         return list(zip(self.shards.tolist(), self.begins.tolist(), self.lengths.tolist(), strict=True))
 
     def copy(self, i: int, get: Get, flat: list[NDArray[np.uint8]]) -> None:
+        """Copy one row; any error that leaves names its item."""
+        try:
+            self._copy(i, get, flat)
+        except Exception as error:
+            name_item(error, self._catalog.table.item(int(self.rows[i])).source)
+            raise
+
+    def _copy(self, i: int, get: Get, flat: list[NDArray[np.uint8]]) -> None:
         (shard, begin, length), check = self._places[i], self.check[i]
         if not self._ragged:
             for array, out in zip(self._data, flat, strict=True):

@@ -141,7 +141,8 @@ class StoredShard(ABC):
         """
         done = 0
         for begin, size in self.index.tokens(first, len(out)):
-            crc = self.copy(begin, out[done : done + size], crc if check else None) or crc
+            extended = self.copy(begin, out[done : done + size], crc if check else None)
+            crc = crc if extended is None else extended  # 0 is a checksum like any other
             done += size
         return crc
 

@@ -111,25 +111,16 @@ def _give_up_rows(catalog: Catalog, items: Sequence[Item]) -> Catalog:
 
 
 def _record_sources(catalog: Catalog, items: Sequence[Item]) -> Catalog:
-    """Record every source that is new, or that now names another key, size or time."""
+    """Record each source that is new to its row; data sets may name files alike, so one may name several rows."""
     records = catalog.records
     rows = catalog.table.index.find([item.key for item in items])
-    given = {item.source: number for number, item in enumerate(items)}  # a source's last item
-    newest = np.full(len(items), -1, np.int64)  # newest record of a row that names each item's source
-    for record, source in enumerate(records.sources()):
-        number = given.get(source, -1)
-        if number >= 0 and records.row[record] >= 0:
-            newest[number] = record
-    changed = []
-    for number in given.values():
-        item, record = items[number], newest[number]
-        known = (records.row[record], records.size_bytes[record], records.mtime_ns[record])
-        if record < 0 or known != (rows[number], item.size_bytes, item.mtime_ns):
-            changed.append(number)
-    if not changed:
+    new = {(item.source, row): number for number, (item, row) in enumerate(zip(items, rows.tolist(), strict=True))}
+    for named in zip(records.sources(), records.row.tolist(), strict=True):
+        new.pop(named, None)
+    numbers = list(new.values())
+    if not numbers:
         return catalog
-    learned = Records.of([items[i] for i in changed], rows[changed])
-    return replace(catalog, records=records.extended(learned))
+    return replace(catalog, records=records.extended(Records.of([items[i] for i in numbers], rows[numbers])))
 
 
 def _check_stored_lengths(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ...cache.format.digests import canonical_json
 from ...config import from_mapping
 from ...errors import ManifestError
 from .media_index import resolve_root
 from .settings import DATASETS, DataSettings
 from .split import split_by_video
-from .types import Manifest
+from .types import Manifest, MediaPlace
 
 
 def load_manifest(settings: DataSettings | Mapping[str, Any], *, base: str | Path = ".") -> Manifest:
@@ -44,7 +47,18 @@ def load_manifest(settings: DataSettings | Mapping[str, Any], *, base: str | Pat
     base = Path(base)
     manifest = DATASETS.get(settings.dataset)(settings, root=resolve_root(settings.root, base), base=base)
     _check(manifest, settings.dataset)
+    manifest = replace(manifest, place=_place(settings, manifest.root))
     return split_by_video(manifest, seed=settings.seed) if settings.split == "by-video" else manifest
+
+
+def _place(settings: DataSettings, root: Path) -> MediaPlace:
+    """Return where the clips are looked for; `annotations`, `files` and `release` say which, not where."""
+    choice = {"dataset": settings.dataset, "videos": list(settings.videos), "frames_fps": settings.frames_fps}
+    return MediaPlace(
+        root=os.path.realpath(root),
+        choice=canonical_json(choice).decode(),
+        extracted_from=settings.extracted_from,
+    )
 
 
 def _check(manifest: Manifest, dataset: str) -> None:

@@ -92,6 +92,8 @@ class DataSettings:
         frames_fps: frames a second at which clips that are folders of frames were extracted.
         answers: the vocabulary of a `manifest`, in the order of its classes; by default the answers of train by first
             appearance, then those of the other splits.
+        extracted_from: the root at which the store's states were extracted, where the media themselves are not here and
+            the store lies elsewhere in relation to the root than it did then; a message says so, and names it.
         allow_missing: go on where media files are not there, and record which.
         missing_sound: what a file without sound is: an error, or silence.
         missing_picture: what a file without picture is: an error, or black.
@@ -110,6 +112,7 @@ class DataSettings:
     videos: tuple[str, ...] = ()
     frames_fps: Positive | None = None
     answers: tuple[str, ...] = ()
+    extracted_from: str | None = None
     allow_missing: bool = False
     missing_sound: Literal["error", "silence"] = "error"
     missing_picture: Literal["error", "black"] = "error"

@@ -84,6 +84,21 @@ class Question:
     choices: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MediaPlace:
+    """Where a data set's clips are looked for: with a clip's name it decides which file is meant.
+
+    Attributes:
+        root: the folder that holds the media, absolute, symbolic links resolved.
+        choice: what else decides, as JSON: the kind of the data set, the folders in the root, the rate of frames.
+        extracted_from: the root from which a store's states were extracted, where the settings name it.
+    """
+
+    root: str
+    choice: str = ""
+    extracted_from: str | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """A data set: its clips, its questions in the order of its files, and its answers in the order of their classes.
@@ -95,6 +110,7 @@ class Manifest:
         questions: of all splits; train first, then val, then test.
         answers: the vocabulary; a question's class is its answer's position here.
         notes: one line each on what was found while loading (version, duplicates, deleted records).
+        place: where its clips are looked for; `load_manifest` sets it.
     """
 
     name: str
@@ -103,6 +119,7 @@ class Manifest:
     questions: tuple[Question, ...]
     answers: tuple[str, ...]
     notes: tuple[str, ...] = field(default=())
+    place: MediaPlace | None = None
 
     @cached_property
     def _by_split(self) -> dict[str, tuple[Question, ...]]:

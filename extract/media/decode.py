@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import MediaError, SettingsError
+from ...errors import MediaError, SettingsError, name_item
 from .audio import read_sound
 from .clip_media import ClipMedia, SegmentSettings
 from .container import MediaFile, open_media
@@ -234,6 +234,25 @@ def _outcome(
         return MediaOutcome(path=path, media=decode_segments(source, settings, each_frame), error=None)
     except MediaError as error:
         return MediaOutcome(path=path, media=None, error=error)
+    except Exception as error:
+        name_item(error, str(path))
+        raise
+
+
+def missing_streams(source: Path | FrameFolder) -> frozenset[str]:
+    """Return which of "picture" and "sound" a file does not have; neither of one that cannot be opened.
+
+    >>> sorted(missing_streams(FrameFolder(path=Path("frames/0001"), fps=8.0)))
+    ['sound']
+    """
+    if isinstance(source, FrameFolder):
+        return frozenset({"sound"} if source.sound is None else ())
+    try:
+        with open_media(source) as file:
+            found = {"picture": file.picture, "sound": file.sound}
+    except MediaError:  # decoding it says what is wrong
+        return frozenset()
+    return frozenset(name for name, track in found.items() if track is None)
 
 
 def _check_streams(file: MediaFile, settings: SegmentSettings) -> None:

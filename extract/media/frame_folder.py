@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import av
 import numpy as np
@@ -83,6 +83,10 @@ def read_frame_files(
     return [made[int(o)] for o in ordinals]
 
 
+#: Of `digest_media`; raise it where the digest of some file changes, so that remembered ones are taken anew.
+DIGEST_VERSION = 1
+
+
 def digest_media(source: Path | FrameFolder) -> str:
     """Return the digest that a clip is known by: of its file, or of its frames, their rate and its sound.
 
@@ -98,16 +102,37 @@ def digest_media(source: Path | FrameFolder) -> str:
     return digest_json({**content, "shown": shown} if shown else content)
 
 
-def stat_media(source: Path | FrameFolder) -> tuple[int, int]:
-    """Return the size in bytes of all that a clip is read from, and when the last of it changed, in nanoseconds."""
+class MediaStat(NamedTuple):
+    """What tells, without reading it, that a file is the one that it was.
+
+    Attributes:
+        size_bytes: of all that a clip is read from.
+        mtime_ns: when the last of it changed.
+        inode: its number in the file system; of a folder of frames, 63 bits of a digest of all names and numbers.
+    """
+
+    size_bytes: int
+    mtime_ns: int
+    inode: int
+
+
+def stat_media(source: Path | FrameFolder) -> MediaStat:
+    """Look at all that a clip is read from, without reading it.
+
+    Raises:
+        OSError: it cannot be looked at.
+    """
     if isinstance(source, Path):
-        files = [source]
-    else:
-        files = frame_files(source.path) + ([] if source.sound is None else [source.sound])
+        found = source.stat()
+        return MediaStat(found.st_size, found.st_mtime_ns, found.st_ino & _SIGNED)
+    files = frame_files(source.path) + ([] if source.sound is None else [source.sound])
     stats = [path.stat() for path in files]
-    return sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
+    names = digest_json([[path.name, stat.st_ino] for path, stat in zip(files, stats, strict=True)])
+    inode = int(names[:16], 16) & _SIGNED
+    return MediaStat(sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats), inode)
 
 
+_SIGNED = (1 << 63) - 1
 _LOCAL = {"protocol_whitelist": "file"}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..media.decode import iter_media
 from ..media.frame_folder import stat_media
 from .augment import view_inputs
 from .frame_inputs import FrameInputs
+from .in_hand import in_hand
 from .prefix import boundary_states
 from .run_records import FailedClip
 from .sampling import Sampling
@@ -59,29 +60,36 @@ class ClipWorker(ShardWorker):
         states: States = {place: {} for place in places}
         modalities = {modality for modality, _, _ in places}
         per_forward = {m: max(1, self.settings[m].batch_size // self.sampling.rows(m)) for m in modalities}
-        pending: dict[str, dict[str, ClipMedia]] = {m: {} for m in modalities}
-        failed = []
+        pending: dict[str, dict[Item, ClipMedia]] = {m: {} for m in modalities}
+        failed: dict[str, FailedClip] = {}
+
+        def run(modality: str) -> None:
+            clips = pending[modality]
+            self._run_prefix(modality, clips, states)
+            for clip in self.check_states(task, clips, {p: of for p, of in states.items() if p[0] == modality}):
+                failed.setdefault(clip.key, clip)
+            clips.clear()
+
         decoding = self.sampling.media_settings(modalities, self.encoders)
         outcomes = iter_media(task.media, decoding, each_frame=self._frame_inputs(task, places))
         for item, path, outcome in zip(task.items, task.media, outcomes, strict=True):
             if outcome.media is None:
-                failed.append(_failed(item, outcome.error))
-            elif stat_media(path) != (item.size_bytes, item.mtime_ns):
-                failed.append(_failed(item, MediaError(f"{item.source}: was changed while it was read; run again")))
+                failed[item.key] = _failed(item, outcome.error)
+            elif stat_media(path)[:2] != (item.size_bytes, item.mtime_ns):
+                failed[item.key] = _failed(item, MediaError(f"{item.source}: was changed while it was read; run again"))
             else:
                 if outcome.media.notes:
                     self._unseen[item.source] = list(outcome.media.notes)
                 for modality, clips in pending.items():
-                    clips[item.key] = outcome.media
+                    clips[item] = outcome.media
                     if len(clips) == per_forward[modality]:
-                        self._run_prefix(modality, clips, states)
-                        clips.clear()
+                        run(modality)
             if self.advance is not None:
                 self.advance(1)
         for modality, clips in pending.items():
             if clips:
-                self._run_prefix(modality, clips, states)
-        return states, failed
+                run(modality)
+        return states, [failed[item.key] for item in task.items if item.key in failed]
 
     def _frame_inputs(self, task: ShardTask, places: list[Place]) -> FrameInputs | None:
         """Return what takes the clips' frames as they are decoded, for each view that is computed."""
@@ -91,12 +99,26 @@ class ClipWorker(ShardWorker):
         keys, augment = [item.key for item in task.items], self.settings["visual"].augment
         return FrameInputs(self.encoders["visual"], views=views, augment=augment, keys=keys)
 
-    def _run_prefix(self, modality: str, clips: dict[str, ClipMedia], states: States) -> None:
-        """Preprocess every view of some clips, by item key, run the prefix, and add their states."""
+    def _run_prefix(self, modality: str, clips: Mapping[Item, ClipMedia], states: States) -> None:
+        """Preprocess every view of some clips, run the prefix, and add their states by item key.
+
+        Any error that leaves names the clip that it is about.
+        """
         encoder, augment = self.encoders[modality], self.settings[modality].augment
-        for view in sorted({v for m, _, v in states if m == modality}):
-            inputs = view_inputs(encoder, clips, self.sampling, augment, view)
-            run_clips(encoder, list(clips), inputs, view, states)
+        views = sorted({v for m, _, v in states if m == modality})
+        items = list(clips)
+
+        def run(some: Sequence[Item], states: States) -> None:
+            named = {item.key: clips[item] for item in some}
+            for view in views:
+                inputs = view_inputs(encoder, named, self.sampling, augment, view)
+                run_clips(encoder, list(named), inputs, view, states)
+
+        def alone(number: int) -> None:
+            run([items[number]], {place: {} for place in states})
+
+        with in_hand([item.source for item in items], alone if self.device == "cpu" else None):
+            run(items, states)
 
 
 @torch.no_grad()

@@ -25,12 +25,13 @@ class ExtractionResult:
     """What one run of stage 1 has computed so far.
 
     Attributes:
-        record: where failed clips are written, as soon as they are known.
+        record: where failed clips and texts are written, as soon as they are known.
+        boundaries: paths of the boundaries that were asked for.
         receipts: where the receipts of other processes are kept; None where this process computes.
         items: computed for each boundary, by "modality/name".
         bytes_written: data files only.
         missing: clips without a file.
-        failed: clips that could not be decoded.
+        failed: clips and texts that have no states that can be stored.
         unseen: what of clips is not looked at, each line with the sources of the clips.
         retried: receipts of the units that were begun more than once.
         notes: what differs between this environment and those that computed what is stored.
@@ -38,6 +39,7 @@ class ExtractionResult:
     """
 
     record: FailedClipRecord
+    boundaries: frozenset[str] = frozenset()
     receipts: ReceiptFile | None = None
     items: dict[str, int] = field(default_factory=dict)
     bytes_written: int = 0
@@ -49,14 +51,15 @@ class ExtractionResult:
     worker_seconds: float = 0.0
 
     def add_failed(self, clips: Iterable[FailedClip]) -> None:
-        """Add clips that could not be decoded, each once, and write the record: a run that is killed knows them."""
-        known = {clip.key for clip in self.failed}
-        self.failed += {clip.key: clip for clip in clips if clip.key not in known}.values()
+        """Add what has no states, each item once, and write the record: a run that is killed knows them."""
+        known = {clip.key or clip.source for clip in self.failed}
+        found = {clip.key or clip.source: clip for clip in clips}
+        self.failed += [clip for name, clip in found.items() if name not in known]
         self.write_record()
 
     def write_record(self) -> None:
-        """Write the record of failed clips beside the store."""
-        self.record.write([*self.missing, *self.failed])
+        """Write the record of failed clips and texts beside the store."""
+        self.record.write([*self.missing, *self.failed], self.boundaries)
 
     def add(self, receipt: Receipt) -> None:
         """Add a unit that was computed, or has failed."""
@@ -112,7 +115,7 @@ def compute_shards(
     *,
     device: str,
 ) -> None:
-    """Have planned units computed and written; a unit with a clip that cannot be decoded is computed again without it.
+    """Have planned units computed and written; a unit with an item that has no states is computed again without it.
 
     Args:
         request: that the units were planned for.

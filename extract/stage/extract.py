@@ -19,7 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ...cache.feature_store import BoundarySpec, FeatureStore
-from ...errors import MediaError, StoreError
+from ...errors import MediaError, MissingMediaError, NumericsError, StoreError, TalikError
 from ..datasets.describe import describe
 from ..datasets.load import load_manifest
 from ..datasets.types import Manifest
@@ -29,11 +29,13 @@ from ..executors.tasks import ReceiptFile
 from ..executors.threads import torch_threads
 from ..trunk.exact_float32 import exact_float32
 from .compute_shards import ExtractionResult, compute_shards
-from .items import source_of
-from .plan import StateRequest, plan_shards, request_states, undecodable
+from .items import FILE_MISSING, source_of
+from .plan import StateRequest, absent, plan_shards, request_states, undecodable, unstorable
 from .prefix import version_notes
 from .run_records import FailedClip, FailedClipRecord, failed_clips_path, receipts_path, record_cost
 from .settings import ExtractSettings, RunOptions, read_settings
+
+_REASONS, _NAMES = 3, 100  # of the items without states, how many a message tells in full, and by name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +102,7 @@ def extract(
         ManifestError, MissingMediaError: annotations, or media that they name, are not found.
         MediaError: files that could not be decoded; all others are finished and kept. With `allow_missing` they are
             in the report instead. Either way they are listed beside the store (`run_records.failed_clips_path`).
+        NumericsError: states that are NaN, or beyond the storage type; likewise.
         StoreError: a folder that is no store, a full disk, another writer.
         BackendError: the engine cannot run; or workers were lost on a unit again and again, all others are kept.
 
@@ -114,12 +117,13 @@ def extract(
     started = time.perf_counter()
     store = settings.open_store("a")
     if manifest is None:
-        manifest = load_manifest(settings.manifest_settings, base=settings.base)
+        manifest = load_manifest(settings.lenient_manifest_settings, base=settings.base)
         for line in describe(manifest, brief=True) if progress else ():
             tqdm.write(line, file=sys.stderr)
-    result = _new_result(settings, manifest, store)
     with torch_threads(settings.engine.threads), exact_float32():
-        requests = _decodable(request_states(settings, manifest, store, options), result)
+        requests = request_states(settings, manifest, store, options)
+        result = _new_result(settings, manifest, store, requests)
+        requests = [_with_states(request, result, store, settings, options) for request in requests]
         prepared = time.perf_counter()
         try:
             _compute(requests, settings, store, result, options)
@@ -136,7 +140,7 @@ def extract(
     result.write_record()
     store.put_records()
     if result.failed and not settings.data.allow_missing:
-        raise MediaError(_failure_line(result.failed, len(manifest.clips), store.path))
+        raise _failure(result.failed, manifest, store.path)
     return ExtractReport(
         items=result.items,
         bytes_written=result.bytes_written,
@@ -164,6 +168,8 @@ def _compute(
         open_executor(settings.engine, device=options.device, base=settings.base) as executor,
         store.writers(boundaries) as writers,
     ):
+        for files in (request.files for request in requests if request.files is not None):
+            store.record_files(files)
         for writer in writers:
             now = next(b.provenance for b in boundaries if b.spec.path == writer.spec.path) or {}
             result.notes += version_notes(writer.spec.modality, now, writer.provenance_before)
@@ -172,23 +178,56 @@ def _compute(
             compute_shards(request, units, executor, result, options, device=device)
 
 
-def _new_result(settings: ExtractSettings, manifest: Manifest, store: FeatureStore) -> ExtractionResult:
+def _new_result(
+    settings: ExtractSettings, manifest: Manifest, store: FeatureStore, requests: Sequence[StateRequest]
+) -> ExtractionResult:
     """Return a result with the clips that have no file, if any encoder would decode them."""
-    sources = {source_of(manifest, clip) for clip in manifest.clips.values()} | set(manifest.missing)
-    result = ExtractionResult(record=FailedClipRecord(store.path, sources))
+    sources = {source_of(manifest, clip) for clip in manifest.clips.values()} | set(manifest.clips)
+    texts = {question.text for question in manifest.questions}
+    root = manifest.place.root if manifest.place is not None else ""
+    result = ExtractionResult(
+        record=FailedClipRecord(store.path, root, sources | texts),
+        boundaries=frozenset(boundary.spec.path for request in requests for boundary in request.boundaries),
+    )
     if not settings.engine.in_process:
         result.receipts = ReceiptFile(receipts_path(store.path), run="extract")
-    if any(modality != "text" for modality, _ in settings.encoders.live()):
-        result.missing += [FailedClip(source=id_, key="", reason="the file is missing") for id_ in manifest.missing]
+    decoded = any(modality != "text" for modality, _ in settings.encoders.live())
+    if decoded and not any(request.kind == "clips" for request in requests):  # not one clip has a file
+        result.missing += [FailedClip(source=id_, key="", reason=FILE_MISSING) for id_ in manifest.missing]
+    for request in requests:
+        result.missing += request.missing
+        result.failed += request.unreadable
     return result
 
 
-def _decodable(requests: Sequence[StateRequest], result: ExtractionResult) -> list[StateRequest]:
-    """Take out of the requests the clips that an earlier run could not decode and that still cannot be decoded."""
-    failed = [clip for request in requests for clip in undecodable(request, result.record.earlier_keys)]
-    if failed:
-        result.add_failed(failed)
-    return [request.without({clip.key for clip in failed}) for request in requests]
+def _with_states(
+    request: StateRequest,
+    result: ExtractionResult,
+    store: FeatureStore,
+    settings: ExtractSettings,
+    options: RunOptions,
+) -> StateRequest:
+    """Take out of a request what is known to have no states: what failed earlier and still does, files not here.
+
+    Raises:
+        MissingMediaError: states of clips are to be computed whose files are not here, and that is not allowed.
+    """
+    earlier = result.record.entries
+    failed = [] if options.deep else unstorable(request, earlier)
+    request = request.without({clip.key for clip in failed})
+    undecoded = undecodable(request, {entry.key for entry in earlier if entry.key and not entry.boundary})
+    request = request.without({clip.key for clip in undecoded})
+    if failed or undecoded:
+        result.add_failed([*failed, *undecoded])
+    gone = absent(request, store)
+    if gone and not settings.data.allow_missing:
+        shown = ", ".join(repr(item.source) for item in gone[:10]) + (", …" if len(gone) > 10 else "")
+        raise MissingMediaError(
+            f"{len(gone)} clips lack states that the experiment names, and their files are not here: {shown}; bring "
+            "the files, or extract where they are"
+        )
+    result.missing += [FailedClip(source=item.source, key="", reason=FILE_MISSING) for item in gone]
+    return request.without({request.content(item) for item in gone})
 
 
 def _unseen_line(line: str, sources: Sequence[str]) -> str:
@@ -196,10 +235,24 @@ def _unseen_line(line: str, sources: Sequence[str]) -> str:
     return f"{', '.join(sources[:3])}{more}: {line}"
 
 
-def _failure_line(failed: Sequence[FailedClip], total: int, store: Path) -> str:
-    first = "; ".join(clip.reason for clip in failed[:3])
-    more = f"; and {len(failed) - 3} more, listed in {failed_clips_path(store).name}" if len(failed) > 3 else ""
-    return (
-        f"{len(failed)} of {total} clips could not be decoded, all others are stored: {first}{more}; "
+def _failure(failed: Sequence[FailedClip], manifest: Manifest, store: Path) -> TalikError:
+    """Return the error that names all items without states, with the reasons of the first ones."""
+    clips = [one for one in failed if not one.boundary]
+    states = [one for one in failed if one.boundary]
+    what = [f"{len(clips)} of {len(manifest.clips)} clips could not be decoded"] if clips else []
+    what += [f"{_count(states)} whose states cannot be stored"] if states else []
+    said = [one.reason if one.source in one.reason else f"{one.source}: {one.reason}" for one in failed[:_REASONS]]
+    if len(failed) > _REASONS:
+        names = ", ".join(one.source for one in failed[_REASONS:_NAMES]) + (", …" if len(failed) > _NAMES else "")
+        said.append(f"and {len(failed) - _REASONS} more, listed in {failed_clips_path(store).name}: {names}")
+    line = (
+        f"{' and '.join(what)}, all others are stored: {'; '.join(said)}; "
         "replace or remove them and run again, or go on without them (--allow-missing; in [data], allow_missing = true)"
     )
+    return MediaError(line) if clips else NumericsError(line)
+
+
+def _count(failed: Sequence[FailedClip]) -> str:
+    texts = sum(one.boundary.startswith("text/") for one in failed)
+    counts = ((len(failed) - texts, "clip"), (texts, "text"))
+    return " and ".join(f"{n} {kind}{'s' * (n != 1)}" for n, kind in counts if n)

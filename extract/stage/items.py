@@ -1,16 +1,28 @@
-"""The items of a manifest: a clip is known by the digest of its file, a text by the digest of its letters."""
+"""The items of a manifest: a clip is known by the digest of its file, a text by the digest of its letters.
+
+A file is digested unless a store remembers the digest of that very file (`ClipDigests`); its name, size and time alone
+say nothing, since several data sets may name their files alike.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from tqdm import tqdm
 
-from ...cache.feature_store import Item
+from ...cache.feature_store import FeatureStore, Item
+from ...cache.format.dataset_files import UNKNOWN_INODE, ClipFile, DatasetFiles
 from ...cache.format.digests import digest_text
-from ..datasets.types import Clip, Manifest
-from ..media.frame_folder import FrameFolder, digest_media, stat_media
+from ...errors import MissingMediaError, StoreError
+from ..datasets.types import Clip, Manifest, MediaPlace
+from ..media.frame_folder import DIGEST_VERSION, FrameFolder, digest_media, stat_media
+from .run_records import FailedClip
+
+FILE_MISSING = "the file is missing"
 
 
 def source_of(manifest: Manifest, clip: Clip) -> str | None:
@@ -18,46 +30,204 @@ def source_of(manifest: Manifest, clip: Clip) -> str | None:
 
     A folder of frames is named with its rate and its sound: "frames/0001 (8 fps) + audio/0001.wav".
     """
-    if clip.path is None:
-        return None
-    source = _relative(manifest.root, clip.path)
-    if clip.frames_fps is not None:
-        source += f" ({clip.frames_fps:g} fps)"
-        source += f" + {_relative(manifest.root, clip.sound)}" if clip.sound is not None else ""
-    return source
+    return next(_sources(os.path.realpath(manifest.root), [clip]))
 
 
-def _relative(root: Path, path: Path) -> str:
-    try:
-        return path.resolve().relative_to(root.resolve()).as_posix()
-    except ValueError:
-        return path.as_posix()
+def _sources(root: str, clips: list[Clip]) -> Iterator[str | None]:
+    """Yield the source of each clip; the links in a folder's name are resolved once, not once a file."""
+    folders: dict[str, str] = {}
+    inside = root if root.endswith(os.sep) else root + os.sep
+
+    def relative(path: Path) -> str:
+        folder, name = os.path.split(path)
+        real = folders.get(folder)
+        if real is None:
+            real = folders[folder] = os.path.realpath(folder)
+        full = os.path.realpath(path) if not name or name == ".." or os.path.islink(path) else os.path.join(real, name)
+        return full[len(inside) :].replace(os.sep, "/") if full.startswith(inside) else path.as_posix()
+
+    for clip in clips:
+        if clip.path is None:
+            yield None
+            continue
+        source = relative(clip.path)
+        if clip.frames_fps is not None:
+            source += f" ({clip.frames_fps:g} fps)"
+            source += f" + {relative(clip.sound)}" if clip.sound is not None else ""
+        yield source
 
 
-def clip_items(
-    manifest: Manifest, known: Iterable[Item], *, progress: bool = True
-) -> dict[str, tuple[Item, Path | FrameFolder]]:
-    """Return each clip's item and file by clip id, in the manifest's order; clips whose file is missing are left out.
+class ClipDigests:
+    """Finds the content of a manifest's clips: by what a store remembers of the very file, or by digesting it.
 
-    A file of the size and modification time that a known item has is not read again; any other is digested.
+    Where a file is not on this machine, a clip's name leads to the content that it had where it was extracted, if the
+    store's table of the data set at this place says so.
+
+    Args:
+        store: whose memory is used.
+        manifest: the data set.
+        deep: digest every file, whatever is remembered; nothing is known of files that are not here.
+    """
+
+    def __init__(self, store: FeatureStore, manifest: Manifest, *, deep: bool = False) -> None:
+        self._store = store
+        self._clips = manifest.clips
+        self._deep = deep
+        self.place = manifest.place or MediaPlace(root=os.path.realpath(manifest.root), choice=manifest.name)
+        clips = list(manifest.clips.values())
+        self.sources = dict(zip(manifest.clips, _sources(self.place.root, clips), strict=True))
+        self._found: dict[str, ClipFile | None] = {}
+
+    @cached_property
+    def _tables(self) -> tuple[DatasetFiles, ...]:
+        return () if self._deep else self._store.dataset_files()
+
+    @cached_property
+    def _by_file(self) -> dict[str, ClipFile]:
+        tables = [table for table in self._tables if table.digest_version == DIGEST_VERSION]
+        return {table.file_name(file.source): file for table in tables for file in table.clips.values()}
+
+    @cached_property
+    def _here(self) -> DatasetFiles:
+        """The data set at this place, without clips."""
+        store = os.path.realpath(self._store.path)
+        beside = self._store.where == str(self._store.path)
+        relative = Path(os.path.relpath(self.place.root, os.path.dirname(store))).as_posix() if beside else ""
+        return DatasetFiles(
+            root=self.place.root,
+            relative_root=relative,
+            choice=self.place.choice,
+            digest_version=DIGEST_VERSION,
+        )
+
+    @cached_property
+    def _named(self) -> list[DatasetFiles]:
+        """The tables of the data set at this place: of the same absolute or the same relative root."""
+        here, named = self._here, self.place.extracted_from
+        alike = [table for table in self._tables if table.choice == here.choice]
+        if named is not None:
+            root = os.path.normpath(named)
+            return [t for t in alike if t.root == root] or [t for t in self._tables if t.root == root]
+        return [
+            t for t in alike if t.root == here.root or (here.relative_root and t.relative_root == here.relative_root)
+        ]
+
+    def find(self, clip_id: str) -> ClipFile | None:
+        """Return a clip's file with the digest of its content; None where neither the file nor a memory of it is here.
+
+        Raises:
+            OSError: a file that is here and cannot be read.
+            MissingMediaError: the store remembers two contents under this name.
+        """
+        if clip_id not in self._found:
+            media, source = self._clips[clip_id].media, self.sources[clip_id]
+            here = media is not None and source is not None
+            self._found[clip_id] = self._of_file(media, source) if here else self._of_name(clip_id)
+        return self._found[clip_id]
+
+    def _of_file(self, media: Path | FrameFolder, source: str) -> ClipFile:
+        stat = stat_media(media)
+        known = self._by_file.get(self._here.file_name(source))
+        if known is not None and (known.size_bytes, known.mtime_ns, known.inode) == stat:
+            key = known.key
+        else:
+            key = digest_media(media)
+        return ClipFile(source=source, key=key, size_bytes=stat.size_bytes, mtime_ns=stat.mtime_ns, inode=stat.inode)
+
+    def _of_name(self, clip_id: str) -> ClipFile | None:
+        files = {file.key: file for table in self._named if (file := table.clips.get(clip_id)) is not None}
+        if len(files) > 1:
+            roots = " and ".join(table.root for table in self._named)
+            raise MissingMediaError(
+                f"clip {clip_id!r}: its file is not in {self.place.root}, and the store knows two contents of that "
+                f'name, from {roots}; name one of them in [data], as extracted_from = "{self._named[0].root}", or '
+                "bring the file"
+            )
+        return next(iter(files.values()), None)
+
+    def unknown(self) -> list[FailedClip]:
+        """Return the clips without a file here of which the store knows no content; no file is looked at.
+
+        Raises:
+            MissingMediaError: a clip of whose name the store knows two contents.
+        """
+        unknown = (clip_id for clip_id, clip in self._clips.items() if clip.media is None and not self.find(clip_id))
+        return [FailedClip(source=clip_id, key="", reason=self.why_unknown(clip_id)) for clip_id in unknown]
+
+    def why_unknown(self, clip_id: str) -> str:
+        """Say, of a clip without file, why its name does not lead to states."""
+        roots = [table.root for table in self._tables if clip_id in table.clips and table not in self._named]
+        if not roots:
+            return FILE_MISSING
+        return (
+            f"the file is not in {self.place.root}, and the store knows that name from {' and '.join(roots[:3])} only; "
+            f'if that is this data set, say so in [data]: extracted_from = "{roots[0]}"'
+        )
+
+    def table(self) -> DatasetFiles | None:
+        """Return what was found, for the store to remember; None where no file is here."""
+        here = self._here
+        if not any(self.sources[clip_id] is not None for clip_id in self._found):
+            return None
+        before = next((table.clips for table in self._tables if table.is_at(here.root, here.choice)), {})
+        clips = {}
+        for clip_id, file in self._found.items():
+            if file is not None and self.sources[clip_id] is not None:
+                clips[clip_id] = file
+            elif file is not None and clip_id not in before:
+                clips[clip_id] = replace(file, inode=UNKNOWN_INODE)
+        return replace(here, clips=clips)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipItems:
+    """The clips of a manifest as a store's items.
+
+    Attributes:
+        items: by clip id, in the manifest's order; two clips of one content have one key.
+        media: the file, or folder of frames, by item key; items whose files are not here have none.
+        unreadable: clips whose file cannot be read.
+        files: what the store is to remember; None where no file is here.
+    """
+
+    items: dict[str, Item] = field(default_factory=dict)
+    media: dict[str, Path | FrameFolder] = field(default_factory=dict)
+    unreadable: list[FailedClip] = field(default_factory=list)
+    files: DatasetFiles | None = None
+
+
+def clip_items(manifest: Manifest, digests: ClipDigests, *, progress: bool = True) -> ClipItems:
+    """Return the item and file of each clip; a file that the store does not remember is digested.
+
+    Clips that `ClipDigests.unknown` gives are left out.
 
     Args:
         manifest: the data set.
-        known: items that a store holds.
+        digests: of its clips.
         progress: show a tqdm bar.
+
+    Raises:
+        MissingMediaError: a clip without file of whose name the store knows two contents.
     """
-    before = {(i.source, i.size_bytes, i.mtime_ns): i for i in known}
-    found: dict[str, tuple[Item, Path | FrameFolder]] = {}
-    clips = [(c, s) for c in manifest.clips.values() if (s := source_of(manifest, c)) is not None]
-    for clip, source in tqdm(clips, desc="digests", unit="clip", disable=not progress, leave=False):
-        media = clip.media
-        assert media is not None
-        size_bytes, mtime_ns = stat_media(media)
-        item = before.get((source, size_bytes, mtime_ns))
-        if item is None:
-            item = Item(key=digest_media(media), source=source, size_bytes=size_bytes, mtime_ns=mtime_ns)
-        found[clip.id] = (item, media)
-    return found
+    found = ClipItems()
+    for clip in tqdm(manifest.clips.values(), desc="digests", unit="clip", disable=not progress, leave=False):
+        source, media = digests.sources[clip.id], clip.media
+        try:
+            file = digests.find(clip.id)
+        except OSError as error:
+            if media is None or isinstance(error, StoreError):
+                raise
+            reason = f"{source}: cannot be read: {error.strerror or error}"
+            found.unreadable.append(FailedClip(source=source or clip.id, key="", reason=reason))
+            continue
+        if file is None:
+            continue
+        found.items[clip.id] = Item(
+            key=file.key, source=file.source, size_bytes=file.size_bytes, mtime_ns=file.mtime_ns
+        )
+        if media is not None:
+            found.media[file.key] = media
+    return replace(found, files=digests.table())
 
 
 def text_items(manifest: Manifest) -> list[Item]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,14 +10,18 @@ from typing import Any, Literal
 import torch
 
 from ...cache.feature_store import ArraySpec, BoundaryRequest, BoundarySpec, BoundaryWriter, FeatureStore, Item
+from ...cache.format.dataset_files import DatasetFiles
 from ...cache.format.layout import TARGET_SHARD_BYTES, TARGET_SHARD_SECONDS
+from ...errors import MissingMediaError
 from ..datasets.load import load_manifest
 from ..datasets.types import Manifest
 from ..encoders.encoder import Encoder
 from ..encoders.imported_features import open_features_encoder
 from ..media.decode import iter_media
 from ..media.frame_folder import FrameFolder
-from .items import clip_items, text_items
+from .in_hand import in_hand
+from .items import FILE_MISSING, ClipDigests, clip_items, text_items
+from .missing_streams import held_keys, is_older, item_keys
 from .prefix import (
     PrefixMeasurement,
     clip_identity,
@@ -48,7 +52,12 @@ class StateRequest:
         base: the experiment's folder, absolute.
         boundaries: specification, items and provenance of every boundary.
         sampling: of clips; None for texts.
-        media: the file, or folder of frames, of each clip by item key; two clips of one content have one key.
+        media: the file, or folder of frames, of each clip by the digest of its content; clips whose files are not here
+            have none, and two clips of one content one.
+        contents: digest of the content of each item that has another key (see `missing_streams`).
+        missing: clips without a file of which the store knows no content.
+        unreadable: clips whose file cannot be read.
+        files: what the store is to remember of the files.
     """
 
     kind: Literal["clips", "texts"]
@@ -59,12 +68,24 @@ class StateRequest:
     boundaries: tuple[BoundaryRequest, ...]
     sampling: Sampling | None = None
     media: Mapping[str, Path | FrameFolder] = field(default_factory=dict)
+    contents: Mapping[str, str] = field(default_factory=dict)
+    missing: tuple[FailedClip, ...] = ()
+    unreadable: tuple[FailedClip, ...] = ()
+    files: DatasetFiles | None = None
+
+    def content(self, item: Item) -> str:
+        """Return the digest of an item's content."""
+        return self.contents.get(item.key, item.key)
 
     def without(self, keys: Collection[str]) -> StateRequest:
-        """Return the request without the items of these keys."""
+        """Return the request without the items of these contents."""
         if not keys:
             return self
-        boundaries = [replace(b, items=[item for item in b.items if item.key not in keys]) for b in self.boundaries]
+        boundaries = []
+        for one in self.boundaries:
+            left = [number for number, item in enumerate(one.items) if self.content(item) not in keys]
+            lengths = None if one.lengths is None else [one.lengths[number] for number in left]
+            boundaries.append(replace(one, items=[one.items[number] for number in left], lengths=lengths))
         return replace(self, boundaries=tuple(boundaries))
 
 
@@ -82,8 +103,9 @@ def request_states(
     Raises:
         SettingsError, EncoderError, TrunkError: an encoder that cannot be opened or cut so.
     """
-    requests = [_request_clips(settings, manifest, store, options), _request_texts(settings, manifest, options)]
-    return [request for request in requests if request is not None]
+    clips = _request_clips(settings, manifest, store, options)
+    texts = _request_texts(settings, _trainable(settings, manifest, clips), options)
+    return [request for request in (clips, texts) if request is not None]
 
 
 def requested_boundaries(
@@ -95,7 +117,7 @@ def requested_boundaries(
         SettingsError, ManifestError, MissingMediaError, EncoderError: as `extract` does.
         MissingItemError, StoreMismatchError: imported features that are not in the store, or are others.
     """
-    manifest = load_manifest(settings.manifest_settings, base=settings.base)
+    manifest = load_manifest(settings.lenient_manifest_settings, base=settings.base)
     requests = request_states(settings, manifest, store, options)
     segments = settings.data.segments
     imported = [
@@ -113,17 +135,36 @@ def undecodable(request: StateRequest, keys: Collection[str]) -> list[FailedClip
         request: of clips.
         keys: of clips that an earlier run could not decode; those that the request does not name are passed over.
     """
-    if request.sampling is None:
+    if request.sampling is None or not keys:
         return []
-    items = {item.key: item for item in request.boundaries[0].items if item.key in keys}
+    named = {request.content(item): item for item in request.boundaries[0].items}
+    items = {key: item for key, item in named.items() if key in keys and key in request.media}
     decoding = request.sampling.media_settings(set(request.encoders), request.encoders)
     media = [request.media[key] for key in items]
     outcomes = iter_media(media, decoding, each_frame=lambda _place, _pixels: None)
     return [
-        FailedClip(source=item.source, key=item.key, reason=str(outcome.error))
-        for item, outcome in zip(items.values(), outcomes, strict=True)
+        FailedClip(source=item.source, key=key, reason=str(outcome.error))
+        for (key, item), outcome in zip(items.items(), outcomes, strict=True)
         if outcome.error is not None
     ]
+
+
+def unstorable(request: StateRequest, earlier: Iterable[FailedClip]) -> list[FailedClip]:
+    """Return what an earlier run could not store at a boundary of the request: its state would be the same again."""
+    paths = {boundary.spec.path for boundary in request.boundaries}
+    asked = {request.content(item): item for boundary in request.boundaries for item in boundary.items}
+    failed = {entry.key: entry for entry in earlier if entry.boundary in paths and entry.key in asked}
+    return [replace(entry, source=asked[key].source) for key, entry in failed.items()]
+
+
+def absent(request: StateRequest, store: FeatureStore) -> list[Item]:
+    """Return the items of clips whose files are not here, and of which a boundary lacks the states."""
+    found: dict[str, Item] = {}
+    for boundary in request.boundaries if request.sampling is not None else ():
+        items = [item for item in boundary.items if request.content(item) not in request.media]
+        held = held_keys(store, boundary.spec, [item.key for item in items])
+        found |= {request.content(item): item for item in items if item.key not in held}
+    return list(found.values())
 
 
 def plan_shards(request: StateRequest, writers: Sequence[BoundaryWriter]) -> list[ShardUnit]:
@@ -137,7 +178,10 @@ def plan_shards(request: StateRequest, writers: Sequence[BoundaryWriter]) -> lis
     units: dict[tuple[str, ...], ShardUnit] = {}
     for writer in (writer for writer in writers if writer.spec.path in paths):
         for shard in writer.missing():
-            unit = units.setdefault(tuple(item.key for item in shard.items), ShardUnit(items=shard.items))
+            items = tuple(replace(item, key=request.content(item)) for item in shard.items)
+            unit = units.setdefault(
+                tuple(item.key for item in items), ShardUnit(items=items, contents=request.contents)
+            )
             unit.targets.append((writer, shard))
     return list(units.values())
 
@@ -148,9 +192,12 @@ def _request_clips(
     chosen = {m: s for m, s in settings.encoders.live() if m != "text"}
     if not chosen or not manifest.clips:
         return None
-    known = () if options.deep else _known_items(store, chosen)
-    found = clip_items(manifest, known, progress=options.progress)
-    if not found:
+    digests = ClipDigests(store, manifest, deep=options.deep)
+    missing = digests.unknown()
+    if missing and not settings.data.allow_missing:
+        _refuse_missing(settings, manifest, missing)
+    found = clip_items(manifest, digests, progress=options.progress)
+    if not found.items and not found.unreadable:
         return None
     segments, device = settings.data.segments, _planning_device(settings, options)
     encoders: dict[str, Encoder] = {
@@ -158,20 +205,29 @@ def _request_clips(
         for m, s in chosen.items()
     }
     sampling = sampling_of(settings, encoders)
-    specs, seconds = [], 0.0
+    keys = [item.key for item in found.items.values()]
+    specs, seconds = list[BoundarySpec](), 0.0
+    names: dict[str, dict[str, str]] = {}  # by path of the boundary: keys of films whose missing stream is replaced
     for modality, encoder in encoders.items():
         cuts = cut_boundaries(encoder, chosen[modality])
         measured = measure_prefix(encoder, sampling.blank(encoder), cuts)
         seconds += measured.seconds * (1 + chosen[modality].views)
-        plain = [_clip_spec(encoder, cut, sampling, measured, settings.store.dtype) for cut in cuts]
-        specs += [view for spec in plain for view in (spec, *_views(spec, chosen[modality]))]
+        of_films = list[BoundarySpec]()
+        for cut in cuts:
+            plain = _clip_spec(encoder, cut, sampling, measured, settings.store.dtype)
+            older = _with_stand_ins(plain, sampling)
+            use_older = older != plain and is_older(store, plain, older, keys)
+            views = [older if use_older else plain, *_views(older if use_older else plain, chosen[modality])]
+            specs += views
+            of_films += [] if use_older else views
+        replaced = item_keys(store, of_films, sampling, found.media, keys)
+        names |= {spec.path: replaced for spec in of_films}
     provenance = _provenance(encoders, settings, options)
     count = settings.store.shard_items or _clips_per_shard(specs, seconds)
-    items = [item for item, _ in found.values()]
     boundaries = [
         BoundaryRequest(
             spec=spec,
-            items=items,
+            items=_named(found.items.values(), names.get(spec.path, {})),
             provenance=provenance[spec.modality],
             max_seconds_per_item=TARGET_SHARD_SECONDS / (count + 0.5),  # the half keeps rounding from taking a row away
         )
@@ -185,13 +241,35 @@ def _request_clips(
         base=settings.base.resolve(),
         boundaries=tuple(boundaries),
         sampling=sampling,
-        media={item.key: media for item, media in found.values()},
+        media=found.media,
+        contents={item: content for replaced in names.values() for content, item in replaced.items()},
+        missing=tuple(missing),
+        unreadable=tuple(found.unreadable),
+        files=found.files,
     )
+
+
+def _named(items: Iterable[Item], keys: Mapping[str, str]) -> list[Item]:
+    """Return the items, those of films whose missing stream is replaced under keys of their own."""
+    return [replace(item, key=keys[item.key]) if item.key in keys else item for item in items]
+
+
+def _with_stand_ins(plain: BoundarySpec, sampling: Sampling) -> BoundarySpec:
+    """Return the specification that older stores have where a stand-in for missing streams is set."""
+    found = {**plain.identity["sampling"], **sampling.stand_ins(plain.modality)}
+    return replace(plain, identity={**plain.identity, "sampling": found})
+
+
+def _refuse_missing(settings: ExtractSettings, manifest: Manifest, missing: Sequence[FailedClip]) -> None:
+    if all(clip.reason == FILE_MISSING for clip in missing):
+        load_manifest(settings.manifest_settings, base=settings.base)  # says it in its own words
+    first = "; ".join(f"clip {clip.source!r}: {clip.reason}" for clip in missing[:3])
+    raise MissingMediaError(f"{len(missing)} of {len(manifest.clips)} clips have no file here: {first}")
 
 
 def _request_texts(settings: ExtractSettings, manifest: Manifest, options: RunOptions) -> StateRequest | None:
     chosen = settings.encoders.text
-    items = text_items(_trainable(settings, manifest))
+    items = text_items(manifest)
     if chosen is None or not items:
         return None
     device = _planning_device(settings, options)
@@ -232,16 +310,14 @@ def _provenance(
     return {m: planned_provenance(encoder, settings.engine, device) for m, encoder in encoders.items()}
 
 
-def _known_items(store: FeatureStore, modalities: Collection[str]) -> Iterator[Item]:
-    for spec in store.boundaries():
-        if spec.modality in modalities and "imported" not in spec.identity:
-            yield from store.sources(spec)
-
-
-def _trainable(settings: ExtractSettings, manifest: Manifest) -> Manifest:
+def _trainable(settings: ExtractSettings, manifest: Manifest, clips: StateRequest | None) -> Manifest:
     """Return the part of the data set whose questions can be trained on: imported features need no files."""
-    imported = any(encoder.is_imported for _, encoder in settings.encoders.items())
-    return manifest if imported else manifest.present()
+    if any(encoder.is_imported for _, encoder in settings.encoders.items()):
+        return manifest
+    gone = {clip.source for clip in clips.missing} if clips is not None else set(manifest.missing)
+    if not gone or not settings.data.allow_missing:
+        return manifest
+    return replace(manifest, questions=tuple(q for q in manifest.questions if q.clip_id not in gone))
 
 
 def _clip_spec(encoder: Encoder, cut: int, sampling: Sampling, measured: PrefixMeasurement, dtype: str) -> BoundarySpec:
@@ -289,6 +365,17 @@ def _clips_per_shard(specs: Sequence[BoundarySpec], seconds: float) -> int:
 @torch.no_grad()
 def _num_tokens(encoder: Encoder, texts: Sequence[str]) -> Iterator[int]:
     for start in range(0, len(texts), TEXTS_PER_COUNT):
-        state = encoder.embed(encoder.preprocess(list(texts[start : start + TEXTS_PER_COUNT])))
-        assert state.lengths is not None
-        yield from state.lengths.tolist()
+        some = texts[start : start + TEXTS_PER_COUNT]
+
+        def count(texts: Sequence[str]) -> list[int]:
+            state = encoder.embed(encoder.preprocess(list(texts)))
+            assert state.lengths is not None
+            lengths: list[int] = state.lengths.tolist()
+            return lengths
+
+        def alone(number: int, some: Sequence[str] = some) -> None:
+            count(some[number : number + 1])
+
+        with in_hand([repr(text) for text in some], alone):
+            lengths = count(some)
+        yield from lengths

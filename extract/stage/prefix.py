@@ -83,9 +83,17 @@ def cut_boundaries(encoder: Encoder, settings: EncoderSettings) -> list[int]:
     return sorted({encoder.boundary(k) for k in settings.cuts})
 
 
-def clip_identity(encoder: Encoder, cut: int, sampling: Sampling) -> dict[str, Any]:
-    """Identify the states of clips at one boundary by the prefix and the sampling of clips, as JSON."""
-    return {"encoder": encoder.identity(cut), "sampling": sampling.identity(encoder.modality)}
+def clip_identity(encoder: Encoder, cut: int, sampling: Sampling, *, stand_ins: bool = False) -> dict[str, Any]:
+    """Identify the states of clips at one boundary by the prefix and the sampling of clips, as JSON.
+
+    Args:
+        encoder: of the prefix.
+        cut: the boundary.
+        sampling: of clips.
+        stand_ins: with what stands for a missing stream, as older stores have it (see `missing_streams`).
+    """
+    found = sampling.identity(encoder.modality, stand_ins=stand_ins)
+    return {"encoder": encoder.identity(cut), "sampling": found}
 
 
 def text_identity(encoder: Encoder, cut: int) -> dict[str, Any]:

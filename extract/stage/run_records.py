@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,17 +20,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class FailedClip:
-    """A clip without states: it could not be decoded, or its file is missing.
+    """A clip, or a text, without states: not decoded, without a file, or with states that cannot be stored.
 
     Attributes:
-        source: its file, as items name it; the clip's id where there is no file.
-        key: the digest of the file's content; "" where there is no file.
-        reason: the decoder's message, in one line.
+        source: its file, as items name it; the clip's id where there is no file; of a text, the text.
+        key: the digest of the content; "" where there is no file, or it cannot be read.
+        reason: what was wrong, in one line.
+        boundary: the path in the store of the boundary at which the state is NaN or beyond the storage type; "" where
+            something else was wrong.
+        root: the folder that holds the media of the data set; "" in older records.
     """
 
     source: str
     key: str
     reason: str
+    boundary: str = ""
+    root: str = ""
 
 
 def failed_clips_path(store: Path) -> Path:
@@ -44,29 +49,40 @@ def read_failed_clips(store: Path) -> tuple[FailedClip, ...]:
 
 
 class FailedClipRecord:
-    """The failed clips of one data set in a store's record; those of other data sets stay in it.
+    """The failed clips and texts of one data set in a store's record; those of other data sets stay in it.
 
     Args:
         store: the store's folder.
-        sources: of every clip of the data set, missing ones included.
+        root: of the data set.
+        sources: of every clip of the data set, missing ones included, and every text.
 
     Attributes:
-        earlier_keys: of all clips that were recorded before.
+        entries: all that were recorded before.
     """
 
-    def __init__(self, store: Path, sources: Collection[str | None]) -> None:
-        earlier = read_failed_clips(store)
+    def __init__(self, store: Path, root: str, sources: Collection[str | None]) -> None:
         self.path = failed_clips_path(store)
-        self.earlier_keys = frozenset(entry.key for entry in earlier if entry.key)
-        self._others = [entry for entry in earlier if entry.key and entry.source not in sources]
+        self._root = root
+        self.entries = read_failed_clips(store)
+        self._sources = sources
 
-    def write(self, failed: Sequence[FailedClip]) -> None:
+    def write(self, failed: Sequence[FailedClip], boundaries: Collection[str]) -> None:
         """Replace the data set's entries; without any entry there is no file.
+
+        Args:
+            failed: what has no states now.
+            boundaries: paths of the boundaries that were asked for; what failed at others stays recorded.
 
         Raises:
             StoreError: the disk refuses.
         """
-        _write_lines(self.path, [*self._others, *failed])
+        kept = [e for e in self.entries if not self._is_ours(e) or (e.boundary and e.boundary not in boundaries)]
+        _write_lines(self.path, [*kept, *(replace(entry, root=self._root) for entry in failed)])
+
+    def _is_ours(self, entry: FailedClip) -> bool:
+        if entry.source in self._sources:
+            return entry.root in ("", self._root)
+        return not entry.key and not entry.root
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +129,8 @@ def receipts_path(store: Path) -> Path:
 
 
 def _failed_clip(values: Any) -> FailedClip:
-    return FailedClip(**{name: str(values[name]) for name in ("source", "key", "reason")})
+    named = {name: str(values[name]) for name in ("source", "key", "reason")}
+    return FailedClip(**named, **{name: str(values.get(name, "")) for name in ("boundary", "root")})
 
 
 def _read_lines(path: Path, make: Callable[[Any], T]) -> tuple[T, ...]:

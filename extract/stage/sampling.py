@@ -38,16 +38,26 @@ class Sampling:
     missing_picture: Literal["error", "black"] = "error"
     stride_seconds: float | None = None
 
-    def identity(self, modality: str) -> dict[str, Any]:
-        """What of the sampling the states of `modality` depend on, as JSON."""
+    def identity(self, modality: str, *, stand_ins: bool = False) -> dict[str, Any]:
+        """Return what of the sampling the states of `modality` depend on, as JSON.
+
+        Args:
+            modality: "visual" or "audio".
+            stand_ins: with what stands for a missing stream, as older stores have it (see `missing_streams`).
+        """
         instants = "segment centres" if self.stride_seconds is None else f"every {self.stride_seconds!r} s, centred"
         common = {"num_segments": self.num_segments, "instants": instants}
+        replaced = self.stand_ins(modality) if stand_ins else {}
         if modality == "visual":
-            black = {} if self.missing_picture == "error" else {"missing_picture": self.missing_picture}
             whole = {} if self.num_frames is None else {"num_segments": self.num_frames}  # T only groups its tokens
-            return {**common, **whole, "frame": "nearest", **black}
-        silence = {} if self.missing_sound == "error" else {"missing_sound": self.missing_sound}
-        return {**common, "window_seconds": self.window_seconds, "channels": "mean", **silence}
+            return {**common, **whole, "frame": "nearest", **replaced}
+        return {**common, "window_seconds": self.window_seconds, "channels": "mean", **replaced}
+
+    def stand_ins(self, modality: str) -> dict[str, Any]:
+        """Return what stands for the stream of `modality` in films that lack it, as JSON; {}: that is an error."""
+        if modality == "visual":
+            return {} if self.missing_picture == "error" else {"missing_picture": self.missing_picture}
+        return {} if self.missing_sound == "error" else {"missing_sound": self.missing_sound}
 
     def rows(self, modality: str) -> int:
         """Frames, or windows of sound, of one clip."""

@@ -186,6 +186,11 @@ class ExtractSettings:
         return replace(self.data, allow_missing=True)
 
     @property
+    def lenient_manifest_settings(self) -> DataSettings:
+        """`data`, with missing media allowed: a store may hold the states of clips whose files are elsewhere."""
+        return replace(self.data, allow_missing=True)
+
+    @property
     def store_path(self) -> Path:
         """The store's folder; of a store in object storage, the folder of this machine that stands for it."""
         return store_folder(self.store, self.base)

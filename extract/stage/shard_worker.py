@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ...cache.feature_store import BoundarySpec, BoundaryWriter, Item, Shard
 from ...cache.format.catalog import read_receipt
+from ...cache.format.dtypes import checked
 from ...cache.format.int8 import Int8Error
 from ...cache.format.layout import RECEIPT_FIELDS
 from ...cache.write.shard_writer import ShardWriter
+from ...errors import NumericsError
 from ..encoders.encoder import Encoder
 from ..media.augment_settings import view_number
 from ..media.frame_folder import FrameFolder
@@ -28,8 +29,10 @@ from .prefix import open_planned
 from .run_records import FailedClip
 from .settings import EncoderSettings
 
-ItemState = tuple[NDArray[np.float32], dict[str, NDArray[Any]]]
-"""An item's hidden tensor, (rows, …) of a clip or (tokens, D) of a text, and its small inputs by name."""
+ItemState = tuple[NDArray[Any], dict[str, NDArray[Any]]]
+"""An item's hidden tensor, (rows, …) of a clip or (tokens, D) of a text, and its small inputs by name.
+
+Float32, and once it was checked as it is stored."""
 
 Place = tuple[str, int, int]
 """Modality, boundary, and number of the augmented view, 0 for the plain one."""
@@ -48,12 +51,14 @@ class ShardUnit:
     """The items of one shard, and that shard of every boundary that misses it.
 
     Attributes:
-        items: in the order of their rows.
+        items: in the order of their rows; the key of each is the digest of its content.
         targets: the writer of each boundary, and its shard.
+        contents: digest of the content of the items that have other keys in shards (see `missing_streams`).
     """
 
     items: tuple[Item, ...]
     targets: list[tuple[BoundaryWriter, Shard]] = field(default_factory=list)
+    contents: Mapping[str, str] = field(default_factory=dict)
 
     def without(self, keys: Collection[str]) -> ShardUnit | None:
         """Give up the rows of the items of these keys; return the unit of those that are left, None if none is.
@@ -63,8 +68,10 @@ class ShardUnit:
         items = tuple(item for item in self.items if item.key not in keys)
         if len(items) == len(self.items):
             return self
-        left = [(writer, writer.give_up(shard, keys)) for writer, shard in self.targets]
-        return ShardUnit(items=items, targets=[(w, shard) for w, shard in left if shard is not None]) if items else None
+        named = {*keys, *(key for key, content in self.contents.items() if content in keys)}
+        left = [(writer, writer.give_up(shard, named)) for writer, shard in self.targets]
+        targets = [(writer, shard) for writer, shard in left if shard is not None]
+        return replace(self, items=items, targets=targets) if items else None
 
     def task(self, media: Mapping[str, Path | FrameFolder]) -> ShardTask:
         """Return the unit as a worker takes it; `media` has the file of each clip by item key."""
@@ -72,6 +79,7 @@ class ShardUnit:
             items=self.items,
             media=tuple(media[item.key] for item in self.items) if media else (),
             targets=tuple((writer.shard_writer, shard) for writer, shard in self.targets),
+            contents=self.contents,
         )
 
 
@@ -83,11 +91,17 @@ class ShardTask:
         items: in the order of their rows.
         media: the file of each clip; () for texts.
         targets: what writes each boundary's shard, and the shard.
+        contents: see `ShardUnit`.
     """
 
     items: tuple[Item, ...]
     media: tuple[Path | FrameFolder, ...]
     targets: tuple[tuple[ShardWriter, Shard], ...]
+    contents: Mapping[str, str] = field(default_factory=dict)
+
+    def content(self, item: Item) -> str:
+        """Return the digest of the content of an item of one of the shards."""
+        return self.contents.get(item.key, item.key)
 
     def missing_places(self) -> list[Place]:
         """Return the places of the shards that nobody has written yet."""
@@ -139,10 +153,10 @@ class ShardWorker(ABC):
         }
 
     def run(self, task: ShardTask) -> dict[str, Any]:
-        """Compute and write a unit; if a clip cannot be decoded, write nothing.
+        """Compute and write a unit; if an item has no states that can be stored, write nothing.
 
         Returns:
-            JSON: `written` (see `write_shards`), or `failed`, the clips that could not be decoded.
+            JSON: `written` (see `write_shards`), or `failed`, the items that have no states.
         """
         states, failed = self.compute_states(task, task.missing_places())
         if failed:
@@ -151,7 +165,29 @@ class ShardWorker(ABC):
 
     @abstractmethod
     def compute_states(self, task: ShardTask, places: list[Place]) -> tuple[States, list[FailedClip]]:
-        """Return the states of a unit's items at these places, and the clips that could not be decoded."""
+        """Return the states of a unit's items at these places, and the items that have none that can be stored."""
+
+    def check_states(self, task: ShardTask, items: Collection[Item], states: States) -> list[FailedClip]:
+        """Bring the states of some items to the form in which they are stored; return the items for which that fails.
+
+        Args:
+            task: of the items.
+            items: whose states are all there.
+            states: are replaced.
+        """
+        failed: dict[str, FailedClip] = {}
+        specs = {place: w.layout.spec for w, _ in task.targets if (place := place_of(w.layout.spec)) in states}
+        for place, spec in specs.items():
+            for item in items:
+                hidden, small = states[place].get(item.key, (None, {}))
+                if hidden is None:
+                    continue
+                try:
+                    states[place][item.key] = (checked(hidden, spec, item.source), small)
+                except NumericsError as error:
+                    found = FailedClip(source=item.source, key=item.key, reason=str(error), boundary=spec.path)
+                    failed.setdefault(item.key, found)
+        return list(failed.values())
 
 
 def write_shards(task: ShardTask, states: States) -> list[dict[str, Any]]:
@@ -164,7 +200,7 @@ def write_shards(task: ShardTask, states: States) -> list[dict[str, Any]]:
     written = []
     for writer, shard in task.targets:
         error = Int8Error()
-        receipt = writer.write(shard, _rows(states, writer.layout.spec, shard), error)
+        receipt = writer.write(shard, _rows(task, states, writer.layout.spec, shard), error)
         written.append(
             {
                 "boundary": writer.layout.spec.path,
@@ -176,7 +212,7 @@ def write_shards(task: ShardTask, states: States) -> list[dict[str, Any]]:
     return written
 
 
-def _rows(states: States, spec: BoundarySpec, shard: Shard) -> Iterator[ItemState]:
+def _rows(task: ShardTask, states: States, spec: BoundarySpec, shard: Shard) -> Iterator[ItemState]:
     """Yield the states of a shard's items; looked up when the first is read, which a written shard's never is."""
     for item in shard.items:
-        yield states[place_of(spec)][item.key]
+        yield states[place_of(spec)][task.content(item)]
