@@ -56,9 +56,7 @@ def frame_files(folder: Path) -> list[Path]:
     return sorted(files, key=_order)
 
 
-def read_frame_files(
-    files: Sequence[Path], ordinals: npt.NDArray[np.intp], each: Callable[[Pixels], T] = lambda pixels: pixels
-) -> list[T]:
+def read_frame_files(files: Sequence[Path], ordinals: npt.NDArray[np.intp], each: Callable[[Pixels], T]) -> list[T]:
     """Return some frames; of the whole frames one at a time is kept.
 
     Args:
@@ -97,7 +95,7 @@ def digest_media(source: Path | FrameFolder) -> str:
         return digest_json({"file": digest_file(source), "shown": shown}) if shown else digest_file(source)
     frames = [digest_file(path) for path in frame_files(source.path)]
     sound = None if source.sound is None else digest_file(source.sound)
-    content = {"frames": frames, "fps": source.fps, "sound": sound}
+    content: dict[str, Any] = {"frames": frames, "fps": source.fps, "sound": sound}
     shown = folder_shown_as(source, len(frames))
     return digest_json({**content, "shown": shown} if shown else content)
 

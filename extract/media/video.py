@@ -48,9 +48,7 @@ def shown_at(times: npt.NDArray[np.float64], instants: npt.NDArray[np.float64]) 
     return np.maximum(np.searchsorted(times, instants + _EPSILON_SECONDS, side="right") - 1, 0)
 
 
-def read_frames(
-    file: MediaFile, ordinals: npt.NDArray[np.intp], each: Callable[[Pixels], T] = lambda pixels: pixels
-) -> list[T]:
+def read_frames(file: MediaFile, ordinals: npt.NDArray[np.intp], each: Callable[[Pixels], T]) -> list[T]:
     """Return some frames of a file as a player shows them, in RGB; of the whole frames one at a time is kept.
 
     Args:

@@ -45,6 +45,12 @@ def test_every_preset_parses_strictly(dataset: str, preset: str) -> None:
     assert experiment.task.kind == DATA[dataset].kind
 
 
+def test_segments_of_ave_are_seconds_of_the_clip() -> None:
+    for preset in PRESETS:
+        data = tomllib.loads(preset_text("ave", preset))["data"]
+        assert (data["segments"], data["stride_seconds"]) == (10, 1.0)
+
+
 def test_what_is_estimated_is_counted_by_hand() -> None:
     line = next(line for line in preset_text("music-avqa", "lavish").splitlines() if "disk:" in line)
     embedding = 9288 * 10 * 48 * 48 * 192 * 2 / 1e9

@@ -157,6 +157,10 @@ def test_ave_gives_each_segment_its_class(tmp_path: Path) -> None:
     assert len(manifest.answers) == 29
     assert any("lines are about a clip of an earlier line" in line for line in describe(manifest))
     assert describe(manifest)[-1].endswith("val 0.00 %, test 0.00 %")  # background: 17 of train's 30 segments
+    clock = "labelled wrongly: set stride_seconds = "
+    assert any(line.endswith(f"{clock}1 in [data]") for line in describe(manifest))
+    assert any(line.endswith(f"{clock}0.5 in [data]") for line in describe(load(root, "ave", segments=20)))
+    assert not any(clock in line for line in describe(load(root, "ave", stride_seconds=1.0)))
     halves = load(root, "ave", segments=20).split("train")[1]
     assert [label == "background" for label in halves.labels] == [True] * 4 + [False] * 6 + [True] * 10
 
