@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ from .model_sources import OpenedModel, Prepared
 from .options import EncoderOptions
 from .peft_weights import is_adapter_folder, load_adapter, unwrapped
 from .plain_json import plain_json
-from .preprocess import BytePreprocess, Preprocess, TextPreprocess
+from .preprocess import AudioPreprocess, BytePreprocess, Preprocess, TextPreprocess
 from .spectrogram import prepare_spectrogram
 from .text_length import declared_length, longest_text, set_padding, shorter
 
@@ -207,13 +208,34 @@ def _prepare_sound(model: Any, name: str, options: EncoderOptions) -> Prepared:
         extractor = AutoFeatureExtractor.from_pretrained(name, trust_remote_code=options.trust_remote_code)
     except (OSError, ValueError):
         raise EncoderError(f"hf:{name}: has no feature extractor for sound (preprocessor_config.json)") from None
+    except ImportError as error:  # of a library that it is written in
+        line = " ".join(str(error).split())
+        raise EncoderError(f"hf:{name}: its feature extractor cannot be opened: {line[:200]}") from None
     audio, notes = fit_window(model, extractor, options.window_seconds)
+    _check_repeats(audio, name)
     return Prepared(
         preprocess=audio,
         sample_rate_hz=audio.sample_rate_hz,
         window_seconds=audio.window_seconds,
         notes=tuple(notes),
     )
+
+
+def _check_repeats(audio: AudioPreprocess, name: str) -> None:
+    """Raise an EncoderError unless the extractor gives the same for the same sound (dither draws at random)."""
+    noise = np.random.default_rng(0).standard_normal((1, round(audio.window_seconds * audio.sample_rate_hz)))
+    kind = type(audio.extractor).__name__
+    try:
+        first, second = (audio(0.1 * noise) for _ in range(2))
+    except Exception as error:  # whatever the extractor's own code raises
+        line = " ".join(str(error).split())[:200]
+        raise EncoderError(f"hf:{name}: {kind} fails on sound: {type(error).__name__}: {line}") from None
+    drawn = [key for key, value in first.items() if not torch.equal(value, second[key])]
+    if drawn:
+        raise EncoderError(
+            f"hf:{name}: {kind} draws {drawn[0]} at random; expected the same for the same sound (set its dither to "
+            "0 in preprocessor_config.json)"
+        )
 
 
 def _texts(model: Any, name: str, options: EncoderOptions) -> Preprocess:

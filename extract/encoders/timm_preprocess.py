@@ -59,7 +59,7 @@ class TimmPreprocess(PicturePreprocess):
     @cached_property
     def own(self) -> Any:
         """The transform that timm makes: from a Pillow image to (C, height, width) uint8."""
-        from timm.data import create_transform
+        from timm.data.transforms_factory import create_transform
 
         return create_transform(
             input_size=(self.num_channels, self.height, self.width),

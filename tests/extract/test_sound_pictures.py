@@ -11,7 +11,7 @@ import torch
 import transformers as hf
 from timm.models import save_for_hf
 
-from talik.errors import SettingsError
+from talik.errors import EncoderError, SettingsError
 from talik.extract.encoders.load import load_encoder
 from talik.extract.encoders.options import PictureSettings
 from talik.extract.encoders.spectrogram import AUDIO_MAE, SpectrogramPreprocess
@@ -139,3 +139,15 @@ def test_a_model_of_sound_is_followed_or_asked_about(tmp_path):
         PictureSettings(rows="both")
     with pytest.raises(SettingsError, match=r"^front_end: found 'htk'"):
         PictureSettings(front_end="htk")
+
+
+def test_an_extractor_that_draws_or_fails_is_refused(tmp_path, tiny_encoders, monkeypatch):
+    hf.AutoModel.from_pretrained(tiny_encoders["audio"]).save_pretrained(tmp_path)
+    own = hf.AutoFeatureExtractor.from_pretrained(tiny_encoders["audio"])
+    own.dither = 0.5
+    own.save_pretrained(tmp_path)
+    with pytest.raises(EncoderError, match=r"WhisperFeatureExtractor draws input_features at random; .*dither to 0"):
+        load_encoder(f"hf:{tmp_path}#encoder", modality="audio", window_seconds=0.4)
+    monkeypatch.setattr(type(own), "__call__", lambda self, *args, **kwargs: {}["mask"])
+    with pytest.raises(EncoderError, match="WhisperFeatureExtractor fails on sound: KeyError: 'mask'"):
+        load_encoder(f"hf:{tmp_path}#encoder", modality="audio", window_seconds=0.4)
