@@ -195,13 +195,14 @@ def main() -> None:
     parsed = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
+    where = environment() | {"timm": version("timm"), "pillow": version("pillow")}
     rows = []
     for row in (*timm_rows(), *processor_rows()):
         rows.append(row)
         if row.refusal or row.beyond:
             print(row.name, row.largest, row.refusal, flush=True)
     account = {
-        "environment": environment() | {"timm": version("timm"), "pillow": version("pillow")},
+        "environment": where,
         "shapes": SHAPES,
         "rows": [asdict(row) for row in rows],
     }
