@@ -40,8 +40,8 @@ class EncoderCosts:
         num_items: clips or distinct texts of the experiment.
         embed: preprocessing and embedding.
         forward: each unit, no graph.
-        forward_backward: each unit with its backward pass, for what trains below it; () where operations are counted.
-        finish: what follows the last unit.
+        forward_backward: each unit with its backward pass; () where operations are counted.
+        finish: all after the last unit.
         state_bytes: stored bytes of the state at each boundary, one more than units.
     """
 
@@ -79,7 +79,7 @@ class VariantCosts:
         num_seeds, epochs: how often it is trained.
         num_train, num_val, num_test: questions of the splits; validation is answered every epoch, test once.
         train, answer: seconds of a training step and of answering, from the states at `starts`, over the batch size.
-        distinct: by modality, distinct items a question in a training batch, at most 1: what is read and decoded.
+        distinct: by modality, distinct items a question in a training batch, at most 1; each is read and decoded.
         computed: by modality, items a question that units below the start run on: 1, but fewer where batches hold the
             questions of a clip together; `distinct` if None.
         peak_bytes: memory of one training step: states, saved activations, parameters with their optimiser.

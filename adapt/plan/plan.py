@@ -82,7 +82,7 @@ class Plan:
     """Predicted cost of an experiment on one machine.
 
     Args:
-        machine, device: what was measured: a processor or GPU, and "cpu", "cuda", …
+        machine, device: processor or GPU that was measured, and "cpu", "cuda", …
         cuts: boundaries to cache by modality; empty where nothing is.
         reason: why nothing is cached.
         num_bytes: of the store. free_bytes: left on its disk now.
@@ -91,7 +91,7 @@ class Plan:
         extraction: seconds of stage 1 after that.
         groups: names of the variants that train in lockstep. group_seconds: training of each group, all seeds.
         variants: each alone.
-        machine_costs, encoder_costs: what was measured.
+        machine_costs, encoder_costs: as measured.
     """
 
     machine: str
@@ -138,7 +138,7 @@ def plan(
     Args:
         experiment: an experiment's TOML, or the experiment itself.
         device: where encoders and training will run.
-        fresh: measure again what an earlier plan on this machine measured.
+        fresh: ignore the measurements of earlier plans on this machine.
         progress: show a tqdm bar.
         context: the opened encoders of this experiment.
 

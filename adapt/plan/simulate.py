@@ -85,7 +85,7 @@ def simulate(
         experiment: an experiment's TOML, or the experiment itself, with its boundaries named.
         settings: assumptions about the cluster.
         device: where operations are counted, and, if a GPU, timed.
-        fresh: count again what an earlier call counted.
+        fresh: ignore the counts of earlier calls.
         progress: show a tqdm bar.
 
     Raises:

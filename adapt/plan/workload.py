@@ -130,7 +130,7 @@ def measure_step(
     once = min(training, statistics.median(timed(optimizer.step, device) for _ in range(REPEATS)))
     if size > 1 and min(clips) < 1:
         train_one, answer_one = map(min, measured(size, one_clip=True), (training, answering))
-        spared = [(1 - share) * size / (size - 1) for share in clips]  # of what all clips but one cost
+        spared = [(1 - share) * size / (size - 1) for share in clips]  # of the cost of all clips but one
         training = max(once, training - spared[0] * (training - train_one))
         answering -= spared[1] * (answering - answer_one)
     return (training - once) / size + once / whole, answering / size, peak

@@ -41,7 +41,7 @@ class CostTable:
 
     Attributes:
         variants: in the order of the report's rows.
-        extraction: of filling the stores of these runs, for whatever experiments; None if not recorded.
+        extraction: of filling these runs' stores, for other experiments too; None if not recorded.
         predicted_extraction: by the plan.
         notes: limits of these numbers, one sentence each.
     """

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import matplotlib as mpl
+import numpy as np
+import pandas as pd
 from markupsafe import Markup
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
@@ -204,20 +206,23 @@ def learning_curves(
     table: Table, variants: Mapping[str, Sequence[Run]], field: str, caption: str, unit: str
 ) -> ReportFigure | None:
     """Draw a metric of `Epoch` over epochs, thin by seed, thick the mean; None with fewer than two epochs."""
-    scale = 100.0 if field.endswith("accuracy") else 1.0
-    curves = {name: [_finite_values(run, field, scale) for run in runs] for name, runs in variants.items()}
-    if len({epoch for seeds in curves.values() for seed in seeds for epoch in seed}) < 2:
+    curves = {}  # one row a seed, one column an epoch
+    for name, runs in variants.items():
+        values = pd.DataFrame([{e.epoch: getattr(e, field) for e in run.epochs} for run in runs], dtype=float)
+        finite = values.where(np.isfinite(values)).dropna(axis=1, how="all").sort_index(axis=1)
+        curves[name] = finite * (100.0 if field.endswith("accuracy") else 1.0)
+    if len({epoch for seeds in curves.values() for epoch in seeds}) < 2:
         return None
     plot = _Plot(4.7, 3.1)
     for index, (name, seeds) in enumerate(curves.items()):
-        for seed in seeds if len(seeds) > 1 else ():
-            plot.axes.plot([*seed], [*seed.values()], alpha=0.3, linewidth=0.8, **_line_style(index))
-        shared = sorted(set.intersection(*map(set, seeds)))
-        means = [sum(seed[epoch] for seed in seeds) / len(seeds) for epoch in shared]
-        plot.axes.plot(shared, means, **_line_style(index))
-        for epoch, mean in zip(shared, means, strict=True):
-            words = f"{table.labels[name]}, epoch {epoch}: {mean:.4g}"
-            plot.dot(epoch, mean, words, color=colour(index), markersize=3.5)
+        for _, seed in seeds.iterrows() if len(seeds) > 1 else ():
+            plot.axes.plot(seed.dropna(), alpha=0.3, linewidth=0.8, **_line_style(index))
+        means = seeds.dropna(axis=1).mean()
+        plot.axes.plot(means, **_line_style(index))
+        for epoch, mean in means.items():
+            plot.dot(
+                epoch, mean, f"{table.labels[name]}, epoch {epoch}: {mean:.4g}", color=colour(index), markersize=3.5
+            )
     plot.axes.set(xlabel="epoch")
     plot.axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     plot.legend(table.trained)
@@ -236,15 +241,13 @@ def accuracy_over_params(table: Table) -> ReportFigure:
         words = f"{row.label}: {format_cell(cell)} %, {format_count(row.trainable_params)} parameters"
         plot.dot(x, cell.mean, words, color=colour(index))
         dots.append((float(x), cell.mean, row.label))
-    for row in table.rows:
-        if not row.trained:
-            y = row.overall.mean
-            plot.hint(plot.axes.axhline(y, **_DASHED), f"{row.label}: {y:.1f} %")
-            plot.axes.annotate(row.label, (1, y), (0, 3), ("axes fraction", "data"), "offset points", ha="right")
-    xs = [x for x, _, _ in dots]
-    span = max(xs) / min(xs)
-    plot.axes.set_xscale("log")
-    plot.axes.set(xlim=(min(xs) * max(span, 3) ** -0.12, max(xs) * max(span, 3) ** 0.35))
+    for row in table.rows[: len(table.rows) - len(table.trained)]:
+        y = row.overall.mean
+        plot.hint(plot.axes.axhline(y, **_DASHED), f"{row.label}: {y:.1f} %")
+        plot.axes.annotate(row.label, (1, y), (0, 3), ("axes fraction", "data"), "offset points", ha="right")
+    low, high = min(x for x, *_ in dots), max(x for x, *_ in dots)
+    span = max(high / low, 3)
+    plot.axes.set(xscale="log", xlim=(low * span**-0.12, high * span**0.35))
     plot.axes.set(xlabel="trainable parameters", ylabel="accuracy (%)")
     plot.axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     plot.axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _short_count(x)))
@@ -296,11 +299,6 @@ def cost_over_depth(
 def _line_style(index: int) -> dict[str, Any]:
     dashes = (0, (2 + 3 * (index // len(COLOURS)), 3))
     return {"color": colour(index), "linestyle": "solid" if index < len(COLOURS) else dashes}
-
-
-def _finite_values(run: Run, field: str, scale: float) -> dict[int, float]:
-    values = {epoch.epoch: getattr(epoch, field) for epoch in run.epochs}
-    return {epoch: value * scale for epoch, value in values.items() if value is not None and math.isfinite(value)}
 
 
 def _short_count(value: float) -> str:

@@ -160,8 +160,8 @@ def _shown_gates(
 ) -> tuple[ShownGates, ...]:
     """Read the gates of a few questions of every variant whose first run has them written by evaluate --gates.
 
-    The first question of each clip comes before the second of any, those about `clips` first, whatever was answered; a
-    clip's frames are shown where they are as many as segments.
+    The order does not depend on the answers: the first question of each clip comes before the second of any, those
+    about `clips` first. A clip's frames are shown where they are as many as segments.
     """
     shown = []
     frames = {clip.clip_id: clip.frames for clip in clips}

@@ -146,13 +146,12 @@ def to_latex(table: Table) -> str:
     """Print the tables as LaTeX `tabular`s for the booktabs package, types below their groups with group averages."""
     names = ("Params", "FLOPs", "Hours")
     accuracy = accuracy_cells(table, names, bold="\0{}\0".format, grouped=True)
-    spans, rules, head, column = [""], [], ["Variant"], 2
+    spans, rules, head = [""], [], ["Variant"]
     for name, members in table.groups().items():
-        size = len(members) + bool(name)
+        first, size = len(head) + 1, len(members) + bool(name)
         spans.append(rf"\multicolumn{{{size}}}{{c}}{{{_latex(name)}}}")
-        rules.append(rf"\cmidrule(lr){{{column}-{column + size - 1}}}" if name else "")
-        head += [m.rpartition("-")[2] if name else m for m in members] + ([AVERAGE] if name else [])
-        column += size
+        rules.append(rf"\cmidrule(lr){{{first}-{first + size - 1}}}" if name else "")
+        head += [*(m.rpartition("-")[2] for m in members), AVERAGE] if name else members
     costs = cost_heads(table, *names)
     above = [" & ".join([*spans, "", *("" for _ in costs)]) + r" \\", "".join(rules)] if any(table.groups()) else []
     accuracy.head[:] = [*head, AVERAGE, *costs]

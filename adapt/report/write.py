@@ -37,7 +37,7 @@ class ReportFiles:
     Attributes:
         figures: folder of the figures, each as SVG and PDF.
         table: accuracies and comparisons.
-        costs: what the runs cost, and would have cost without the cache.
+        costs: measured seconds of the runs, and predicted ones without the cache.
         notes: as they stand at the top of the page.
         text: the tables in at most 160 columns.
     """
@@ -76,7 +76,7 @@ def report(
         run_folders: run folders, or folders above them (a variant's, an experiment's).
         out: the folder to write, made if absent; report files in it are replaced.
         order: variant names in the order of their rows; variants that it leaves out follow in order of appearance.
-        labels: what to print for a variant's name, "blind" for the baseline.
+        labels: printed names by variant name, "blind" for the baseline.
         blind: the blind baseline's answer to each test question by question id; from the data set that the runs name,
             where that can be read, if not given.
         comparisons: pairs (a, b) of variant names or "blind"; by default each variant against the blind baseline, and
