@@ -23,7 +23,8 @@ from ...extract.datasets.describe import blind_baseline, most_frequent_label, sh
 from ...extract.datasets.load import load_manifest
 from ...extract.datasets.settings import DataSettings
 from ...extract.datasets.types import Clip, Manifest
-from ...extract.media.decode import decode_clip
+from ...extract.media.clip_media import SegmentSettings
+from ...extract.media.decode import decode_segments
 from .runs import Prediction, Run
 
 _TYPES = {".mp4": "video/mp4", ".webm": "video/webm", ".png": "image/png", ".webp": "image/webp"}
@@ -138,8 +139,8 @@ def show_clip(clip: Clip, *, num_segments: int, stride_seconds: float | None = N
         return None
     try:
         if num_segments <= _MOST_FRAMES:
-            decoded = decode_clip(clip.media, num_segments=num_segments, stride_seconds=stride_seconds, sound=False)
-            frames = tuple(map(_jpeg, () if decoded.frames is None else decoded.frames))
+            wanted = SegmentSettings(num_segments=num_segments, stride_seconds=stride_seconds, sound=False)
+            frames = decode_segments(clip.media, wanted, _jpeg).prepared or ()
     except (TalikError, OSError):
         return None
     video = None

@@ -81,7 +81,8 @@ def decode_clip(
 
     Returns:
         frames (F, H, W, 3) uint8 RGB or None, waveforms (T, S) float32 mono in [-1, 1] or None with S =
-        round(window_seconds * sample_rate_hz), the segments' centres (T,) and the duration in seconds.
+        round(window_seconds * sample_rate_hz), the segments' centres (T,), the duration in seconds, and notes on what
+        of the file is not looked at.
 
     Raises:
         MissingMediaError: no such file.

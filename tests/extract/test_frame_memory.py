@@ -135,19 +135,56 @@ def test_missing_pictures_are_black_in_every_segment(ffmpeg: Ffmpeg, tmp_path: P
     assert torch.equal(found, torch.full_like(found, -2.5))
 
 
+EXPERIMENT = """
+[data]
+dataset = "manifest"
+root = "."
+segments = 2
+[encoders.visual]
+model = "timm:test_vit"
+weights = "random"
+cut = [0]
+[task]
+kind = "classes"
+[[variants]]
+name = "p"
+adapter = { kind = "probe", modalities = ["visual"] }
+"""
+
+
+def write_experiment_on(folder: Path, clips: list[str], data: str = "") -> Path:
+    lines = [
+        {"clip": clip, "answer": "ab"[n % 2], "split": ("train", "val", "test")[n % 3]} for n, clip in enumerate(clips)
+    ]
+    (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    (folder / "exp.toml").write_text(EXPERIMENT.replace("segments = 2", f"segments = 2{data}"), encoding="utf-8")
+    return folder / "exp.toml"
+
+
+def test_of_an_older_store_only_clips_that_are_another_film_now_are_computed_again(
+    ffmpeg: Ffmpeg, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = ("-f", "lavfi", "-i", "testsrc2=s=64x48:r=5:d=2")
+    ffmpeg(*source, tmp_path / "usual.mp4")
+    ffmpeg(*source, "-f", "lavfi", "-i", "sine=d=2", tmp_path / "heard.mkv")
+    ffmpeg(*source, "-vf", "setsar=2", tmp_path / "wide.mp4")
+    ffmpeg(*source, "-f", "lavfi", "-i", "sine=d=5", tmp_path / "longer.mp4")
+    experiment = write_experiment_on(tmp_path, ["usual.mp4", "heard.mkv", "wide.mp4", "longer.mp4"])
+    with monkeypatch.context() as earlier:  # when a clip was known by its file's digest alone
+        earlier.setattr("talik.extract.media.frame_folder.shown_as", lambda _path: {})
+        earlier.setattr("talik.extract.stage.items.DIGEST_VERSION", 0)
+        assert list(extract(experiment, progress=False).items.values()) == [4]
+    assert list(extract(experiment, progress=False).items.values()) == [2]
+    assert extract(experiment, progress=False).up_to_date
+
+
 def test_extraction_says_what_it_does_not_look_at(ffmpeg: Ffmpeg, tmp_path: Path) -> None:
     for number in range(5):
         source = ("-f", "lavfi", "-i", f"testsrc2=s=64x48:r=5:d={4 if number else 1}")
         ffmpeg(*source, "-metadata", f"title={number}", tmp_path / f"{number}.mp4")
-    lines = [{"clip": f"{n}.mp4", "answer": "ab"[n % 2], "split": ("train", "val", "test")[n % 3]} for n in range(5)]
-    (tmp_path / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    (tmp_path / "exp.toml").write_text(
-        '[data]\ndataset = "manifest"\nroot = "."\nsegments = 2\nstride_seconds = 1.0\n'
-        '[encoders.visual]\nmodel = "timm:test_vit"\nweights = "random"\ncut = [0]\n'
-        '[task]\nkind = "classes"\n[[variants]]\nname = "p"\nadapter = { kind = "probe", modalities = ["visual"] }\n'
-    )
-    report = extract(tmp_path / "exp.toml", progress=False)
+    experiment = write_experiment_on(tmp_path, [f"{n}.mp4" for n in range(5)], "\nstride_seconds = 1.0")
+    report = extract(experiment, progress=False)
     (note,) = report.unseen
     assert note == "1.mp4, 2.mp4, 3.mp4 and 1 more: only the first 2 s are looked at"
     assert note in report.lines()
-    assert extract(tmp_path / "exp.toml", progress=False).unseen == ()
+    assert extract(experiment, progress=False).unseen == ()
