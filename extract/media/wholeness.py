@@ -93,8 +93,11 @@ def check_whole(path: Path, format_name: str) -> None:
 
 
 def _is_unknown(size: int) -> bool:
-    """Return whether a size is what programs write that do not know it: 0, or near the most that 31 or 32 bits hold."""
-    return size <= 0 or 0x7FFF_0000 <= size <= 0x8000_FFFF or 0xFFFF_0000 <= size <= 0xFFFF_FFFF or size >= 1 << 62
+    """Return whether a size is what programs write that do not know it: 0, or near the most that 31 or 32 bits hold.
+
+    SoX writes 0x7F000000 into AIFF, 0x7FFFF000 into WAV files.
+    """
+    return size <= 0 or 0x7EFF_0000 <= size <= 0x8000_FFFF or 0xFFFF_0000 <= size <= 0xFFFF_FFFF or size >= 1 << 62
 
 
 def _boxes_end(file: BinaryIO, size: int) -> tuple[str, int]:

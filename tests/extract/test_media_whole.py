@@ -87,6 +87,16 @@ def test_rf64_counts_in_64_bits(tmp_path: Path) -> None:
         decode(tmp_path / "cut.wav")
 
 
+def test_an_aiff_file_whose_size_was_not_known_is_as_long_as_its_samples(ffmpeg: Ffmpeg, tmp_path: Path) -> None:
+    path = tmp_path / "a.aiff"
+    ffmpeg(*SINE, path)
+    data = bytearray(path.read_bytes())
+    for name, offset, value in ((b"FORM", 4, 0x7F00_0000), (b"SSND", 4, 0x7F00_0000 - 48), (b"COMM", 10, 0x3F80_0000)):
+        struct.pack_into(">I", data, data.index(name) + offset, value)  # as SoX writes into a pipe
+    path.write_bytes(data)
+    assert_whole(path, 0.01)
+
+
 @pytest.mark.parametrize("end", ["wav", "au", "caf", "flac", "mp3", "ogg", "aac", "avi", "flv", "mkv", "ts", "nut"])
 def test_files_from_a_pipe_are_whole(ffmpeg: Ffmpeg, tmp_path: Path, end: str) -> None:
     names = {"aac": "adts", "mkv": "matroska", "ts": "mpegts"}
