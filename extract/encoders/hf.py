@@ -223,10 +223,11 @@ def _prepare_sound(model: Any, name: str, options: EncoderOptions) -> Prepared:
 
 def _check_repeats(audio: AudioPreprocess, name: str) -> None:
     """Raise an EncoderError unless the extractor gives the same for the same sound (dither draws at random)."""
-    noise = np.random.default_rng(0).standard_normal((1, round(audio.window_seconds * audio.sample_rate_hz)))
+    samples = round(audio.window_seconds * audio.sample_rate_hz)
+    noise = 0.1 * np.random.default_rng(0).standard_normal((1, samples), dtype=np.float32)
     kind = type(audio.extractor).__name__
     try:
-        first, second = (audio(0.1 * noise) for _ in range(2))
+        first, second = (audio(noise) for _ in range(2))
     except Exception as error:  # whatever the extractor's own code raises
         line = " ".join(str(error).split())[:200]
         raise EncoderError(f"hf:{name}: {kind} fails on sound: {type(error).__name__}: {line}") from None
