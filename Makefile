@@ -26,7 +26,7 @@ OLDEST_TESTS := tests/extract/test_media.py tests/extract/test_media_ffmpeg.py t
 test-oldest: $(VENV)/installed-test
 	rm -rf $(VENV)/oldest
 	$(PIP) install --progress-bar off --no-deps --target $(VENV)/oldest 'av~=$(OLDEST_AV).0'
-	PYTHONPATH=$(VENV)/oldest TALIK_EXPECTED_AV=$(OLDEST_AV) $(BIN)/python -m pytest -q $(TEST_OPTIONS) $(OLDEST_TESTS)
+	PYTHONPATH=$(abspath $(VENV)/oldest) TALIK_EXPECTED_AV=$(OLDEST_AV) $(BIN)/python -m pytest -q $(TEST_OPTIONS) $(OLDEST_TESTS)
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .

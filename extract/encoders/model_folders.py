@@ -79,7 +79,7 @@ def place_of(path: str | Path, base: Path) -> Path:
 def may_be_hub_name(name: str) -> bool:
     """Say whether `name` has the form of a hub's: "model" or "org/model"; paths have others."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(name)
@@ -116,7 +116,7 @@ def quiet_hub() -> Iterator[None]:
     from huggingface_hub.utils import logging
 
     level = logging.get_verbosity()
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:

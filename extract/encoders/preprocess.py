@@ -47,7 +47,14 @@ class AudioPreprocess:
             raise SettingsError(
                 f"waveforms: found shape {waves.shape}, expected (N, S) float32 at {self.sample_rate_hz} Hz"
             )
-        features = self.extractor(list(waves), sampling_rate=self.sample_rate_hz, return_tensors="pt", **self.call)
+        try:
+            features = self.extractor(list(waves), sampling_rate=self.sample_rate_hz, return_tensors="pt", **self.call)
+        except Exception as error:  # whatever the extractor's own code raises
+            seconds, reason = waves.shape[1] / self.sample_rate_hz, " ".join(str(error).split())[:160]
+            raise SettingsError(
+                f"window_seconds: {type(self.extractor).__name__} fails on a window of {seconds:g} s "
+                f"({type(error).__name__}: {reason}); expected a longer one"
+            ) from None
         found = {name: torch.as_tensor(value) for name, value in features.items()}
         if "is_longer" in found:  # CLAP's marks one of a batch of short sounds by chance; no window is longer
             found["is_longer"] = torch.zeros_like(found["is_longer"], dtype=torch.bool)

@@ -66,8 +66,9 @@ def in_exact_float32(function: Callable[P, R]) -> Callable[P, R]:
 @lru_cache
 def _places() -> dict[str, Any]:
     """Return what holds a setting of torch's newer names, `fp32_precision`."""
-    found = {"conv": torch.backends.cudnn.conv, "rnn": torch.backends.cudnn.rnn, "matmul": torch.backends.cuda.matmul}
-    cpu = getattr(torch.backends, "mkldnn", None)
+    backends: Any = torch.backends
+    found = {"conv": backends.cudnn.conv, "rnn": backends.cudnn.rnn, "matmul": backends.cuda.matmul}
+    cpu = getattr(backends, "mkldnn", None)
     for name in ("conv", "rnn", "matmul"):
         if hasattr(getattr(cpu, name, None), "fp32_precision"):
             found[f"mkldnn {name}"] = getattr(cpu, name)
