@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ...errors import TrunkError
 from .output_template import Template, make_template
-from .tracing import Taken, at, map_tensors, put
+from .tracing import Taken, at, forwards_lock, map_tensors, put
 from .unit_links import Link
 
 Inputs = dict[str, Tensor]
@@ -109,12 +109,11 @@ def _set_own_forward(module: nn.Module, own: Callable[..., Any] | None) -> None:
 
 
 _this_thread = _ThisThread()
-_lock = threading.Lock()
 _patches: dict[int, _Patch] = {}  # by the module's id; of all models, since two encoders may share modules
 
 
 def _patch(modules: Sequence[nn.Module]) -> None:
-    with _lock:
+    with forwards_lock:
         for module in modules:
             if id(module) not in _patches:
                 _patches[id(module)] = _Patch(module)
@@ -122,7 +121,7 @@ def _patch(modules: Sequence[nn.Module]) -> None:
 
 
 def _unpatch(modules: Sequence[nn.Module]) -> None:
-    with _lock:
+    with forwards_lock:
         for module in modules:
             _patches[id(module)].num_open -= 1
             if not _patches[id(module)].num_open:
@@ -136,7 +135,7 @@ def copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         module: left as it is.
         memo: of `copy.deepcopy`; what several modules share is shared by their copies.
     """
-    with _lock:
+    with forwards_lock:
         patches = [_patches[id(m)] for m in module.modules() if id(m) in _patches]
         memo.update((id(p.module.forward), p.module.forward) for p in patches)  # replaced below
         made: nn.Module = copy.deepcopy(module, memo)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 from ...errors import TrunkError
 
 Taken = tuple[tuple[Any, ...], dict[str, Any]]
+
+forwards_lock = threading.RLock()
+"""Held by whoever replaces the `forward` of modules, which are the same for all threads."""
 
 
 @dataclass(eq=False)
@@ -61,6 +65,8 @@ class Call:
 def record(model: nn.Module, forward: Callable[[], Any]) -> tuple[Call, Any]:
     """Run `forward` once with the `forward` of every module watched; return the root call and the output.
 
+    Calls of other threads are not recorded; a pass that one of them begins waits for the end.
+
     Raises:
         TrunkError: the forward does not begin with a call of `model`.
     """
@@ -73,6 +79,8 @@ def record(model: nn.Module, forward: Callable[[], Any]) -> tuple[Call, Any]:
         original = module.forward
 
         def watched(*args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != this_thread:
+                return original(*args, **kwargs)
             parent = stack[-1] if stack else None
             call = _begin(module, names[id(module)], counts, _snapshot((args, kwargs)), parent)
             (stack[-1].children if stack else roots).append(call)
@@ -88,18 +96,20 @@ def record(model: nn.Module, forward: Callable[[], Any]) -> tuple[Call, Any]:
 
         module.__dict__["forward"] = watched
 
-    own = {id(m): m.__dict__["forward"] for m in model.modules() if "forward" in m.__dict__}
-    modules = list(model.modules())
-    try:
-        for module in modules:
-            watch(module)
-        with torch.inference_mode(False), torch.no_grad():
-            output = forward()
-    finally:
-        for module in modules:
-            module.__dict__.pop("forward", None)
-            if id(module) in own:
-                module.__dict__["forward"] = own[id(module)]
+    this_thread, modules = threading.get_ident(), list(model.modules())
+    with forwards_lock:
+        own = {id(m): m.__dict__["forward"] for m in modules if "forward" in m.__dict__}
+        try:
+            for module in modules:
+                watch(module)
+            with torch.inference_mode(False), torch.no_grad():
+                output = forward()
+        finally:
+            for module in modules:
+                if id(module) in own:
+                    module.__dict__["forward"] = own[id(module)]
+                else:
+                    module.__dict__.pop("forward", None)
     if len(roots) != 1:
         raise TrunkError(f"{type(model).__name__}: its forward called {len(roots)} modules at the top, expected 1")
     return roots[0], output
