@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,12 @@ EngineName = Annotated[
 ]
 Jobs = Annotated[int | None, typer.Option("--jobs", help="How many workers; locally 1 by default, this process.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bars.")]
+Places = Annotated[
+    Path | None,
+    typer.Option(
+        "--experiment", help="Where data set, encoders and store lie, if the run's folder was moved from them."
+    ),
+]
 AllowMissing = Annotated[
     bool, typer.Option("--allow-missing", help="Go on without clips that are not there, or cannot be decoded.")
 ]
@@ -179,6 +186,9 @@ def adapt(
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, data order and dropout.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Train anew; a run that is there stays until the new one has ended.")
+    ] = False,
     allow_missing: AllowMissing = False,
     device: Device = "cpu",
     quiet: Quiet = False,
@@ -198,9 +208,11 @@ def adapt(
     from .adapt.training.distributed import leads
 
     loaded = load_experiment(experiment, allow_missing=allow_missing)
-    result = run(loaded, variant=variant, seed=seed, resume=resume, device=device, progress=not quiet)
+    result = run(loaded, variant=variant, seed=seed, resume=resume, retrain=retrain, device=device, progress=not quiet)
     if not leads():
         return
+    for note in result.notes:
+        typer.echo(f"{result.folder}: {note}", err=True)
     done = "was done before" if result.skipped else f"done in {result.seconds:.0f} s"
     typer.echo(f"{result.folder}: {done}, accuracy {100 * result.accuracy:.2f} %, {result.trainable_params:,} trained")
 
@@ -214,6 +226,10 @@ def sweep(
     ] = None,
     fuse: Annotated[bool, typer.Option(help="Train variants that see the same batches in lockstep.")] = True,
     live: Annotated[bool, typer.Option("--live", help="Decode and encode for every batch, without the store.")] = False,
+    retrain: Annotated[
+        bool,
+        typer.Option("--retrain", help="Train anew the runs of other settings or data; each stays until then."),
+    ] = False,
     allow_missing: AllowMissing = False,
     device: Device = "cpu",
     engine: EngineName = None,
@@ -238,9 +254,12 @@ def sweep(
         device=device,
         progress=not quiet,
         engine=workers,
+        retrain=retrain,
     )
     for done in result.runs:
-        typer.echo(f"{done.folder}: accuracy {100 * done.accuracy:.2f} %")
+        typer.echo(f"{done.folder}: {done.how}, accuracy {100 * done.accuracy:.2f} %")
+    for note, count in Counter(note for done in result.runs for note in done.notes).items():
+        typer.echo(f"{count} of {len(result.runs)} runs: {note}", err=True)
     for name, reason in result.retried:
         typer.echo(f"{name} was begun again: {reason}")
     for name, reason in result.failures:
@@ -257,12 +276,15 @@ def evaluate(
     gates: Annotated[
         bool, typer.Option("--gates", help="Also write what the adapter's selection kept: gates-SPLIT.jsonl.")
     ] = False,
+    experiment: Places = None,
     device: Device = "cpu",
 ) -> None:
     """Score a finished run on a split, by question type."""
     from .adapt.evaluation.evaluate import evaluate as score
 
-    evaluation = score(run, split=split, live=live, gates=gates, device=device)
+    evaluation = score(run, split=split, live=live, gates=gates, experiment=experiment, device=device)
+    for note in evaluation.notes:
+        typer.echo(note, err=True)
     for name, tally in evaluation.scores.by_type.items():
         typer.echo(f"{name:10s} {100 * tally.accuracy:6.2f} %  ({tally.correct} of {tally.total})")
     for name, tally in evaluation.scores.by_subset.items():
@@ -277,12 +299,14 @@ def predict(
     video: Annotated[Path, typer.Option(help="A video file.")],
     question: Annotated[str, typer.Option(help="What to ask about it.")] = "",
     top: Annotated[int, typer.Option(help="How many answers to show.")] = 5,
+    experiment: Places = None,
     device: Device = "cpu",
 ) -> None:
     """Answer a question about a video with a finished run, from the file itself."""
     from .adapt.evaluation.predict import predict as answer
 
-    for line in answer(run, video=video, question=question, top=top, device=device).lines():
+    found = answer(run, video=video, question=question, top=top, experiment=experiment, device=device)
+    for line in found.lines():
         typer.echo(line)
 
 

@@ -19,6 +19,7 @@
     ├── NumericsError(ArithmeticError)   NaN, Inf or overflow in a state
     ├── BackendError(RuntimeError)       a backend that was asked for and cannot run
     └── RunError(RuntimeError)           a run folder, checkpoint or training run
+        ├── RunDiffersError          a run folder that holds a run of other settings or data
         └── RunLockedError           a run that another process is training
 
 A message says what was found, what was expected and what to do, in one line. Every class pickles, since an
@@ -114,6 +115,10 @@ class BackendError(TalikError, RuntimeError):
 
 class RunError(TalikError, RuntimeError):
     """A run folder, checkpoint or training run that cannot go on."""
+
+
+class RunDiffersError(RunError):
+    """A run folder that holds a run of other settings or other data."""
 
 
 class RunLockedError(RunError):

@@ -190,7 +190,7 @@ def timeless(path: Path) -> Any:
 
 def _without_times(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _without_times(v) for k, v in value.items() if k not in TIMES}
+        return {k: _without_times(v) for k, v in value.items() if k not in {*TIMES, "base"}}  # nor where it was made
     return [_without_times(v) for v in value] if isinstance(value, list) else value
 
 

@@ -3,11 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from ...cache.format.spec import FieldDifference, differences
 from ...config import to_mapping
+from ...errors import SettingsError
 from .experiment import Experiment, TrainSettings, VariantSettings, experiment_from_tables
+
+#: Settings that name things or say where they lie. Of a run whose data are recorded they are not compared: the same
+#: annotations, clips, states and encoders at another place are the same run.
+PLACES = (
+    "experiment",
+    "variant",
+    "data.root",
+    "data.annotations",
+    "data.files",
+    "data.videos",
+    "data.allow_missing",
+    "encoders.*.model",
+    "encoders.*.weights",
+    "encoders.*.cut",
+    "store.path",
+    "store.storage",
+    "store.cache_dir",
+    "store.cache_gb",
+    "store.verify",
+    "store.read_path",
+    "store.shard_items",
+    "store.disk_budget",
+)
 
 
 def run_config(experiment: Experiment, variant: VariantSettings, train: TrainSettings, seed: int) -> dict[str, Any]:
@@ -19,16 +46,21 @@ def run_config(experiment: Experiment, variant: VariantSettings, train: TrainSet
         train: the training settings of that variant.
         seed: of the weights, the order of the data and dropout.
     """
-    extraction = experiment.extraction
     config: dict[str, Any] = {"experiment": experiment.name, "variant": variant.name, "seed": seed}
-    for name, part in (("data", extraction.data), ("encoders", extraction.encoders), ("store", extraction.store)):
-        config[name] = to_mapping(part)
+    config |= data_tables(experiment)
     config["task"] = to_mapping(experiment.task)
     config["train"] = to_mapping(train)
     config["adapter"] = to_mapping(variant.adapter)
     config["insertion"] = to_mapping(variant.insertion if variant.insertion is not None else "none")
     config["placement"] = variant.placement
     return config
+
+
+def data_tables(experiment: Experiment) -> dict[str, Any]:
+    """Return the tables `data`, `encoders` and `store` of an experiment, as plain values."""
+    extraction = experiment.extraction
+    parts = {"data": extraction.data, "encoders": extraction.encoders, "store": extraction.store}
+    return {name: to_mapping(part) for name, part in parts.items()}
 
 
 def completed(config: Mapping[str, Any], *, base: Path) -> dict[str, Any]:
@@ -47,6 +79,48 @@ def completed(config: Mapping[str, Any], *, base: Path) -> dict[str, Any]:
     """
     experiment, variant = experiment_from_config(config, base=base)
     return run_config(experiment, variant, experiment.train_settings(variant), config["seed"])
+
+
+def config_differences(
+    wanted: Mapping[str, Any], stored: Mapping[str, Any], *, base: Path, places: bool = True
+) -> list[FieldDifference]:
+    """Return the settings in which two configurations differ, those that one of them does not have at their defaults.
+
+    Args:
+        wanted: a configuration of today.
+        stored: one that this or an earlier version wrote.
+        base: the folder that the relative paths of `stored` count from.
+        places: compare `PLACES` too.
+    """
+    found = differences(dict(wanted), dict(stored))
+    if found:
+        with suppress(KeyError, SettingsError):  # then it is compared as it is
+            found = differences(dict(wanted), completed(stored, base=base))
+    return found if places else [d for d in found if not is_place(d.field)]
+
+
+def is_place(name: str) -> bool:
+    """Return whether a setting, by its dotted name, is one of `PLACES` or a part of one.
+
+    >>> is_place("store.storage.region"), is_place("encoders.visual.image_size")
+    (True, False)
+    """
+    return any(fnmatch(name, place) or fnmatch(name, f"{place}.*") for place in PLACES)
+
+
+def with_places(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration with the data, encoders and store where another one has them (see `PLACES`)."""
+    found: dict[str, Any] = dict(config)
+    for table in ("data", "store"):
+        found[table] = _placed(table, config[table], other[table])
+    encoders, others = config["encoders"], other["encoders"]
+    found["encoders"] = {m: _placed("encoders.*", e, others[m]) if m in others else e for m, e in encoders.items()}
+    return found
+
+
+def _placed(table: str, config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in config.items() if f"{table}.{name}" not in PLACES}
+    return {**kept, **{name: value for name, value in other.items() if f"{table}.{name}" in PLACES}}
 
 
 def experiment_from_config(config: Mapping[str, Any], *, base: Path) -> tuple[Experiment, VariantSettings]:

@@ -6,9 +6,10 @@ Letters: B questions, T segments, K distinct clips of a batch.
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -184,6 +185,19 @@ def distinct_index(modality: str, batch: Sequence[Question]) -> Tensor:
     names = [q.text if modality == "text" else q.clip_id for q in batch]
     order = {name: i for i, name in enumerate(dict.fromkeys(names))}
     return torch.tensor([order[name] for name in names])
+
+
+def content_order(question: Question) -> tuple[Any, ...]:
+    """Return a key that sorts questions by clip and content, whatever the order of their lines and their ids.
+
+    >>> a = Question(id="1", clip_id="b", text="", answer="x", type="", template="", split="train")
+    >>> b = Question(id="2", clip_id="a", text="", answer="x", type="", template="", split="train")
+    >>> [question.clip_id for question in sorted([a, b], key=content_order)]
+    ['a', 'b']
+    """
+    clip, choices = unicodedata.normalize("NFC", question.clip_id), tuple(sorted(question.choices))
+    told = (question.type, question.template, question.subset)
+    return (clip, question.text, question.answer, question.labels, choices, told)
 
 
 def shuffled(questions: Sequence[Question], *, seed: int, by_clip: bool) -> list[int]:

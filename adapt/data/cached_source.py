@@ -136,6 +136,16 @@ class CachedSource:
         """Whether every state that the question needs is stored."""
         return all(self._key(m, question) is not None for m in self._readers)
 
+    def item_keys(self, question: Question) -> dict[str, str]:
+        """Return by modality the key of the stored item that a question needs; those that are not stored left out."""
+        found = {m: self._key(m, question) for m in self._readers}
+        return {m: key for m, key in found.items() if key is not None}
+
+    @property
+    def boundary_paths(self) -> dict[str, str]:
+        """The path in the store, with its key, of the boundary that each modality is read from."""
+        return {m: reader.spec.path for m, reader in self._readers.items()}
+
     def why_not(self, question: Question) -> str:
         """What of the question is not stored, and why, as far as stage 1 wrote it down."""
         lacking = [m for m in self._readers if self._key(m, question) is None]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ...extract.executors.threads import torch_threads
 from ...extract.trunk.exact_float32 import exact_float32
+from ..config.experiment import Experiment, VariantSettings
 from ..data.batch import stored_questions
 from ..scoring.metrics import Scores, score
 from ..scoring.predictions import answer, prediction_records, score_records
@@ -17,6 +18,7 @@ from ..training.experiment_context import ExperimentContext
 from ..training.failures import raised_in_one_line
 from ..training.run_folder import RunFolder
 from .gates import gate_records
+from .own_data import check_answers, check_places, differences_since, own_answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +30,14 @@ class Evaluation:
         split: which questions.
         scores: correct and total by question type, by group and in all.
         seconds: wall time.
+        notes: how the questions and clips differ from those that the run knew; one line each.
     """
 
     run: Path
     split: str
     scores: Scores
     seconds: float
+    notes: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -44,8 +48,11 @@ def evaluate(
     device: str = "cpu",
     save: bool = True,
     gates: bool = False,
+    experiment: Path | str | None = None,
 ) -> Evaluation:
     """Answer a split's questions with a finished run's weights.
+
+    The classes are the run's own, whatever order the data set has its answers in by now.
 
     Args:
         run: the run's folder, runs/<experiment>/<variant>/seed<k>.
@@ -54,11 +61,13 @@ def evaluate(
         device: where it runs.
         save: write predictions-<split>.jsonl and result-<split>.json into the run's folder.
         gates: write gates-<split>.jsonl, what the adapter's selection kept for each question (see `gates`).
+        experiment: a file that says where data set, encoders and store lie, if not where the run's settings say.
 
     Raises:
         SettingsError: gates of an adapter that has none.
-        RunError: not a finished run's folder, or trained on other encoders; or the variant raised any other error,
-            whose traceback is then in the folder's error.txt.
+        RunError: not a finished run's folder, or trained on other encoders; a data set or store that was moved; answers
+            that are none of the run's classes; or the variant raised any other error, whose traceback is then in the
+            folder's error.txt.
         RunLockedError: another process is training this run or evaluating it; not where nothing is written.
 
     Example:
@@ -69,20 +78,34 @@ def evaluate(
     folder = RunFolder(Path(run))
     folder.config()
     folder.check_done()
+    own, variant = folder.experiment(places=experiment)
+    check_places(folder, own, live=live)
     with folder.locked() if save or gates else nullcontext(), raised_in_one_line(folder):
-        return _evaluate(folder, split=split, live=live, device=device, save=save, gates=gates)
+        return _evaluate(folder, own, variant, split=split, live=live, device=device, save=save, gates=gates)
 
 
-def _evaluate(folder: RunFolder, *, split: str, live: bool, device: str, save: bool, gates: bool) -> Evaluation:
+def _evaluate(
+    folder: RunFolder,
+    own: Experiment,
+    variant: VariantSettings,
+    *,
+    split: str,
+    live: bool,
+    device: str,
+    save: bool,
+    gates: bool,
+) -> Evaluation:
     started = time.perf_counter()
-    experiment, variant = folder.experiment()
-    context = ExperimentContext(experiment, device=device)
-    model = context.build(variant, seed=int(folder.config()["seed"]))
+    context = ExperimentContext(own, device=device)
+    answers = own_answers(folder)
+    model = context.build(variant, seed=int(folder.config()["seed"]), num_classes=len(answers))
     load_adapter(folder, model)
-    settings = experiment.train_settings(variant)
+    settings = own.train_settings(variant)
     with torch_threads(settings.num_threads), exact_float32():
         source = context.live(model) if live else context.cached(model)
         questions = stored_questions(source, context.questions(split), allow_missing=context.allow_missing)
+        check_answers(folder, questions, answers)
+        notes = differences_since(folder, context, source, questions, split=split)
         if gates:
             size = settings.eval_batch_size
             found = gate_records(model, source, questions, batch_size=size, amp=settings.amp)
@@ -91,7 +114,7 @@ def _evaluate(folder: RunFolder, *, split: str, live: bool, device: str, save: b
             model,
             source,
             questions,
-            answers=context.manifest.answers,
+            answers=answers,
             batch_size=settings.eval_batch_size,
             amp=settings.amp,
         )
@@ -99,8 +122,8 @@ def _evaluate(folder: RunFolder, *, split: str, live: bool, device: str, save: b
     seconds = time.perf_counter() - started
     if save:
         folder.write_lines(f"predictions-{split}.jsonl", records)
-        scored = score_records(records, kind=experiment.task.kind)
+        scored = score_records(records, kind=own.task.kind)
         folder.write_json(f"result-{split}.json", {"split": split, **scored, "seconds": seconds})
     subsets = [r.get("subset", "") for r in records]
     scores = score([r["type"] for r in records], [bool(r["correct"]) for r in records], subsets=subsets)
-    return Evaluation(run=folder.path, split=split, scores=scores, seconds=seconds)
+    return Evaluation(run=folder.path, split=split, scores=scores, seconds=seconds, notes=notes)

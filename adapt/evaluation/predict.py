@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...errors import MissingMediaError, RunError, SettingsError
+from ...errors import MissingMediaError, SettingsError
 from ...extract.datasets.types import Clip, Manifest, Question
 from ...extract.executors.threads import torch_threads
 from ...extract.trunk.exact_float32 import exact_float32
@@ -18,6 +18,7 @@ from ..training.adapter_files import load_adapter
 from ..training.experiment_context import ExperimentContext
 from ..training.run_folder import RunFolder
 from .gates import gate_records
+from .own_data import own_answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,15 @@ class Predicted:
         return shown
 
 
-def predict(run: Path | str, *, video: Path | str, question: str = "", top: int = 5, device: str = "cpu") -> Predicted:
+def predict(
+    run: Path | str,
+    *,
+    video: Path | str,
+    question: str = "",
+    top: int = 5,
+    experiment: Path | str | None = None,
+    device: str = "cpu",
+) -> Predicted:
     """Answer a question about a video file with a finished run's weights.
 
     Args:
@@ -65,6 +74,7 @@ def predict(run: Path | str, *, video: Path | str, question: str = "", top: int 
         video: any file with the picture and sound that the run's encoders read.
         question: in words; "" for a task without questions.
         top: how many answers to give.
+        experiment: a file that says where the encoders lie, if not where the run's settings say.
         device: where it runs.
 
     Raises:
@@ -83,20 +93,17 @@ def predict(run: Path | str, *, video: Path | str, question: str = "", top: int 
         raise MissingMediaError(f"{video}: no such file; expected a video")
     if top < 1:
         raise SettingsError(f"top: found {top}, expected at least 1")
-    experiment, variant = folder.experiment()
+    own, variant = folder.experiment(places=experiment)
     folder.check_done()
-    described = folder.read_json("adapter.json")
-    answers = described.get("answers")
-    if not answers:
-        raise RunError(f"{folder.path / 'adapter.json'}: answers are missing; expected what training wrote")
-    given = _question(question, answers, experiment.extraction.data.segments)
-    context = ExperimentContext(experiment, device=device)
+    answers = own_answers(folder)
+    given = _question(question, answers, own.extraction.data.segments)
+    context = ExperimentContext(own, device=device)
     context.manifest = Manifest(  # the data set itself is not needed
         name="predict",
         root=video.parent,
         clips={"video": Clip(id="video", path=video)},
         questions=(given,),
-        answers=tuple(answers),
+        answers=answers,
     )
     reads_text = "text" in context.used(variant)
     if reads_text != bool(question):
@@ -107,7 +114,7 @@ def predict(run: Path | str, *, video: Path | str, question: str = "", top: int 
     load_adapter(folder, model)
     model.eval()
     source = context.live(model)
-    settings = experiment.train_settings(variant)
+    settings = own.train_settings(variant)
     has_gates = model.adapter is not None and model.adapter.has_gates and variant.adapter.get("selection") != "none"
     gates: tuple[Mapping[str, Any], ...] = ()
     with torch.no_grad(), torch_threads(settings.num_threads), exact_float32():
@@ -121,7 +128,7 @@ def predict(run: Path | str, *, video: Path | str, question: str = "", top: int 
     return Predicted(answers=_best(overall, answers, top), by_segment=best, gates=gates)
 
 
-def _question(text: str, answers: list[str], num_segments: int) -> Question:
+def _question(text: str, answers: Sequence[str], num_segments: int) -> Question:
     """Return the question as a manifest has it; its answer is a placeholder that nothing reads."""
     return Question(
         id="0",
@@ -135,7 +142,7 @@ def _question(text: str, answers: list[str], num_segments: int) -> Question:
     )
 
 
-def _best(probabilities: torch.Tensor, answers: list[str], count: int) -> tuple[PredictedAnswer, ...]:
+def _best(probabilities: torch.Tensor, answers: Sequence[str], count: int) -> tuple[PredictedAnswer, ...]:
     values, places = probabilities.topk(min(count, len(answers)))
     return tuple(
         PredictedAnswer(answer=answers[i], probability=float(v))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from ...config import to_mapping
 from ..config.experiment import TrainSettings
+from ..training.run_data import data_differences
 from .formats import format_cell
 from .runs import Run
 from .table import BLIND, BLIND_LABEL, Table
@@ -18,7 +20,8 @@ _EVERY_BLOCK = {"lavish": "LAVISH", "dgsct": "DG-SCT"}
 
 def make_notes(table: Table, variants: Mapping[str, Sequence[Run]]) -> tuple[str, ...]:
     """Write the notes that apply to these runs, most important first; each is one sentence or two."""
-    notes = [_size(table), *_doubts(table), _other_training(table, variants), _other_insertion(table, variants)]
+    notes = [_size(table), *_doubts(table), _other_training(table, variants), _other_data(table, variants)]
+    notes += [_unknown_data(table, variants), _other_insertion(table, variants)]
     return tuple(note for note in notes if note)
 
 
@@ -73,6 +76,26 @@ def _other_training(table: Table, variants: Mapping[str, Sequence[Run]]) -> str:
         if len(set(found.values())) > 1:
             told.append(f"{key} ({', '.join(f'{label} {value}' for label, value in found.items())})")
     return f"The variants were not trained alike; they differ in {'; '.join(told)}." if told else ""
+
+
+def _other_data(table: Table, variants: Mapping[str, Sequence[Run]]) -> str:
+    """Name variants that were trained on other data than the first: then a row shows more than its adapter."""
+    first, *others = [(table.labels[name], runs[0].data) for name, runs in variants.items()]
+    told = []
+    for label, data in others:
+        if data is not None and first[1] is not None:
+            found = data_differences(replace(data, boundaries={}), first[1])
+            told += [f"{label}: {', '.join(found)}"] if found else []
+    return f"Not trained on the data of {first[0]}. What differs, of {'; of '.join(told)}." if told else ""
+
+
+def _unknown_data(table: Table, variants: Mapping[str, Sequence[Run]]) -> str:
+    """Name variants whose seeds cannot be told to be of the same data."""
+    unknown = [table.labels[n] for n, runs in variants.items() if len(runs) > 1 and any(r.data is None for r in runs)]
+    what = "made by a version that did not record what a run is trained on"
+    return f"Not known whether all seeds are of the same data, since some were {what}: {', '.join(unknown)}." * bool(
+        unknown
+    )
 
 
 def _other_insertion(table: Table, variants: Mapping[str, Sequence[Run]]) -> str:

@@ -10,16 +10,22 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pydantic
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from ...errors import RunError
+from ...cache.format.spec import FieldDifference, differences
+from ...errors import RunError, SettingsError
+from ..config.run_config import completed, is_place
 from ..scoring.metrics import Scores, score
+from ..training.run_data import RunData, data_differences
+from ..training.run_folder import RunFolder
 
 T = TypeVar("T")
 _CHECKED = pydantic.ConfigDict(strict=True, extra="ignore")
@@ -27,7 +33,10 @@ _CHECKED = pydantic.ConfigDict(strict=True, extra="ignore")
 
 @checked_dataclass(frozen=True, kw_only=True, config=_CHECKED)
 class Prediction:
-    """Answer of a run to one question; `probability` in [0, 1] is the one that the run gave this answer."""
+    """Answer of a run to one question; `probability` in [0, 1] is the one that the run gave this answer.
+
+    `segment` is that of the clip which the answer is about, from 0, where each segment has its own.
+    """
 
     question_id: str
     clip_id: str
@@ -38,6 +47,7 @@ class Prediction:
     prediction: str
     probability: float | None = None
     correct: bool
+    segment: int | None = None
 
 
 @checked_dataclass(frozen=True, kw_only=True, config=_CHECKED)
@@ -87,6 +97,7 @@ class Run:
     Attributes:
         path: the run's folder.
         config: its resolved settings, as config.toml has them.
+        data: what it was trained on; None where its folder does not say.
         train_seconds: wall time of training and evaluation.
         device: "cpu" or "cuda".
         live: whether it was trained without the cache.
@@ -117,12 +128,12 @@ class Run:
     depth: float | None = None
     insertions: int | None = None
     num_units: int | None = None
+    data: RunData | None = None
 
     @property
     def base(self) -> Path:
         """Folder of the experiment's file, from which relative paths of the settings count."""
-        parents = self.path.resolve().parents  # <base>/runs/<experiment>/<variant>/seed<k>
-        return parents[min(3, len(parents) - 1)]
+        return RunFolder(self.path).base
 
     @property
     def name(self) -> str:
@@ -191,6 +202,7 @@ def read_run(folder: Path | str) -> Run:
         device=result.device,
         live=bool(result.live),
         together=result.together,
+        data=RunFolder(folder).data() if (folder / "data.json").is_file() else None,
         flops=result.flops,
         flops_trained=result.flops_trained,
         **_read_insertions(folder / "adapter.json"),
@@ -200,18 +212,25 @@ def read_run(folder: Path | str) -> Run:
 def group_by_variant(runs: Iterable[Run]) -> dict[str, tuple[Run, ...]]:
     """Group runs by variant, in order of appearance, seeds ascending; all must answer the same questions.
 
+    Questions are the same by what they ask and answer: where their ids differ (a manifest without ids numbers its
+    lines), all runs get those of the first.
+
     Raises:
-        RunError: one variant and seed twice, or runs that answer different questions.
+        RunError: one variant and seed twice, seeds of one variant with other settings or data, or runs that answer
+            different questions.
     """
     grouped: dict[str, dict[int, Run]] = {}
     first: Run | None = None
     for run in runs:
         first = first or run
+        run = _with_ids_of(first, run)
         _check_same_questions(first, run)
         seeds = grouped.setdefault(run.variant, {})
         if run.seed in seeds:
             twice = f"{seeds[run.seed].path} and {run.path}"
             raise RunError(f"variant {run.variant!r} with seed {run.seed} twice: {twice}")
+        if seeds:
+            _check_alike(next(iter(seeds.values())), run)
         seeds[run.seed] = run
     return {name: tuple(seeds[k] for k in sorted(seeds)) for name, seeds in grouped.items()}
 
@@ -312,6 +331,56 @@ def _check_result(path: Path, result: _Result, scores: Scores) -> None:
     expected = scores.to_json()["by_type"]
     if result.by_type not in (None, expected):
         raise RunError(f"{path}: by_type differs from what predictions.jsonl counts, {expected}")
+
+
+def _check_alike(first: Run, run: Run) -> None:
+    """Raise a RunError where two seeds of one variant have other settings or data: their mean would be of neither."""
+    both = first.data is not None and run.data is not None
+    settings = [d for d in _other_settings(first, run) if not is_place(d.field) or not (both or "store." in d.field)]
+    found = [f"{d.field} ({d.requested!r} and {d.stored!r})" for d in settings]
+    if first.data is not None and run.data is not None:
+        other_cuts = [p for m, p in first.data.boundaries.items() if _cut(p) != _cut(run.data.boundaries.get(m, p))]
+        found += data_differences(run.data, first.data, stored=other_cuts)
+    if found:
+        raise RunError(
+            f"{run.path} and {first.path}: seeds of one variant with other settings or data (what differs: "
+            f"{'; '.join(found[:5])}{'; …' if len(found) > 5 else ''}); train one of them anew with --retrain, or "
+            "report them apart"
+        )
+
+
+def _other_settings(first: Run, run: Run) -> list[FieldDifference]:
+    """Return the settings in which two runs differ, their seeds left out."""
+    mine, theirs = ({**r.config, "seed": 0} for r in (run, first))
+    if mine != theirs:
+        with suppress(KeyError, SettingsError):  # then they are compared as they are
+            mine, theirs = (completed(c, base=r.base) for c, r in ((mine, run), (theirs, first)))
+    return differences(mine, theirs)
+
+
+def _cut(path: str) -> str:
+    """Return the number of a stored boundary: "visual/b03-1f2e3d4c5b6a" → "visual/b03"."""
+    return path.partition("-")[0]
+
+
+def _with_ids_of(first: Run, run: Run) -> Run:
+    """Return a run with the question ids of the first one, where it answers the same questions under other ids."""
+    named = {(p.question_id, p.clip_id, p.type, p.answer) for p in run.predictions}
+    if named == {(p.question_id, p.clip_id, p.type, p.answer) for p in first.predictions}:
+        return run
+    ids: dict[Any, list[str]] = defaultdict(list)
+    for p in reversed(first.predictions):
+        ids[_content(p)].append(p.question_id)
+    if Counter(map(_content, run.predictions)) != Counter({content: len(found) for content, found in ids.items()}):
+        return run
+    own = {ids[_content(p)].pop(): p for p in run.predictions}
+    return replace(
+        run, predictions=tuple(replace(own[p.question_id], question_id=p.question_id) for p in first.predictions)
+    )
+
+
+def _content(p: Prediction) -> tuple[Any, ...]:
+    return (p.clip_id, p.segment, p.type, p.template, p.question, p.answer)
 
 
 def _check_same_questions(first: Run, run: Run) -> None:

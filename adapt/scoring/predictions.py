@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...extract.datasets.types import BACKGROUND, Question
-from ..data.batch import Batch, Source
+from ..data.batch import Batch, Source, content_order
 from ..model.joint_model import JointModel, forward
 from ..model.targets import labels_of, restricted
 from .metrics import mean_class_accuracy, score
@@ -61,14 +61,12 @@ def answer(
 
 
 def clip_order(questions: Sequence[Question]) -> list[int]:
-    """Return the indices of the questions with those of one clip side by side, clips and questions in given order.
+    """Return the indices of the questions sorted by clip and content (see `content_order`).
 
-    Evaluation answers in this order, since the questions of a clip share its states in a batch.
+    Evaluation answers in this order: the questions of a clip share its states in a batch, and the batches do not depend
+    on the order of a file's lines.
     """
-    first: dict[str, int] = {}
-    for question in questions:
-        first.setdefault(question.clip_id, len(first))
-    return sorted(range(len(questions)), key=lambda i: first[questions[i].clip_id])
+    return sorted(range(len(questions)), key=lambda i: content_order(questions[i]))
 
 
 def batches_of(questions: Sequence[Question], size: int) -> list[Sequence[Question]]:

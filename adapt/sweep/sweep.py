@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -19,6 +19,7 @@ from ...extract.executors.settings import EngineSettings
 from ...extract.executors.tasks import Receipt, ReceiptFile, Task
 from ...extract.stage.settings import plan_path
 from ..config.experiment import Experiment, load_experiment
+from ..config.run_config import run_config
 from ..training.adapt import RunResult, result_of
 from ..training.run_folder import RunFolder
 from .worker import RunGroup, SweepJob
@@ -49,8 +50,11 @@ def sweep(
     device: str = "cpu",
     progress: bool = True,
     engine: EngineSettings | None = None,
+    retrain: bool = False,
 ) -> SweepResult:
-    """Train every variant with every seed; unfinished runs resume, finished ones are skipped.
+    """Train every variant with every seed; unfinished runs resume, finished ones are kept.
+
+    A run that was made with other settings, labels, clips, states or weights fails with what differs, as in `adapt`.
 
     Args:
         experiment: an experiment's TOML, or the experiment itself.
@@ -61,6 +65,7 @@ def sweep(
         device: the torch device, for instance "cpu" or "cuda".
         progress: show tqdm bars.
         engine: which workers train, in place of the experiment's `[engine]`.
+        retrain: train those anew whose folders hold runs of other settings or data; the old ones stay until then.
 
     Returns:
         The finished runs; the failed ones with their reasons.
@@ -84,32 +89,28 @@ def sweep(
         raise SettingsError(f"{experiment.name}: no {'seed' if names else '[[variants]]'}; expected at least one")
     pairs = [(experiment.variant(name).name, seed) for seed in seeds for name in names]
     chosen = engine or experiment.extraction.engine
-    return _Sweep(experiment, chosen, live=live, device=device).run(pairs, fuse=fuse, progress=progress)
+    job = SweepJob(experiment=experiment, live=live, device=device, retrain=retrain)
+    return _Sweep(job, chosen).run(pairs, fuse=fuse, progress=progress)
 
 
 class _Sweep:
-    def __init__(self, experiment: Experiment, engine: EngineSettings, *, live: bool, device: str) -> None:
-        self.experiment, self.engine, self.live, self.device = experiment, engine, live, device
+    def __init__(self, job: SweepJob, engine: EngineSettings) -> None:
+        self.experiment, self.job, self.engine = job.experiment, job, engine
         self.results: dict[tuple[str, int], RunResult] = {}
         self.failures: dict[tuple[str, int], str] = {}
         self.retried: list[tuple[str, str]] = []
 
     def run(self, pairs: Sequence[tuple[str, int]], *, fuse: bool, progress: bool) -> SweepResult:
         in_process = self.engine.in_process
-        job = SweepJob(
-            experiment=self.experiment,
-            live=self.live,
-            device=self.device,
-            progress=progress and in_process,
-            skip_locked=in_process,  # other engines begin the group again a little later
-        )
+        # other engines begin a group again a little later, where a run of it is locked
+        job = replace(self.job, progress=progress and in_process, skip_locked=in_process)
         receipts = None if in_process else ReceiptFile(receipts_path(self.experiment), run="sweep")
         with (
             tqdm(total=len(pairs), desc="runs", unit="run", disable=not progress) as bar,
-            open_executor(self.engine, device=self.device, base=self.experiment.base) as workers,
+            open_executor(self.engine, device=self.job.device, base=self.experiment.base) as workers,
         ):
             groups = run_groups(self.experiment, pairs, fuse=fuse, num_workers=workers.num_workers())
-            peaks = {} if in_process else _planned_peaks(self.experiment, self.device)
+            peaks = {} if in_process else _planned_peaks(self.experiment, self.job.device)
             tasks = {}
             for number, group in enumerate(groups):
                 known = peaks.keys() >= set(group.names)
@@ -136,14 +137,25 @@ class _Sweep:
         reasons = receipt.result.get("failures", {})
         for name in group.names:
             folder = RunFolder(self.experiment.runs / name / f"seed{group.seed}")
-            reason = reasons.get(name) or ("" if folder.done else receipt.error)
+            reason = reasons.get(name) or ("" if self._is_trained(folder, name, group.seed) else receipt.error)
             if reason:
                 self.failures[name, group.seed] = reason
                 continue
             try:
-                self.results[name, group.seed] = result_of(folder, skipped=name in receipt.result.get("skipped", ()))
+                how, notes = receipt.result.get("how", {}), receipt.result.get("notes", {})
+                self.results[name, group.seed] = result_of(
+                    folder, how=how.get(name, "trained"), notes=notes.get(name, ())
+                )
             except TalikError as error:
                 self.failures[name, group.seed] = str(error)
+
+    def _is_trained(self, folder: RunFolder, name: str, seed: int) -> bool:
+        """Whether a folder holds a finished run of these settings, also where its worker was lost after that."""
+        if not folder.done or folder.retraining.path.exists():
+            return False
+        variant = self.experiment.variant(name)
+        settings = self.experiment.train_settings(variant)
+        return not folder.differences(run_config(self.experiment, variant, settings, seed))
 
 
 def receipts_path(experiment: Experiment) -> Path:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ...errors import RunError, RunLockedError
+from ...errors import RunDiffersError, RunError, RunLockedError
 from ...extract.executors.threads import torch_threads
 from ...extract.trunk.exact_float32 import exact_float32
 from ..config.experiment import Experiment
@@ -16,7 +16,7 @@ from ..training.adapt import RunResult, open_trainer
 from ..training.experiment_context import ExperimentContext
 from ..training.failures import reason_of, record_failure
 from ..training.lockstep_group import group_key, train_together
-from ..training.run_folder import RunFolder
+from ..training.run_folder import RunFolder, RunOutcome
 from ..training.trainer import Trainer
 
 
@@ -43,6 +43,7 @@ class SweepJob:
         device: the torch device.
         progress: show a tqdm bar for each group.
         skip_locked: count a run that another process has as failed and train the others; otherwise none is trained.
+        retrain: train anew the runs whose folders hold runs of other settings or data.
     """
 
     experiment: Experiment
@@ -50,9 +51,11 @@ class SweepJob:
     device: str
     progress: bool = False
     skip_locked: bool = False
+    retrain: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("experiment", "live", "device", "progress", "skip_locked")}
+        names = ("experiment", "live", "device", "progress", "skip_locked", "retrain")
+        return {name: getattr(self, name) for name in names}
 
     @cached_property
     def context(self) -> ExperimentContext:
@@ -63,7 +66,8 @@ class SweepJob:
         """Train the runs of a group that are not finished.
 
         Returns:
-            `skipped`, the names of the runs that were finished before; `failures`, the reason of each that failed.
+            `how`, what was done for each run by its variant's name; `notes`, what could not be compared of those that
+            were finished before; `failures`, the reason of each that failed.
 
         Raises:
             RunLockedError: another process is training one of them, and they are not skipped.
@@ -82,23 +86,33 @@ class SweepJob:
             return self._train(given, failures)
 
     def _train(self, group: RunGroup, failures: dict[str, str]) -> dict[str, Any]:
-        skipped: list[str] = []
+        how: dict[str, RunOutcome] = {}
+        notes: dict[str, list[str]] = {}
         lockstep: dict[object, list[Trainer]] = {}
         for name in group.names:
             if name in failures:
                 continue
             try:
-                opened = open_trainer(self.context, name, group.seed, resume=True, live=self.live)
+                opened = self._open(name, group.seed)
             except Exception as error:
                 failures[name] = reason_of(error)
                 continue
+            how[name] = opened.how
             if isinstance(opened, RunResult):
-                skipped.append(name)
+                notes[name] = list(opened.notes)
             else:
                 lockstep.setdefault(group_key(opened), []).append(opened)
         for trainers in lockstep.values():
             failures.update(self._train_together(trainers))
-        return {"skipped": skipped, "failures": failures}
+        return {"how": how, "notes": notes, "failures": failures}
+
+    def _open(self, name: str, seed: int) -> Trainer | RunResult:
+        try:
+            return open_trainer(self.context, name, seed, resume=True, live=self.live)
+        except RunDiffersError:
+            if not self.retrain:
+                raise
+            return open_trainer(self.context, name, seed, resume=True, retrain=True, live=self.live)
 
     def _train_together(self, trainers: Sequence[Trainer]) -> dict[str, str]:
         try:

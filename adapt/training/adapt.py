@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +12,25 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ...errors import RunError
+from ...errors import EncoderError, RunDiffersError, RunError, StoreError
 from ...extract.datasets.describe import describe
+from ...extract.datasets.types import Question
 from ...extract.executors.threads import torch_threads
 from ...extract.trunk.exact_float32 import exact_float32
 from ..config.check_experiment import check_variant
-from ..config.experiment import Experiment, load_experiment
+from ..config.experiment import Experiment, VariantSettings, load_experiment
 from ..config.run_config import run_config
+from ..data.batch import stored_questions
 from ..model.insertion import insertion_lines
 from .distributed import Processes, joined
 from .experiment_context import ExperimentContext
 from .failures import failures_recorded, raised_in_one_line
-from .run_folder import RunFolder
+from .run_data import collect_data
+from .run_folder import RunFolder, RunOutcome
 from .trainer import Trainer
+
+
+_NOT_RECORDED = "not compared: made by a version that did not record what a run is trained on"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +42,22 @@ class RunResult:
         accuracy: of the best epoch's weights on the test split, 0 to 1; on validation where there is no test split.
         seconds: wall time of training and of the final evaluation.
         trainable_params: number of trained parameters, adapter and head.
-        skipped: the run had ended before, and nothing was done.
+        how: what this call did: kept a run that had ended before, resumed one, trained a new one, or trained one anew
+            in the place of another.
+        notes: of a kept run, what could not be compared with the experiment; one line each.
     """
 
     folder: Path
     accuracy: float
     seconds: float
     trainable_params: int
-    skipped: bool = False
+    how: RunOutcome = "trained"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the run had ended before, so that nothing was done."""
+        return self.how == "kept"
 
 
 def adapt(
@@ -51,6 +66,7 @@ def adapt(
     variant: str,
     seed: int = 0,
     resume: bool = False,
+    retrain: bool = False,
     live: bool = False,
     device: str = "cpu",
     progress: bool = True,
@@ -64,7 +80,9 @@ def adapt(
         experiment: an experiment's TOML, or the experiment itself.
         variant: the name of one of its variants.
         seed: of the weights, the order of the data and dropout.
-        resume: go on with an unfinished run of the same settings.
+        resume: go on with an unfinished run of the same settings and data.
+        retrain: train anew, whatever run the folder holds; that one stays until the new one has ended, and is then
+            removed. With `resume`, go on with such a training that was interrupted.
         live: decode and encode the media files for every batch, without a store.
         device: where it runs.
         progress: show tqdm bars.
@@ -73,8 +91,9 @@ def adapt(
     Raises:
         SettingsError, ManifestError, StoreError: what the experiment names does not exist or does not fit.
         RunLockedError: another process is training this run.
-        RunError: the run's folder is another run's, training diverged, or the variant raised any other error; its
-            traceback is in the folder's error.txt.
+        RunDiffersError: the run's folder holds a run of other settings, labels, clips, states or weights.
+        RunError: an unfinished run without `resume` or `retrain`, training diverged, or the variant raised any other
+            error; its traceback is in the folder's error.txt.
 
     Example:
         >>> import talik
@@ -94,7 +113,9 @@ def adapt(
         announce = progress and processes.leads and context is None
         context = context or ExperimentContext(experiment, device=processes.device)
         with processes.in_turn(), raised_in_one_line(folder):
-            trainer = open_trainer(context, variant, seed, resume=resume, live=live, processes=processes)
+            trainer = open_trainer(
+                context, variant, seed, resume=resume, retrain=retrain, live=live, processes=processes
+            )
         if isinstance(trainer, RunResult):
             return trainer
         processes.agree(trainer.model, trainer.loss)
@@ -103,7 +124,7 @@ def adapt(
         with raised_in_one_line(folder), failures_recorded(folder) if processes.leads else nullcontext():
             trainer.fit(show_progress=progress and processes.leads)
         processes.wait()  # until the result is written
-        return result_of(trainer.folder)
+        return result_of(folder, how=trainer.how)
 
 
 def open_trainer(
@@ -112,6 +133,7 @@ def open_trainer(
     seed: int,
     *,
     resume: bool = False,
+    retrain: bool = False,
     live: bool = False,
     processes: Processes | None = None,
 ) -> Trainer | RunResult:
@@ -124,30 +146,51 @@ def open_trainer(
         context: of the experiment.
         variant: the name of one of its variants.
         seed: of the weights, the order of the data and dropout.
-        resume: go on with an unfinished run of the same settings.
+        resume: go on with an unfinished run of the same settings and data.
+        retrain: train anew, whatever run the folder holds (see `adapt`).
         live: decode and encode the media files for every batch, without a store.
         processes: those that train it together; the first of them prepares the folder for all.
 
     Raises:
         SettingsError, ManifestError, StoreError: what the experiment names does not exist or does not fit.
-        RunError: the run's folder is another run's, or an unfinished one without `resume`; or the variant cannot be
-            built, whatever it raised.
+        RunDiffersError: the run's folder holds a run of other settings or data.
+        RunError: it holds an unfinished one without `resume` or `retrain`; or the variant cannot be built, whatever it
+            raised.
     """
     chosen = context.experiment.variant(variant)
     settings = context.experiment.train_settings(chosen)
     folder = RunFolder(context.experiment.runs / chosen.name / f"seed{seed}")
+    config = run_config(context.experiment, chosen, settings, seed)
+    leads = processes is None or processes.leads
+    if leads:
+        folder.settle()
+    if retrain:
+        folder = folder.to_retrain(config, resume=resume) if leads else folder.retrained
     if folder.status == "new":
-        with failures_recorded(folder) if processes is None or processes.leads else nullcontext():
+        with failures_recorded(folder) if leads else nullcontext():
             check_variant(context.experiment, chosen)
             context.check_insertion(chosen)
-    if processes is None or processes.leads:
-        folder.prepare(run_config(context.experiment, chosen, settings, seed), resume=resume)
+    if leads:
+        folder.prepare(config, resume=resume)
     if folder.done:
-        return result_of(folder, skipped=True)
+        notes = compare_finished(context, chosen, folder, live=live) if leads else ()
+        return result_of(folder, how="kept", notes=notes)
     if settings.num_threads and torch.device(context.device).type == "cpu":
         torch.set_num_threads(settings.num_threads)
-    with failures_recorded(folder) if processes is None or processes.leads else nullcontext():
-        trainer = Trainer(context, chosen, settings, seed, folder, live=live, processes=processes)
+    begun = folder.data() if folder.status == "unfinished" else None
+    if leads and folder.status == "unfinished" and (begun is None or not begun.complete):
+        tqdm.write(f"{folder.path}: resumed; labels, clips and states {_NOT_RECORDED}", file=sys.stderr)
+    with failures_recorded(folder) if leads else nullcontext():
+        try:
+            trainer = Trainer(context, chosen, settings, seed, folder, live=live, processes=processes)
+        except RunDiffersError:
+            if not (leads and folder.replaces_another):
+                raise
+            folder.clear()  # an interrupted training in the place of a run, before its data were changed again
+            folder.prepare(config, resume=False)
+            trainer = Trainer(context, chosen, settings, seed, folder, live=live, processes=processes)
+    if leads:
+        folder.write_json("data.json", trainer.run_data.to_json())
     num_units = {m: e.num_units for m, e in trainer.model.encoders.items()}
     notes = insertion_lines(trainer.model.insertions, num_units, chosen.insertion)
     for note in notes if trainer.processes.leads else ():
@@ -155,7 +198,55 @@ def open_trainer(
     return trainer
 
 
-def result_of(folder: RunFolder, *, skipped: bool = False) -> RunResult:
+def compare_finished(
+    context: ExperimentContext, variant: VariantSettings, folder: RunFolder, *, live: bool = False
+) -> tuple[str, ...]:
+    """Refuse a finished run whose data are not those that the experiment has now; return what could not be compared.
+
+    Args:
+        context: of the experiment.
+        variant: that of the run.
+        folder: the run's; its settings are the experiment's.
+        live: compare with the media files instead of the store.
+
+    Raises:
+        RunDiffersError: other labels, clips, states or encoders.
+        ManifestError, MissingItemError: the data set cannot be read, or the store lacks states of it.
+    """
+    then = folder.data()
+    if then is None:
+        return ("not compared with the experiment's data: the run's folder has neither data.json nor adapter.json",)
+    manifest, source = context.manifest, None
+    try:
+        encoders = context.used(variant)
+    except (EncoderError, StoreError) as error:
+        return (f"not compared with the experiment's data: {error}",)
+    notes: tuple[str, ...] = ()
+    if not then.complete:
+        notes = (f"labels, clips and states {_NOT_RECORDED}",)
+    else:
+        try:
+            source = context.shared(context.starts(variant), {}, live=live)
+        except StoreError as error:
+            notes = (f"clips and states not compared: {error}",)
+    splits = [s for s in dict.fromkeys((*then.splits, "train", "val", context.final_split)) if s in manifest.splits]
+    questions: dict[str, Sequence[Question]] = {split: manifest.split(split) for split in splits}
+    if source is not None:
+        allow = context.allow_missing
+        questions = {s: stored_questions(source, q, allow_missing=allow) for s, q in questions.items()}
+    now = collect_data(
+        encoders,
+        source,
+        questions,
+        answers=manifest.answers,
+        scored=context.final_split,
+        base=context.experiment.base,
+    )
+    folder.check_data(now, then, new_questions=source is not None, stored=context.stored_paths(source))
+    return notes
+
+
+def result_of(folder: RunFolder, *, how: RunOutcome = "trained", notes: Sequence[str] = ()) -> RunResult:
     """Return a finished run's result from its folder, or raise a RunError where that is malformed."""
     found = folder.result()
     try:
@@ -164,7 +255,8 @@ def result_of(folder: RunFolder, *, skipped: bool = False) -> RunResult:
             accuracy=float(found["accuracy"]),
             seconds=float(found["seconds"]),
             trainable_params=int(found["trainable_params"]),
-            skipped=skipped,
+            how=how,
+            notes=tuple(notes),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{folder.path / 'result.json'}: {json.dumps(str(error))} is missing or malformed") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ...cache.atomic_io import replacing
-from ...cache.format.digests import digest_json
 from ...config import to_mapping
 from ...errors import RunError
 from ..model.joint_model import JointModel
+from .run_data import encoder_digest
 from .run_folder import RunFolder, writing
 
 if TYPE_CHECKING:
@@ -33,8 +33,18 @@ def save_adapter(
     variant: VariantSettings,
     *,
     cuts: Mapping[str, int],
+    answers: Sequence[str] | None = None,
 ) -> None:
-    """Write the trained weights, and what they fit: the encoders with their digests, the insertion, the answers."""
+    """Write the trained weights, and what they fit: the encoders with their digests, the insertion, the answers.
+
+    Args:
+        folder: the run's.
+        model: the trained one.
+        context: of the experiment.
+        variant: what was trained.
+        cuts: by modality, the boundary that its states were read from.
+        answers: in the order of the head's classes; the data set's by default.
+    """
     path = folder.path / "adapter.safetensors"
     with writing(path):
         with replacing(path) as temporary:
@@ -51,7 +61,7 @@ def save_adapter(
             "encoders": {m: _encoder(e) for m, e in model.encoders.items()},
             "cached_boundaries": dict(cuts),
             "task": to_mapping(context.experiment.task),
-            "answers": list(context.manifest.answers),
+            "answers": list(context.manifest.answers if answers is None else answers),
             "num_segments": context.sampling.num_segments,
         },
     )
@@ -95,5 +105,4 @@ def load_adapter(folder: RunFolder, model: JointModel) -> dict[str, Any]:
 
 
 def _encoder(encoder: Any) -> dict[str, Any]:
-    identity = encoder.identity(encoder.num_units)
-    return {"model": encoder.spec, "digest": digest_json(identity), "num_units": encoder.num_units}
+    return {"model": encoder.spec, "digest": encoder_digest(encoder), "num_units": encoder.num_units}

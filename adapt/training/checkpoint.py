@@ -147,7 +147,7 @@ class Checkpointer:
             self._restore(tensors)
         except Exception as error:
             raise RunError(
-                f"{self.folder}: the checkpoint cannot be read ({error}); remove the run's folder and start again"
+                f"{self.folder}: the checkpoint cannot be read ({error}); train the run anew with --retrain"
             ) from error
         return progress, _under(tensors, "best.")
 

@@ -8,25 +8,34 @@ from itertools import chain
 
 from ...extract.datasets.types import Question
 from ..config.experiment import TrainSettings
-from ..data.batch import shuffled, stored_questions
+from ..data.batch import content_order, shuffled, stored_questions
 from ..data.cached_source import CachedSource
 from ..data.live_source import LiveSource
 from ..scoring.predictions import Prediction, batches_of, clip_order, restore_order
 from .experiment_context import ExperimentContext
 from .random_stream import derived_seed
+from .run_data import in_recorded_order
 
 
 class DataOrder:
     """Batches of questions of one run; they depend on its seed, its questions and its training settings alone.
+
+    The order of the data set's lines does not matter: an epoch permutes the questions sorted by their content, or, of a
+    run that was begun in another order, as its folder has recorded them.
 
     Args:
         context: of the experiment.
         source: the questions whose states it lacks are left out, or refused, as the experiment's settings say.
         settings: sizes of the batches; whether a clip's questions stay together.
         seed: of the run.
+        recorded: `question_digest` of each training question in the order in which the run's folder has them; None
+            for a new run.
+        by_lines: permute the questions as the data set's files have them: of an unfinished run of a version that
+            recorded no order.
 
     Attributes:
-        questions: by split; of `train` and `val` from the start, of others when first needed.
+        questions: by split, in the data set's order; of `train` and `val` from the start, of others when first needed.
+        training_order: the training questions in the order that every epoch permutes.
 
     Raises:
         ManifestError: the data set lacks one of the two splits.
@@ -34,12 +43,24 @@ class DataOrder:
     """
 
     def __init__(
-        self, context: ExperimentContext, source: CachedSource | LiveSource, settings: TrainSettings, seed: int
+        self,
+        context: ExperimentContext,
+        source: CachedSource | LiveSource,
+        settings: TrainSettings,
+        seed: int,
+        *,
+        recorded: Sequence[str] | None = None,
+        by_lines: bool = False,
     ) -> None:
         self._context, self._source, self._settings, self._seed = context, source, settings, seed
         self.questions: dict[str, Sequence[Question]] = {}
         for split in ("train", "val"):
             self.questions_of(split)
+        self.training_order: Sequence[Question] = self.questions["train"]
+        if recorded is not None:
+            self.training_order = in_recorded_order(self.training_order, recorded)
+        elif not by_lines:
+            self.training_order = sorted(self.training_order, key=content_order)
 
     def questions_of(self, split: str) -> Sequence[Question]:
         """Return the questions of a split whose states are available."""
@@ -51,7 +72,7 @@ class DataOrder:
     @property
     def final_split(self) -> str:
         """The split that a finished run is scored on."""
-        return "test" if "test" in self._context.manifest.splits else "val"
+        return self._context.final_split
 
     @property
     def batches_per_epoch(self) -> int:
@@ -75,7 +96,7 @@ class DataOrder:
 
     def train_batches(self, epoch: int) -> Iterator[list[Question]]:
         """Yield the batches of an epoch, from 0, each with the questions of all processes."""
-        questions, size = self.questions["train"], self._settings.batch_size
+        questions, size = self.training_order, self._settings.batch_size
         seed = derived_seed(self._seed, f"order/{epoch}")
         order = shuffled(questions, seed=seed, by_clip=self._settings.group_by_clip)
         for start in range(0, self.batches_per_epoch * size, size):

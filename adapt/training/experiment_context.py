@@ -24,6 +24,7 @@ from ..adapters.base import Site
 from ..adapters.registry import adapter_kind, adapter_settings, modalities_of
 from ..config.check_experiment import check_placement
 from ..config.experiment import Experiment, VariantSettings
+from ..data.batch import Source
 from ..data.cached_source import CachedSource
 from ..data.live_source import LiveSource
 from ..model.insertion import Placement, ResolvedInsertions, check_reach, resolve_insertions
@@ -56,6 +57,22 @@ class ExperimentContext:
         if not manifest.answers:
             raise ManifestError(f"{manifest.root}: no answers in the data set; expected at least one question with one")
         return manifest
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The answers in the order of a new run's classes.
+
+        Where a data set only collects them in the order of its files' lines they are sorted, so that they do not depend
+        on it. A run that exists has its own order, which its folder keeps.
+        """
+        data = self.experiment.extraction.data
+        collected = data.dataset in ("manifest", "avqa") and not data.answers
+        return tuple(sorted(self.manifest.answers)) if collected else self.manifest.answers
+
+    @property
+    def final_split(self) -> str:
+        """The split that a finished run is scored on."""
+        return "test" if "test" in self.manifest.splits else "val"
 
     @property
     def allow_missing(self) -> bool:
@@ -141,8 +158,20 @@ class ExperimentContext:
         except SettingsError as error:
             raise SettingsError(f"variant {variant.name!r}: {error}") from None
 
-    def build(self, variant: VariantSettings, *, seed: int) -> JointModel:
-        """The variant's model, freshly initialised; the head's weights depend on the seed alone, not on the adapter."""
+    def starts(self, variant: VariantSettings) -> dict[str, int]:
+        """By modality, the highest boundary that the variant may start from (see `JointModel.starts`)."""
+        insertions = self.insertions(variant)
+        return {m: insertions.first(m, e.num_units) for m, e in self.used(variant).items()}
+
+    def build(self, variant: VariantSettings, *, seed: int, num_classes: int | None = None) -> JointModel:
+        """The variant's model, freshly initialised; the head's weights depend on the seed alone, not on the adapter.
+
+        Args:
+            variant: one of the experiment's.
+            seed: of the weights.
+            num_classes: of the head; as many as the data set has answers by default.
+        """
+        num_classes = len(self.manifest.answers) if num_classes is None else num_classes
         encoders, insertions = self.used(variant), self.insertions(variant)
         check_task(self.manifest, self.experiment.task, list(encoders))
         site = Site(
@@ -156,7 +185,7 @@ class ExperimentContext:
             torch.manual_seed(derived_seed(seed, "adapter"))
             adapter = None if module is None else module.for_site(adapter_settings(variant.adapter), site)
             torch.manual_seed(derived_seed(seed, "head"))
-            head = make_head(site.ends, len(self.manifest.answers), self.experiment.task)
+            head = make_head(site.ends, num_classes, self.experiment.task)
         return JointModel(encoders, insertions, adapter, head, placement=_placement(variant)).to(self.device)
 
     def compiled(self, encoders: Mapping[str, Encoder]) -> dict[str, Encoder]:
@@ -217,6 +246,10 @@ class ExperimentContext:
         if any(settings.views for _, settings in self.experiment.extraction.encoders.items()):
             raise SettingsError("views: augmented views come from the store; leave out --live, or the views")
         return self._live({m: self.encoders[m] for m in starts}, starts)
+
+    def stored_paths(self, source: Source | None) -> list[str]:
+        """Return the paths of all boundaries of the store that a source reads; [] of one that reads none."""
+        return [spec.path for spec in self.store.boundaries()] if isinstance(source, CachedSource) else []
 
     def questions(self, split: str) -> tuple[Question, ...]:
         """The questions of a split, or a ManifestError if there is none."""

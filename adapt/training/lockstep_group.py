@@ -34,9 +34,11 @@ from .trainer import Trainer
 
 def group_key(training: Trainer) -> tuple[Any, ...]:
     """Return what must be equal for trainers to share their batches and the frozen units below their adapters."""
-    questions = tuple(tuple(q.id for q in training.data.questions[s]) for s in ("train", "val"))
-    settings = training.settings
-    return (training.seed, isinstance(training.source, CachedSource), settings.data_order, settings.amp, *questions)
+    questions = tuple(
+        tuple(q.id for q in found) for found in (training.data.training_order, training.data.questions["val"])
+    )
+    settings, cached = training.settings, isinstance(training.source, CachedSource)
+    return (training.seed, cached, settings.data_order, settings.amp, *questions)
 
 
 @dataclass

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -36,7 +37,8 @@ from .experiment_context import ExperimentContext
 from .gradient_accumulation import GradientAccumulation
 from .optimizer import Averages, count_parameters, make_optimizer
 from .random_stream import RandomStream, derived_seed
-from .run_folder import RunFolder
+from .run_data import RunData, collect_data
+from .run_folder import RunFolder, RunOutcome
 from .run_recorder import RunRecorder, epoch_line
 
 
@@ -53,12 +55,16 @@ class Trainer:
     Attributes:
         model: the joint model.
         source: yields the batches of a single run.
+        classes: the run's answers, in the order of its classes.
         data: the questions of each split, in the order of training and of evaluation.
+        run_data: what the run is trained on.
+        how: whether it is trained from its beginning, or resumed.
         progress: epochs and steps done, the best epoch, the records of all epochs.
         own_seconds: time spent in `own_random_stream` since the epoch, or the final evaluation, began.
 
     Raises:
         SettingsError, ManifestError, StoreError: what the experiment names does not exist or does not fit.
+        RunDiffersError: the folder's run is of other data.
         RunError: the checkpoint is damaged.
     """
 
@@ -76,20 +82,31 @@ class Trainer:
         self.context, self.variant, self.settings, self.seed, self.folder = context, variant, settings, seed, folder
         self.processes = processes or Processes(device=context.device)
         self.label = f"{variant.name}/seed{seed}"
-        self.model: JointModel = context.build(variant, seed=seed)
+        recorded = folder.data()
+        unfinished = folder.status == "unfinished"
+        if recorded is not None and not recorded.complete and not unfinished:
+            recorded = None  # what is left of a run whose result was removed
+        new = context.manifest.answers if unfinished else context.classes
+        self.classes: tuple[str, ...] = new if recorded is None else recorded.answers
+        self.model: JointModel = context.build(variant, seed=seed, num_classes=len(self.classes))
         self.model.recompute_units = settings.checkpoint_units
         if settings.compile:
             self.model.encoders.update(context.compiled(self.model.encoders))
         self.source = context.shared(self.model.starts(), self.model.reads(), live=live)
         self.loss = None if settings.loss is None else make_part(LOSSES, settings.loss, where="loss").to(context.device)
-        self.data = DataOrder(context, self.source, settings, seed)
+        order = recorded.splits.get("train") if recorded is not None else None
+        self.data = DataOrder(context, self.source, settings, seed, recorded=order, by_lines=unfinished)
+        self.run_data = self._run_data()
+        if recorded is not None:
+            now = replace(self.run_data, answers=context.manifest.answers)
+            folder.check_data(now, recorded, stored=context.stored_paths(self.source))
         self.optimizer = make_optimizer(self.model, settings)
         self.averages = Averages(self.model, settings.ema) if settings.ema else None
         self.gradients = GradientAccumulation(
             self.model, self.optimizer, self.averages, settings, self.data, self.processes
         )
         self.own_seconds = 0.0
-        self._labels = {answer: index for index, answer in enumerate(context.manifest.answers)}
+        self._labels = {answer: index for index, answer in enumerate(self.classes)}
         self._flops: dict[str, int] | None = None  # of the final evaluation's first batch
         self._counts_flops = False
         self._random = RandomStream(context.device, seed=derived_seed(seed, "dropout"))
@@ -98,6 +115,8 @@ class Trainer:
         if restored is not None:
             self._random.set_to_current()
         self.progress, self.best = restored or (Progress(), {})
+        fresh: RunOutcome = "trained anew" if folder.replaces_another else "trained"
+        self.how: RunOutcome = fresh if restored is None else "resumed"
         if self.model.adapter is not None:
             self.model.adapter.begin_training(settings.epochs * self.data.steps_per_epoch)
         self.recorder = RunRecorder(
@@ -251,7 +270,7 @@ class Trainer:
     def answers(self, batch: Batch) -> list[Prediction]:
         """Answer one batch, in eval mode."""
         self.count_flops(batch)
-        return answer_batch(self.model, batch, answers=self.context.manifest.answers, amp=self.settings.amp)
+        return answer_batch(self.model, batch, answers=self.classes, amp=self.settings.amp)
 
     def count_flops(self, batch: Batch) -> None:
         """Count, once in the final evaluation, what answering a question costs that shares its clip with no other."""
@@ -267,7 +286,7 @@ class Trainer:
         """
         improved = self.progress.add_epoch(
             train_loss=sum(self.gradients.losses) / len(self.gradients.losses),
-            val_loss=sum(-p.log_likelihood for p in predictions) / len(predictions),
+            val_loss=math.fsum(-p.log_likelihood for p in predictions) / len(predictions),
             val_accuracy=sum(p.correct for p in predictions) / len(predictions),
             lr=self.optimizer.param_groups[0]["lr"],
             seconds=seconds,
@@ -300,7 +319,7 @@ class Trainer:
         if not self.processes.leads:
             return
         boundaries = self.source.boundaries if isinstance(self.source, CachedSource) else {}
-        save_adapter(self.folder, self.model, self.context, self.variant, cuts=boundaries)
+        save_adapter(self.folder, self.model, self.context, self.variant, cuts=boundaries, answers=self.classes)
         trainable, every = count_parameters(self.model)
         facts = {
             "seconds": self.progress.seconds + seconds,
@@ -317,3 +336,17 @@ class Trainer:
         task = self.context.experiment.task.kind
         self.recorder.record_result(predictions, task=task, split=self.data.final_split, facts=facts)
         self.checkpointer.clear()
+        self.folder.take_place()
+
+    def _run_data(self) -> RunData:
+        """Return what the run is trained on, with the training questions in the order that every epoch permutes."""
+        final = self.data.final_split
+        questions = {**self.data.questions, final: self.data.questions_of(final), "train": self.data.training_order}
+        return collect_data(
+            self.context.used(self.variant),
+            self.source,
+            questions,
+            answers=self.classes,
+            scored=final,
+            base=self.context.experiment.base,
+        )

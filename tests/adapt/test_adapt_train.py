@@ -73,6 +73,7 @@ def test_a_run_leaves_its_folder_complete_and_is_not_run_twice(place: Path, cont
     assert first.folder == place.parent / "runs" / "exp" / "trimodal" / "seed0"
     assert {p.name for p in first.folder.iterdir()} == {
         "config.toml",
+        "data.json",
         "metrics.jsonl",
         "predictions.jsonl",
         "result.json",
