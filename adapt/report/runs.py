@@ -24,7 +24,7 @@ from ...cache.format.spec import FieldDifference, differences
 from ...errors import RunError, SettingsError
 from ..config.run_config import completed, is_place
 from ..scoring.metrics import Scores, score
-from ..training.run_data import RunData, data_differences
+from ..training.run_data import RunData, data_differences, split_digest
 from ..training.run_folder import RunFolder
 
 T = TypeVar("T")
@@ -212,8 +212,8 @@ def read_run(folder: Path | str) -> Run:
 def group_by_variant(runs: Iterable[Run]) -> dict[str, tuple[Run, ...]]:
     """Group runs by variant, in order of appearance, seeds ascending; all must answer the same questions.
 
-    Questions are the same by what they ask and answer: where their ids differ (a manifest without ids numbers its
-    lines), all runs get those of the first.
+    Where runs recorded the same questions and their ids differ (a manifest without ids numbers its lines), all get the
+    ids of the first.
 
     Raises:
         RunError: one variant and seed twice, seeds of one variant with other settings or data, or runs that answer
@@ -365,8 +365,10 @@ def _cut(path: str) -> str:
 
 def _with_ids_of(first: Run, run: Run) -> Run:
     """Return a run with the question ids of the first one, where it answers the same questions under other ids."""
+    asked = [split_digest(r.data.splits.get(r.split, ())) for r in (first, run) if r.data is not None]
     named = {(p.question_id, p.clip_id, p.type, p.answer) for p in run.predictions}
-    if named == {(p.question_id, p.clip_id, p.type, p.answer) for p in first.predictions}:
+    same = named == {(p.question_id, p.clip_id, p.type, p.answer) for p in first.predictions}
+    if same or len(asked) < 2 or asked[0] != asked[1]:
         return run
     ids: dict[Any, list[str]] = defaultdict(list)
     for p in reversed(first.predictions):

@@ -29,7 +29,6 @@ from .run_data import collect_data
 from .run_folder import RunFolder, RunOutcome
 from .trainer import Trainer
 
-
 _NOT_RECORDED = "not compared: made by a version that did not record what a run is trained on"
 
 
