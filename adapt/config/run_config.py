@@ -13,8 +13,8 @@ from ...config import to_mapping
 from ...errors import SettingsError
 from .experiment import Experiment, TrainSettings, VariantSettings, experiment_from_tables
 
-#: Settings that name things or say where they lie. Of a run whose data are recorded they are not compared: the same
-#: annotations, clips, states and encoders at another place are the same run.
+#: Settings that name things, say where they lie, or which clips are left out. Of a run whose data are recorded they are
+#: not compared: the same annotations, clips, states and encoders at another place are the same run.
 PLACES = (
     "experiment",
     "variant",
@@ -23,6 +23,8 @@ PLACES = (
     "data.files",
     "data.videos",
     "data.allow_missing",
+    "data.missing_sound",
+    "data.missing_picture",
     "encoders.*.model",
     "encoders.*.weights",
     "encoders.*.cut",

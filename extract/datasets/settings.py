@@ -90,8 +90,8 @@ class DataSettings:
         videos: the folders in the root to look for clips, in order: of two files of one name the earlier folder's is
             taken. By default the root and the folders in it, where two files of one name are an error.
         frames_fps: frames a second at which clips that are folders of frames were extracted.
-        answers: the vocabulary of a `manifest`, in the order of its classes; by default the answers of train by first
-            appearance, then those of the other splits.
+        answers: the vocabulary of a `manifest`, in the order of its classes; by default all answers of its splits, in
+            alphabetical order.
         extracted_from: the root at which the store's states were extracted, where the media themselves are not here and
             the store lies elsewhere in relation to the root than it did then; a message says so, and names it.
         allow_missing: go on where media files are not there, and record which.
