@@ -94,17 +94,27 @@ def _without(reason: str) -> DataSet:
 def _blind_answers(
     manifest: Manifest, predictions: Sequence[Prediction], split: str, *, by_segment: bool
 ) -> dict[str, str] | None:
-    """Answer each predicted question by the baseline; None where the manifest has other questions or answers."""
-    if by_segment:  # a prediction is about one segment: its id ends in /t
+    """Answer each predicted question by the baseline; None where the manifest has other questions or answers.
+
+    Questions are found by what they ask, since a manifest without ids numbers its lines, which may have moved.
+    """
+    questions = manifest.split(split)
+    if by_segment:
         label = most_frequent_label(manifest)
-        answers = {f"{q.id}/{t}": (q.clip_id, a) for q in manifest.split(split) for t, a in enumerate(q.labels)}
-        guesses = dict.fromkeys(answers, label)
+        guesses = {(q.clip_id, q.text, t, a): label for q in questions for t, a in enumerate(q.labels)}
     else:
-        answers = {q.id: (q.clip_id, q.answer) for q in manifest.split(split)}
-        guesses = blind_baseline(manifest, split)
-    if any(answers.get(p.question_id) != (p.clip_id, p.answer) for p in predictions):
-        return None
-    return {p.question_id: guesses[p.question_id] for p in predictions}
+        answers = blind_baseline(manifest, split)
+        guesses = {(q.clip_id, q.text, None, q.answer): answers[q.id] for q in questions}
+    found = {
+        p.question_id: guesses.get((p.clip_id, p.question, _segment(p, by_segment), p.answer)) for p in predictions
+    }
+    return None if None in found.values() else {name: guess for name, guess in found.items() if guess is not None}
+
+
+def _segment(prediction: Prediction, by_segment: bool) -> int | None:
+    """Return the segment that a prediction is about; its id ends in it."""
+    end = prediction.question_id.rpartition("/")[2]
+    return int(end) if by_segment and end.isdigit() else None
 
 
 def some_clips(data: DataSet, predictions: Sequence[Prediction], *, count: int = 6) -> list[ShownClip]:

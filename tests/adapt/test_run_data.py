@@ -208,7 +208,10 @@ CHANGES: dict[str, tuple[Callable[[Rows], Rows], str]] = {
     "a record less": (lambda rows: rows[1:], "1 of 10 training questions gone"),
     "a record more": (lambda rows: [*rows, {**rows[0], "split": "val"}], "1 validation questions new, beside 3"),
     "another clip": (renamed_clip, "1 of 10 training questions gone; 1 training questions new"),
-    "a new answer": (lambda r: [*r[:5], {**r[5], "answer": "bee"}, *r[6:]], "the vocabulary of 3 answers: 1 new .*'bee'"),
+    "a new answer": (
+        lambda r: [*r[:5], {**r[5], "answer": "bee"}, *r[6:]],
+        "the vocabulary of 3 answers: 1 new .*'bee'",
+    ),
     "another split": (lambda r: [{**r[0], "split": "val"}, *r[1:]], "1 of 10 training questions gone; 1 validation"),
 }
 
