@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from ..model.insertion import insertion_lines
 from .distributed import Processes, joined
 from .experiment_context import ExperimentContext
 from .failures import failures_recorded, raised_in_one_line
-from .run_data import collect_data
+from .run_data import collect_data, earlier_digest
 from .run_folder import RunFolder, RunOutcome
 from .trainer import Trainer
 
@@ -241,6 +241,9 @@ def compare_finished(
         scored=context.final_split,
         base=context.experiment.base,
     )
+    if not then.complete:
+        earlier = {m: digest for m, e in encoders.items() if (digest := earlier_digest(e)) == then.encoders.get(m)}
+        now = replace(now, encoders={**now.encoders, **earlier})
     folder.check_data(now, then, new_questions=source is not None, stored=context.stored_paths(source))
     return notes
 

@@ -47,6 +47,12 @@ def encoder_digest(encoder: Encoder) -> str:
     return digest_json(encoder.identity(encoder.num_units))
 
 
+def earlier_digest(encoder: Encoder) -> str:
+    """Return the encoder's digest as versions wrote it that did not know of a model's own code."""
+    identity = encoder.identity(encoder.num_units)
+    return digest_json({name: value for name, value in identity.items() if name != "code"})
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunData:
     """The data of one run.
