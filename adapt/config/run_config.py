@@ -22,6 +22,7 @@ PLACES = (
     "data.annotations",
     "data.files",
     "data.videos",
+    "data.extracted_from",
     "data.allow_missing",
     "data.missing_sound",
     "data.missing_picture",
