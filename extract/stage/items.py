@@ -121,8 +121,10 @@ class ClipDigests:
         """
         if clip_id not in self._found:
             media, source = self._clips[clip_id].media, self.sources[clip_id]
-            here = media is not None and source is not None
-            self._found[clip_id] = self._of_file(media, source) if here else self._of_name(clip_id)
+            if media is None or source is None:
+                self._found[clip_id] = self._of_name(clip_id)
+            else:
+                self._found[clip_id] = self._of_file(media, source)
         return self._found[clip_id]
 
     def _of_file(self, media: Path | FrameFolder, source: str) -> ClipFile:
