@@ -135,7 +135,8 @@ def timm_preprocess(
 
     Example:
         >>> from timm.data import resolve_data_config
-        >>> timm_preprocess(resolve_data_config({}), size=(32, 32)).describe()["crop_mode"]
+        >>> data = resolve_data_config({}, pretrained_cfg={"crop_pct": 0.9})
+        >>> timm_preprocess(data, size=(32, 32)).describe()["crop_mode"]
         'center'
     """
     height, width = size or tuple(data["input_size"][1:])
