@@ -6,6 +6,7 @@ What looks like a path is never asked of a hub; what may be either is a folder w
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,11 +114,11 @@ def hub_refusal(error: BaseException) -> str | None:
 @contextlib.contextmanager
 def quiet_hub() -> Iterator[None]:
     """Silence what the hub's client says about its tries; an error says it in one line."""
-    from huggingface_hub.utils import logging
+    from huggingface_hub.utils import logging as hub_logging
 
-    level = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    level = hub_logging.get_verbosity()
+    hub_logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        hub_logging.set_verbosity(level)
