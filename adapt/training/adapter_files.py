@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from ...cache.atomic_io import replacing
@@ -93,7 +93,7 @@ def load_adapter(folder: RunFolder, model: JointModel) -> dict[str, Any]:
             )
     path = folder.path / "adapter.safetensors"
     try:
-        tensors = load_file(path)
+        tensors = load(path.read_bytes())
         model.load_state_dict(tensors)
     except FileNotFoundError:
         raise RunError(f"{path}: not there; the run is not finished") from None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from ...cache.atomic_io import sync_file, sync_folder
@@ -142,7 +142,7 @@ class Checkpointer:
         if not self.folder.exists():
             return None
         try:
-            tensors = load_file(self.folder / "state.safetensors")
+            tensors = load((self.folder / "state.safetensors").read_bytes())
             progress = Progress(**json.loads((self.folder / "progress.json").read_text(encoding="utf-8")))
             self._restore(tensors)
         except Exception as error:
