@@ -149,5 +149,5 @@ def test_an_extractor_that_draws_or_fails_is_refused(tmp_path, tiny_encoders, mo
     with pytest.raises(EncoderError, match=r"WhisperFeatureExtractor draws input_features at random; .*dither to 0"):
         load_encoder(f"hf:{tmp_path}#encoder", modality="audio", window_seconds=0.4)
     monkeypatch.setattr(type(own), "__call__", lambda self, *args, **kwargs: {}["mask"])
-    with pytest.raises(EncoderError, match="WhisperFeatureExtractor fails on sound: KeyError: 'mask'"):
+    with pytest.raises(SettingsError, match=r"WhisperFeatureExtractor fails on a window of 0.4 s \(KeyError: 'mask'"):
         load_encoder(f"hf:{tmp_path}#encoder", modality="audio", window_seconds=0.4)
