@@ -99,6 +99,7 @@ def _blind_answers(
     Questions are found by what they ask, since a manifest without ids numbers its lines, which may have moved.
     """
     questions = manifest.split(split)
+    guesses: dict[tuple[str, str, int | None, str], str]
     if by_segment:
         label = most_frequent_label(manifest)
         guesses = {(q.clip_id, q.text, t, a): label for q in questions for t, a in enumerate(q.labels)}

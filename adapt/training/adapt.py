@@ -191,8 +191,8 @@ def open_trainer(
     if leads:
         folder.write_json("data.json", trainer.run_data.to_json())
     num_units = {m: e.num_units for m, e in trainer.model.encoders.items()}
-    notes = insertion_lines(trainer.model.insertions, num_units, chosen.insertion)
-    for note in notes if trainer.processes.leads else ():
+    lines = insertion_lines(trainer.model.insertions, num_units, chosen.insertion)
+    for note in lines if trainer.processes.leads else ():
         tqdm.write(f"{trainer.label}: {note}", file=sys.stderr)
     return trainer
 
