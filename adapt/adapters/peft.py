@@ -57,8 +57,8 @@ class PeftUnits(UnitTuner):
         for modality, found in self._changed.items():
             for name, tensor in found.tensors().items():
                 put_buffer(self, f"{modality}.{name}", tensor)
-        self.register_load_state_dict_pre_hook(_fill_in)
-        self.register_load_state_dict_post_hook(_set_changed)
+        self.register_load_state_dict_pre_hook(_fill_in)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_set_changed)  # type: ignore[no-untyped-call]
 
     def prepare(self, modality: str, copies: UnitCopies) -> None:
         """Let PEFT put its layers into the copies."""
