@@ -154,6 +154,7 @@ def plan(
     """
     experiment = plannable(experiment)
     context = context or ExperimentContext(experiment, device=device)
+    context.check_files()
     opening = timed(lambda: (context.manifest, context.sampling), device, lasting=0)  # the sampling opens all encoders
     machine, encoders, variants = _measure(context, device=device, fresh=fresh, progress=progress)
     free = shutil.disk_usage(experiment.extraction.store_path.parent).free

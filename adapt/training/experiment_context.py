@@ -224,6 +224,12 @@ class ExperimentContext:
             )
         return self._sources[key]
 
+    def check_files(self) -> None:
+        """Raise a MissingMediaError that names the clips without a file, unless the settings allow such clips."""
+        extraction = self.experiment.extraction
+        if self.manifest.missing and not self.allow_missing:
+            load_manifest(extraction.manifest_settings, base=extraction.base)
+
     def live(self, model: JointModel) -> LiveSource:
         """Batches for this model computed from the media files."""
         return self._live(model.encoders, model.starts())
@@ -232,9 +238,7 @@ class ExperimentContext:
         for encoder in encoders.values():
             if encoder.stored is not None:
                 raise SettingsError(f"{encoder.spec}: imported features cannot be computed live; leave out --live")
-        extraction = self.experiment.extraction
-        if self.manifest.missing and not self.allow_missing:
-            load_manifest(extraction.manifest_settings, base=extraction.base)  # names the files that are not here
+        self.check_files()
         return LiveSource(self.manifest, encoders, starts, self.sampling, device=self.device)
 
     def shared(

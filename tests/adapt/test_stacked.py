@@ -173,7 +173,7 @@ def in_double(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("talik.adapt.data.cached_source.differences", lambda asked, stored: [])
     build = ExperimentContext.build
     monkeypatch.setattr(
-        ExperimentContext, "build", lambda self, variant, *, seed: build(self, variant, seed=seed).double()
+        ExperimentContext, "build", lambda self, variant, **given: build(self, variant, **given).double()
     )
 
 

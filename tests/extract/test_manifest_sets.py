@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from talik.adapt.scoring.metrics import score
+from talik.cache.open import open_store
 from talik.config import from_mapping
 from talik.errors import ManifestError, MediaError, MissingMediaError, SettingsError
 from talik.extract.datasets.ave import CATEGORIES
@@ -24,7 +25,7 @@ from talik.extract.datasets.types import MUSIC_AVQA_TYPES, Manifest
 from talik.extract.media.clip_media import SegmentSettings
 from talik.extract.media.decode import decode_clip, iter_media
 from talik.extract.media.frame_folder import FrameFolder, frame_files
-from talik.extract.stage.items import clip_items, source_of
+from talik.extract.stage.items import ClipDigests, clip_items, source_of
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "music-avqa"
 needs_real = pytest.mark.skipif(
@@ -369,9 +370,12 @@ def test_what_is_wrong_with_frames_is_one_line(frames_set: Path) -> None:
 
 
 def test_frames_are_known_by_content_rate_and_sound(frames_set: Path) -> None:
+    store = open_store(frames_set / "features.zarr", "a")
+
     def keys(fps: float) -> list[str]:
         manifest = load(frames_set, "music-avqa", frames_fps=fps)
-        return [item.key for item, _ in clip_items(manifest, [], progress=False).values()]
+        found = clip_items(manifest, ClipDigests(store, manifest), progress=False)
+        return [item.key for item in found.items.values()]
 
     before = keys(4)
     assert keys(4) == before

@@ -15,15 +15,21 @@ ROOT = Path(talik.__file__).parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_its_python_runs(extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_its_python_runs(
+    extracted: Path, demo_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session, features = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     store = extracted.parent / "features.zarr"
     text = extracted.read_text(encoding="utf-8").replace("[store]", f'[store]\npath = "{store}"')
     (tmp_path / "demo.toml").write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    exec(compile(block, "README.md", "exec"), {})
+    names: dict[str, object] = {}
+    exec(compile(session, "README.md", "exec"), names)
     assert (tmp_path / "runs" / "demo" / "trimodal" / "seed0" / "result.json").is_file()
     assert (tmp_path / "report" / "report.html").is_file()
+    (tmp_path / "set").symlink_to(demo_set)
+    exec(compile(features, "README.md", "exec"), names)
+    assert capsys.readouterr().out.splitlines()[-1] == "(4, 384)"
 
 
 def test_its_links_lead_somewhere() -> None:
