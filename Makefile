@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INPUTS := pyproject.toml constraints.txt requirements-weights.txt
-TEST_OPTIONS ?= -n auto --maxprocesses 4 --dist loadfile -m "not slow and not gpu"
+TEST_OPTIONS ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 .PHONY: demo demo-full test test-oldest check reference clean
 

@@ -195,7 +195,9 @@ def test_a_sweep_goes_on_wherever_one_variant_raises(
     assert not told.done
 
 
-@pytest.mark.parametrize("error", ["key", "memory", "odd", "assert", "stop"])
+@pytest.mark.parametrize(
+    "error", ["key", "memory", *(pytest.param(e, marks=pytest.mark.slow) for e in ("odd", "assert", "stop"))]
+)
 def test_whatever_is_raised(write: Callable[..., Path], error: str) -> None:
     path = write(BAD.format("later forward", f', error = "{error}"'), stack=True)
     result = talik.sweep(path, variants=["trimodal", "bad", "probe"], progress=False)
@@ -206,7 +208,7 @@ def test_whatever_is_raised(write: Callable[..., Path], error: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["apart", "workers"])
-@pytest.mark.parametrize("place", ["init", "later forward"])
+@pytest.mark.parametrize("place", ["init", pytest.param("later forward", marks=pytest.mark.slow)])
 def test_every_engine_goes_on(write: Callable[..., Path], alone: list[float], place: str, way: str) -> None:
     path = write(BAD.format(place, ""))
     result = talik.sweep(path, variants=["bad", "probe"], progress=False, **WAYS[way])
@@ -284,7 +286,7 @@ def test_an_interrupt_stops_everything(write: Callable[..., Path], way: str, mon
     assert not list((path.parent / "runs").rglob("error.txt"))
 
 
-@pytest.mark.parametrize("where", ["forward", "evaluation", "backward"])
+@pytest.mark.parametrize("where", ["forward", "evaluation", pytest.param("backward", marks=pytest.mark.slow)])
 def test_a_stack_that_memory_does_not_hold_is_halved(
     write: Callable[..., Path], where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,7 +16,7 @@ from talik import cli
 Run = Callable[..., tuple[int, str]]
 
 
-@pytest.fixture(params=["ascii", "cp1252", "utf-8", "shift_jis"])
+@pytest.fixture(params=["ascii", "cp1252", *(pytest.param(e, marks=pytest.mark.slow) for e in ("utf-8", "shift_jis"))])
 def talik(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     """Call `talik` on a terminal of an encoding, whose stdout is as strict as Python makes it."""
 
