@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ...cache.feature_store import FeatureStore
-from ...errors import ManifestError, SettingsError, StoreError
+from ...errors import ManifestError, SettingsError
 from ...extract.datasets.load import load_manifest
 from ...extract.datasets.types import Manifest, Question
 from ...extract.encoders.encoder import Encoder
@@ -17,7 +17,7 @@ from ...extract.encoders.imported_features import open_features_encoder
 from ...extract.encoders.load import usable_device
 from ...extract.encoders.unit_replacement import CompiledUnits
 from ...extract.stage.items import ClipDigests
-from ...extract.stage.prefix import open_encoder
+from ...extract.stage.prefix import follow_store, open_encoder
 from ...extract.stage.sampling import Sampling, sampling_of
 from ...extract.stage.settings import EncoderSettings
 from ..adapters.base import Site
@@ -92,18 +92,11 @@ class ExperimentContext:
             return open_features_encoder(
                 settings.model, self.store, modality=modality, num_segments=segments, device=self.device
             )
-        try:
-            store = self.store
-        except StoreError:  # a live run needs none; any other says so when it reads
-            store = None
-        return open_encoder(
-            settings,
-            modality=modality,
-            device=self.device,
-            num_segments=segments,
-            base=extraction.base,
-            store=store,
+        encoder = open_encoder(
+            settings, modality=modality, device=self.device, num_segments=segments, base=extraction.base
         )
+        follow_store(encoder, lambda: self.store)
+        return encoder
 
     @cached_property
     def sampling(self) -> Sampling:

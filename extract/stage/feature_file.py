@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ...cache.atomic_io import make_folder, replacing
 from ...errors import SettingsError
 
 Pool = Literal["none", "mean"]
@@ -32,6 +33,7 @@ def write_features(arrays: Arrays, path: Path, *, axes: Sequence[str]) -> None:
 
     Raises:
         SettingsError: another ending, or pyarrow missing for `.parquet`.
+        StoreError: the disk refuses it.
 
     Example:
         >>> import pathlib, tempfile
@@ -43,13 +45,9 @@ def write_features(arrays: Arrays, path: Path, *, axes: Sequence[str]) -> None:
     write = FORMATS.get(path.suffix)
     if write is None:
         raise SettingsError(f"{path}: expected an ending of {', '.join(FORMATS)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial{path.suffix}")
-    try:
-        write(arrays, partial, axes)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    make_folder(path.parent)
+    with replacing(path) as temporary:
+        write(arrays, temporary, axes)
 
 
 def _write_npz(arrays: Arrays, path: Path, axes: Sequence[str]) -> None:  # noqa: ARG001

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
@@ -13,16 +12,19 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ...cache.feature_store import BoundarySpec, FeatureStore
+from ...cache.feature_store import FeatureStore
 from ...cache.format.digests import digest_text
 from ...cache.open import open_store
+from ...cache.read.boundary_reader import BoundaryReader
 from ...errors import SettingsError, unknown_name
 from ..datasets.settings import DataSettings
+from ..datasets.types import Manifest
 from ..encoders.options import MODALITIES, Modality
-from ..media.frame_folder import IMAGE_SUFFIXES, digest_media
+from ..media.frame_folder import IMAGE_SUFFIXES
 from .extract import extract
 from .feature_file import FORMATS, Pool, pooled, write_features
-from .media_files import SUFFIXES, files_manifest, guess_modality, named_files, read_text
+from .items import ClipDigests, clip_items
+from .media_files import SUFFIXES, files_manifest, guess_modality, named_files
 from .settings import EncoderSettings, EncodersSettings, ExtractSettings, StoreSettings
 
 if TYPE_CHECKING:
@@ -45,21 +47,20 @@ class Features(Mapping[str, NDArray[np.float32]]):
 
     def __init__(
         self,
-        store: FeatureStore,
-        spec: BoundarySpec,
+        reader: BoundaryReader,
         keys_by_name: Mapping[str, str],
         *,
-        pool: Pool = "none",
-        skipped: tuple[tuple[str, str], ...] = (),
-        resources: ExitStack | None = None,
+        pool: Pool,
+        skipped: tuple[tuple[str, str], ...],
+        resources: ExitStack,
     ) -> None:
-        """Use `talik.features`; `resources` are closed with this object."""
-        self.spec = spec
+        """Use `talik.features`; `resources`, the reader among them, are closed with this object."""
+        self.spec = reader.spec
         self.keys_by_name = dict(keys_by_name)
         self.skipped = skipped
         self._pool: Pool = pool
-        self._resources = resources or ExitStack()
-        self._reader = self._resources.enter_context(store.reader(spec.modality, spec.boundary, identity=spec.identity))
+        self._reader = reader
+        self._resources = resources
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
         """Return the features of one file.
@@ -203,37 +204,39 @@ def features(
     if pool not in ("none", "mean"):
         raise SettingsError(f'pool: found {pool!r}, expected "none" or "mean"')
     files = named_files(given, SUFFIXES[modality])
+    manifest = files_manifest(files, modality)
     still = all(path.suffix.lower() in IMAGE_SUFFIXES for path in files.values())
-    settings = ExtractSettings(
-        data=DataSettings(
-            dataset="manifest",
-            root=".",
-            segments=segments or (1 if still else SEGMENTS),
-            allow_missing=allow_missing,
-        ),
-        encoders=EncodersSettings(**{modality: EncoderSettings(model=encoder, cut=layer, weights=weights)}),
-        store=StoreSettings(dtype=dtype),
-    )
+    segments = segments or (1 if still else SEGMENTS)
     with ExitStack() as stack:
         if out is None:
             target = Path(stack.enter_context(TemporaryDirectory(prefix="talik-features-"))) / "features.zarr"
         else:
             target = _target(out)
         folder = _store_of(target)
-        settings = replace(settings, store=replace(settings.store, path=str(folder.resolve())))
-        report = extract(settings, manifest=files_manifest(files, modality), device=device, progress=progress)
+        settings = ExtractSettings(
+            data=DataSettings(dataset="manifest", root=".", segments=segments, allow_missing=allow_missing),
+            encoders=EncodersSettings(**{modality: EncoderSettings(model=encoder, cut=layer, weights=weights)}),
+            store=StoreSettings(path=str(folder.resolve()), dtype=dtype),
+        )
+        report = extract(settings, manifest=manifest, device=device, progress=progress)
         (spec,) = report.boundaries
         store = open_store(folder)
-        keys = {n: digest_text(read_text(p)) if modality == "text" else digest_media(p) for n, p in files.items()}
-        with store.reader(spec.modality, spec.boundary, identity=spec.identity) as reader:
-            stored = {item.key for item in reader.items}
-        keys = {name: key for name, key in keys.items() if key in stored}
-        found = Features(store, spec, keys, pool=pool, skipped=report.skipped, resources=stack.pop_all())
+        reader = stack.enter_context(store.reader(spec.modality, spec.boundary, identity=spec.identity))
+        stored = {item.key for item in reader.items}
+        keys = {name: key for name, key in _item_keys(manifest, store).items() if key in stored}
+        found = Features(reader, keys, pool=pool, skipped=report.skipped, resources=stack.pop_all())
     if folder != target:
         found.save(target)
         found.close()
         shutil.rmtree(folder.parent)
     return found
+
+
+def _item_keys(manifest: Manifest, store: FeatureStore) -> dict[str, str]:
+    """The item key of each file by name; of clips, as extraction has just left it in the store's memory."""
+    texts = {question.id: digest_text(question.text) for question in manifest.questions}
+    clips = clip_items(manifest, ClipDigests(store, manifest), progress=False).items
+    return texts | {name: item.key for name, item in clips.items()}
 
 
 def _target(out: str | Path) -> Path:

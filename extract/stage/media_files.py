@@ -6,18 +6,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ...errors import MissingMediaError, SettingsError
-from ..datasets.media_index import VIDEO_SUFFIXES
+from ..datasets.media_index import SOUND_SUFFIXES, VIDEO_SUFFIXES
 from ..datasets.types import Clip, Manifest, Question
 from ..encoders.options import Modality
 from ..media.frame_folder import IMAGE_SUFFIXES
 
-SOUND_SUFFIXES = (".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".oga", ".opus", ".wma", ".aif", ".aiff", ".au")
+_SOUNDS = (*SOUND_SUFFIXES, ".aac", ".oga", ".wma", ".aif", ".aiff", ".au")
 TEXT_SUFFIXES = (".txt", ".md")
 
 #: Endings of the files that are looked for in a folder, by modality; a file that is named itself may have any.
 SUFFIXES: dict[Modality, tuple[str, ...]] = {
     "visual": (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES, ".gif"),
-    "audio": (*SOUND_SUFFIXES, *VIDEO_SUFFIXES),
+    "audio": (*_SOUNDS, *VIDEO_SUFFIXES),
     "text": TEXT_SUFFIXES,
 }
 
@@ -82,7 +82,7 @@ def guess_modality(paths: Iterable[Path | str]) -> Modality:
         suffix = path.suffix.lower()
         if suffix in SUFFIXES["visual"]:
             kinds.setdefault("visual", path)
-        elif suffix in SOUND_SUFFIXES:
+        elif suffix in _SOUNDS:
             kinds.setdefault("audio", path)
         elif suffix in TEXT_SUFFIXES:
             kinds.setdefault("text", path)

@@ -26,6 +26,7 @@ from .prefix import (
     PrefixMeasurement,
     clip_identity,
     cut_boundaries,
+    follow_store,
     measure_prefix,
     open_encoder,
     planned_provenance,
@@ -200,10 +201,11 @@ def _request_clips(
     if not found.items and not found.unreadable:
         return None
     segments, device = settings.data.segments, _planning_device(settings, options)
-    encoders: dict[str, Encoder] = {
-        m: open_encoder(s, modality=m, device=device, num_segments=segments, base=settings.base, store=store)
-        for m, s in chosen.items()
-    }
+    encoders: dict[str, Encoder] = {}
+    for modality, one in chosen.items():
+        opened = open_encoder(one, modality=modality, device=device, num_segments=segments, base=settings.base)
+        follow_store(opened, lambda: store)
+        encoders[modality] = opened
     sampling = sampling_of(settings, encoders)
     keys = [item.key for item in found.items.values()]
     specs, seconds = list[BoundarySpec](), 0.0

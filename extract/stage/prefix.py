@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...cache.feature_store import ArraySpec, FeatureStore
-from ...errors import StoreMismatchError
+from ...errors import StoreError, StoreMismatchError
 from ..encoders.encoder import Encoder
 from ..encoders.load import load_encoder
 from ..encoders.pretrained_encoder import EARLIER, PretrainedEncoder
@@ -37,7 +37,6 @@ def open_encoder(
     device: str,
     num_segments: int | None = None,
     base: Path = Path(),
-    store: FeatureStore | None = None,
 ) -> PretrainedEncoder:
     """Load the encoder that the settings name.
 
@@ -47,13 +46,11 @@ def open_encoder(
         device: where it runs.
         num_segments: T, which regroups the tokens of an encoder that takes whole clips.
         base: the folder that relative paths of models and weights count from: the experiment's.
-        store: where it holds states of this encoder whose raw items an earlier version prepared in another way, they
-            are prepared so here too, and a line says so.
 
     Raises:
         SettingsError, EncoderError, TrunkError: as `load_encoder` does.
     """
-    encoder = load_encoder(
+    return load_encoder(
         settings.model,
         modality=modality,
         weights=settings.weights,
@@ -67,7 +64,23 @@ def open_encoder(
         trust_remote_code=settings.trust_remote_code,
         base=base,
     )
-    specs = store.boundaries() if store is not None and encoder.has_earlier else ()
+
+
+def follow_store(encoder: PretrainedEncoder, open_store: Callable[[], FeatureStore]) -> None:
+    """Prepare raw items as an earlier version did, and say so, where a store holds states of this encoder made so.
+
+    Args:
+        encoder: of any modality.
+        open_store: called only for an encoder whose preprocessing has changed; it raises a StoreError where there is
+            no store, as a live run needs none.
+    """
+    if not encoder.has_earlier:
+        return
+    try:
+        specs = open_store().boundaries()
+    except StoreError:  # whoever reads the store says so
+        return
+    modality = encoder.modality
     known = [spec.identity["encoder"] for spec in specs if spec.modality == modality and "encoder" in spec.identity]
     if encoder.follow(known):
         tqdm.write(
@@ -75,7 +88,6 @@ def open_encoder(
             "this goes on with that way (a new store takes today's, see the changelog)",
             file=sys.stderr,
         )
-    return encoder
 
 
 def cut_boundaries(encoder: Encoder, settings: EncoderSettings) -> list[int]:
