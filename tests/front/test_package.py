@@ -77,8 +77,11 @@ def test_a_room_shows_the_function_that_it_is_called_as() -> None:
 
 
 @pytest.mark.slow
-def test_type_checkers_see_the_function_behind_a_room(tmp_path: Path) -> None:
+def test_type_checkers_see_the_function_behind_a_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     api = pytest.importorskip("mypy.api", reason="mypy is not installed: pip install 'talik[test]'")
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "talik").symlink_to(ROOT)  # mypy does not follow an editable installation
+    monkeypatch.setenv("MYPYPATH", str(tmp_path / "src"))
     wrong = tmp_path / "wrong.py"
     wrong.write_text("import talik\n\ntalik.extract('experiment.toml', device=3)\n")
     out, _, _ = api.run(["--follow-imports=silent", "--ignore-missing-imports", f"--cache-dir={tmp_path}", str(wrong)])
