@@ -18,10 +18,10 @@ from pathlib import Path
 from ..cache.file_locks import waiting_for
 from ..cache.format.digests import digest_file
 from ..errors import EncoderError, SettingsError, unknown_name
+from ..extract.encoders.cache_folder import cache_folder
 from ..extract.encoders.hf import open_hf
 from ..extract.encoders.model_sources import OpenedModel
 from ..extract.encoders.options import EncoderOptions
-from ..extract.encoders.verification_cache import cache_folder
 from .weight_converters import convert_dinov2_onnx, convert_whisper_ctranslate2, copy_sentence_bert
 
 _RECORD = "talik.json"

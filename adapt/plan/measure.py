@@ -29,8 +29,8 @@ from ...cache.feature_store import BoundarySpec, FeatureStore, Item
 from ...cache.format.digests import digest_json, digest_text
 from ...errors import MissingMediaError, StoreError
 from ...extract.datasets.types import Clip, Manifest
+from ...extract.encoders.cache_folder import cache_folder
 from ...extract.encoders.encoder import Encoder
-from ...extract.encoders.verification_cache import cache_folder
 from ...extract.media.clip_media import ClipMedia
 from ...extract.media.decode import iter_media
 from ...extract.stage.frame_inputs import FrameInputs

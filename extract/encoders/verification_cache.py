@@ -7,7 +7,6 @@ device kind, and the versions of torch, transformers, timm and of the proof itse
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
@@ -24,16 +23,11 @@ from ..trunk.trunk import Trunk, backbone_parameters
 from ..trunk.unit_chain import find_chains
 from ..trunk.unit_links import Chain
 from ..trunk.verification import Proof, find_trunk
+from .cache_folder import cache_folder
 from .fingerprint import weight_digests
 from .peft_weights import tuner_settings
 
 _VERSION = 3
-
-
-def cache_folder() -> Path:
-    """Return the user's cache folder: $TALIK_CACHE, or ~/.cache/talik."""
-    named = os.environ.get("TALIK_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "talik"
 
 
 def proven_trunk(

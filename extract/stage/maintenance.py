@@ -13,7 +13,8 @@ from ...cache.maintenance.repair import repair
 from ...cache.maintenance.verify import verify
 from ...cache.open import open_store
 from ...errors import SettingsError, StoreError
-from .extract import ExtractReport, extract
+from .extract import extract
+from .extract_report import ExtractReport
 from .plan import requested_boundaries
 from .settings import RunOptions, read_settings
 

@@ -24,11 +24,6 @@ from ..trunk.state import State
 from .sampling import Sampling
 from .settings import EncoderSettings
 
-# of a provenance, the versions of what decodes and preprocesses
-_VERSIONS = (
-    "av", "libavcodec", "libswscale", "libswresample", "torchvision", "pillow", "tokenizers", "timm", "transformers",
-)  # fmt: skip
-
 
 def open_encoder(
     settings: EncoderSettings,
@@ -172,23 +167,6 @@ def planned_provenance(encoder: Encoder, engine: EngineSettings, device: str) ->
 def state_provenance(encoder: Encoder) -> dict[str, Any]:
     """Return the provenance of states that this process computes: the encoder's, and the versions of what decodes."""
     return {**encoder.provenance(), **decoder_versions(encoder.modality)}
-
-
-def version_notes(modality: str, now: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line if stored states were decoded or preprocessed by other versions than this process has.
-
-    Args:
-        modality: of the states.
-        now: their provenance, would this process compute them.
-        before: the provenances of those that are stored.
-    """
-    stored = {name: sorted({str(p[name]) for p in before if name in p}) for name in _VERSIONS if name in now}
-    differing = {name: found for name, found in stored.items() if found and found != [now[name]]}
-    if not differing:
-        return []
-    then = ", ".join(f"{name} {' and '.join(found)}" for name, found in differing.items())
-    here = ", ".join(f"{name} {now[name]}" for name in differing)
-    return [f"{modality}: states are stored that were made with {then}; this environment has {here}"]
 
 
 def open_planned(

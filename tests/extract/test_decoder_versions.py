@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 
 import talik
 from talik.extract.stage.maintenance import repair_store
-from talik.extract.stage.prefix import version_notes
+from talik.extract.stage.version_notes import version_notes
 
 COLOURS = ("red", "lime", "blue", "0x20C0E0", "0xE08020", "gray")
 
