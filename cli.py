@@ -29,13 +29,18 @@ app.add_typer(encoders_app, name="encoders")
 ExperimentPath = Annotated[Path, typer.Argument(help="An experiment's TOML file.")]
 RunPath = Annotated[Path, typer.Argument(help="A run's folder: runs/<experiment>/<variant>/seed<k>.")]
 StorePath = Annotated[str, typer.Argument(help="A store's folder, or its URL: s3://bucket/name.")]
-Device = Annotated[str, typer.Option(help='Where to run: "cpu", "cuda", "cuda:1".')]
+Device = Annotated[
+    str, typer.Option(help='Where to run: "cpu", "cuda", "cuda:1", "mps"; "auto" is a GPU where there is one.')
+]
 Deep = Annotated[bool, typer.Option("--deep", help="Digest every media file, whatever its size and time.")]
 EngineName = Annotated[
     str | None,
     typer.Option("--engine", help='Who works: "local", "ray[:ADDRESS]" or "submitit"; the experiment\'s by default.'),
 ]
-Jobs = Annotated[int | None, typer.Option("--jobs", help="How many workers; locally 1 by default, this process.")]
+Jobs = Annotated[
+    int | None,
+    typer.Option("--jobs", help="How many workers; locally 1 by default, this process; of extract one a GPU."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bars.")]
 Places = Annotated[
     Path | None,
@@ -85,7 +90,7 @@ def data(experiment: ExperimentPath, allow_missing: AllowMissing = False) -> Non
 def extract(
     experiment: ExperimentPath,
     allow_missing: AllowMissing = False,
-    device: Device = "cpu",
+    device: Device = "auto",
     deep: Deep = False,
     engine: EngineName = None,
     jobs: Jobs = None,
@@ -119,7 +124,7 @@ def features(
     pool: Annotated[str, typer.Option(help='"mean" averages the tokens of a segment, "none" keeps them.')] = "none",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16, in the store.")] = "float32",
     allow_missing: AllowMissing = False,
-    device: Device = "cpu",
+    device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Compute what a layer of an encoder gives for a folder of files; no experiment needed. Resumable."""
@@ -156,7 +161,7 @@ def plan(
         ),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what an earlier plan measured.")] = False,
-    device: Device = "cpu",
+    device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Measure this machine on a few clips; say what to cache, and what every variant will cost with it and without."""
@@ -190,7 +195,7 @@ def adapt(
         bool, typer.Option("--retrain", help="Train anew; a run that is there stays until the new one has ended.")
     ] = False,
     allow_missing: AllowMissing = False,
-    device: Device = "cpu",
+    device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Stage 2: train one variant on the stored states and evaluate it; under torchrun, by all processes together."""
@@ -199,7 +204,8 @@ def adapt(
     if list_kinds:
         from .adapt.evaluation.describe_variants import listing
 
-        for line in listing(load_experiment(experiment, allow_missing=allow_missing), device=device):
+        listed = load_experiment(experiment, allow_missing=allow_missing)
+        for line in listing(listed, device=_say_device(device)):
             typer.echo(line)
         return
     if variant is None:
@@ -231,7 +237,7 @@ def sweep(
         typer.Option("--retrain", help="Train anew the runs of other settings or data; each stays until then."),
     ] = False,
     allow_missing: AllowMissing = False,
-    device: Device = "cpu",
+    device: Device = "auto",
     engine: EngineName = None,
     jobs: Jobs = None,
     quiet: Quiet = False,
@@ -277,12 +283,13 @@ def evaluate(
         bool, typer.Option("--gates", help="Also write what the adapter's selection kept: gates-SPLIT.jsonl.")
     ] = False,
     experiment: Places = None,
-    device: Device = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Score a finished run on a split, by question type."""
     from .adapt.evaluation.evaluate import evaluate as score
 
     evaluation = score(run, split=split, live=live, gates=gates, experiment=experiment, device=device)
+    _say_device(device)
     for note in evaluation.notes:
         typer.echo(note, err=True)
     for name, tally in evaluation.scores.by_type.items():
@@ -300,12 +307,13 @@ def predict(
     question: Annotated[str, typer.Option(help="What to ask about it.")] = "",
     top: Annotated[int, typer.Option(help="How many answers to show.")] = 5,
     experiment: Places = None,
-    device: Device = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Answer a question about a video with a finished run, from the file itself."""
     from .adapt.evaluation.predict import predict as answer
 
     found = answer(run, video=video, question=question, top=top, experiment=experiment, device=device)
+    _say_device(device)
     for line in found.lines():
         typer.echo(line)
 
@@ -334,7 +342,7 @@ def demo(
     full: Annotated[bool, typer.Option("--full", help="The size at which the variants really learn.")] = False,
     clips: Annotated[int | None, typer.Option(min=1, help="How many clips, in place of the size's own number.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds, in place of the size's own number.")] = None,
-    device: Device = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Make a data set, extract, train variants and write the table: the whole story."""
     if context.invoked_subcommand is not None:
@@ -446,7 +454,7 @@ def store_repair(
     experiment: Annotated[
         Path | None, typer.Argument(help="What made the store; computes the bad shards again.")
     ] = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Forget the shards that fail their checksums, and compute them again."""
@@ -461,7 +469,7 @@ def store_why(
     store: StorePath,
     experiment: ExperimentPath,
     deep: Deep = False,
-    device: Device = "cpu",
+    device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Say what an experiment would compute, and why: fields that differ, items that are new, changed or gone."""
@@ -476,7 +484,7 @@ def store_gc(
     store: StorePath,
     experiments: Annotated[list[Path], typer.Argument(help="Every experiment whose states are to stay.")],
     yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
-    device: Device = "cpu",
+    device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
     """List what no experiment given needs, ask, and delete it. Nothing else ever deletes states."""
@@ -499,6 +507,15 @@ def encoders_inspect(
     from .extract.encoders.inspect import inspect
 
     typer.echo(inspect(model, modality=modality, weights=weights).table())
+
+
+def _say_device(name: str) -> str:
+    """Say where a call without progress bars runs, and return the device."""
+    from .extract.executors.device import chosen_device, device_line
+
+    device = chosen_device(name)
+    typer.echo(device_line(device), err=True)
+    return device
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from ..adapt.report.write import ReportFiles, report
 from ..adapt.sweep.sweep import sweep
 from ..adapt.training.run_folder import writing
 from ..errors import RunError
+from ..extract.executors.device import chosen_device
 from ..extract.stage.extract import extract
 from ..extract.stage.settings import plan_path
 from .make import make_demo
@@ -180,7 +181,7 @@ def demo(
     full: bool = False,
     num_clips: int | None = None,
     num_seeds: int | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     progress: bool = True,
 ) -> ReportFiles:
     """Tell the whole story in `folder`, and print the table; what an earlier call finished is kept.
@@ -190,7 +191,7 @@ def demo(
         full: the size at which the variants really learn.
         num_clips: in place of the size's own number.
         num_seeds: in place of the size's own number.
-        device: where encoders and training run.
+        device: where encoders and training run; "auto" is a GPU where there is one.
         progress: show tqdm bars.
 
     Raises:
@@ -198,7 +199,7 @@ def demo(
     """
     size = FULL if full else TASTE
     clips, seeds = num_clips or size.num_clips, num_seeds or size.num_seeds
-    folder = Path(folder)
+    folder, device = Path(folder), chosen_device(device)
     typer.echo(_announcement(folder, size, clips, seeds))
     experiment = _write_experiment(folder, size, seeds)
     made = make_demo(folder / "set", num_clips=clips, seed=size.set_seed, progress=progress)

@@ -282,7 +282,9 @@ def tiny_encoders() -> dict[str, Encoder]:
         (Path(folder) / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
         BertTokenizer(vocab_file=str(Path(folder) / "vocab.txt")).save_pretrained(folder)
         return {
-            "visual": load_encoder("timm:test_vit", modality="visual", weights="random", image_size=32),
-            "audio": load_encoder("timm:test_vit", modality="audio", weights="random", window_seconds=0.5),
-            "text": load_encoder(f"hf:{folder}", modality="text"),
+            "visual": load_encoder("timm:test_vit", modality="visual", weights="random", image_size=32, device="cpu"),
+            "audio": load_encoder(
+                "timm:test_vit", modality="audio", weights="random", window_seconds=0.5, device="cpu"
+            ),
+            "text": load_encoder(f"hf:{folder}", modality="text", device="cpu"),
         }

@@ -17,6 +17,12 @@ import pytest
 WORDS = "[PAD] [UNK] [CLS] [SEP] is the in video how many instruments are sounding left right violin piano ? first a"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Have `device="auto"` be the CPU on every machine, but where the tests that need a GPU are asked for."""
+    if "not gpu" in config.option.markexpr:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks
+
+
 @pytest.fixture(scope="session")
 def tiny_encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of three tiny transformers models with fixed random weights: DINOv2, Whisper, BERT."""

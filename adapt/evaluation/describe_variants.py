@@ -17,7 +17,7 @@ from ..training.optimizer import count_parameters
 _WIDTH = 118
 
 
-def listing(experiment: Experiment, *, device: str = "cpu") -> Iterator[str]:
+def listing(experiment: Experiment, *, device: str = "auto") -> Iterator[str]:
     """Yield the lines: every adapter with its settings; then the experiment's variants with what they train."""
     context = ExperimentContext(experiment, device=device)
     encoders = ", ".join(f"{m} {e.num_units} units" for m, e in context.encoders.items())

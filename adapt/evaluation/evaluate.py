@@ -45,7 +45,7 @@ def evaluate(
     *,
     split: str = "test",
     live: bool = False,
-    device: str = "cpu",
+    device: str = "auto",
     save: bool = True,
     gates: bool = False,
     experiment: Path | str | None = None,
@@ -58,7 +58,7 @@ def evaluate(
         run: the run's folder, runs/<experiment>/<variant>/seed<k>.
         split: a split of the experiment's data set.
         live: compute the states from the media files; the store is not opened.
-        device: where it runs.
+        device: where it runs; "auto" is a GPU where there is one.
         save: write predictions-<split>.jsonl and result-<split>.json into the run's folder.
         gates: write gates-<split>.jsonl, what the adapter's selection kept for each question (see `gates`).
         experiment: a file that says where data set, encoders and store lie, if not where the run's settings say.

@@ -65,7 +65,7 @@ def predict(
     question: str = "",
     top: int = 5,
     experiment: Path | str | None = None,
-    device: str = "cpu",
+    device: str = "auto",
 ) -> Predicted:
     """Answer a question about a video file with a finished run's weights.
 
@@ -75,7 +75,7 @@ def predict(
         question: in words; "" for a task without questions.
         top: how many answers to give.
         experiment: a file that says where the encoders lie, if not where the run's settings say.
-        device: where it runs.
+        device: where it runs; "auto" is a GPU where there is one.
 
     Raises:
         RunError: not a finished run's folder, or trained on other encoders.

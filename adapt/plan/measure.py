@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import re
 import statistics
 import tempfile
 import time
@@ -31,6 +29,7 @@ from ...errors import MissingMediaError, StoreError
 from ...extract.datasets.types import Clip, Manifest
 from ...extract.encoders.cache_folder import cache_folder
 from ...extract.encoders.encoder import Encoder
+from ...extract.executors.device import processor_name
 from ...extract.media.clip_media import ClipMedia
 from ...extract.media.decode import iter_media
 from ...extract.stage.frame_inputs import FrameInputs
@@ -206,13 +205,15 @@ def timed(call: Callable[[], object], device: str, *, lasting: float = LASTING_S
 def _wait(device: str) -> None:
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
+    elif torch.device(device).type == "mps":
+        torch.mps.synchronize()
 
 
 def machine_name(device: str) -> str:
     """Name the processor, or GPU, with the number of threads; measurements are stored by it."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    return f"{processor_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
 @cache
@@ -256,11 +257,3 @@ def cached_measurement(what: Any, measure: Callable[[], Any], *, device: str, fr
     except (OSError, StoreError):
         pass  # a cache folder that cannot be written costs the next plan its time, nothing else
     return made["value"], 1.0
-
-
-def _processor() -> str:
-    try:
-        found = re.search(r"^model name.*?:(.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()

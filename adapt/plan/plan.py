@@ -24,6 +24,7 @@ from ...config import from_mapping, to_mapping
 from ...errors import SettingsError
 from ...extract.datasets.types import Manifest, Question
 from ...extract.encoders.encoder import Encoder
+from ...extract.executors.device import say_device
 from ...extract.media.clip_media import ClipMedia
 from ...extract.stage.settings import plan_path
 from ..config.experiment import Experiment, VariantSettings, load_experiment
@@ -128,7 +129,7 @@ class Plan:
 def plan(
     experiment: Experiment | Path | str,
     *,
-    device: str = "cpu",
+    device: str = "auto",
     fresh: bool = False,
     progress: bool = True,
     context: ExperimentContext | None = None,
@@ -137,7 +138,7 @@ def plan(
 
     Args:
         experiment: an experiment's TOML, or the experiment itself.
-        device: where encoders and training will run.
+        device: where encoders and training will run; "auto" is a GPU where there is one. That of `context` if given.
         fresh: ignore the measurements of earlier plans on this machine.
         progress: show a tqdm bar.
         context: the opened encoders of this experiment.
@@ -154,6 +155,9 @@ def plan(
     """
     experiment = plannable(experiment)
     context = context or ExperimentContext(experiment, device=device)
+    device = context.device
+    if progress:
+        say_device(device)
     context.check_files()
     opening = timed(lambda: (context.manifest, context.sampling), device, lasting=0)  # the sampling opens all encoders
     machine, encoders, variants = _measure(context, device=device, fresh=fresh, progress=progress)

@@ -28,7 +28,7 @@ class PublishedSizesContext(ExperimentContext):
         device: where the encoders run.
     """
 
-    def __init__(self, experiment: Experiment, folder: Path, *, device: str = "cpu") -> None:
+    def __init__(self, experiment: Experiment, folder: Path, *, device: str = "auto") -> None:
         encoders = experiment.extraction.encoders
         opened = {m: with_random_weights(chosen, folder) for m, chosen in encoders.items()}
         extraction = replace(experiment.extraction, encoders=replace(encoders, **opened))

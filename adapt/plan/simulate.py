@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ...cache.format.layout import TARGET_SHARD_BYTES, TARGET_SHARD_SECONDS
 from ...errors import SettingsError
 from ...extract.encoders.encoder import Encoder
+from ...extract.executors.device import chosen_device, say_device
 from ..config.experiment import Experiment
 from ..model.flops import operations
 from ..model.joint_model import JointModel
@@ -75,7 +76,7 @@ def simulate(
     experiment: Experiment | Path | str,
     settings: SimulateSettings,
     *,
-    device: str = "cpu",
+    device: str = "auto",
     fresh: bool = False,
     progress: bool = True,
 ) -> Simulation:
@@ -84,7 +85,7 @@ def simulate(
     Args:
         experiment: an experiment's TOML, or the experiment itself, with its boundaries named.
         settings: assumptions about the cluster.
-        device: where operations are counted, and, if a GPU, timed.
+        device: where operations are counted, and, if a GPU, timed; "auto" is a GPU where there is one.
         fresh: ignore the counts of earlier calls.
         progress: show a tqdm bar.
 
@@ -92,10 +93,12 @@ def simulate(
         SettingsError, ManifestError, EncoderError: an experiment of imported features, unnamed boundaries, or a data
             set or encoder of unknown size.
     """
-    experiment = plannable(experiment)
+    experiment, device = plannable(experiment), chosen_device(device)
     for modality, chosen in experiment.extraction.encoders.items():
         if chosen.cut == "auto":
             raise SettingsError(f'encoders.{modality}: cut = "auto" needs a plan; name the boundaries to simulate')
+    if progress:
+        say_device(device)
     rate = None  # each encoder's own
     if settings.tflops is not None or torch.device(device).type != "cuda":
         rate = 1e12 * (settings.tflops or PEAK_TFLOPS * UTILISATION)

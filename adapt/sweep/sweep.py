@@ -14,6 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ...errors import RunError, SettingsError, TalikError
+from ...extract.executors.device import chosen_device, say_device
 from ...extract.executors.open import open_executor
 from ...extract.executors.settings import EngineSettings
 from ...extract.executors.tasks import Receipt, ReceiptFile, Task
@@ -47,7 +48,7 @@ def sweep(
     seeds: Sequence[int] | None = None,
     fuse: bool = True,
     live: bool = False,
-    device: str = "cpu",
+    device: str = "auto",
     progress: bool = True,
     engine: EngineSettings | None = None,
     retrain: bool = False,
@@ -62,7 +63,7 @@ def sweep(
         seeds: the experiment's by default.
         fuse: train variants that see the same batches in lockstep; otherwise one after another.
         live: decode and encode the media files for every batch, without a store.
-        device: the torch device, for instance "cpu" or "cuda".
+        device: the torch device, for instance "cpu" or "cuda"; "auto" is a GPU where there is one.
         progress: show tqdm bars.
         engine: which workers train, in place of the experiment's `[engine]`.
         retrain: train those anew whose folders hold runs of other settings or data; the old ones stay until then.
@@ -89,6 +90,9 @@ def sweep(
         raise SettingsError(f"{experiment.name}: no {'seed' if names else '[[variants]]'}; expected at least one")
     pairs = [(experiment.variant(name).name, seed) for seed in seeds for name in names]
     chosen = engine or experiment.extraction.engine
+    device = chosen_device(device, engine=chosen)
+    if progress:
+        say_device(device, chosen)
     job = SweepJob(experiment=experiment, live=live, device=device, retrain=retrain)
     return _Sweep(job, chosen).run(pairs, fuse=fuse, progress=progress)
 

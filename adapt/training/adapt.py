@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ...errors import EncoderError, RunDiffersError, RunError, StoreError
 from ...extract.datasets.describe import describe
 from ...extract.datasets.types import Question
+from ...extract.executors.device import say_device
 from ...extract.executors.threads import torch_threads
 from ...extract.trunk.exact_float32 import exact_float32
 from ..config.check_experiment import check_variant
@@ -67,7 +68,7 @@ def adapt(
     resume: bool = False,
     retrain: bool = False,
     live: bool = False,
-    device: str = "cpu",
+    device: str = "auto",
     progress: bool = True,
     context: ExperimentContext | None = None,
 ) -> RunResult:
@@ -83,7 +84,7 @@ def adapt(
         retrain: train anew, whatever run the folder holds; that one stays until the new one has ended, and is then
             removed. With `resume`, go on with such a training that was interrupted.
         live: decode and encode the media files for every batch, without a store.
-        device: where it runs.
+        device: where it runs; "auto" is a GPU where there is one.
         progress: show tqdm bars.
         context: the opened encoders and store of this experiment, shared by several runs.
 
@@ -118,6 +119,8 @@ def adapt(
         if isinstance(trainer, RunResult):
             return trainer
         processes.agree(trainer.model, trainer.loss)
+        if announce:
+            say_device(context.device)
         for line in describe(context.manifest, brief=True) if announce else ():
             tqdm.write(line, file=sys.stderr)
         with raised_in_one_line(folder), failures_recorded(folder) if processes.leads else nullcontext():

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ...errors import SettingsError
+from ...extract.executors.device import chosen_device
 
 T = TypeVar("T")
 
@@ -142,16 +143,17 @@ def leads() -> bool:
 
 
 @contextmanager
-def joined(device: str = "cpu") -> Iterator[Processes]:
+def joined(device: str = "auto") -> Iterator[Processes]:
     """The processes that torchrun started, joined while this is open; the only one where there are no others.
 
     Args:
-        device: "cpu" (gloo), or "cuda" (nccl), of which each process takes the one of its local rank.
+        device: "cpu" (gloo), or "cuda" (nccl), of which each process takes the one of its local rank; "auto" is CUDA
+            where there is one.
 
     Raises:
         SettingsError: a GPU named by number, or more processes than GPUs.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size, device = int(os.environ.get("WORLD_SIZE", "1")), chosen_device(device)
     if size == 1:
         yield Processes(device=device)
         return

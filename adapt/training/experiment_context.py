@@ -14,8 +14,8 @@ from ...extract.datasets.load import load_manifest
 from ...extract.datasets.types import Manifest, Question
 from ...extract.encoders.encoder import Encoder
 from ...extract.encoders.imported_features import open_features_encoder
-from ...extract.encoders.load import usable_device
 from ...extract.encoders.unit_replacement import CompiledUnits
+from ...extract.executors.device import chosen_device
 from ...extract.stage.items import ClipDigests
 from ...extract.stage.prefix import follow_store, open_encoder
 from ...extract.stage.sampling import Sampling, sampling_of
@@ -40,12 +40,12 @@ class ExperimentContext:
 
     Args:
         experiment: the whole experiment.
-        device: where everything runs.
+        device: where everything runs; "auto" is a GPU where there is one.
     """
 
-    def __init__(self, experiment: Experiment, *, device: str = "cpu") -> None:
+    def __init__(self, experiment: Experiment, *, device: str = "auto") -> None:
         self.experiment = experiment
-        self.device = str(usable_device(device))
+        self.device = chosen_device(device)
         self._sources: dict[Any, CachedSource] = {}
         self._units: CompiledUnits = {}
 

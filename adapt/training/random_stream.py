@@ -30,7 +30,7 @@ def derived_seed(seed: int, purpose: str) -> int:
 
 
 class RandomStream:
-    """A stream of torch's random numbers (CPU and, where given, one CUDA device) that others do not draw from.
+    """A stream of torch's random numbers (CPU and, where given, one GPU) that others do not draw from.
 
     Args:
         device: where the numbers are drawn beside the CPU.
@@ -68,7 +68,9 @@ class RandomStream:
             yield
             return
         torch.set_rng_state(self.state[0])
-        if self.state[1] is not None:
+        if self.state[1] is not None and torch.device(self.device).type == "mps":
+            torch.mps.set_rng_state(self.state[1])
+        elif self.state[1] is not None:
             torch.cuda.set_rng_state(self.state[1], self.device)
         self.is_active = True
         try:
@@ -79,5 +81,9 @@ class RandomStream:
 
 
 def _torch_state(device: str) -> tuple[Tensor, Tensor | None]:
-    on_cuda = torch.device(device).type == "cuda"
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if on_cuda else None
+    kind, other = torch.device(device).type, None
+    if kind == "cuda":
+        other = torch.cuda.get_rng_state(device)
+    elif kind == "mps":
+        other = torch.mps.get_rng_state()
+    return torch.get_rng_state(), other

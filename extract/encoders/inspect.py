@@ -94,7 +94,7 @@ def inspect(spec: str | PretrainedEncoder, **options: Any) -> EncoderReport:
     Raises:
         EncoderError, TrunkError, SettingsError: as `load_encoder` does; a refusal is the report then.
     """
-    encoder = spec if isinstance(spec, PretrainedEncoder) else load_encoder(spec, **options)
+    encoder = spec if isinstance(spec, PretrainedEncoder) else load_encoder(spec, **{"device": "cpu", **options})
     trunk = encoder.trunk
     rows = []
     probe = encoder.probe()

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ...errors import SettingsError
+from ..executors.device import chosen_device
 from .model_folders import find_weights, quiet_hub
 from .model_sources import MODEL_SOURCES
 from .options import EncoderOptions, Fit, PictureSettings
@@ -27,7 +28,7 @@ def load_encoder(
     window_seconds: float | None = None,
     picture: PictureSettings | None = None,
     dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    device: torch.device | str = "auto",
     model: nn.Module | None = None,
     trust_remote_code: bool = False,
     base: str | Path = "",
@@ -49,7 +50,7 @@ def load_encoder(
         window_seconds: length of a window of sound; None for the model's own.
         picture: the front end of an image model that hears log-mel pictures; None for the usual one.
         dtype: of weights and hidden tensors.
-        device: where the encoder runs.
+        device: where the encoder runs; "auto" is a GPU where there is one.
         model: a model made by the caller (wrapped by PEFT, merged, tuned) in place of the one that `spec` names, which
             still names its preprocessing. It is frozen in place.
         trust_remote_code: let transformers run code that comes with the model.
@@ -96,7 +97,7 @@ def open_encoder(options: EncoderOptions) -> PretrainedEncoder:
         EncoderError: a model that cannot be opened.
         TrunkError: a model that cannot be cut exactly.
     """
-    device = usable_device(options.device)
+    device = torch.device(chosen_device(options.device))
     if not options.name or options.prefix not in MODEL_SOURCES:
         more = ", ".join(f"{p}:NAME" for p in MODEL_SOURCES.names() if p not in ("timm", "hf", "pip"))
         known = "timm:NAME, hf:NAME-or-folder[#part] or pip:NAME" + (f"; registered: {more}" if more else "")
@@ -106,22 +107,3 @@ def open_encoder(options: EncoderOptions) -> PretrainedEncoder:
     with quiet_hub():
         opened = MODEL_SOURCES.get(options.prefix)(options)
     return PretrainedEncoder(replace(options, device=device), opened)
-
-
-def usable_device(name: torch.device | str) -> torch.device:
-    """Return the torch device of that name.
-
-    Raises:
-        SettingsError: torch knows no such device, or cannot use it on this machine.
-
-    Example:
-        >>> usable_device("cpu")
-        device(type='cpu')
-    """
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        why = str(error).split(". ")[0].splitlines()[0]
-        raise SettingsError(f"device: found {str(name)!r}, expected cpu, or cuda on a GPU ({why})") from None
-    return device

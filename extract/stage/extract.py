@@ -26,7 +26,7 @@ from .settings import ExtractSettings, RunOptions, read_settings
 def extract(
     experiment: Path | str | ExtractSettings,
     *,
-    device: str = "cpu",
+    device: str = "auto",
     progress: bool = True,
     deep: bool = False,
     engine: EngineSettings | None = None,
@@ -36,7 +36,8 @@ def extract(
 
     Args:
         experiment: an experiment's TOML, or its settings for stage 1.
-        device: where the encoders run: "cpu", "cuda", "cuda:1".
+        device: where the encoders run: "cpu", "cuda" (of several GPUs all, a process each, unless `[engine] jobs` says
+            otherwise), "cuda:1", "mps"; "auto" is a GPU where there is one.
         progress: show tqdm bars with rates.
         deep: digest every media file, also those whose size and time are as they were.
         engine: who computes, in place of the experiment's [engine].
@@ -61,13 +62,18 @@ def extract(
     """
     settings = experiment if isinstance(experiment, ExtractSettings) else read_settings(experiment)
     settings = settings if engine is None else replace(settings, engine=engine)
-    options = RunOptions(device=device, progress=progress, deep=deep)
     started = time.perf_counter()
     store = settings.open_store("a")
+    told = []
     if manifest is None:
         manifest = load_manifest(settings.lenient_manifest_settings, base=settings.base)
-        for line in describe(manifest, brief=True) if progress else ():
-            tqdm.write(line, file=sys.stderr)
+        told = describe(manifest, brief=True) if progress else []
+    from ..executors.device import chosen_device, device_line, with_all_gpus
     from .extraction import compute_missing
 
+    device = chosen_device(device, engine=settings.engine)
+    settings = replace(settings, engine=with_all_gpus(settings.engine, device))
+    for line in (device_line(device, settings.engine), *told) if progress else ():
+        tqdm.write(line, file=sys.stderr)
+    options = RunOptions(device=device, progress=progress, deep=deep)
     return compute_missing(settings, manifest, store, options, started=started)

@@ -156,7 +156,7 @@ def features(
     pool: Pool = "none",
     dtype: Literal["float32", "float16", "bfloat16"] = "float32",
     allow_missing: bool = False,
-    device: str = "cpu",
+    device: str = "auto",
     progress: bool = True,
 ) -> Features:
     """Compute what one layer of a pretrained encoder gives for files: videos, sounds, pictures or texts.
@@ -178,7 +178,7 @@ def features(
         pool: "mean" averages the tokens of each segment; "none" keeps them.
         dtype: that states are stored in; arrays are float32 in any case.
         allow_missing: go on without files that cannot be decoded; they are in `Features.skipped`.
-        device: where the encoder runs.
+        device: where the encoder runs; "auto" is a GPU where there is one.
         progress: show tqdm bars.
 
     Returns:

@@ -13,6 +13,7 @@ from ...cache.maintenance.repair import repair
 from ...cache.maintenance.verify import verify
 from ...cache.open import open_store
 from ...errors import SettingsError, StoreError
+from ..executors.device import chosen_device, say_device
 from .extract import extract
 from .extract_report import ExtractReport
 from .plan import requested_boundaries
@@ -38,7 +39,7 @@ class WhyReport:
 
 
 def why_store(
-    store: Path | str, experiment: Path | str, *, deep: bool = False, device: str = "cpu", progress: bool = True
+    store: Path | str, experiment: Path | str, *, deep: bool = False, device: str = "auto", progress: bool = True
 ) -> WhyReport:
     """Compare what an experiment requests with what a store holds; nothing is written.
 
@@ -54,7 +55,7 @@ def why_store(
         SettingsError, ManifestError, MissingMediaError, EncoderError: as `extract` does.
     """
     opened = open_store(store)
-    options = RunOptions(device=device, progress=progress, deep=deep)
+    options = _options(device, progress=progress, deep=deep)
     requests, imported = requested_boundaries(read_settings(experiment), opened, options)
     answers = tuple(why(opened, request.spec, request.items) for request in requests)
     needed = {*(request.spec.path for request in requests), *imported}
@@ -97,7 +98,7 @@ class GarbageReport:
 
 
 def find_store_garbage(
-    store: Path | str, experiments: Sequence[Path | str], *, device: str = "cpu", progress: bool = True
+    store: Path | str, experiments: Sequence[Path | str], *, device: str = "auto", progress: bool = True
 ) -> GarbageReport:
     """List what none of `experiments` needs of a store; nothing is deleted.
 
@@ -116,7 +117,7 @@ def find_store_garbage(
         raise SettingsError("gc: no experiment given; name every one whose states are to stay")
     opened = open_store(store)
     opened.garbage_folder()  # refuses a store that is not in a folder before anything is computed
-    options = RunOptions(device=device, progress=progress)
+    options = _options(device, progress=progress)
     needed: dict[str, set[str] | None] = {}
     for experiment in experiments:
         requests, imported = requested_boundaries(read_settings(experiment), opened, options)
@@ -153,7 +154,7 @@ class RepairReport:
 
 
 def repair_store(
-    store: Path | str, experiment: Path | str | None = None, *, device: str = "cpu", progress: bool = True
+    store: Path | str, experiment: Path | str | None = None, *, device: str = "auto", progress: bool = True
 ) -> RepairReport:
     """Forget the shards that fail their checksums; with an experiment, compute them again at once.
 
@@ -175,3 +176,10 @@ def repair_store(
             f"{store}: still bad after computing it again: {left[0]}; does the experiment fill this store?"
         )
     return RepairReport(findings=said, forgotten=tuple(forgotten), extraction=extraction)
+
+
+def _options(device: str, *, progress: bool, deep: bool = False) -> RunOptions:
+    device = chosen_device(device)
+    if progress:
+        say_device(device)
+    return RunOptions(device=device, progress=progress, deep=deep)
