@@ -55,8 +55,9 @@ def why_store(
         SettingsError, ManifestError, MissingMediaError, EncoderError: as `extract` does.
     """
     opened = open_store(store)
+    settings = read_settings(experiment)
     options = _options(device, progress=progress, deep=deep)
-    requests, imported = requested_boundaries(read_settings(experiment), opened, options)
+    requests, imported = requested_boundaries(settings, opened, options)
     answers = tuple(why(opened, request.spec, request.items) for request in requests)
     needed = {*(request.spec.path for request in requests), *imported}
     return WhyReport(answers=answers, unrequested=tuple(s.path for s in opened.boundaries() if s.path not in needed))
@@ -117,10 +118,11 @@ def find_store_garbage(
         raise SettingsError("gc: no experiment given; name every one whose states are to stay")
     opened = open_store(store)
     opened.garbage_folder()  # refuses a store that is not in a folder before anything is computed
+    wanted = [read_settings(experiment) for experiment in experiments]
     options = _options(device, progress=progress)
     needed: dict[str, set[str] | None] = {}
-    for experiment in experiments:
-        requests, imported = requested_boundaries(read_settings(experiment), opened, options)
+    for settings in wanted:
+        requests, imported = requested_boundaries(settings, opened, options)
         for request in requests:
             keys = needed.setdefault(request.spec.path, set())
             if keys is not None:
