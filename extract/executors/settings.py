@@ -19,9 +19,9 @@ class EngineSettings:
 
     Args:
         kind: "local", this machine; "ray", a Ray cluster; "submitit", an array job of Slurm.
-        jobs: workers. Local: 1 by default, which is this process itself, but extraction on CUDA takes one for each
-            GPU; several are processes, each with its own GPU where the device is CUDA. Ray: as many as the cluster has room for by default, nodes that join included.
-            submitit: elements of the array, 8 by default.
+        jobs: workers. Local: 1 by default, which is this process itself, but extraction on CUDA takes one for each GPU;
+            several are processes, each with its own GPU where the device is CUDA. Ray: as many as the cluster has room
+            for by default, nodes that join included. submitit: elements of the array, 8 by default.
         address: of the Ray cluster ("auto", "HOST:PORT", "ray://HOST:PORT"); for submitit its executor, "slurm" by
             default, or "local", processes of this machine.
         memory_gb: local: what all workers together may use, in 10^9 bytes; what would exceed it waits. Ray and Slurm:

@@ -97,16 +97,16 @@ def test_extract_takes_all_gpus(
     machine(gpus=3)
     opened: list[tuple[EngineSettings, str]] = []
 
-    class Enough(Exception):
+    class StoppedError(Exception):
         pass
 
     def open_executor(settings: EngineSettings, *, device: str, base: Path) -> Any:
         opened.append((settings, device))
-        raise Enough
+        raise StoppedError
 
     monkeypatch.setattr(extraction, "open_executor", open_executor)
     monkeypatch.setattr(extraction, "request_states", lambda *_: [])
-    with pytest.raises(Enough):
+    with pytest.raises(StoppedError):
         extract(write_experiment(), progress=False)
     assert [(settings.jobs, device) for settings, device in opened] == [(3, "cuda")]
 
