@@ -47,7 +47,7 @@ ALLOWED_EPOCH, ALLOWED_PLAN = 1.05, 0.25
 
 def write_experiment(path: Path, *, epochs: int) -> None:
     """Write the experiment: two probes, the tri-modal adapter at the demo's place, and a live unit of each encoder."""
-    text = ENCODERS.format(**CUTS, store=f"{path.stem}.zarr", epochs=epochs, amp="off")
+    text = ENCODERS.format(**CUTS, store=f"{path.stem}.zarr", epochs=epochs, precision="float32")
     for name, adapter in VARIANTS.items():
         insertion = {"trimodal": f"insertion = {INSERTION}\n", "bottleneck": 'insertion = "last 1"\n'}.get(name, "")
         text += f'\n[[variants]]\nname = "{name}"\n{insertion}adapter = {adapter}\n'

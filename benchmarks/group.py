@@ -43,7 +43,7 @@ ALLOWED = {"at the insertions": 1.0, "4 units below": 0.7}
 
 def write_experiment(path: Path, cuts: Mapping[str, int], *, members: int, batch_size: int) -> None:
     """Write the experiment of one case: variants that differ by learning rate."""
-    text = ENCODERS.format(**cuts, store=f"{path.stem}.zarr", epochs=1, amp="off")
+    text = ENCODERS.format(**cuts, store=f"{path.stem}.zarr", epochs=1, precision="float32")
     text = text.replace("batch_size = 16", f"batch_size = {batch_size}")
     text += "".join(
         f'\n[[variants]]\nname = "v{i}"\ninsertion = {INSERTION}\nadapter = {{ kind = "bottleneck" }}\n'

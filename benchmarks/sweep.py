@@ -211,10 +211,10 @@ def _met(yes: bool) -> str:
     return "met" if yes else "not met"
 
 
-def write_experiment(path: Path, grid: Grid, *, amp: str) -> None:
+def write_experiment(path: Path, grid: Grid, *, precision: str) -> None:
     """Write the grid's experiment."""
     auto = dict.fromkeys(UNITS, '"auto"')
-    text = ENCODERS.format(**auto, store="features.zarr", epochs=grid.epochs, amp=amp)
+    text = ENCODERS.format(**auto, store="features.zarr", epochs=grid.epochs, precision=precision)
     text += f"group_by_clip = {str(grid.group_by_clip).lower()}\n"  # of [train]
     path.write_text(text + grid.tables(), encoding="utf-8")
 
@@ -230,7 +230,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--answers", type=int, default=16, help="questions answered in each round and way")
     parser.add_argument("--sample-clips", type=int, default=8, help="clips whose extraction is measured in each round")
-    parser.add_argument("--amp", choices=["off", "bf16"], default="off")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="which clock the page shows")
     parser.add_argument("--work", type=Path, default=None, help="folder for the clips, kept; a temporary one if absent")
     parser.add_argument(
@@ -246,7 +246,7 @@ def main() -> None:
         work = arguments.work or Path(temporary)
         make_demo(work / "set", num_clips=arguments.clips, seed=0, workers=1, progress=False)
         experiment = work / f"{name}.toml"
-        write_experiment(experiment, grid, amp=arguments.amp)
+        write_experiment(experiment, grid, precision=arguments.precision)
         facts, per_round = run(
             experiment,
             grid,

@@ -45,7 +45,7 @@ epochs = {epochs}
 batch_size = 16
 eval_batch_size = 16
 num_threads = 1
-amp = "{amp}"
+precision = "{precision}"
 """
 """The encoders, sampling and head of `talik demo`; one thread, so that runs of other sizes can be compared."""
 

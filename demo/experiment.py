@@ -34,7 +34,7 @@ class DemoSize:
     num_seeds: int
     epochs: int
     batch_size: int
-    amp: str
+    precision: str
     title: str
     note: str
 
@@ -45,7 +45,7 @@ TASTE = DemoSize(
     num_seeds=1,
     epochs=3,
     batch_size=16,
-    amp="auto",
+    precision="auto",
     title="talik demo: a taste",
     note="Few clips and short training: this shows that every part runs, not which variant is best.",
 )
@@ -55,7 +55,7 @@ FULL = DemoSize(
     num_seeds=3,
     epochs=4,
     batch_size=16,
-    amp="bf16",
+    precision="bfloat16",
     title="talik demo, full size",
     note="Made clips (drawn instruments, synthesised sound), not MUSIC-AVQA's videos; the templates are MUSIC-AVQA's.",
 )
@@ -125,7 +125,7 @@ epochs = {epochs}
 batch_size = {batch_size}
 lr = 5e-4                         # of adapters
 head_lr = 1e-3
-amp = "{amp}"
+precision = "{precision}"
 
 [sweep]
 seeds = {seeds}
@@ -254,7 +254,9 @@ def _planned(experiment: Experiment, *, device: str, progress: bool) -> list[str
 
 def _write_experiment(folder: Path, size: DemoSize, seeds: int) -> Experiment:
     path = folder / "demo.toml"
-    text = EXPERIMENT.format(epochs=size.epochs, batch_size=size.batch_size, amp=size.amp, seeds=list(range(seeds)))
+    text = EXPERIMENT.format(
+        epochs=size.epochs, batch_size=size.batch_size, precision=size.precision, seeds=list(range(seeds))
+    )
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise RunError(f"{path}: differs from what this demo would write; name another folder with --dir, or remove it")
     with writing(path):

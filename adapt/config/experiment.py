@@ -13,6 +13,7 @@ from ...errors import BackendError, PlugInError, SettingsError, unknown_name
 from ...extract.stage.settings import ExtractSettings, check_extraction, extract_settings, read_toml
 from ..adapters.registry import adapter_settings
 from ..model.heads import TaskSettings
+from ..model.precision import PrecisionName
 from ..model.registry import LOSSES, check_part
 from .check_experiment import check_experiment
 
@@ -32,8 +33,9 @@ class TrainSettings:
         label_smoothing: of the cross-entropy, 0 to 1.
         loss: a registered loss in place of the cross-entropy: its `kind` and that kind's own settings.
         patience: epochs without a better validation accuracy before training stops; 0 never stops early.
-        amp: "bf16" runs the frozen units and the adapters under bfloat16 autocast, "off" in float32, and "auto"
-            takes bf16 on CUDA and float32 on a CPU.
+        precision: "bfloat16" holds the frozen units' weights and the states between them in bfloat16 and runs adapters
+            under autocast, what is trained staying float32; "float32" narrows nothing; "auto" takes bfloat16 on a GPU
+            that has it and float32 elsewhere. (Earlier files say `amp`: "auto", "bf16", "off".)
         num_threads: CPU threads of the forward and backward pass; 0 leaves torch's own choice. Results are bit-equal
             at the same number only.
         drop_last: leave out a last training batch of fewer than batch_size questions.
@@ -57,7 +59,7 @@ class TrainSettings:
     label_smoothing: ShareBelowOne = 0.0
     loss: dict[str, Any] | None = None
     patience: CountOrZero = 0
-    amp: Literal["auto", "off", "bf16"] = "auto"
+    precision: PrecisionName = "auto"
     num_threads: CountOrZero = 0
     drop_last: bool = False
     accumulate: Count = 1
@@ -187,7 +189,7 @@ class Experiment(Tables):
 
     def train_settings(self, variant: VariantSettings) -> TrainSettings:
         """Combine the experiment's training settings with those that the variant changes."""
-        values = {**to_mapping(self.train), **variant.train}
+        values = {**to_mapping(self.train), **_named_today(variant.train, where=f"variants.{variant.name}.train")}
         return from_mapping(TrainSettings, values, where=f"variants.{variant.name}.train")
 
 
@@ -219,7 +221,10 @@ def experiment_from_tables(tables: Mapping[str, Any], *, path: Path) -> Experime
     extraction = extract_settings(tables, path=path)
     names = [f.name for f in fields(Tables)]
     try:
-        parsed = from_mapping(Tables, {name: tables[name] for name in names if name in tables}, where="")
+        given = {name: tables[name] for name in names if name in tables}
+        if isinstance(given.get("train"), Mapping):
+            given["train"] = _named_today(given["train"], where="train")
+        parsed = from_mapping(Tables, given, where="")
         own = {name: getattr(parsed, name) for name in names}
         experiment = Experiment(name=path.stem, base=path.parent.resolve(), extraction=extraction, **own)
         seen: set[str] = set()
@@ -231,3 +236,21 @@ def experiment_from_tables(tables: Mapping[str, Any], *, path: Path) -> Experime
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from None
     return experiment
+
+
+#: Values of `precision` for those of `amp`, as files of earlier versions have it.
+_PRECISION_OF_AMP = {"auto": "auto", "off": "float32", "bf16": "bfloat16"}
+
+
+def _named_today(train: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """Return training settings with the keys of today: an earlier version's `amp` is `precision`."""
+    found = dict(train)
+    if "amp" not in found:
+        return found
+    amp = found.pop("amp")
+    if "precision" in found:
+        raise SettingsError(f"{where}.amp: stands beside precision, which it is the earlier name of; remove amp")
+    if not isinstance(amp, str) or amp not in _PRECISION_OF_AMP:
+        known = ", ".join(f'"{value}"' for value in _PRECISION_OF_AMP.values())
+        raise SettingsError(f"{where}.amp: found {amp!r}; write precision = one of {known} in its place")
+    return {**found, "precision": _PRECISION_OF_AMP[amp]}

@@ -243,7 +243,7 @@ class CachedSource:
         if places is not None and len(places) == len(stored.hidden):  # each once, in their order
             places = None
         with self._transfers.of(stored) as to_device:
-            hidden = _as_states(to_device(stored.hidden), stored.dtype, places)
+            hidden = _as_states(to_device(stored.hidden), stored.dtype, places, encoder.state_dtype)
             inputs = {name: _at(to_device(value), places) for name, value in stored.inputs.items()}
             lengths = None if stored.lengths is None else _at(to_device(stored.lengths), places)
         if modality == "text":
@@ -270,8 +270,8 @@ def _at(values: Tensor, places: Tensor | None) -> Tensor:
     return values.clone() if places is None else values[places]
 
 
-def _as_states(tensor: Tensor, dtype: str, places: Tensor | None) -> Tensor:
-    """Return the rows at `places`, or all of them, as float32, as a copy; gathered while they are still narrow."""
+def _as_states(tensor: Tensor, dtype: str, places: Tensor | None, wanted: torch.dtype) -> Tensor:
+    """Return the rows at `places`, or all of them, in the wanted type, as a copy; gathered in their stored type."""
     arranged = tensor if places is None else tensor[places]
     states = arranged.view(torch.bfloat16) if dtype == "bfloat16" else arranged
-    return states.to(torch.float32, copy=places is None)
+    return states.to(wanted, copy=places is None)

@@ -108,7 +108,7 @@ def _evaluate(
         notes = differences_since(folder, context, source, questions, split=split)
         if gates:
             size = settings.eval_batch_size
-            found = gate_records(model, source, questions, batch_size=size, amp=settings.amp)
+            found = gate_records(model, source, questions, batch_size=size)
             folder.write_lines(f"gates-{split}.jsonl", found)
         predictions = answer(
             model,
@@ -116,7 +116,6 @@ def _evaluate(
             questions,
             answers=answers,
             batch_size=settings.eval_batch_size,
-            amp=settings.amp,
         )
     records = prediction_records(predictions)
     seconds = time.perf_counter() - started

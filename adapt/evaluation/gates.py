@@ -17,12 +17,12 @@ import torch
 
 from ...extract.datasets.types import Question
 from ..data.batch import Source
-from ..model.joint_model import JointModel, autocast
+from ..model.joint_model import JointModel
 
 
 @torch.no_grad()
 def gate_records(
-    model: JointModel, source: Source, questions: Sequence[Question], *, batch_size: int, amp: str
+    model: JointModel, source: Source, questions: Sequence[Question], *, batch_size: int
 ) -> Iterator[dict[str, Any]]:
     """Yield the lines of gates-<split>.jsonl, question by question, in eval mode; the model's mode is restored.
 
@@ -31,7 +31,6 @@ def gate_records(
         source: of batches.
         questions: in the order of the lines.
         batch_size: questions answered at once.
-        amp: the precision, as the training settings name it.
 
     Raises:
         SettingsError: an adapter without gates.
@@ -39,8 +38,7 @@ def gate_records(
     was_training = model.training
     model.eval()
     for batch in source.batches([questions[i : i + batch_size] for i in range(0, len(questions), batch_size)]):
-        with autocast(amp, batch.device.type):
-            _, gates = model.with_gates(batch)
+        _, gates = model.with_gates(batch)
         mask = batch.text_mask
         for row, question in enumerate(batch.questions):
             for insertion, by_modality in enumerate(gates):

@@ -13,7 +13,6 @@ from ...errors import MissingMediaError, SettingsError
 from ...extract.datasets.types import Clip, Manifest, Question
 from ...extract.executors.threads import torch_threads
 from ...extract.trunk.exact_float32 import exact_float32
-from ..model.joint_model import forward
 from ..training.adapter_files import load_adapter
 from ..training.experiment_context import ExperimentContext
 from ..training.run_folder import RunFolder
@@ -119,9 +118,9 @@ def predict(
     gates: tuple[Mapping[str, Any], ...] = ()
     with torch.no_grad(), torch_threads(settings.num_threads), exact_float32():
         (batch,) = source.batches([[given]])
-        logits = forward(model, batch, amp=settings.amp)
+        logits = model(batch)
         if has_gates:
-            gates = tuple(gate_records(model, source, [given], batch_size=1, amp=settings.amp))
+            gates = tuple(gate_records(model, source, [given], batch_size=1))
     probabilities = logits[0].float().softmax(-1).cpu()
     best = tuple(_best(row, answers, 1)[0] for row in probabilities) if probabilities.ndim == 2 else ()
     overall = probabilities.mean(0) if probabilities.ndim == 2 else probabilities

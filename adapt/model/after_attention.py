@@ -59,14 +59,18 @@ def place_after_attention(encoder: Encoder, state: State) -> nn.Module:
     Raises:
         SettingsError: no such module in the unit.
     """
+    running, encoder = encoder.units[state.boundary], encoder.full  # sums are compared in the encoder's own type
+    state = encoder.enter(state)
     x = state.hidden
     noise = torch.Generator().manual_seed(0)
     moved = x + torch.randn(x.shape, generator=noise).to(x) * x.std()
     aim = moved.flip(0).roll(1, -1)  # m: any value of the right size
-    unit = encoder.units[state.boundary]
+    unit, places = encoder.units[state.boundary], dict[int, nn.Module]()
+    for module, place in zip(reversed([*unit.modules()]), reversed([*running.modules()]), strict=False):
+        places[id(module)] = place  # from the end: a compiled unit is wrapped
     for module in unit.modules():
         if module is not unit and _leads(encoder, state, module, (x, moved), aim):
-            return module
+            return places[id(module)]
     raise SettingsError(
         f"after_attention: unit {state.boundary} of {encoder.spec} ({type(unit).__name__}) has no place between "
         "attention and the rest that could be found; leave after_attention out"

@@ -13,11 +13,11 @@ from torch.utils.flop_counter import flop_registry
 
 from ..data.batch import Batch
 from .frozen_units import states_at
-from .joint_model import JointModel, forward
+from .joint_model import JointModel
 
 
 @torch.no_grad()
-def forward_flops(model: JointModel, batch: Batch, *, amp: str = "off") -> dict[str, int]:
+def forward_flops(model: JointModel, batch: Batch) -> dict[str, int]:
     """Count the operations of answering one question, averaged over a batch, in eval mode; restore the model's mode.
 
     Counted are matrix products, convolutions and attention, two operations for a multiplication with its addition;
@@ -26,7 +26,6 @@ def forward_flops(model: JointModel, batch: Batch, *, amp: str = "off") -> dict[
     Args:
         model: the joint model.
         batch: with rows of its own for each question.
-        amp: as in training's settings; it changes no count, but the memory.
 
     Returns:
         "flops", of everything above the states: frozen units, the encoders' ends, adapters, head; and, where what is
@@ -37,7 +36,7 @@ def forward_flops(model: JointModel, batch: Batch, *, amp: str = "off") -> dict[
     counter = _Counter()
     try:
         with counter.watching(model), counter:
-            forward(model, replace(batch, memo=None), amp=amp)
+            model(replace(batch, memo=None))
     finally:
         model.train(was_training)
     found = {"flops": round(counter.total / len(batch))}

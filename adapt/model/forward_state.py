@@ -60,7 +60,7 @@ class ForwardState:
         beside = model.adapter if isinstance(model.adapter, BesideAdapter) else None
         whole = gates is not None or (beside is not None and beside.question_enters)
         self.batch = batch.by_question() if whole else batch
-        self.states = dict(self.batch.states)
+        self.states = {m: model.encoders[m].enter(state) for m, state in self.batch.states.items()}
         self._above = {} if beside is None else self.batch.above  # what nothing was added to is known higher up, too
         self._by_clip = set() if self.batch.clips is None else set(self.states) - {"text"}  # held once for each clip
         self._gates = gates

@@ -73,9 +73,9 @@ def states_at(encoder: Encoder, known: Iterable[State], boundaries: Iterable[int
         boundaries: the wanted boundaries, 0 to num_units.
 
     Returns:
-        A state for each wanted and each known boundary, without a graph.
+        A state for each wanted and each known boundary, in the encoder's type, without a graph.
     """
-    found = {state.boundary: state for state in known}
+    found = {state.boundary: encoder.enter(state) for state in known}
     for k in sorted(set(boundaries)):
         if k not in found:
             below = found[max(b for b in found if b < k)]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 
-import torch
 from torch import Tensor, nn
 
 from ...errors import SettingsError
@@ -15,6 +13,7 @@ from ..adapters.unit_tuner import UnitTuner
 from ..data.batch import Batch
 from .forward_state import ForwardState, Stop
 from .insertion import ResolvedInsertions
+from .precision import Precision
 
 
 class JointModel(nn.Module):
@@ -29,6 +28,7 @@ class JointModel(nn.Module):
         head: called with the features and the text's mask.
         placement: "between" adds at the boundary; "parallel" adds to the output of the unit after it; "inside" is that
             of an adapter that trains inside units.
+        precision: what everything runs in; the encoders hold their units in it (see `Encoder.held_in`).
 
     Attributes:
         stops: the places where the frozen units pause for the adapter, in order.
@@ -50,12 +50,14 @@ class JointModel(nn.Module):
         head: nn.Module,
         *,
         placement: str = "between",
+        precision: Precision | None = None,
     ) -> None:
         super().__init__()
         self.adapter = adapter
         self.head = head
         self.insertions = insertions
         self.placement = placement
+        self.precision = precision or Precision()
         self.recompute_units = False
         object.__setattr__(self, "encoders", dict(adapter.encoders if isinstance(adapter, UnitTuner) else encoders))
         object.__setattr__(self, "places_after_attention", {})
@@ -69,16 +71,18 @@ class JointModel(nn.Module):
             batch: states at or below `starts()`. Where it holds each clip's rows once, all that lies below the first
                 adapter that reads the question, or else below the head, runs once a clip.
         """
-        return self.head(self.features(batch), batch.text_mask)
+        with self.precision.autocast(batch.device):
+            return self.head(self.features(batch), batch.text_mask)
 
     def features(self, batch: Batch, *, gates: list[Gates] | None = None) -> dict[str, Tensor]:
         """Return what the head reads: visual and audio (B, T, N, D), text (B, L, D); append each insertion's gates."""
-        state = ForwardState(self, batch, gates)
-        for stop in self.stops:
-            state.advance_to(stop.boundaries)
-            state.apply_adapter(stop)
-        state.advance_to(self.ends)
-        return state.features()
+        with self.precision.autocast(batch.device):
+            state = ForwardState(self, batch, gates)
+            for stop in self.stops:
+                state.advance_to(stop.boundaries)
+                state.apply_adapter(stop)
+            state.advance_to(self.ends)
+            return state.features()
 
     def with_gates(self, batch: Batch) -> tuple[Tensor, list[Gates]]:
         """Return the logits, and the adapter's gates at each insertion: (B, T), for text (B, L), in (0, 2).
@@ -89,7 +93,8 @@ class JointModel(nn.Module):
         if self.adapter is None or not self.adapter.has_gates:
             raise SettingsError("gates: this adapter has none; expected one with a selection, for instance trimodal")
         gates: list[Gates] = []
-        return self.head(self.features(batch, gates=gates), batch.text_mask), gates
+        with self.precision.autocast(batch.device):
+            return self.head(self.features(batch, gates=gates), batch.text_mask), gates
 
     @property
     def tunes_units(self) -> bool:
@@ -138,16 +143,3 @@ class JointModel(nn.Module):
         """Whether the head reads the encoder's end: always but where an adapter beside it takes the end's place."""
         adapter = self.adapter
         return not isinstance(adapter, BesideAdapter) or adapter.residual or modality not in adapter.modalities_read
-
-
-def forward(model: nn.Module, batch: Batch, *, amp: str) -> Tensor:
-    """Return a model's logits of a batch under the autocast that `amp` names: "auto", "off" or "bf16"."""
-    with autocast(amp, batch.device.type):
-        logits: Tensor = model(batch)
-        return logits
-
-
-def autocast(amp: str, device: str) -> AbstractContextManager[None]:
-    """Return the autocast that `amp` names on a kind of device ("cpu", "cuda")."""
-    enabled = amp == "bf16" or (amp == "auto" and device == "cuda")
-    return torch.autocast(device, dtype=torch.bfloat16, enabled=enabled)

@@ -220,7 +220,7 @@ def _measure(
             settings, model = experiment.train_settings(part), context.build(part, seed=0)
             batch = _sample_batch(context, media, settings.batch_size)
             shares = clips_per_question(experiment, part, manifest)
-            what = variant_key(context, part, batch) | {"settings": [settings.batch_size, settings.amp, shares]}
+            what = variant_key(context, part, batch) | {"settings": [settings.batch_size, model.precision.name, shares]}
             step = partial(measure_step, model, settings, states, batch, device=device, clips=shares)
             (train, answer, peak), slower = cached_measurement(what, step, device=device, fresh=fresh)
             seconds = {"train": train * slower, "answer": answer * slower}

@@ -185,7 +185,7 @@ def _count_variants(
             batch, found = states.batch(model.starts(), questions), []
             for run in (train_pass, answer_pass):
                 model.train(run is train_pass)
-                found.append(operations(partial(run, model, batch, amp="off")) // len(questions))
+                found.append(operations(partial(run, model, batch)) // len(questions))
             return found
 
         (train, answer), _ = stored(variant_key(context, variant, questions) | {"count": "step"}, count)

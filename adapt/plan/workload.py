@@ -16,7 +16,7 @@ from ...extract.stage.sampling import Sampling
 from ...extract.trunk.state import State
 from ..config.experiment import TrainSettings
 from ..data.batch import Batch, ClipRows
-from ..model.joint_model import JointModel, forward
+from ..model.joint_model import JointModel
 from ..training.optimizer import make_optimizer
 from .measure import REPEATS, timed
 
@@ -64,17 +64,17 @@ class SampleStates:
         return encoder.restore(rows, boundary, {})
 
 
-def train_pass(model: JointModel, batch: Batch, *, amp: str) -> None:
+def train_pass(model: JointModel, batch: Batch) -> None:
     """Run a batch forward and backward, with made-up labels."""
-    logits = forward(model, batch, amp=amp).flatten(0, -2)  # (B, C), or (B * T, C) of segments
+    logits = model(batch).flatten(0, -2)  # (B, C), or (B * T, C) of segments
     labels = torch.arange(len(logits), device=logits.device) % logits.shape[-1]
     torch.autograd.backward(F.cross_entropy(logits, labels))
 
 
 @torch.no_grad()
-def answer_pass(model: JointModel, batch: Batch, *, amp: str) -> None:
+def answer_pass(model: JointModel, batch: Batch) -> None:
     """Answer a batch, as evaluation does."""
-    forward(model, batch, amp=amp).float().log_softmax(-1).cpu()
+    model(batch).float().log_softmax(-1).cpu()
 
 
 def measure_step(
@@ -99,7 +99,7 @@ def measure_step(
         clips: clips per question in a batch of training and of answering; below 1, the cost of a clip's rows is the
             difference to a batch about a single clip.
     """
-    optimizer, amp, whole = make_optimizer(model, settings), settings.amp, len(questions)
+    optimizer, whole = make_optimizer(model, settings), len(questions)
 
     def batch_of(size: int, *, one_clip: bool = False) -> Batch:
         spread = [questions[i * whole // size] for i in range(size)]
@@ -107,7 +107,7 @@ def measure_step(
 
     def step(batch: Batch) -> None:
         optimizer.zero_grad(set_to_none=True)
-        train_pass(model, batch, amp=amp)
+        train_pass(model, batch)
         optimizer.step()
 
     def measured(size: int, *, one_clip: bool = False) -> tuple[float, float]:
@@ -117,7 +117,7 @@ def measure_step(
             model.train()
             training.append(timed(lambda: step(batch), device))
             model.eval()
-            answering.append(timed(lambda: answer_pass(model, batch, amp=amp), device))
+            answering.append(timed(lambda: answer_pass(model, batch), device))
         return statistics.median(training), statistics.median(answering)
 
     model.train()

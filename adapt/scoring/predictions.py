@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...extract.datasets.types import BACKGROUND, Question
 from ..data.batch import Batch, Source, content_order
-from ..model.joint_model import JointModel, forward
+from ..model.joint_model import JointModel
 from ..model.targets import labels_of, restricted
 from .metrics import mean_class_accuracy, score
 
@@ -46,7 +46,6 @@ def answer(
     *,
     answers: Sequence[str],
     batch_size: int,
-    amp: str = "off",
 ) -> list[Prediction]:
     """Answer questions in their order, in eval mode; the model's mode is restored.
 
@@ -56,7 +55,7 @@ def answer(
     order = clip_order(questions)
     out: list[Prediction] = []
     for batch in source.batches(batches_of([questions[i] for i in order], batch_size), by_clip=True):
-        out += answer_batch(model, batch, answers=answers, amp=amp)
+        out += answer_batch(model, batch, answers=answers)
     return restore_order(out, order)
 
 
@@ -87,11 +86,11 @@ def restore_order(predictions: Sequence[Prediction], order: Sequence[int]) -> li
 
 
 @torch.no_grad()
-def answer_batch(model: JointModel, batch: Batch, *, answers: Sequence[str], amp: str = "off") -> list[Prediction]:
+def answer_batch(model: JointModel, batch: Batch, *, answers: Sequence[str]) -> list[Prediction]:
     """Answer the questions of one batch in eval mode; the model's mode is restored."""
     was_training = model.training
     model.eval()
-    logits = forward(model, batch, amp=amp)
+    logits = model(batch)
     model.train(was_training)
     return predictions_of(logits, batch.questions, answers)
 

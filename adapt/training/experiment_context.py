@@ -29,6 +29,7 @@ from ..data.cached_source import CachedSource
 from ..data.live_source import LiveSource
 from ..model.insertion import Placement, ResolvedInsertions, check_reach, resolve_insertions
 from ..model.joint_model import JointModel
+from ..model.precision import Precision
 from ..model.targets import check_task, make_head
 from .random_stream import derived_seed
 
@@ -48,6 +49,7 @@ class ExperimentContext:
         self.device = chosen_device(device)
         self._sources: dict[Any, CachedSource] = {}
         self._units: CompiledUnits = {}
+        self._held: dict[Precision, dict[str, Encoder]] = {}
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -97,6 +99,13 @@ class ExperimentContext:
         )
         follow_store(encoder, lambda: self.store)
         return encoder
+
+    def held(self, precision: Precision) -> dict[str, Encoder]:
+        """The frozen encoders by modality, with units that run in a precision; made once, for all variants of it."""
+        if precision not in self._held:
+            same = precision == Precision()
+            self._held[precision] = {m: e if same else e.held_in(precision.dtype) for m, e in self.encoders.items()}
+        return self._held[precision]
 
     @cached_property
     def sampling(self) -> Sampling:
@@ -156,16 +165,27 @@ class ExperimentContext:
         insertions = self.insertions(variant)
         return {m: insertions.first(m, e.num_units) for m, e in self.used(variant).items()}
 
-    def build(self, variant: VariantSettings, *, seed: int, num_classes: int | None = None) -> JointModel:
+    def build(
+        self,
+        variant: VariantSettings,
+        *,
+        seed: int,
+        num_classes: int | None = None,
+        precision: Precision | None = None,
+    ) -> JointModel:
         """The variant's model, freshly initialised; the head's weights depend on the seed alone, not on the adapter.
 
         Args:
             variant: one of the experiment's.
             seed: of the weights.
             num_classes: of the head; as many as the data set has answers by default.
+            precision: that it runs in; what the variant's training settings mean on the device by default.
         """
+        if precision is None:
+            precision = Precision.of(self.experiment.train_settings(variant).precision, self.device)
         num_classes = len(self.manifest.answers) if num_classes is None else num_classes
-        encoders, insertions = self.used(variant), self.insertions(variant)
+        held, insertions = self.held(precision), self.insertions(variant)
+        encoders = {m: held[m] for m in self.used(variant)}
         check_task(self.manifest, self.experiment.task, list(encoders))
         site = Site(
             dims=[{m: self.channels[m][k] for m, k in i.boundaries.items()} for i in insertions.insertions],
@@ -179,7 +199,9 @@ class ExperimentContext:
             adapter = None if module is None else module.for_site(adapter_settings(variant.adapter), site)
             torch.manual_seed(derived_seed(seed, "head"))
             head = make_head(site.ends, num_classes, self.experiment.task)
-        return JointModel(encoders, insertions, adapter, head, placement=_placement(variant)).to(self.device)
+        placement = _placement(variant)
+        model = JointModel(encoders, insertions, adapter, head, placement=placement, precision=precision)
+        return model.to(self.device)
 
     def compiled(self, encoders: Mapping[str, Encoder]) -> dict[str, Encoder]:
         """These encoders with their units under torch.compile; a unit that several models share is compiled once.
@@ -193,18 +215,20 @@ class ExperimentContext:
 
     def cached(self, model: JointModel) -> CachedSource:
         """Batches for this model out of the store."""
-        return self._cached(model.starts(), model.reads())
+        return self._cached(model.starts(), model.reads(), model.precision)
 
-    def _cached(self, starts: Mapping[str, int], reads: Mapping[str, Sequence[int]]) -> CachedSource:
+    def _cached(
+        self, starts: Mapping[str, int], reads: Mapping[str, Sequence[int]], precision: Precision
+    ) -> CachedSource:
         """The source of these boundaries, opened once: what a model trains its own copies of lies above its start."""
         above = {m: tuple(sorted(k for k in set(reads.get(m, ())) if k > start)) for m, start in starts.items()}
-        key = (tuple(sorted(starts.items())), tuple(sorted(above.items())))
+        key = (tuple(sorted(starts.items())), tuple(sorted(above.items())), precision)
         if key not in self._sources:
-            settings = self.experiment.extraction.store
+            settings, held = self.experiment.extraction.store, self.held(precision)
             self._sources[key] = CachedSource(
                 self.store,
                 self.manifest,
-                {m: self.encoders[m] for m in starts},
+                {m: held[m] for m in starts},
                 starts,
                 self.sampling,
                 dtype=settings.dtype,
@@ -225,7 +249,7 @@ class ExperimentContext:
 
     def live(self, model: JointModel) -> LiveSource:
         """Batches for this model computed from the media files."""
-        return self._live(model.encoders, model.starts())
+        return self._live({m: self.encoders[m] for m in model.encoders}, model.starts())
 
     def _live(self, encoders: Mapping[str, Encoder], starts: Mapping[str, int]) -> LiveSource:
         for encoder in encoders.values():
@@ -235,11 +259,16 @@ class ExperimentContext:
         return LiveSource(self.manifest, encoders, starts, self.sampling, device=self.device)
 
     def shared(
-        self, starts: Mapping[str, int], reads: Mapping[str, Sequence[int]], *, live: bool
+        self,
+        starts: Mapping[str, int],
+        reads: Mapping[str, Sequence[int]],
+        *,
+        precision: Precision | None = None,
+        live: bool,
     ) -> CachedSource | LiveSource:
         """Batches for several models trained together: states at `starts`, and at what is stored of `reads`."""
         if not live:
-            return self._cached(starts, reads)
+            return self._cached(starts, reads, precision or Precision())
         if any(settings.views for _, settings in self.experiment.extraction.encoders.items()):
             raise SettingsError("views: augmented views come from the store; leave out --live, or the views")
         return self._live({m: self.encoders[m] for m in starts}, starts)

@@ -24,7 +24,7 @@ from ...extract.trunk.state import State
 from ..data.batch import Batch, FrozenOutputs
 from ..data.cached_source import CachedSource
 from ..model.frozen_units import states_at
-from ..model.joint_model import JointModel, autocast
+from ..model.joint_model import JointModel
 from ..scoring.predictions import Prediction
 from .experiment_context import ExperimentContext
 from .failures import record_failure
@@ -38,7 +38,7 @@ def group_key(training: Trainer) -> tuple[Any, ...]:
         tuple(q.id for q in found) for found in (training.data.training_order, training.data.questions["val"])
     )
     settings, cached = training.settings, isinstance(training.source, CachedSource)
-    return (training.seed, cached, settings.data_order, settings.amp, *questions)
+    return (training.seed, cached, settings.data_order, training.model.precision, *questions)
 
 
 @dataclass
@@ -74,8 +74,8 @@ class SharedBatches:
 
     def __init__(self, context: ExperimentContext, trainings: Sequence[Trainer]) -> None:
         self._models = [t.model for t in trainings]
-        self._amp = trainings[0].settings.amp
-        self._encoders = context.encoders
+        precision = trainings[0].model.precision
+        self._encoders = context.held(precision)
         cached = [t.source.boundaries for t in trainings if isinstance(t.source, CachedSource)]
         starts = [m.starts() for m in self._models]
         modalities = list(dict.fromkeys(m for given in starts for m in given))
@@ -91,18 +91,19 @@ class SharedBatches:
             m: sorted({s[m] for s in starts if m in s}.union(*(model.reads().get(m, ()) for model in self._models)))
             for m in modalities
         }
-        self.source = context.shared(lowest, {m: sorted(ks) for m, ks in reads.items()}, live=not cached)
+        self.source = context.shared(
+            lowest, {m: sorted(ks) for m, ks in reads.items()}, precision=precision, live=not cached
+        )
 
     def batches(
         self, questions: Iterable[Sequence[Question]], *, view_seed: int | None = None, by_clip: bool = False
     ) -> Iterator[list[Batch]]:
         """Yield, for each list of questions, every model's batch, in the order of the trainings."""
         for batch in self.source.batches(questions, view_seed=view_seed, by_clip=by_clip):
-            with autocast(self._amp, batch.device.type):
-                known = {
-                    m: states_at(self._encoders[m], [state, *batch.above.get(m, ())], self._wanted[m])
-                    for m, state in batch.states.items()
-                }
+            known = {
+                m: states_at(self._encoders[m], [state, *batch.above.get(m, ())], self._wanted[m])
+                for m, state in batch.states.items()
+            }
             memo = FrozenOutputs(state for states in known.values() for state in states.values())
             yield [self._for(model, batch, known, memo) for model in self._models]
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ..data.batch import Batch
-from ..model.joint_model import autocast
 from ..scoring.predictions import Prediction, predictions_of
 from .experiment_context import ExperimentContext
 from .failures import is_out_of_memory
@@ -140,19 +138,7 @@ class Stacking:
         return {t: found for part in parts for t, found in self.answers(part).items()}
 
     def _logits(self, members: Sequence[Member]) -> list[Tensor | Exception]:
-        device = self._device.type
-        return run_stacked(
-            [
-                Pass(
-                    model=training.model,
-                    batch=batch,
-                    turn=training.own_random_stream,
-                    autocast=partial(autocast, training.settings.amp, device),
-                    precision=training.settings.amp,
-                )
-                for training, batch in members
-            ]
-        )
+        return run_stacked([Pass(model=t.model, batch=b, turn=t.own_random_stream) for t, b in members])
 
 
 def _step_alone(training: Trainer, batch: Batch) -> dict[Trainer, Exception]:

@@ -29,15 +29,15 @@ class Pass:
     Attributes:
         model, batch: the model and the batch that it is given.
         turn: opened around whatever is this model's alone: its random stream, its clock.
-        autocast: opened around everything; models are stacked only with those of equal `precision`.
-        precision: names what `autocast` does.
     """
 
     model: JointModel
     batch: Batch
     turn: Callable[[], AbstractContextManager[None]]
-    autocast: Callable[[], AbstractContextManager[None]]
-    precision: str
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Return what is open around everything; models are stacked only with those of equal precision."""
+        return self.model.precision.autocast(self.batch.device)
 
 
 def run_stacked(passes: Sequence[Pass]) -> list[Tensor | Exception]:
@@ -144,7 +144,7 @@ class StackedForward:
         run = self._at(place)
         state, unit = run.state, run.encoder.units[run.state.boundary]
         shape = (state.layout, tuple(state.hidden.shape[1:]), state.hidden.dtype)
-        return (id(unit), place[1], shape, run.graph, run.recompute, self.passes[place[0]].precision)
+        return (id(unit), place[1], shape, run.graph, run.recompute, self.passes[place[0]].model.precision)
 
     def _common_stop(self, alike: Sequence[Place], places: Sequence[Place]) -> int:
         """How far they go together: to a stop, to the first unit that not all share, or to where others wait."""

@@ -25,7 +25,8 @@ from ..data.batch import Batch
 from ..data.cached_source import CachedSource
 from ..data.live_source import LiveSource
 from ..model.flops import at_starts, forward_flops
-from ..model.joint_model import JointModel, autocast, forward
+from ..model.joint_model import JointModel
+from ..model.precision import Precision
 from ..model.registry import LOSSES, make_part
 from ..model.targets import labels_of, loss_of
 from ..scoring.predictions import Prediction, answer_batch
@@ -88,11 +89,16 @@ class Trainer:
             recorded = None  # what is left of a run whose result was removed
         new = context.manifest.answers if unfinished else context.classes
         self.classes: tuple[str, ...] = new if recorded is None else recorded.answers
-        self.model: JointModel = context.build(variant, seed=seed, num_classes=len(self.classes))
+        self.model: JointModel = context.build(
+            variant,
+            seed=seed,
+            num_classes=len(self.classes),
+            precision=Precision.of(settings.precision, context.device),
+        )
         self.model.recompute_units = settings.checkpoint_units
         if settings.compile:
             self.model.encoders.update(context.compiled(self.model.encoders))
-        self.source = context.shared(self.model.starts(), self.model.reads(), live=live)
+        self.source = context.shared(self.model.starts(), self.model.reads(), precision=self.model.precision, live=live)
         self.loss = None if settings.loss is None else make_part(LOSSES, settings.loss, where="loss").to(context.device)
         order = recorded.splits.get("train") if recorded is not None else None
         self.data = DataOrder(context, self.source, settings, seed, recorded=order, by_lines=unfinished)
@@ -176,10 +182,7 @@ class Trainer:
 
     def _at_starts(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Run the frozen units from the stored boundaries to the model's start, as a lockstep group does for all."""
-        for batch in batches:
-            with autocast(self.settings.amp, batch.device.type):
-                advanced = at_starts(self.model, batch)
-            yield advanced
+        return (at_starts(self.model, batch) for batch in batches)
 
     @contextmanager
     def own_random_stream(self) -> Iterator[None]:
@@ -205,8 +208,7 @@ class Trainer:
         Raises:
             RunError: the loss is not finite.
         """
-        logits = forward(self.model, batch, amp=self.settings.amp)
-        self.weighted_loss(logits, batch.questions).backward()
+        self.weighted_loss(self.model(batch), batch.questions).backward()
         self.end_batch()
 
     def restore_point(self) -> Callable[[], None]:
@@ -234,7 +236,7 @@ class Trainer:
         Raises:
             RunError: the loss is not finite.
         """
-        loss = self._loss(logits, questions)
+        loss = self._loss(logits.to(torch.promote_types(logits.dtype, torch.float32)), questions)
         more = None if self.model.adapter is None else self.model.adapter.extra_loss()
         loss = loss if more is None else loss + more
         value = float(loss.detach())
@@ -270,12 +272,12 @@ class Trainer:
     def answers(self, batch: Batch) -> list[Prediction]:
         """Answer one batch, in eval mode."""
         self.count_flops(batch)
-        return answer_batch(self.model, batch, answers=self.classes, amp=self.settings.amp)
+        return answer_batch(self.model, batch, answers=self.classes)
 
     def count_flops(self, batch: Batch) -> None:
         """Count, once in the final evaluation, what answering a question costs that shares its clip with no other."""
         if self._counts_flops and self._flops is None:
-            self._flops = forward_flops(self.model, batch.by_question(), amp=self.settings.amp)
+            self._flops = forward_flops(self.model, batch.by_question())
 
     def end_epoch(self, predictions: Sequence[Prediction], *, seconds: float) -> None:
         """Take in the epoch's validation: keep the best weights, record the epoch, save a checkpoint.

@@ -61,6 +61,16 @@ class Encoder(ABC):
     clips: ClipAxis | None = None
 
     @property
+    def full(self) -> Encoder:
+        """The encoder with all weights as they were loaded; this one, unless it was made by `held_in`."""
+        return self
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """Of the states that units take and return; `dtype`, unless this encoder was made by `held_in`."""
+        return self.dtype
+
+    @property
     @abstractmethod
     def channels(self) -> Sequence[int]:
         """D of the tokens at boundaries 0 … num_units, and last that of `features`."""
@@ -104,6 +114,11 @@ class Encoder(ABC):
             TrunkError: the state is at another boundary, or units were dropped.
             SettingsError: boundaries out of range.
         """
+
+    def enter(self, state: State) -> State:
+        """Return a state, its context too, in the type that the units run in; the same object if it is so already."""
+        same = state.hidden.dtype == self.state_dtype
+        return state if same else state.replace(hidden=state.hidden.to(self.state_dtype))
 
     @abstractmethod
     def finish(self, state: State) -> Any:
@@ -180,6 +195,17 @@ class Encoder(ABC):
             made: compiled units, by the module's id; used where there is one, filled where not.
             options: of torch.compile.
         """
+
+    def held_in(self, dtype: torch.dtype) -> Encoder:
+        """Return an encoder whose units run on states of `dtype` with weights held in it; itself if it has no units.
+
+        Each unit's weights are converted when it first runs, beside those of this encoder; its embedding, its end and
+        its identity are this one's. A unit whose own code cannot run so keeps its weights and runs under autocast.
+
+        Args:
+            dtype: torch.bfloat16, or that of the weights, for the encoder as it is.
+        """
+        return self
 
     # identity
 

@@ -6,8 +6,8 @@ Letters: B clips, T segments (the encoder's batch is B*T, t fastest), N tokens, 
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
@@ -148,6 +148,12 @@ class PretrainedEncoder(Encoder):
     @in_exact_float32
     def run(self, state: State, start: int, stop: int) -> State:
         """Run units `start` to `stop` (exclusive) on a state at boundary `start`; see `Encoder.run`."""
+        start, stop = self._bounds(state, start, stop)
+        hidden = self.trunk.run(state.hidden, state.context, start, stop)
+        return self._state(hidden, stop, state.context, state.lengths)
+
+    def _bounds(self, state: State, start: int, stop: int) -> tuple[int, int]:
+        """Return the boundaries of a run as 0 … num_units; refuse a state, or units, that it cannot have."""
         start, stop = self.boundary(start), self.boundary(stop)
         if state.boundary != start:
             raise TrunkError(f"run({start}, {stop}): found a state at boundary {state.boundary}, expected {start}")
@@ -157,8 +163,16 @@ class PretrainedEncoder(Encoder):
             raise TrunkError(
                 f"run({start}, {stop}): units from {self.trunk.dropped_from} up were dropped; load it again"
             )
-        hidden = self.trunk.run(state.hidden, state.context, start, stop)
-        return self._state(hidden, stop, state.context, state.lengths)
+        return start, stop
+
+    def enter(self, state: State) -> State:
+        """Return a state, its context too, in the type that the units run in; see `Encoder.enter`."""
+        wanted, context = self.state_dtype, state.context
+        if context.dtype not in (self.trunk.context_dtype, wanted):
+            context = replace(context.in_dtype(wanted), rebuild=self.trunk.context)
+        if state.hidden.dtype == wanted and context is state.context:
+            return state
+        return state.replace(hidden=state.hidden.to(wanted), context=context)
 
     @in_exact_float32
     def finish(self, state: State) -> Any:
@@ -218,7 +232,7 @@ class PretrainedEncoder(Encoder):
     ) -> State:
         """Return the state of a stored hidden tensor; see `Encoder.restore`."""
         boundary = self.boundary(boundary)
-        hidden = hidden.to(device=self.device, dtype=self.dtype)
+        hidden = hidden.to(device=self.device, dtype=self.state_dtype)
         expected = self.trunk.hidden_shapes[boundary]
         if len(hidden.shape) != len(expected) or (not inputs and tuple(hidden.shape[1:]) != expected[1:]):
             raise TrunkError(
@@ -260,14 +274,17 @@ class PretrainedEncoder(Encoder):
                 made[id(module)] = (module, torch.compile(module, **options))
         return self.with_modules({index: made[id(module)][1] for index, module in modules.items()})
 
+    def held_in(self, dtype: torch.dtype) -> PretrainedEncoder:
+        """Return an encoder that holds its units in `dtype`; see `Encoder.held_in`."""
+        from .held_encoder import HeldEncoder  # derives from this class
+
+        return self if dtype == self.state_dtype else HeldEncoder(self, dtype)
+
     def with_modules(self, modules: Mapping[int, nn.Module]) -> PretrainedEncoder:
         """Return an encoder with other modules at some links of its trunk, which shares everything else with this."""
         changed = copy.copy(self)
-        changed.trunk = copy.copy(self.trunk)
-        changed.trunk.links = [
-            dataclasses.replace(link, module=modules.get(index, link.module))
-            for index, link in enumerate(self.trunk.links)
-        ]
+        links = enumerate(self.trunk.links)
+        changed.trunk = self.trunk.with_links([replace(link, module=modules.get(i, link.module)) for i, link in links])
         changed.units = changed.trunk.units()
         return changed
 

@@ -30,7 +30,7 @@ class UnitCopies:
     """Copies of some units of one encoder, under the names that their modules have in the encoder's own model.
 
     Args:
-        encoder: left as it is.
+        encoder: left as it is. The copies have the weights of `encoder.full`.
         units: the indices of the units to copy, rising.
 
     Attributes:
@@ -44,7 +44,7 @@ class UnitCopies:
     def __init__(self, encoder: PretrainedEncoder, units: Sequence[int]) -> None:
         self.encoder = encoder
         self.units = tuple(units)
-        trunk = encoder.trunk
+        trunk = encoder.full.trunk
         self._links = [i for k in units for i in range(trunk.bounds[k], trunk.bounds[k + 1])]
         self._check()
         memo: dict[int, Any] = {}  # a module that several units share is shared by their copies
@@ -56,7 +56,7 @@ class UnitCopies:
         self._own = {id(m): m for m in self.tree.modules()}
 
     def _check(self) -> None:
-        trunk, modality = self.encoder.trunk, self.encoder.modality
+        trunk, modality = self.encoder.full.trunk, self.encoder.modality
         others = [link for i, link in enumerate(trunk.links) if i not in self._links]
         elsewhere = {id(p) for link in others for p in link.module.parameters()}
         for k in self.units:
@@ -78,7 +78,7 @@ class UnitCopies:
 
     def in_place(self) -> Encoder:
         """An encoder that runs the copies where the originals were, and shares everything else with the original."""
-        trunk = self.encoder.trunk
+        trunk = self.encoder.full.trunk
         copies = {i: self.tree.get_submodule(trunk.links[i].name) for i in self._links}
         return self.encoder.with_modules(copies)
 

@@ -34,6 +34,7 @@ class Context:
         signature: shapes and types of the encoder's inputs, the batch left out.
         rebuild: makes the context of another batch from its inputs, by the encoder's own forward.
         aside: parts of the encoder's output that the embedding alone decides; {} for a restored or regrouped state.
+        dtype: that the floating-point arguments were brought to; None as the encoder's own forward made them.
     """
 
     inputs: dict[str, Tensor]
@@ -42,6 +43,7 @@ class Context:
     signature: tuple[Any, ...]
     rebuild: Callable[[Mapping[str, Tensor], int, tuple[Any, ...], torch.device], Context] = field(repr=False)
     aside: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
+    dtype: torch.dtype | None = None
 
     def to(self, device: torch.device | str) -> Context:
         """Return the context with every tensor on `device`."""
@@ -49,6 +51,11 @@ class Context:
         calls = map_tensors(self.calls, lambda t: t.to(device))
         aside = {path: tensor.to(device) for path, tensor in self.aside.items()}
         return dataclasses.replace(self, inputs=moved, calls=calls, aside=aside)
+
+    def in_dtype(self, dtype: torch.dtype) -> Context:
+        """Return the context with all floating-point arguments in `dtype`; numbers beyond its range are its limits."""
+        calls = map_tensors(self.calls, lambda t: _cast(t, dtype) if t.is_floating_point() else t)
+        return dataclasses.replace(self, calls=calls, dtype=dtype)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -186,6 +193,13 @@ class State:
         if all(s.lengths is not None for s in states):
             lengths = torch.cat([s.lengths for s in states if s.lengths is not None])
         return first.replace(hidden=hidden, lengths=lengths, context=context)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    # The lowest float32, which masks are filled with, would round to -inf in bfloat16, and a row of those give NaN.
+    limits = torch.finfo(dtype)
+    held = tensor.clamp(limits.min, limits.max) if limits.bits < torch.finfo(tensor.dtype).bits else tensor
+    return held.to(dtype)
 
 
 def _join(parts: Sequence[Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ the units skipped (forward_patching.py); `run` calls the units themselves with t
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,7 +54,7 @@ class Trunk:
         self.model = model
         self.forward = forward
         self.rebuild_all = rebuild_all
-        self.links = chain.links
+        self.links: Sequence[Link] = chain.links
         self.share = chain.share
         self.context_names = tuple(context_names)
         self.bounds = chain.bounds
@@ -67,10 +68,24 @@ class Trunk:
         self.passes.learn(self.probe_signature, [(call.taken, call.returned) for call in chain.calls])
         self.aside: frozenset[Path] = frozenset()
         self.dropped_from = self.num_units
+        self.context_dtype: torch.dtype | None = None
         self._kept = {earlier for link in self.links for earlier in link.earlier.values()}
         self._exit_mutated = chain.writes_exit()
         self._contexts: OrderedDict[Any, Context] = OrderedDict()
         self._lock = threading.Lock()
+
+    def with_links(self, links: Sequence[Link], *, context_dtype: torch.dtype | None = None) -> Trunk:
+        """Return a trunk that runs other links, as many in the same places, and shares all else with this one.
+
+        Args:
+            links: whose modules stand for this trunk's.
+            context_dtype: of the floating-point arguments in the contexts that it makes; None as this trunk's.
+        """
+        changed = copy.copy(self)
+        changed.links = links
+        if context_dtype is not None:
+            changed.context_dtype, changed._contexts, changed._lock = context_dtype, OrderedDict(), threading.Lock()
+        return changed
 
     def units(self) -> list[nn.Module]:
         """Return the units; one made of several modules is a `Unit` of them."""
@@ -128,7 +143,12 @@ class Trunk:
                 return self._contexts[key]
         inputs = self.complete(small, batch_size, signature, device, blank=blank)
         ahead = self._ahead(batch_size, signature, blank)
-        context = self._context(inputs, self.passes.collect(inputs, blank=blank, ahead=ahead)[1], {})
+        if self.context_dtype is None:
+            context = self._context(inputs, self.passes.collect(inputs, blank=blank, ahead=ahead)[1], {})
+        else:  # positions and angles as the model makes them, whatever runs around this call
+            with torch.autocast(device.type, enabled=False):
+                context = self._context(inputs, self.passes.collect(inputs, blank=blank, ahead=ahead)[1], {})
+            context = context.in_dtype(self.context_dtype)
         if key is not None:
             with self._lock:
                 self._contexts[key] = context

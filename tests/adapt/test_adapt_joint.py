@@ -11,7 +11,7 @@ import torch
 
 from talik.adapt.config.experiment import VariantSettings, load_experiment
 from talik.adapt.data.batch import Batch
-from talik.adapt.model.joint_model import JointModel, forward
+from talik.adapt.model.joint_model import JointModel
 from talik.adapt.training.experiment_context import ExperimentContext
 
 SIZES = {"d_model": 8, "d_state": 4, "num_latents": 2, "num_heads": 2}
@@ -52,7 +52,7 @@ def shaken(model: JointModel) -> JointModel:
 
 def gradients(model: JointModel, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     model.zero_grad()
-    logits = forward(model, batch, amp="off")
+    logits = model(batch)
     (logits * torch.linspace(-1, 1, logits.numel()).view_as(logits)).sum().backward()
     return logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
@@ -117,10 +117,10 @@ def test_a_question_alone_equals_the_question_in_a_padded_batch(context: Experim
     mixed = [questions[0], questions[-1], questions[len(questions) // 2]]
     source = context.cached(model)
     with torch.no_grad():
-        together = forward(model, next(iter(source.batches([mixed]))), amp="off")
-        back = forward(model, next(iter(source.batches([mixed[::-1]]))), amp="off")
+        together = model(next(iter(source.batches([mixed]))))
+        back = model(next(iter(source.batches([mixed[::-1]]))))
         for i, question in enumerate(mixed):
-            alone = forward(model, next(iter(source.batches([[question]]))), amp="off")[0]
+            alone = model(next(iter(source.batches([[question]]))))[0]
             torch.testing.assert_close(alone, together[i], rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(alone, back[len(mixed) - 1 - i], rtol=1e-5, atol=1e-5)
     lengths = next(iter(source.batches([mixed]))).states["text"].lengths
@@ -138,7 +138,7 @@ def test_what_stands_in_padding_does_not_matter(context: ExperimentContext) -> N
     spoiled[0, int(text.lengths[0]) :] = 1e3
     changed = replace(batch, states={**batch.states, "text": text.replace(hidden=spoiled)})
     with torch.no_grad():
-        assert torch.equal(forward(model, batch, amp="off"), forward(model, changed, amp="off"))
+        assert torch.equal(model(batch), model(changed))
 
 
 def test_nothing_below_the_first_insertion_builds_a_graph(context: ExperimentContext) -> None:

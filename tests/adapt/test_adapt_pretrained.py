@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from talik.adapt.config.experiment import load_experiment
-from talik.adapt.model.joint_model import forward
 from talik.adapt.training.experiment_context import ExperimentContext
 from talik.demo.experiment import EXPERIMENT
 from talik.extract.stage.extract import extract
@@ -35,7 +34,7 @@ def context(
     request: pytest.FixtureRequest, demo_set: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> ExperimentContext:
     path = tmp_path_factory.mktemp("pretrained") / "demo.toml"
-    text = EXPERIMENT.format(epochs=1, batch_size=4, amp="off", seeds=[0])
+    text = EXPERIMENT.format(epochs=1, batch_size=4, precision="float32", seeds=[0])
     text = text.replace('root = "set"', f'root = "{demo_set}"').replace('"float16"', f'"{request.param}"')
     path.write_text(text, encoding="utf-8")
     experiment = load_experiment(path)
@@ -54,7 +53,7 @@ def test_logits_and_gradients_from_the_store_equal_those_from_the_files(context:
     found = []
     for source in (context.cached(model), context.live(model)):
         model.zero_grad()
-        logits = forward(model, next(iter(source.batches([questions]))), amp="off")
+        logits = model(next(iter(source.batches([questions]))))
         logits.square().sum().backward()
         found.append((logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters()}))
     (cached, cached_grads), (live, live_grads) = found

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from talik.adapt.config.experiment import VariantSettings, load_experiment
 from talik.adapt.model.after_attention import place_after_attention, run_with_second
-from talik.adapt.model.joint_model import JointModel, forward
+from talik.adapt.model.joint_model import JointModel
 from talik.adapt.training.experiment_context import ExperimentContext
 from talik.cli import app
 from talik.errors import SettingsError
@@ -85,12 +85,12 @@ def test_cached_states_spare_every_unit(
     cached = next(iter(context.cached(model).batches([questions])))  # boundaries 1 and 3 are in the store
     live = next(iter(context.live(model).batches([questions])))
     with Units(context) as units:
-        logits = forward(model, cached, amp="off")
+        logits = model(cached)
         logits.sum().backward()
     assert units.forward == [(m, k) for m in ("visual", "audio", "text") for k in expected]
     assert units.backward == []
     assert all(p.grad is not None for p in model.parameters())
-    again = forward(model, live, amp="off").detach()
+    again = model(live).detach()
     torch.testing.assert_close(logits.detach(), again, rtol=1e-4, atol=1e-5 * float(again.abs().max()))
 
 
@@ -121,7 +121,7 @@ def test_after_attention_untrained_changes_no_bit_and_learns(context: Experiment
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(2):
         optimizer.zero_grad()
-        logits = forward(model, batch, amp="off")
+        logits = model(batch)
         (logits * torch.linspace(-1, 1, logits.numel()).view_as(logits)).sum().backward()
         optimizer.step()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().any()] == []

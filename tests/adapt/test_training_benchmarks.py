@@ -29,7 +29,7 @@ def test_the_grid_is_of_24_variants_in_two_orders_of_data(tmp_path: Path) -> Non
     for at, last in (("before", '"last 4"'), ("behind", "{ visual = [9, 10, 11, 12], audio = [1, 2, 3, 4]")):
         grid = sweep.Grid(at=at)
         assert grid.insertion(4).startswith(last)
-        sweep.write_experiment(tmp_path / "grid.toml", grid, amp="off")
+        sweep.write_experiment(tmp_path / "grid.toml", grid, precision="float32")
         experiment = load_experiment(tmp_path / "grid.toml")
         assert len(experiment.variants) == grid.num_variants == 24
         orders = [experiment.train_settings(v).data_order for v in experiment.variants]

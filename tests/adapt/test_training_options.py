@@ -239,8 +239,8 @@ def test_compile_off_cuda_says_what_to_do(write: Any, context: ExperimentContext
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device and a torch built for it")
 def test_a_compiled_run_on_a_gpu(write: Any) -> None:
-    experiment = write("compiled", compile=True, amp="off")
-    plain = write("plain", amp="off")
+    experiment = write("compiled", compile=True, precision="float32")
+    plain = write("plain", precision="float32")
     ours = epochs_of(adapt(experiment, variant="trimodal", device="cuda", progress=False).folder)
     theirs = epochs_of(adapt(plain, variant="trimodal", device="cuda", progress=False).folder)
     assert ours[0]["train_loss"] == pytest.approx(theirs[0]["train_loss"], rel=1e-3)
