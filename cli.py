@@ -41,6 +41,9 @@ Jobs = Annotated[
     int | None,
     typer.Option("--jobs", help="How many workers; locally 1 by default, this process; of extract one a GPU."),
 ]
+Workers = Annotated[
+    int | None, typer.Option(min=0, help="Processes that decode clips, 0 for threads; as many as fit the machine.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bars.")]
 Places = Annotated[
     Path | None,
@@ -94,6 +97,7 @@ def extract(
     deep: Deep = False,
     engine: EngineName = None,
     jobs: Jobs = None,
+    workers: Workers = None,
     quiet: Quiet = False,
 ) -> None:
     """Stage 1: compute and store the states that an experiment names. Resumable; a second run does nothing."""
@@ -102,8 +106,9 @@ def extract(
     from .extract.stage.settings import read_settings
 
     settings = read_settings(experiment, allow_missing=allow_missing)
-    workers = with_engine(settings.engine, engine, jobs)
-    for line in run(settings, device=device, progress=not quiet, deep=deep, engine=workers).lines():
+    chosen = with_engine(settings.engine, engine, jobs)
+    report = run(settings, device=device, progress=not quiet, deep=deep, engine=chosen, workers=workers)
+    for line in report.lines():
         typer.echo(line)
 
 

@@ -32,8 +32,9 @@ from ..format.layout import Layout
 from ..format.zarr_metadata import METADATA_NAME, group_document
 from ..write.boundary_writer import BoundaryRequest, BoundaryWriter
 from ..write.disk_space import refuse_if_full, shard_bytes
+from ..write.locks import ShardLock
 from ..write.row_allocation import missing_shards
-from ..write.shard_writer import Shard, ShardWriter, States
+from ..write.shard_writer import Shard, ShardStream, ShardWriter
 from .address import ObjectAddress
 from .boundary_commit import commit_files, decided_commit, finish_commit, pack, unpack
 from .client import Objects
@@ -66,8 +67,8 @@ class ObjectShardWriter(ShardWriter):
     address: ObjectAddress
     owner: tuple[str, int]
 
-    def write(self, shard: Shard, states: States, error: Int8Error | None = None) -> NDArray[np.uint64]:
-        """Stream `states` to the shard's files here, and put them; see `ShardWriter.write`.
+    def open(self, shard: Shard, error: Int8Error | None = None) -> ShardStream | None:
+        """Begin a shard in a folder of this machine, from where it is put when it is finished; see `ShardWriter.open`.
 
         Raises:
             ObjectChangedError: another process is putting this shard; what is finished here is kept.
@@ -77,18 +78,26 @@ class ObjectShardWriter(ShardWriter):
         with named(self.address.url, mirror.folder):
             if not receipt.exists():
                 mirror.place(mirror.objects.get_all([mirror.key(receipt)]))  # another process may have put it
-            if not mirror.is_synced(mirror.key(receipt)) and not self.put_finished(mirror, layout, shard):
-                receipt.unlink(missing_ok=True)
-                seen = seen_tags(mirror, layout, shard.index)
-                inner = ShardWriter(layout=layout, provenance=self.provenance, num_records=self.num_records)
-                inner.write(shard, states, error)
-                small = {mirror.key(path): path.read_bytes() for path in _small_files(layout, shard.index)}
-                bundle = _bundle(layout, shard.index)
-                make_folder(bundle.parent)
-                write_file(bundle, pack({**small, _MEANING: self._meaning(layout, shard)}))
-                receipt.unlink()
-                self._put(mirror, layout, shard.index, small, seen)
-            return catalog_.read_receipt(layout, shard.index)
+            if mirror.is_synced(mirror.key(receipt)) or self.put_finished(mirror, layout, shard):
+                return None
+            receipt.unlink(missing_ok=True)
+            seen = seen_tags(mirror, layout, shard.index)
+            inner = ShardWriter(layout=layout, provenance=self.provenance, num_records=self.num_records)
+            lock = inner.lock(shard)
+            return None if lock is None else _ObjectShardStream(self, inner, shard, lock, error, mirror, seen)
+
+    def receipt(self, shard: Shard) -> NDArray[np.uint64]:
+        """Return the receipt (fields,) of a shard as it is known on this machine, zeros where it has none."""
+        return catalog_.read_receipt(self._here()[1], shard.index)
+
+    def put_new(self, mirror: Mirror, layout: Layout, shard: Shard, seen: Mapping[str, str]) -> None:
+        """Put a shard that has just been finished here; until it is put whole, it counts for nobody."""
+        small = {mirror.key(path): path.read_bytes() for path in _small_files(layout, shard.index)}
+        bundle = _bundle(layout, shard.index)
+        make_folder(bundle.parent)
+        write_file(bundle, pack({**small, _MEANING: self._meaning(layout, shard)}))
+        layout.receipts.chunk_path(shard.index).unlink()
+        self._put(mirror, layout, shard.index, small, seen)
 
     def put_finished(self, mirror: Mirror, layout: Layout, shard: Shard) -> bool:
         """Put a shard that was finished here before, if there is one and it has the same items; return whether so."""
@@ -132,6 +141,35 @@ class ObjectShardWriter(ShardWriter):
                 return mirror, layout
         mirror.pull(layout.spec.path, shards=False)
         return mirror, layout
+
+
+class _ObjectShardStream(ShardStream):
+    """A shard that is written in a folder of this machine, and put when it is finished."""
+
+    def __init__(
+        self,
+        owner: ObjectShardWriter,
+        inner: ShardWriter,
+        shard: Shard,
+        lock: ShardLock,
+        error: Int8Error | None,
+        mirror: Mirror,
+        seen: Mapping[str, str],
+    ) -> None:
+        self._owner, self._mirror, self._seen = owner, mirror, seen
+        super().__init__(inner, shard, lock, error)
+
+    def finish(self, shard: Shard | None = None) -> NDArray[np.uint64]:
+        """Finish the shard here and put it; see `ShardStream.finish`.
+
+        Raises:
+            ObjectChangedError: another process is putting this shard; what is finished here is kept.
+        """
+        shard, layout = shard or self.shard, self.writer.layout
+        with named(self._owner.address.url, self._mirror.folder):
+            super().finish(shard)
+            self._owner.put_new(self._mirror, layout, shard, self._seen)
+            return catalog_.read_receipt(layout, shard.index)
 
 
 class ObjectWriter(BoundaryWriter):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import google_crc32c
@@ -60,7 +60,8 @@ class ShardWriter:
     """Writes shards of one boundary; pickles, so that other processes, on other machines too, can write some.
 
     It needs no store lock and may outlive the `BoundaryWriter` that allocated the rows and made it: a lock on each
-    shard keeps two processes from writing it at once, and a shard whose rows have changed since is refused.
+    shard keeps two processes from writing it at once, and a shard whose rows have changed since is refused, at its
+    beginning and again at its end.
 
     Args:
         layout: of the boundary.
@@ -87,27 +88,68 @@ class ShardWriter:
             StoreLockedError: another process is writing this shard.
             StoreMismatchError: the shard's rows have changed; or states that are not those of its items.
         """
-        with shards_being_written(self.layout):
-            lock = ShardLock(self.layout, shard.index)
-            try:
-                stored = catalog_.read_receipt(self.layout, shard.index)
-                if stored[0]:
-                    return stored
-                self._check_plan(shard)
-                return self._publish(lock, shard, self._converted_all(shard, states, error), self.provenance)
-            finally:
-                lock.release()
+        stream = self.open(shard, error)
+        if stream is None:
+            return self.receipt(shard)
+        try:
+            for number, (hidden, inputs) in enumerate(states):
+                stream.add(number, hidden, inputs)
+            return stream.finish()
+        finally:
+            stream.close()
+
+    def open(self, shard: Shard, error: Int8Error | None = None) -> ShardStream | None:
+        """Begin a shard whose states come one by one; None if it is stored already.
+
+        Args:
+            shard: the shard.
+            error: accumulates the rounding error of int8.
+
+        Raises:
+            StoreLockedError: another process is writing this shard.
+            StoreMismatchError: the shard's rows have changed.
+        """
+        lock = self.lock(shard)
+        return None if lock is None else ShardStream(self, shard, lock, error)
+
+    def lock(self, shard: Shard) -> ShardLock | None:
+        """Take the lock on a shard that is to be written, and return it; None if the shard is stored already.
+
+        Raises:
+            StoreLockedError: another process is writing this shard.
+            StoreMismatchError: the shard's rows have changed.
+        """
+        lock = ShardLock(self.layout, shard.index)
+        try:
+            if not self.receipt(shard)[0]:
+                self.check_plan(shard)
+                return lock
+        except BaseException:
+            lock.release()
+            raise
+        lock.release()
+        return None
+
+    def receipt(self, shard: Shard) -> NDArray[np.uint64]:
+        """Return the stored receipt (fields,) of a shard, zeros where it has none."""
+        return catalog_.read_receipt(self.layout, shard.index)
 
     def copy(self, shard: Shard, arrays: Iterable[Sequence[NDArray[Any]]], provenance: int) -> NDArray[np.uint64]:
         """Write a shard from stored values, `hidden` and inputs of each item; for `gc`, which owns the boundary."""
-        lock = ShardLock(self.layout, shard.index)
+        stream = ShardStream(replace(self, provenance=provenance), shard, ShardLock(self.layout, shard.index))
         try:
-            return self._publish(lock, shard, arrays, provenance)
+            for number, values in enumerate(arrays):
+                stream.add_stored(number, values)
+            return stream.publish(shard)
         finally:
-            lock.release()
+            stream.close()
 
-    def _check_plan(self, shard: Shard) -> None:
-        """Refuse a shard whose rows and items are not those of the stored catalog."""
+    def check_plan(self, shard: Shard) -> None:
+        """Refuse a shard whose rows and items are not those of the stored catalog.
+
+        Raises:
+            StoreMismatchError: they are others.
+        """
         if catalog_.read_attributes(self.layout.folder)["num_records"] == self.num_records:
             return
         catalog = catalog_.load(self.layout.store, self.layout.spec)
@@ -119,75 +161,121 @@ class ShardWriter:
                 f"{self.layout.where}: shard {shard.index} has other items now; take it from a new writer"
             )
 
-    def _publish(
-        self, lock: ShardLock, shard: Shard, arrays: Iterable[Sequence[NDArray[Any]]], provenance: int
-    ) -> NDArray[np.uint64]:
-        layout = self.layout
-        files: list[ShardFile] = []
+
+class ShardStream:
+    """A shard that is being written: states come one by one, in the order of its rows, from any thread but one by one.
+
+    `finish` makes it count; `close` gives up what is not finished. Its user is alone with the shard until then.
+
+    Args:
+        writer: of the boundary.
+        shard: its items and rows.
+        lock: on the shard; given back by `close`.
+        error: accumulates the rounding error of int8.
+    """
+
+    def __init__(self, writer: ShardWriter, shard: Shard, lock: ShardLock, error: Int8Error | None = None) -> None:
+        self.writer = writer
+        self.shard = shard
+        self._lock: ShardLock | None = lock
+        self._error = error
+        self._added: list[int] = []
+        self._checksums = np.zeros(writer.layout.grid.rows_per_shard, np.uint32)  # of each row, if it is ragged
+        self._files: list[ShardFile] = []
         try:
-            for array in layout.data:
-                files.append(ShardFile(array, shard.index))  # noqa: PERF401 (those made before an error are closed)
-            checksums = self._stream(shard, arrays, files)
-            for file in files:
-                file.close()
-            for file in files:
-                file.publish()
+            for array in writer.layout.data:
+                self._files.append(ShardFile(array, shard.index))
         except BaseException:
-            for file in files:
-                file.discard()
+            self.close()
             raise
+
+    @property
+    def where(self) -> str:
+        """The boundary and the shard, for messages."""
+        return f"{self.writer.layout.where}: shard {self.shard.index}"
+
+    def add(self, number: int, hidden: NDArray[Any], inputs: Mapping[str, NDArray[Any]]) -> None:
+        """Write the state of one item.
+
+        Args:
+            number: of the item in the shard; each once, ascending.
+            hidden: its hidden tensor, as `BoundaryWriter.write` takes it, or as it is stored.
+            inputs: its small inputs by name.
+
+        Raises:
+            NumericsError: NaN, Inf or overflow; names the item.
+            StoreMismatchError: an array of another shape or kind, other inputs, or an item too many.
+            StoreFullError: the disk is full.
+        """
+        if number >= len(self.shard.items):
+            raise StoreMismatchError(f"{self.where} got more states than its {len(self.shard.items)} items")
+        self.add_stored(number, self._converted(number, hidden, inputs))
+
+    def add_stored(self, number: int, values: Sequence[NDArray[Any]]) -> None:
+        """Write one item from the arrays that are stored, `hidden` and then the inputs in order of name."""
+        slot = self.shard.rows[number] - self.shard.index * self.writer.layout.grid.rows_per_shard
+        if self.writer.layout.spec.ragged:
+            self._checksums[slot] = _add_tokens(self._files, self.shard.starts[number], values)
+        else:
+            for file, part in zip(self._files, values, strict=True):
+                file.add_item(slot, part)
+        self._added.append(self.shard.rows[number])
+
+    def finish(self, shard: Shard | None = None) -> NDArray[np.uint64]:
+        """Make the shard count, and return its receipt (fields,).
+
+        Args:
+            shard: the shard as it is now, where rows were given up since it was begun; their items were not added.
+
+        Raises:
+            StoreMismatchError: not one state an item was added; or the rows were given to other items meanwhile.
+        """
+        shard = shard or self.shard
+        if self._added != list(shard.rows):
+            raise StoreMismatchError(
+                f"{self.where} got {len(self._added)} states, expected {len(shard.items)}, one an item"
+            )
+        with shards_being_written(self.writer.layout):
+            self.writer.check_plan(shard)
+            return self.publish(shard)
+
+    def publish(self, shard: Shard) -> NDArray[np.uint64]:
+        """Put the files in their places, durably, and last the receipt."""
+        assert self._lock is not None
+        layout = self.writer.layout
+        for file in self._files:
+            file.close()
+        for file in self._files:
+            file.publish()
         for array in layout.data:
             sync_folder(array.folder)
         if layout.spec.ragged:
-            layout.crc.write_chunk(shard.index, checksums)
-        sizes = [file.size_bytes for file in files]
-        receipt = np.array([1, len(shard.items), provenance, *sizes], np.uint64)
-        lock.record(receipt)
+            layout.crc.write_chunk(shard.index, self._checksums)
+        sizes = [file.size_bytes for file in self._files]
+        receipt = np.array([1, len(shard.items), self.writer.provenance, *sizes], np.uint64)
+        self._lock.record(receipt)
+        self._files = []
         return receipt
 
-    def _stream(
-        self, shard: Shard, arrays: Iterable[Sequence[NDArray[Any]]], files: Sequence[ShardFile]
-    ) -> NDArray[np.uint32]:
-        """Write every item; return the CRC32C of each row (rows_per_shard,) of a ragged boundary."""
-        per_shard = self.layout.grid.rows_per_shard
-        checksums = np.zeros(per_shard, np.uint32)
-        for number, values in enumerate(arrays):
-            slot = shard.rows[number] - shard.index * per_shard
-            if self.layout.spec.ragged:
-                checksums[slot] = _add_tokens(files, shard.starts[number], values)
-            else:
-                for file, part in zip(files, values, strict=True):
-                    file.add_item(slot, part)
-        return checksums
+    def close(self) -> None:
+        """Remove what is not finished, and give the shard's lock back; a second call does nothing."""
+        for file in self._files:
+            file.discard()
+        self._files = []
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.release()
 
-    def _converted_all(self, shard: Shard, states: States, error: Int8Error | None) -> Iterator[Sequence[NDArray[Any]]]:
-        """Yield the arrays to store of each item; refuse too many states, and too few."""
-        where = f"{self.layout.where}: shard {shard.index}"
-        number = 0
-        for hidden, inputs in states:
-            if number == len(shard.items):
-                raise StoreMismatchError(f"{where} got more states than its {number} items")
-            yield self._converted(shard, number, hidden, inputs, error)
-            number += 1
-        if number < len(shard.items):
-            raise StoreMismatchError(f"{where} got {number} states, expected {len(shard.items)}, one an item")
-
-    def _converted(
-        self,
-        shard: Shard,
-        number: int,
-        hidden: NDArray[Any],
-        inputs: Mapping[str, NDArray[Any]],
-        error: Int8Error | None,
-    ) -> list[NDArray[Any]]:
+    def _converted(self, number: int, hidden: NDArray[Any], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Return `hidden` and then the inputs in order of name, as they are stored."""
-        spec, source = self.layout.spec, shard.items[number].source
+        shard, spec = self.shard, self.writer.layout.spec
+        source = shard.items[number].source
         where = f"{spec.modality} boundary {spec.boundary}: item {source!r}"
         lead = (shard.lengths[number],) if spec.ragged else ()
         if hidden.shape != lead + spec.shape:
             raise StoreMismatchError(f"{where}: a state of shape {hidden.shape}, expected {lead + spec.shape}")
         if spec.dtype == "int8" and hidden.dtype != np.int8:
-            hidden, scale = quantized(hidden, where, error)
+            hidden, scale = quantized(hidden, where, self._error)
             inputs = {**inputs, SCALE: scale}
         if set(inputs) != set(spec.inputs):
             raise StoreMismatchError(f"{where}: inputs {sorted(inputs)}, expected {sorted(spec.inputs)}")

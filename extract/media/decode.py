@@ -211,13 +211,13 @@ def iter_media(
 
     if workers == 0:
         for place, path in enumerate(paths):
-            yield _outcome(path, settings, of_file(place))
+            yield media_outcome(path, settings, of_file(place))
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="talik-media")
     waiting: deque[Future[MediaOutcome]] = deque()
     try:
         for place, path in enumerate(paths):
-            waiting.append(pool.submit(_outcome, path, settings, of_file(place)))
+            waiting.append(pool.submit(media_outcome, path, settings, of_file(place)))
             if len(waiting) >= 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -226,9 +226,10 @@ def iter_media(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _outcome(
+def media_outcome(
     source: str | Path | FrameFolder, settings: SegmentSettings, each_frame: FrameFunction | None
 ) -> MediaOutcome:
+    """Decode one file as `decode_segments` does; a file that cannot be decoded is an outcome with its error."""
     source = Path(source) if isinstance(source, str) else source
     path = source.path if isinstance(source, FrameFolder) else source
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from tqdm import tqdm
 
@@ -76,13 +77,14 @@ class ExtractionResult:
             self.bytes_written += written["size_bytes"]
 
 
-def open_worker(request: StateRequest, *, device: str, in_process: bool) -> ShardWorker:
+def open_worker(request: StateRequest, *, device: str, in_process: bool, decoders: int = 0) -> ShardWorker:
     """Return the worker that computes a request's shards.
 
     Args:
         request: of clips or texts; units above its encoders' cuts are dropped.
         device: where workers run the encoders.
         in_process: the worker is of this process, and uses the request's encoders.
+        decoders: processes that decode clips for it; 0 for threads of its own.
     """
     for modality, encoder in request.encoders.items():
         encoder.drop_above(cut_boundaries(encoder, request.settings[modality])[-1])
@@ -103,6 +105,7 @@ def open_worker(request: StateRequest, *, device: str, in_process: bool) -> Shar
         num_segments=request.sampling.num_segments,
         sampling=request.sampling,
         opened=opened,
+        decoders=decoders,
     )
 
 
@@ -114,8 +117,9 @@ def compute_shards(
     options: RunOptions,
     *,
     device: str,
+    decoders: int,
 ) -> None:
-    """Have planned units computed and written; a unit with an item that has no states is computed again without it.
+    """Have planned units computed and written; a unit with an item that has no states is stored without it.
 
     Args:
         request: that the units were planned for.
@@ -124,31 +128,53 @@ def compute_shards(
         result: is added to.
         options: of the run.
         device: where workers run the encoders.
+        decoders: processes that decode clips for each worker.
 
     Raises:
         TalikError: units that could not be computed; all others are stored.
     """
-    worker = open_worker(request, device=device, in_process=executor.in_process)
+    worker = open_worker(request, device=device, in_process=executor.in_process, decoders=decoders)
     total = sum(len(unit.items) for unit in units)
     with tqdm(total=total, unit=request.kind[:-1], desc=request.kind, disable=not (options.progress and total)) as bar:
         if executor.in_process:
-            worker.advance = bar.update
-        waiting = {f"{request.kind} {number}": unit for number, unit in enumerate(units)}
-        while waiting:
-            # One by one in this process, so that a unit is computed again while the states of its other clips are kept.
-            names = list(waiting)[: 1 if executor.in_process else None]
-            keys = {clip.key for clip in result.failed}
-            batch = {name: unit for name in names if (unit := waiting.pop(name).without(keys)) is not None}
-            again = {}
-            tasks = [Task(name=name, given=unit.task(request.media)) for name, unit in batch.items()]
-            for receipt in _added(result, executor.run(worker, tasks), batch):
-                failed = [FailedClip(**clip) for clip in receipt.result.get("failed", ())]
-                if failed:
-                    result.add_failed(failed)
-                    again[receipt.task] = batch[receipt.task]
-                if not executor.in_process:
-                    bar.update(len(failed) or len(batch[receipt.task].items))
-            waiting = {name: again[name] for name in batch if name in again} | waiting
+            worker.advance, worker.failed = bar.update, result.add_failed
+            _compute_here(worker, request, units, result)
+        else:
+            _compute_elsewhere(worker, request, units, executor, result, bar)
+
+
+def _compute_here(
+    worker: ShardWorker, request: StateRequest, units: Sequence[ShardUnit], result: ExtractionResult
+) -> None:
+    """Compute units in this process, one after the other."""
+    try:
+        for done in worker.results(units, request.media, {clip.key for clip in result.failed}):
+            result.add(Receipt(task=request.kind, result=done.result))
+    finally:
+        worker.close()
+
+
+def _compute_elsewhere(
+    worker: ShardWorker,
+    request: StateRequest,
+    units: Sequence[ShardUnit],
+    executor: Executor,
+    result: ExtractionResult,
+    bar: tqdm[Any],
+) -> None:
+    """Have units computed by other processes; one with an item without states is computed again without it."""
+    waiting = {f"{request.kind} {number}": unit for number, unit in enumerate(units)}
+    while waiting:
+        keys = {clip.key for clip in result.failed}
+        batch = {name: left for name, unit in waiting.items() if (left := unit.without(keys)) is not None}
+        tasks = [Task(name=name, given=unit.task(request.media)) for name, unit in batch.items()]
+        waiting = {}
+        for receipt in _added(result, executor.run(worker, tasks), batch):
+            failed = [FailedClip(**clip) for clip in receipt.result.get("failed", ())]
+            if failed:
+                result.add_failed(failed)
+                waiting[receipt.task] = batch[receipt.task]
+            bar.update(len(failed) or len(batch[receipt.task].items))
 
 
 def _added(result: ExtractionResult, receipts: Iterable[Receipt], units: Mapping[str, ShardUnit]) -> Iterator[Receipt]:

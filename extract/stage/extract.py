@@ -30,6 +30,7 @@ def extract(
     progress: bool = True,
     deep: bool = False,
     engine: EngineSettings | None = None,
+    workers: int | None = None,
     manifest: Manifest | None = None,
 ) -> ExtractReport:
     r"""Compute every state that the experiment names and the store does not hold.
@@ -41,6 +42,7 @@ def extract(
         progress: show tqdm bars with rates.
         deep: digest every media file, also those whose size and time are as they were.
         engine: who computes, in place of the experiment's [engine].
+        workers: processes that decode, in place of those of the experiment's [extract]; 0 for threads.
         manifest: the data set, in place of the one that [data] names.
 
     Returns:
@@ -75,5 +77,6 @@ def extract(
     settings = replace(settings, engine=with_all_gpus(settings.engine, device))
     for line in (device_line(device, settings.engine), *told) if progress else ():
         tqdm.write(line, file=sys.stderr)
-    options = RunOptions(device=device, progress=progress, deep=deep)
+    workers = settings.extract.workers if workers is None else workers
+    options = RunOptions(device=device, progress=progress, deep=deep, workers=workers)
     return compute_missing(settings, manifest, store, options, started=started)

@@ -96,7 +96,8 @@ def _compute(
             result.notes += version_notes(writer.spec.modality, now, writer.provenance_before)
         for request in requests:
             units = plan_shards(request, writers)
-            compute_shards(request, units, executor, result, options, device=device)
+            decoders = options.decoders(settings.engine, sum(len(unit.items) for unit in units))
+            compute_shards(request, units, executor, result, options, device=device, decoders=decoders)
 
 
 def _new_result(

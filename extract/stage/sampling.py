@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..encoders.encoder import Encoder
-from ..encoders.image_preprocess import PicturePreprocess
 from ..media.clip_media import ClipMedia, SegmentSettings
+from .clip_inputs import joined, joined_frames, on_device
 from .settings import ExtractSettings
 
 
@@ -96,25 +95,14 @@ class Sampling:
         """
         prepared = [clip.prepared for clip in clips if clip.prepared is not None]
         if encoder.modality == "visual" and prepared:
-            return _joined(encoder, [[frame[view] for frame in frames] for frames in prepared])
+            return joined_frames(encoder, [[frame[view] for frame in frames] for frames in prepared])
         parts = [clip.frames if encoder.modality == "visual" else clip.waveforms for clip in clips]
         arrays = [part for part in parts if part is not None]
         if len({a.shape for a in arrays}) == 1:
-            return encoder.preprocess(np.concatenate(arrays))
-        return _concatenated([encoder.preprocess(array) for array in arrays])
-
-
-def _joined(encoder: Encoder, clips: Sequence[Sequence[Any]]) -> dict[str, Tensor]:
-    """Put together what `FrameInputs` kept of the frames of some clips."""
-    if isinstance(encoder.preprocess, PicturePreprocess):
-        return encoder.preprocess.normalise(torch.stack([picture for clip in clips for picture in clip]))
-    if encoder.num_frames is None:
-        return _concatenated([inputs for clip in clips for inputs in clip])
-    return _concatenated([encoder.preprocess(np.stack(frames)) for frames in clips])
-
-
-def _concatenated(inputs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([one[name] for one in inputs]) for name in inputs[0]}
+            inputs = encoder.preprocess(np.concatenate(arrays))
+        else:
+            inputs = joined([encoder.preprocess(array) for array in arrays])
+        return {name: on_device(value, encoder.device) for name, value in inputs.items()}
 
 
 def sampling_of(settings: ExtractSettings, encoders: Mapping[str, Encoder]) -> Sampling:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -21,7 +22,9 @@ from ..encoders.options import MODALITIES, PictureSettings
 from ..executors.settings import EngineSettings
 from ..media.augment_settings import AugmentSettings, check_modality, check_views
 
-EXPERIMENT_TABLES = ("data", "encoders", "store", "task", "train", "variants", "sweep", "log", "engine")
+_CLIPS_WORTH_PROCESSES = 100  # starting processes takes some seconds, in which threads decode as many
+
+EXPERIMENT_TABLES = ("data", "encoders", "store", "extract", "task", "train", "variants", "sweep", "log", "engine")
 
 
 @settings_class
@@ -164,12 +167,27 @@ class StoreSettings:
 
 
 @settings_class
+class PipelineSettings:
+    """How stage 1 shares a machine out; states do not depend on it.
+
+    Args:
+        workers: processes that decode and resize clips; 0 for two threads of the process that runs the encoders. By
+            default as many as there are cores where the device is no CPU, shared out among the processes of several
+            GPUs; where encoders and decoder share the cores, a process a core if there are more than two of them and
+            enough clips to pay for their start, else threads.
+    """
+
+    workers: CountOrZero | None = None
+
+
+@settings_class
 class ExtractSettings:
     """Everything that stage 1 reads; `base` is the folder that relative paths count from."""
 
     data: DataSettings
     encoders: EncodersSettings
     store: StoreSettings = field(default_factory=StoreSettings)
+    extract: PipelineSettings = field(default_factory=PipelineSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
     base: Path = Path()
 
@@ -223,16 +241,27 @@ class RunOptions:
         device: where encoders run: "cpu", "cuda", "cuda:1".
         progress: show tqdm bars.
         deep: digest every media file, also those whose size and time are as they were.
+        workers: processes that decode; None for as many as fit the machine.
     """
 
     device: str = "cpu"
     progress: bool = True
     deep: bool = False
+    workers: int | None = None
 
     @property
     def device_kind(self) -> str:
         """The device without its number: "cpu" or "cuda"."""
         return self.device.partition(":")[0]
+
+    def decoders(self, engine: EngineSettings, num_clips: int) -> int:
+        """Return how many processes decode clips for each worker that runs encoders; 0 for threads of its own."""
+        if self.workers is not None:
+            return self.workers
+        cores = len(os.sched_getaffinity(0)) if engine.is_local else engine.num_threads
+        if self.device_kind != "cpu":
+            return max(1, cores // (engine.jobs or 1 if engine.is_local else 1))
+        return 0 if cores <= 2 or num_clips < _CLIPS_WORTH_PROCESSES or not engine.in_process else cores
 
     def worker_device(self, engine: EngineSettings) -> str:
         """Return the device that workers use: this process the one named, any other the first GPU that it is given."""
@@ -303,7 +332,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def extract_settings(tables: Mapping[str, Any], *, path: Path) -> ExtractSettings:
     """Build stage 1's settings from an experiment's tables; messages begin with the file's name."""
-    wanted = {name: tables[name] for name in ("data", "encoders", "store", "engine") if name in tables}
+    wanted = {name: tables[name] for name in ("data", "encoders", "store", "extract", "engine") if name in tables}
     try:
         parsed = from_mapping(ExtractTables, wanted, where="")
     except SettingsError as error:
@@ -312,6 +341,7 @@ def extract_settings(tables: Mapping[str, Any], *, path: Path) -> ExtractSetting
         data=parsed.data,
         encoders=_planned(parsed.encoders, Path(path)),
         store=parsed.store,
+        extract=parsed.extract,
         engine=parsed.engine,
         base=Path(path).parent,
     )
@@ -346,3 +376,4 @@ class ExtractTables:
     encoders: EncodersSettings
     store: StoreSettings = field(default_factory=StoreSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
+    extract: PipelineSettings = field(default_factory=PipelineSettings)

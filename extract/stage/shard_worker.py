@@ -7,7 +7,7 @@ share a forward follows from the unit's items alone, so a shard is the same byte
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 
 from ...cache.feature_store import BoundarySpec, BoundaryWriter, Item, Shard
 from ...cache.format.catalog import read_receipt
-from ...cache.format.dtypes import checked
 from ...cache.format.int8 import Int8Error
-from ...cache.format.layout import RECEIPT_FIELDS
 from ...cache.write.shard_writer import ShardWriter
-from ...errors import NumericsError
 from ..encoders.encoder import Encoder
 from ..media.augment_settings import view_number
 from ..media.frame_folder import FrameFolder
 from .prefix import open_planned
 from .run_records import FailedClip
 from .settings import EncoderSettings
+
+Media = Mapping[str, Path | FrameFolder]
+"""The file, or folder of frames, of each clip by item key; empty for texts."""
 
 ItemState = tuple[NDArray[Any], dict[str, NDArray[Any]]]
 """An item's hidden tensor, (rows, …) of a clip or (tokens, D) of a text, and its small inputs by name.
@@ -73,7 +73,7 @@ class ShardUnit:
         targets = [(writer, shard) for writer, shard in left if shard is not None]
         return replace(self, items=items, targets=targets) if items else None
 
-    def task(self, media: Mapping[str, Path | FrameFolder]) -> ShardTask:
+    def task(self, media: Media) -> ShardTask:
         """Return the unit as a worker takes it; `media` has the file of each clip by item key."""
         return ShardTask(
             items=self.items,
@@ -109,6 +109,24 @@ class ShardTask:
         return [place_of(layout.spec) for layout in missing]
 
 
+@dataclass(frozen=True, kw_only=True)
+class UnitDone:
+    """What came of a unit.
+
+    Attributes:
+        unit: of this process's plan; None where it is another process's.
+        result: what `ShardWorker.run` returns.
+    """
+
+    unit: ShardUnit | None
+    result: dict[str, Any]
+
+    @property
+    def failed_keys(self) -> set[str]:
+        """Keys of the items that have no states."""
+        return {clip["key"] for clip in self.result.get("failed", ())}
+
+
 @dataclass(kw_only=True)
 class ShardWorker(ABC):
     """What computes and writes units, in this process or, pickled, in others; a `Job` of the executors.
@@ -121,6 +139,8 @@ class ShardWorker(ABC):
         base: the experiment's folder, absolute, which the encoders' relative paths count from.
         opened: the encoders, where this process has them; never pickled.
         advance: called with the number of items computed; never pickled.
+        failed: called with items that have no states as soon as they are known, before anything is given up; never
+            pickled.
     """
 
     settings: Mapping[str, EncoderSettings]
@@ -130,10 +150,15 @@ class ShardWorker(ABC):
     base: Path = Path()
     opened: dict[str, Encoder] | None = None
     advance: Callable[[int], object] | None = None
+    failed: Callable[[list[FailedClip]], object] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what this process has opened."""
-        return {n: v for n, v in vars(self).items() if n != "encoders"} | {"opened": None, "advance": None}
+        return {n: v for n, v in vars(self).items() if n != "encoders"} | {
+            "opened": None,
+            "advance": None,
+            "failed": None,
+        }
 
     @cached_property
     def encoders(self) -> dict[str, Encoder]:
@@ -152,67 +177,38 @@ class ShardWorker(ABC):
             for modality, chosen in self.settings.items()
         }
 
+    @abstractmethod
     def run(self, task: ShardTask) -> dict[str, Any]:
         """Compute and write a unit; if an item has no states that can be stored, write nothing.
 
         Returns:
-            JSON: `written` (see `write_shards`), or `failed`, the items that have no states.
+            JSON: `written`, a list with, for each shard, its boundary's path, items, bytes, and what int8 changed in it
+            (zeros where it is not int8, or was written before); or `failed`, the items that have no states.
         """
-        states, failed = self.compute_states(task, task.missing_places())
-        if failed:
-            return {"failed": [vars(clip) for clip in failed]}
-        return {"written": write_shards(task, states)}
 
-    @abstractmethod
-    def compute_states(self, task: ShardTask, places: list[Place]) -> tuple[States, list[FailedClip]]:
-        """Return the states of a unit's items at these places, and the items that have none that can be stored."""
+    def results(self, units: Iterable[ShardUnit], media: Media, left_out: set[str]) -> Iterator[UnitDone]:
+        """Compute and write units in this process, whose plan they are, and yield each when it is stored.
 
-    def check_states(self, task: ShardTask, items: Collection[Item], states: States) -> list[FailedClip]:
-        """Bring the states of some items to the form in which they are stored; return the items for which that fails.
+        An item without states is given up, and the rest of its unit is stored: `failed` beside `written`, or before it.
 
         Args:
-            task: of the items.
-            items: whose states are all there.
-            states: are replaced.
+            units: in order.
+            media: the file of each clip by item key.
+            left_out: keys of items that are known to have no states; those that are found are added.
         """
-        failed: dict[str, FailedClip] = {}
-        specs = {place: w.layout.spec for w, _ in task.targets if (place := place_of(w.layout.spec)) in states}
-        for place, spec in specs.items():
-            for item in items:
-                hidden, small = states[place].get(item.key, (None, {}))
-                if hidden is None:
-                    continue
-                try:
-                    states[place][item.key] = (checked(hidden, spec, item.source), small)
-                except NumericsError as error:
-                    found = FailedClip(source=item.source, key=item.key, reason=str(error), boundary=spec.path)
-                    failed.setdefault(item.key, found)
-        return list(failed.values())
+        for unit in units:
+            left = unit.without(left_out)
+            while left is not None:
+                done = UnitDone(unit=left, result=self.run(left.task(media)))
+                left_out |= done.failed_keys
+                if done.failed_keys and self.failed is not None:
+                    self.failed([FailedClip(**clip) for clip in done.result["failed"]])
+                for (writer, _), written in zip(left.targets, done.result.get("written", ()), strict=False):
+                    error = Int8Error(**written["int8"])
+                    if error.num_items:
+                        writer.measured(error)
+                yield done
+                left = None if "written" in done.result else left.without(left_out)
 
-
-def write_shards(task: ShardTask, states: States) -> list[dict[str, Any]]:
-    """Write a unit's shards; one that another process has written already is left as it is.
-
-    Returns:
-        JSON of each shard: its boundary's path, items, bytes, and what int8 changed in it (zeros where it is not int8,
-        or was written before).
-    """
-    written = []
-    for writer, shard in task.targets:
-        error = Int8Error()
-        receipt = writer.write(shard, _rows(task, states, writer.layout.spec, shard), error)
-        written.append(
-            {
-                "boundary": writer.layout.spec.path,
-                "items": len(shard.items),
-                "size_bytes": int(receipt[RECEIPT_FIELDS:].sum()),
-                "int8": vars(error),
-            }
-        )
-    return written
-
-
-def _rows(task: ShardTask, states: States, spec: BoundarySpec, shard: Shard) -> Iterator[ItemState]:
-    """Yield the states of a shard's items; looked up when the first is read, which a written shard's never is."""
-    for item in shard.items:
-        yield states[place_of(spec)][task.content(item)]
+    def close(self) -> None:  # noqa: B027 (not every worker begins something)
+        """End what was begun to compute with."""

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 import talik.extract.stage.plan as planning
-import talik.extract.stage.shard_worker as shard_worker
 from talik.cache.folder_store import FolderStore
 from talik.cache.maintenance.verify import verify
 from talik.cache.open import open_store
+from talik.cache.write.shard_writer import ShardStream
 from talik.errors import MediaError, SettingsError
 from talik.extract.stage.extract import extract
 from talik.extract.stage.run_records import read_failed_clips
@@ -67,6 +67,10 @@ def test_rows_are_planned_and_prefixes_measured_once_though_clips_fail(
     assert sorted(measured) == ["audio", "text", "visual"]
 
 
+def dies(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_run_that_is_killed_after_a_clip_failed_leaves_the_store_of_one_that_is_not(
     write_experiment: WriteExperiment, own_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,19 +81,13 @@ def test_a_run_that_is_killed_after_a_clip_failed_leaves_the_store_of_one_that_i
     assert len(failed) == 3
     shutil.rmtree(store)
     store.with_name("features.zarr.left-out.jsonl").unlink()
-    real, written = shard_worker.write_shards, []
-
-    def dies(task: Any, states: Any) -> Any:
-        written.append(task)
-        if len(written) in (1, 2):
-            raise KeyboardInterrupt
-        return real(task, states)
-
-    monkeypatch.setattr(shard_worker, "write_shards", dies)
-    for number_failed in (2, 2):  # rows of the first shard's two are given up, none of its states is written
-        with pytest.raises(KeyboardInterrupt):
-            extract(path, progress=False)
-        assert len(read_failed_clips(store)) == number_failed
+    for _ in range(2):  # rows of the first shard's two are given up, none of its states is written
+        with monkeypatch.context() as patch:
+            patch.setattr(ShardStream, "finish", dies)
+            with pytest.raises(KeyboardInterrupt):
+                extract(path, progress=False)
+        assert len(read_failed_clips(store)) in (2, 3)
+        assert not list(store.glob("*/*/hidden/c.*"))
     with pytest.raises(MediaError, match="3 of 8 clips"):
         extract(path, progress=False)
     assert tree(store) == expected

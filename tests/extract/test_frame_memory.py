@@ -19,6 +19,7 @@ from talik.extract.encoders.timm_preprocess import timm_preprocess
 from talik.extract.media.augment_settings import AugmentSettings
 from talik.extract.media.clip_media import SegmentSettings
 from talik.extract.media.decode import iter_media
+from talik.extract.media.decode_pool import DecodeRequest, open_decoder
 from talik.extract.media.frame_folder import FrameFolder
 from talik.extract.stage.augment import view_inputs
 from talik.extract.stage.extract import extract
@@ -41,7 +42,10 @@ class EveryOther:
 
 
 def encoder(preprocess: Any, num_frames: int | None = None) -> Any:
-    return SimpleNamespace(modality="visual", preprocess=preprocess, num_frames=num_frames, sample_rate_hz=None)
+    cpu = torch.device("cpu")
+    return SimpleNamespace(
+        modality="visual", preprocess=preprocess, num_frames=num_frames, sample_rate_hz=None, device=cpu
+    )
 
 
 IMAGE = ImagePreprocess(height=28, width=28, resize=32, fit="crop", mean=(0.5,) * 3, std=(0.2,) * 3)
@@ -85,11 +89,13 @@ def test_frames_one_by_one_give_the_inputs_of_whole_clips(
     decoding = SegmentSettings(num_segments=FRAMES, sound=False)
     augment = AugmentSettings(crop=(0.5, 0.9), flip=0.5, jitter=0.3, seed=4)
     keys = [str(i) for i in range(len(sources))]
-    frames = FrameInputs(chosen, views=[1, 0], augment=augment, keys=keys)
-    apart, whole = (
-        {key: o.media for key, o in zip(keys, iter_media(sources, decoding, each_frame=each), strict=True) if o.media}
-        for each in (frames, None)
-    )
+    requests = [
+        DecodeRequest(source=source, settings=decoding, key=key, views=(0, 1))
+        for key, source in zip(keys, sources, strict=True)
+    ]
+    with open_decoder(0, FrameInputs(chosen, augment=augment)) as decoder:
+        apart = {request.key: o.media for request, o in decoder.outcomes(requests) if o.media}
+    whole = {key: o.media for key, o in zip(keys, iter_media(sources, decoding), strict=True) if o.media}
     assert len(apart) == len(whole) == len(sources)
     assert all(clip.frames is None for clip in apart.values())
     found = view_inputs(chosen, apart, sampling, augment, view)
@@ -122,7 +128,8 @@ def test_nothing_but_the_encoders_pictures_is_kept_of_a_frame(sources: list[Path
     (outcome,) = iter_media(sources[:1], SegmentSettings(num_segments=2, sound=False), each_frame=frames)
     assert outcome.media is not None
     for kept in outcome.media.prepared or ():
-        assert kept[0].untyped_storage().nbytes() == 40 * 40 * 3
+        assert kept[0].nbytes == 40 * 40 * 3
+        assert kept[0].base is None
 
 
 def test_missing_pictures_are_black_in_every_segment(ffmpeg: Ffmpeg, tmp_path: Path) -> None:

@@ -6,17 +6,21 @@ import json
 import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from talik.cache.feature_store import FeatureStore
-from talik.cache.format.digests import digest_file
+from talik.cache.feature_store import BoundarySpec, FeatureStore
+from talik.cache.format.dtypes import checked
 from talik.errors import MediaError, NumericsError
 from talik.extract.encoders.pretrained_encoder import PretrainedEncoder
 from talik.extract.stage import clip_worker, text_worker
 from talik.extract.stage.extract import extract
+from talik.extract.stage.host_states import HostStates
 from talik.extract.stage.run_records import read_failed_clips
 from talik.extract.stage.sampling import Sampling
 from talik.extract.trunk.state import State
@@ -80,18 +84,23 @@ def held(store: Path, dtype: str) -> dict[int, set[str]]:
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch, clips: list[Path]) -> list[str]:
-    """The keys that are computed; the state of c.wav at boundary 3, and there alone, is beyond float16."""
-    real, keys, bad = clip_worker.run_clips, [], digest_file(clips[2])
+    """The clips that are computed; the state of c.wav at boundary 3, and there alone, is beyond float16."""
+    sources: list[str] = []
 
-    def run(encoder: object, names: list[str], inputs: object, view: int, states: dict) -> None:
-        real(encoder, names, inputs, view, states)
-        keys.extend(names)
-        if bad in names and ("audio", 3, view) in states:
-            hidden, small = states["audio", 3, view][bad]
-            states["audio", 3, view][bad] = (np.full_like(hidden, 1e5), small)
+    class Watched(HostStates):
+        def __init__(self, hidden: Tensor, num_items: int, spec: BoundarySpec) -> None:
+            super().__init__(hidden, num_items, spec)
+            self.spec = spec
 
-    monkeypatch.setattr(clip_worker, "run_clips", run)
-    return keys
+        def item(self, number: int, source: str) -> NDArray[Any]:
+            sources.append(source)
+            found = super().item(number, source)
+            if (source, self.spec.boundary) == ("c.wav", 3):
+                return checked(np.full(found.shape, 1e5, np.float32), self.spec, source)
+            return found
+
+    monkeypatch.setattr(clip_worker, "HostStates", Watched)
+    return sources
 
 
 def test_a_state_beyond_the_storage_type_at_one_boundary(

@@ -198,17 +198,17 @@ def test_gc_wants_an_experiment(experiment: Path) -> None:
 def test_a_clip_changed_while_it_is_read_is_not_stored(
     experiment: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import talik.extract.stage.clip_worker as clip_work
+    from talik.extract.media.decode_pool import ThreadDecoder
 
-    real = clip_work.iter_media
+    real = ThreadDecoder.outcomes
 
-    def slow(paths: object, settings: object, **more: object) -> object:
-        for outcome in real(paths, settings, **more):
+    def slow(self: ThreadDecoder, requests: object) -> object:
+        for outcome in real(self, requests):  # type: ignore[arg-type]
             change_unseen(clips / "1.mp4")
             os.utime(clips / "1.mp4")
             yield outcome
 
-    monkeypatch.setattr(clip_work, "iter_media", slow)
+    monkeypatch.setattr(ThreadDecoder, "outcomes", slow)
     with pytest.raises(OSError, match=r"1\.mp4: was changed while it was read"):
         extract(experiment, progress=False)
     monkeypatch.undo()
