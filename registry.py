@@ -49,6 +49,14 @@ class Registry(Generic[T]):
         """Say whether `get` knows `name`; an entry point is not imported for that."""
         return name in self._built_in or name in self._known or bool(entry_points(group=self.group, name=name))
 
+    def module_of(self, name: str) -> str:
+        """Return the name of the module that holds an implementation, "" where there is none; it is not imported."""
+        if name in self._known:
+            return str(getattr(self._known[name], "__module__", ""))
+        if name in self._built_in:
+            return self._built_in[name].partition(":")[0]
+        return next((point.module for point in entry_points(group=self.group, name=name)), "")
+
     def get(self, name: str) -> T:
         """Return the implementation of that name.
 

@@ -16,6 +16,7 @@ from ...cache.format.digests import digest_json
 from ...cache.format.spec import BoundarySpec
 from ..trunk.clip_axis import ClipAxis
 from ..trunk.state import State
+from .file_stamps import FileStamps
 from .preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -78,6 +79,11 @@ class Encoder(ABC):
     @property
     def stored(self) -> BoundarySpec | None:
         """The stored boundary that all states come from; None where they can be computed from media or texts."""
+        return None
+
+    @property
+    def read_from(self) -> FileStamps | None:
+        """The files that alone decide `identity`; None where more does, or where that is not known."""
         return None
 
     def rows_per_clip(self, num_segments: int) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -41,12 +42,20 @@ def used_parameters(model: nn.Module, forward: Callable[[], Any]) -> list[nn.Par
 
 
 class PrefixWeights:
-    """The weights of every prefix of a trunk, and their digests (each weight is hashed once)."""
+    """The weights of every prefix of a trunk, and their digests (each weight is hashed once).
 
-    def __init__(self, trunk: Trunk, forward: Callable[[], Any]) -> None:
+    Args:
+        trunk: of the model.
+        forward: runs it once.
+        digests: of weights, by name, that are known already.
+    """
+
+    def __init__(
+        self, trunk: Trunk, forward: Callable[[], Any], digests: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self._tensors = named_weights(trunk.model)
         self._first = _first_uses(trunk, forward, {id(t) for t in self._tensors.values()})
-        self.digests: dict[str, str] = {}
+        self.digests = dict(digests)
         self._settings = tuner_settings(trunk.model)
 
     def names(self, boundary: int) -> list[str]:

@@ -16,6 +16,7 @@ from ...cache.format.digests import digest_json
 from ...errors import EncoderError, SettingsError, TalikError
 from .audio_windows import fit_window
 from .checkpoint_file import load_weights
+from .file_stamps import FileStamps
 from .hf_video import native_size, prepare_frames
 from .model_folders import find_model, hub_refusal, place_of
 from .model_sources import OpenedModel, Prepared
@@ -49,6 +50,7 @@ def open_hf(options: EncoderOptions, *, model_class: str | None = None) -> Opene
     """
     written, _, part = options.name.partition("#")
     name = find_model(f"hf:{written}", written, options.folder, whole=options.model is None)
+    read_from = FileStamps.of([name, *options.own_weights]) if options.is_plain and Path(name).is_dir() else None
     with quiet_transformers():
         model, wrapper = unwrapped(_load(name, options, model_class) if options.model is None else options.model)
         model, wrapper = (_part(model, part, name), None) if part else (model, wrapper)
@@ -60,6 +62,7 @@ def open_hf(options: EncoderOptions, *, model_class: str | None = None) -> Opene
         wrapper=None if wrapper is None else caller(model, prepared.image_size, run=wrapper),
         config=relevant_config(model.config),
         is_random=options.is_random,
+        read_from=read_from,
         **vars(prepared),
     )
 

@@ -11,7 +11,7 @@ from torch import nn
 from ...errors import SettingsError
 from ..executors.device import chosen_device
 from .model_folders import find_weights, quiet_hub
-from .model_sources import MODEL_SOURCES
+from .model_sources import MODEL_SOURCES, is_own_source
 from .options import EncoderOptions, Fit, PictureSettings
 from .pretrained_encoder import PretrainedEncoder
 
@@ -106,4 +106,6 @@ def open_encoder(options: EncoderOptions) -> PretrainedEncoder:
         options = replace(options, weights=find_weights(options.spec, options.weights, options.folder))
     with quiet_hub():
         opened = MODEL_SOURCES.get(options.prefix)(options)
+    if not is_own_source(options.prefix):  # what else it reads is not known
+        opened = replace(opened, read_from=None)
     return PretrainedEncoder(replace(options, device=device), opened)

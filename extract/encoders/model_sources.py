@@ -1,18 +1,24 @@
-"""Sources of models by the prefix of their name (`timm:`, `hf:`, `pip:`), and what each of them gives."""
+"""Sources of models by the prefix of their name (`timm:`, `hf:`, `pip:`), and what each of them gives.
+
+No torch at import: which source a prefix has is asked before anything is opened.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ...registry import Registry
+from .file_stamps import FileStamps
 from .options import EncoderOptions
-from .preprocess import Preprocess
 
-Inputs = dict[str, Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from .preprocess import Preprocess
+
+Inputs: TypeAlias = "dict[str, Tensor]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +56,8 @@ class OpenedModel(Prepared):
         excluded: a classifier, in which no unit may lie.
         backbone: from inputs, the parameters that the units' share is taken of; None for the usual ones.
         is_random: the weights were drawn, not read.
+        read_from: the files that all of this was read from, as they were before; None where that is not known, and then
+            nothing is remembered of the model from one run to the next.
     """
 
     model: nn.Module
@@ -59,6 +67,7 @@ class OpenedModel(Prepared):
     excluded: tuple[nn.Module, ...] = ()
     backbone: Callable[[Inputs], Sequence[nn.Parameter] | None] = lambda inputs: None
     is_random: bool = False
+    read_from: FileStamps | None = None
 
 
 ModelSource = Callable[[EncoderOptions], OpenedModel]
@@ -68,6 +77,16 @@ MODEL_SOURCES: Registry[ModelSource] = Registry(
     "talik.model_sources",
     {"timm": f"{__package__}.timm:open_timm", "hf": f"{__package__}.hf:open_hf"},
 )
+
+
+def is_own_source(prefix: str) -> bool:
+    """Return whether models of that prefix are opened by talik itself; no source is imported.
+
+    Example:
+        >>> is_own_source("timm"), is_own_source("unknown")
+        (True, False)
+    """
+    return MODEL_SOURCES.module_of(prefix).startswith(f"{__package__.partition('.')[0]}.")
 
 
 def register_model_source(prefix: str, source: ModelSource) -> None:

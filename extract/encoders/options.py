@@ -89,6 +89,16 @@ class EncoderOptions:
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
 
     @property
+    def is_plain(self) -> bool:
+        """Whether the model is made by talik from files: no modules of the caller's, no code that comes with it."""
+        return self.model is None and not self.trust_remote_code
+
+    @property
+    def own_weights(self) -> tuple[str | Path, ...]:
+        """The file or folder of weights that was named; () for the model's own, or random ones."""
+        return () if self.weights is None or self.is_random else (self.weights,)
+
+    @property
     def is_random(self) -> bool:
         """Whether weights are drawn instead of read."""
         return self.weights == "random"

@@ -23,7 +23,9 @@ from ..trunk.state import Context, State
 from ..trunk.tensor_layout import find_layouts
 from ..trunk.verification import find_trunk
 from .encoder import Encoder, Identity
+from .file_stamps import FileStamps
 from .fingerprint import PrefixWeights
+from .known_weights import known_weight_digests
 from .model_sources import OpenedModel
 from .options import EncoderOptions
 from .own_code import library_versions, own_code, parts_of
@@ -72,11 +74,13 @@ class PretrainedEncoder(Encoder):
         probe = self._batch(0)
         try_forward(spec, self._forward, opened.wrapper, probe, modality=modality)
         backbone = opened.backbone(probe)
+        digests: dict[str, str] = {}
         if opened.is_random:
             found = find_trunk(self.model, self._forward, self._batch, opened.excluded, backbone)
         else:
+            digests = known_weight_digests(self.model, options, self.read_from)
             known = plain_json({**opened.config, **self._code})
-            found = proven_trunk(self.model, self._forward, self._batch, opened.excluded, backbone, known)
+            found = proven_trunk(self.model, self._forward, self._batch, opened.excluded, backbone, known, digests)
         self.trunk, self.proof = found
         self.units = self.trunk.units()
         self.num_units = self.trunk.num_units
@@ -88,7 +92,7 @@ class PretrainedEncoder(Encoder):
         self._constants: dict[str, Tensor] = {}  # of equal windows of sound the masks are equal
         if modality == "audio" and self.trunk.context_names:
             self._constants = same_in_all(self.trunk.context_names, [probe, self._batch(1)])
-        self.prefix_weights = PrefixWeights(self.trunk, lambda: self._forward(probe))
+        self.prefix_weights = PrefixWeights(self.trunk, lambda: self._forward(probe), digests)
 
     @cached_property
     def channels(self) -> Sequence[int]:
@@ -289,6 +293,16 @@ class PretrainedEncoder(Encoder):
         return changed
 
     # identity
+
+    @property
+    def read_from(self) -> FileStamps | None:
+        """The files that decide `identity`, together with the versions of talik and the libraries that it needs.
+
+        None where more decides: code of one's own or of other packages, modules of the caller's, a hub, what a store
+        holds.
+        """
+        alone = not (self._code or library_versions(self._parts) or self.follows_earlier)
+        return self._opened.read_from if alone else None
 
     @property
     def has_earlier(self) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...errors import EncoderError, SettingsError, TalikError
 from .checkpoint_file import load_weights
+from .file_stamps import FileStamps
 from .fingerprint import used_parameters
 from .model_folders import find_model, hub_refusal, place_of
 from .model_sources import OpenedModel, Prepared
@@ -37,6 +38,7 @@ def open_timm(options: EncoderOptions) -> OpenedModel:
         raise SettingsError(f"{options.spec}: found modality 'text', expected 'visual' or 'audio'")
     adapted = is_adapter_folder(options.weights)
     name = _found_name(timm, options)
+    read_from = _read_from(name, options, adapted)
     model: Any
     try:
         made = options.model
@@ -76,9 +78,20 @@ def open_timm(options: EncoderOptions) -> OpenedModel:
         config={"architecture": architecture, "image_size": [height, width]},
         excluded=classifier_of(model),
         is_random=options.is_random,
+        read_from=read_from,
         backbone=lambda inputs: backbone_of(model, inputs["pixel_values"]),
         **vars(prepared),
     )
+
+
+def _read_from(name: str, options: EncoderOptions, adapted: bool) -> FileStamps | None:
+    """Return the files that a model is read from; None where they are a hub's, or the caller's own modules."""
+    if not options.is_plain:
+        return None
+    if name.startswith("local-dir:"):
+        return FileStamps.of([name.removeprefix("local-dir:"), *options.own_weights])
+    named = ":" not in name and options.weights is not None and not adapted
+    return FileStamps.of(options.own_weights) if named else None
 
 
 def classifier_of(model: nn.Module) -> tuple[nn.Module, ...]:

@@ -7,7 +7,7 @@ device kind, and the versions of torch, transformers, timm and of the proof itse
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,6 @@ from ..trunk.unit_chain import find_chains
 from ..trunk.unit_links import Chain
 from ..trunk.verification import Proof, find_trunk
 from .cache_folder import cache_folder
-from .fingerprint import weight_digests
 from .peft_weights import tuner_settings
 
 _VERSION = 3
@@ -37,10 +36,17 @@ def proven_trunk(
     excluded: Sequence[nn.Module],
     backbone: Sequence[nn.Parameter] | None,
     config: dict[str, Any],
+    weights: Mapping[str, str],
 ) -> tuple[Trunk, Proof]:
-    """Return the trunk of a model and its proof, kept from before or made now (arguments as for `find_trunk`)."""
+    """Return the trunk of a model and its proof, kept from before or made now.
+
+    Args:
+        model, forward, batch, excluded, backbone: as for `find_trunk`.
+        config: what of the configuration and the code the model's forward depends on (JSON).
+        weights: the digest of every weight by name.
+    """
     probe = batch(0)
-    path = cache_folder() / "proofs" / f"{_key(model, config, probe)}.json"
+    path = cache_folder() / "proofs" / f"{_key(model, config, probe, weights)}.json"
     known = _read(path)
     if known is not None:
         found = _again(model, forward, probe, excluded, backbone, known)
@@ -51,15 +57,14 @@ def proven_trunk(
     return trunk, proof
 
 
-def _key(model: nn.Module, config: dict[str, Any], probe: Inputs) -> str:
+def _key(model: nn.Module, config: dict[str, Any], probe: Inputs, weights: Mapping[str, str]) -> str:
     libraries = {name: version(name) for name in ("torch", "transformers", "timm")}
     device = next(iter(probe.values())).device.type
     shapes = [[name, list(shape), str(dtype)] for name, shape, dtype in signature_of(probe)]
-    weights = sorted(weight_digests(model).items())
     kind = type(model).__qualname__
     dtype = str(next(model.parameters()).dtype)
     tuned = tuner_settings(model)
-    return digest_json([_VERSION, kind, config, weights, tuned, shapes, dtype, device, libraries])
+    return digest_json([_VERSION, kind, config, sorted(weights.items()), tuned, shapes, dtype, device, libraries])
 
 
 def _account(trunk: Trunk, proof: Proof) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
     manifest → items that lack states → shards to compute → decode → preprocess → prefix → convert → shard → receipt
 
-`extract` reads settings and data set; `extraction` takes the other steps in this order, with `shard_worker` and
-`clip_worker` shard by shard. Importing this module imports no network library.
+`extract` reads settings and data set, and is done if `up_to_date` knows that nothing is missing; `extraction` takes the
+other steps in this order, with `shard_worker` and `clip_worker` shard by shard. A run that has nothing to do imports no
+network library.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ..datasets.types import Manifest
 from ..executors.settings import EngineSettings
 from .extract_report import ExtractReport
 from .settings import ExtractSettings, RunOptions, read_settings
+from .up_to_date import up_to_date
 
 
 def extract(
@@ -70,6 +72,11 @@ def extract(
     if manifest is None:
         manifest = load_manifest(settings.lenient_manifest_settings, base=settings.base)
         told = describe(manifest, brief=True) if progress else []
+    known = None if deep else up_to_date(settings, manifest, store)
+    if known is not None:
+        for line in told:
+            tqdm.write(line, file=sys.stderr)
+        return replace(known, seconds=time.perf_counter() - started)
     from ..executors.device import chosen_device, device_line, with_all_gpus
     from .extraction import compute_missing
 

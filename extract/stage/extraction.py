@@ -20,9 +20,10 @@ from ..executors.threads import torch_threads
 from ..trunk.exact_float32 import exact_float32
 from .compute_shards import ExtractionResult, compute_shards
 from .extract_report import ExtractReport
-from .items import FILE_MISSING, source_of
+from .items import FILE_MISSING, failed_clip_record
+from .known_boundaries import KnownBoundary, remember_boundaries
 from .plan import StateRequest, absent, plan_shards, request_states, undecodable, unstorable
-from .run_records import FailedClip, FailedClipRecord, failed_clips_path, receipts_path, record_cost
+from .run_records import FailedClip, failed_clips_path, receipts_path, record_cost
 from .settings import ExtractSettings, RunOptions
 from .version_notes import version_notes
 
@@ -43,6 +44,7 @@ def compute_missing(
     """
     with torch_threads(settings.engine.threads), exact_float32():
         requests = request_states(settings, manifest, store, options)
+        _remember(settings, requests)
         result = _new_result(settings, manifest, store, requests)
         requests = [_with_states(request, result, store, settings, options) for request in requests]
         prepared = time.perf_counter()
@@ -100,15 +102,28 @@ def _compute(
             compute_shards(request, units, executor, result, options, device=device, decoders=decoders)
 
 
+def _remember(settings: ExtractSettings, requests: Sequence[StateRequest]) -> None:
+    """Keep what the models were opened for: a run that has nothing to do then needs none of them."""
+    read_from = [encoder.read_from for request in requests for encoder in request.encoders.values()]
+    stamps = [one for one in read_from if one is not None]
+    known: dict[str, list[KnownBoundary]] = {}
+    for request in requests:
+        for one in request.boundaries:
+            stand_ins = request.sampling.stand_ins(one.spec.modality) if request.sampling is not None else {}
+            if stand_ins.keys() & one.spec.identity.get("sampling", {}).keys():  # as an older store has it
+                return
+            boundary = KnownBoundary(spec=one.spec, provenance=one.provenance or {}, stand_ins=stand_ins)
+            known.setdefault(request.kind, []).append(boundary)
+    if len(stamps) == len(read_from):
+        remember_boundaries(settings, known, stamps)
+
+
 def _new_result(
     settings: ExtractSettings, manifest: Manifest, store: FeatureStore, requests: Sequence[StateRequest]
 ) -> ExtractionResult:
     """Return a result with the clips that have no file, if any encoder would decode them."""
-    sources = {source_of(manifest, clip) for clip in manifest.clips.values()} | set(manifest.clips)
-    texts = {question.text for question in manifest.questions}
-    root = manifest.place.root if manifest.place is not None else ""
     result = ExtractionResult(
-        record=FailedClipRecord(store.path, root, sources | texts),
+        record=failed_clip_record(store, manifest),
         boundaries=frozenset(boundary.spec.path for request in requests for boundary in request.boundaries),
     )
     if not settings.engine.in_process:

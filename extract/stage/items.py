@@ -7,7 +7,7 @@ say nothing, since several data sets may name their files alike.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +19,9 @@ from ...cache.format.dataset_files import UNKNOWN_INODE, ClipFile, DatasetFiles
 from ...cache.format.digests import digest_text
 from ...errors import MissingMediaError, StoreError
 from ..datasets.types import Clip, Manifest, MediaPlace
-from ..media.frame_folder import DIGEST_VERSION, FrameFolder, digest_media, stat_media
-from .run_records import FailedClip
+from ..media.frame_folder import DIGEST_VERSION, FrameFolder, MediaStat, digest_media, stat_media
+from .run_records import FailedClip, FailedClipRecord
+from .settings import ExtractSettings
 
 FILE_MISSING = "the file is missing"
 
@@ -127,14 +128,30 @@ class ClipDigests:
                 self._found[clip_id] = self._of_file(media, source)
         return self._found[clip_id]
 
+    def remembered(self, clip_id: str) -> ClipFile | None:
+        """Return what `find` does, but None for a file that would have to be digested.
+
+        Raises:
+            OSError, MissingMediaError: as `find` does.
+        """
+        media, source = self._clips[clip_id].media, self.sources[clip_id]
+        if clip_id not in self._found and media is not None and source is not None:
+            known = self._known(source, stat_media(media))
+            if known is None:
+                return None
+            self._found[clip_id] = replace(known, source=source)
+        return self.find(clip_id)
+
     def _of_file(self, media: Path | FrameFolder, source: str) -> ClipFile:
         stat = stat_media(media)
-        known = self._by_file.get(self._here.file_name(source))
-        if known is not None and (known.size_bytes, known.mtime_ns, known.inode) == stat:
-            key = known.key
-        else:
-            key = digest_media(media)
+        known = self._known(source, stat)
+        key = digest_media(media) if known is None else known.key
         return ClipFile(source=source, key=key, size_bytes=stat.size_bytes, mtime_ns=stat.mtime_ns, inode=stat.inode)
+
+    def _known(self, source: str, stat: MediaStat) -> ClipFile | None:
+        """Return what a table has of the very file; None where there is nothing."""
+        known = self._by_file.get(self._here.file_name(source))
+        return known if known is not None and (known.size_bytes, known.mtime_ns, known.inode) == stat else None
 
     def _of_name(self, clip_id: str) -> ClipFile | None:
         files = {file.key: file for table in self._named if (file := table.clips.get(clip_id)) is not None}
@@ -230,6 +247,29 @@ def clip_items(manifest: Manifest, digests: ClipDigests, *, progress: bool = Tru
         if media is not None:
             found.media[file.key] = media
     return replace(found, files=digests.table())
+
+
+def trainable(manifest: Manifest, settings: ExtractSettings, gone: Collection[str]) -> Manifest:
+    """Return the part of the data set whose questions can be trained on: imported features need no files.
+
+    Args:
+        manifest: the data set.
+        settings: of the experiment.
+        gone: ids of the clips without states and without files.
+    """
+    if any(encoder.is_imported for _, encoder in settings.encoders.items()):
+        return manifest
+    if not gone or not settings.data.allow_missing:
+        return manifest
+    return replace(manifest, questions=tuple(q for q in manifest.questions if q.clip_id not in gone))
+
+
+def failed_clip_record(store: FeatureStore, manifest: Manifest) -> FailedClipRecord:
+    """Return the record beside a store of the clips and texts of a data set that have no states."""
+    sources = {source_of(manifest, clip) for clip in manifest.clips.values()} | set(manifest.clips)
+    texts = {question.text for question in manifest.questions}
+    root = manifest.place.root if manifest.place is not None else ""
+    return FailedClipRecord(store.path, root, sources | texts)
 
 
 def text_items(manifest: Manifest) -> list[Item]:

@@ -20,7 +20,7 @@ from ..encoders.imported_features import open_features_encoder
 from ..media.decode import iter_media
 from ..media.frame_folder import FrameFolder
 from .in_hand import in_hand
-from .items import FILE_MISSING, ClipDigests, clip_items, text_items
+from .items import FILE_MISSING, ClipDigests, clip_items, text_items, trainable
 from .missing_streams import held_keys, is_older, item_keys
 from .prefix import (
     PrefixMeasurement,
@@ -105,7 +105,8 @@ def request_states(
         SettingsError, EncoderError, TrunkError: an encoder that cannot be opened or cut so.
     """
     clips = _request_clips(settings, manifest, store, options)
-    texts = _request_texts(settings, _trainable(settings, manifest, clips), options)
+    gone = {clip.source for clip in clips.missing} if clips is not None else set(manifest.missing)
+    texts = _request_texts(settings, trainable(manifest, settings, gone), options)
     return [request for request in (clips, texts) if request is not None]
 
 
@@ -310,16 +311,6 @@ def _provenance(
 ) -> dict[str, dict[str, Any]]:
     device = options.worker_device(settings.engine)
     return {m: planned_provenance(encoder, settings.engine, device) for m, encoder in encoders.items()}
-
-
-def _trainable(settings: ExtractSettings, manifest: Manifest, clips: StateRequest | None) -> Manifest:
-    """Return the part of the data set whose questions can be trained on: imported features need no files."""
-    if any(encoder.is_imported for _, encoder in settings.encoders.items()):
-        return manifest
-    gone = {clip.source for clip in clips.missing} if clips is not None else set(manifest.missing)
-    if not gone or not settings.data.allow_missing:
-        return manifest
-    return replace(manifest, questions=tuple(q for q in manifest.questions if q.clip_id not in gone))
 
 
 def _clip_spec(encoder: Encoder, cut: int, sampling: Sampling, measured: PrefixMeasurement, dtype: str) -> BoundarySpec:

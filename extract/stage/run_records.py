@@ -76,8 +76,15 @@ class FailedClipRecord:
         Raises:
             StoreError: the disk refuses.
         """
+        _write_lines(self.path, self._with(failed, boundaries))
+
+    def says(self, failed: Sequence[FailedClip], boundaries: Collection[str]) -> bool:
+        """Return whether the record is already what `write` would make of it."""
+        return list(self.entries) == self._with(failed, boundaries)
+
+    def _with(self, failed: Sequence[FailedClip], boundaries: Collection[str]) -> list[FailedClip]:
         kept = [e for e in self.entries if not self._is_ours(e) or (e.boundary and e.boundary not in boundaries)]
-        _write_lines(self.path, [*kept, *(replace(entry, root=self._root) for entry in failed)])
+        return [*kept, *(replace(entry, root=self._root) for entry in failed)]
 
     def _is_ours(self, entry: FailedClip) -> bool:
         if entry.source in self._sources:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from transformers import (
     AutoConfig,
@@ -22,6 +25,7 @@ from transformers import (
     WhisperModel,
 )
 
+import talik.extract.encoders.known_weights as known_weights
 from talik.errors import EncoderError, SettingsError, TrunkError
 from talik.extract.encoders.load import load_encoder
 from talik.extract.trunk.state import State
@@ -213,6 +217,39 @@ def test_a_proof_is_kept_and_used_again(bert_folder, tmp_path, monkeypatch):
     again = load_encoder(f"hf:{bert_folder}", modality="text")
     assert again.proof == first.proof
     assert again.num_units == first.num_units
+
+
+def test_weights_are_digested_once_a_file(bert_folder, tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    shutil.copytree(bert_folder, folder)
+    monkeypatch.setenv("TALIK_CACHE", str(tmp_path / "cache"))
+    digested, real = [], known_weights.weight_digests
+
+    def counted(model):
+        digested.append(1)
+        return real(model)
+
+    def opened(num_digested):
+        time.sleep(0.2)  # files that were made just now have no stamps
+        encoder = load_encoder(f"hf:{folder}", modality="text")
+        assert len(digested) == num_digested
+        return [encoder.fingerprint(k) for k in range(encoder.num_units + 1)]
+
+    monkeypatch.setattr(known_weights, "weight_digests", counted)
+    first = opened(1)
+    assert opened(1) == first
+    (record,) = (tmp_path / "cache" / "weights").iterdir()
+    record.write_text(record.read_text().replace("torch", "touch"))
+    assert opened(2) == first
+    file = folder / "model.safetensors"
+    weights = safetensors.torch.load_file(file)
+    before = file.stat()
+    name = next(name for name in weights if "layer.1" in name and weights[name].any())
+    safetensors.torch.save_file({**weights, name: -weights[name]}, file, metadata={"format": "pt"})
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    changed = opened(3)
+    assert changed[:2] == first[:2]
+    assert not set(changed[2:]) & set(first)
 
 
 def test_a_part_of_a_two_sided_model(tmp_path):
