@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +19,10 @@ from .chunk import chunked_scan
 from .fused_mamba import mamba_scan, obstacle
 from .naive import scan_loop
 from .softplus import softplus
+from .triton_scan import obstacle as triton_obstacle
+from .triton_scan import triton_scan
 
-BACKENDS = ("auto", "torch", "mamba_ssm", "reference")
+BACKENDS = ("auto", "torch", "triton", "mamba_ssm", "reference")
 _LOOPS = {"torch": chunked_scan, "reference": scan_loop}
 _logger = logging.getLogger(__name__)
 
@@ -53,16 +56,18 @@ def selective_scan(
             `torch` runs with one group a channel (slow, and B, C take the memory of a state a time step).
         D, delta_bias: (d,) or None.
         return_last_state: also return h_L.
-        backend: "auto" takes "mamba_ssm" where it can run and "torch" otherwise. "torch" is chunked, has first-order
-            gradients only and is bit-reproducible. "mamba_ssm" needs CUDA; its gradients are not bit-reproducible,
-            and it gives none for the last state. "reference" is the plain loop: slow, any order of gradients.
+        backend: "auto" takes on CUDA the first of "mamba_ssm", "triton" and "torch" that can run, elsewhere "torch".
+            "torch" is chunked, has first-order gradients only and is bit-reproducible; so is "triton", in one kernel
+            each way, with no float64. "mamba_ssm" needs CUDA and mamba-ssm's extension; its gradients are not
+            bit-reproducible, and it gives none for the last state. "reference" is the plain loop: slow, any order of
+            gradients.
 
     Returns:
         out (B, d, L) in the data type of u; with return_last_state also h_L (B, d, N) in float32 (or float64).
 
     Raises:
         SettingsError: shapes that do not fit each other, a complex A, an unknown backend.
-        BackendError: `backend="mamba_ssm"` where it cannot serve this call, with the reason.
+        BackendError: `backend="mamba_ssm"` or "triton" where it cannot serve this call, with the reason.
 
     Example:
         >>> import torch, talik
@@ -72,12 +77,22 @@ def selective_scan(
         torch.Size([2, 3, 5])
     """
     _check_shapes(u, delta, A, B, C, D, z, delta_bias)
-    tensors = [x for x in (u, delta, A, B, C, D, z, delta_bias) if x is not None]
-    chosen = _choose(backend, tensors, A.shape[1], return_last_state)
+    operands = (u, delta, A, B, C, D, z, delta_bias)
+    tensors = [x for x in operands if x is not None]
+    num_groups = _num_groups(B, C, u.shape[1])
+    obstacles = {
+        "mamba_ssm": lambda: obstacle(tensors, A.shape[1], return_last_state=return_last_state),
+        "triton": lambda: triton_obstacle(operands, num_groups, delta_softplus=delta_softplus),
+    }
+    chosen = choose_backend(backend, u.device.type, obstacles)
     with torch.autocast(u.device.type, enabled=False):
         if chosen == "mamba_ssm":
-            B, C = _grouped(B, C, u)
+            B, C = _grouped(B, C, u, num_groups)
             out, last = mamba_scan(u, delta, A, B, C, D=D, z=z, delta_bias=delta_bias, delta_softplus=delta_softplus)
+        elif chosen == "triton":
+            if min(B.dim(), C.dim()) == 2 or B.shape[:-2] != C.shape[:-2]:
+                B, C = _grouped(B, C, u, num_groups)
+            out, last = triton_scan(u, delta, A, B, C, D=D, z=z, delta_bias=delta_bias, delta_softplus=delta_softplus)
         else:
             dtype = torch.float64 if torch.float64 in {x.dtype for x in tensors} else torch.float32
             uw, delta, A, B, C = (x.to(dtype) for x in (u, delta, A, B, C))
@@ -86,7 +101,7 @@ def selective_scan(
                 delta = delta + delta_bias.unsqueeze(-1)
             if delta_softplus:
                 delta = F.softplus(delta) if chosen == "reference" else softplus(delta)
-            y, last = _LOOPS[chosen](*_channels_last(uw, delta, A, B, C))
+            y, last = _LOOPS[chosen](*_channels_last(uw, delta, A, *_grouped(B, C, u, num_groups)))
             out = y.flatten(2).transpose(1, 2)
             if D is not None:
                 out = torch.addcmul(out, uw, D.unsqueeze(-1))
@@ -98,14 +113,13 @@ def selective_scan(
 
 
 def _channels_last(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, ...]:
-    """Lay the operands out for the loops: u, delta (B, L, G, E), A (G, N, E), B and C (B, L, G, N)."""
-    B, C = _grouped(B, C, u)
+    """Lay the operands, B and C grouped, out for the loops: (B, L, G, E), A (G, N, E), B and C (B, L, G, N)."""
     groups = B.shape[1]
     u, delta = (x.transpose(1, 2).unflatten(2, (groups, -1)) for x in (u, delta))
     return u, delta, A.unflatten(0, (groups, -1)).transpose(1, 2), B.permute(0, 3, 1, 2), C.permute(0, 3, 1, 2)
 
 
-def _grouped(B: Tensor, C: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+def _grouped(B: Tensor, C: Tensor, u: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """Bring both to (B, G, N, L) with one G: constants to a group a channel, fewer groups repeated."""
     batch, channels, length = u.shape
 
@@ -115,22 +129,40 @@ def _grouped(B: Tensor, C: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         return x.unsqueeze(1) if x.dim() == 3 else x
 
     B, C = line(B), line(C)
-    groups = math.lcm(B.shape[1], C.shape[1])
     B, C = (x if x.shape[1] == groups else x.repeat_interleave(groups // x.shape[1], dim=1) for x in (B, C))
     return B, C
 
 
-def _choose(backend: str, tensors: list[Tensor], state_size: int, return_last_state: bool) -> str:
-    """Return the loop or kernel to run, and log each distinct choice once."""
+def _num_groups(B: Tensor, C: Tensor, channels: int) -> int:
+    """Return the least number of groups that those of B and of C divide."""
+    return math.lcm(*({2: channels, 3: 1}.get(x.dim(), x.shape[1]) for x in (B, C)))
+
+
+def choose_backend(backend: str, device_type: str, obstacles: Mapping[str, Callable[[], str]]) -> str:
+    """Return the loop or kernel to run, and log each distinct choice once.
+
+    Args:
+        obstacles: for each kernel, why it cannot serve the call, "" where it can; the first that can is the choice.
+    """
     if backend not in BACKENDS:
         raise SettingsError(unknown_name("scan backend", backend, BACKENDS))
     if backend in _LOOPS:
         return backend
-    reason = obstacle(tensors, state_size, return_last_state=return_last_state)
-    if reason and backend == "mamba_ssm":
-        raise BackendError(f"backend 'mamba_ssm' was asked for and cannot run: {reason}; use 'auto' or 'torch'")
-    chosen = "torch" if reason else "mamba_ssm"
-    log_choice(chosen, tensors[0].device.type, reason)
+    if backend != "auto":
+        if reason := obstacles[backend]():
+            raise BackendError(f"backend {backend!r} was asked for and cannot run: {reason}; use 'auto' or 'torch'")
+        log_choice(backend, device_type, "")
+        return backend
+    chosen, reasons = "torch", []
+    for name, obstacle_of in obstacles.items():
+        reason = obstacle_of()
+        if not reason:
+            chosen = name
+            break
+        reasons.append(reason)
+        if device_type != "cuda":
+            break
+    log_choice(chosen, device_type, "; ".join(reasons))
     return chosen
 
 
