@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         facts = {"environment": machine(device), "sizes": vars(sizes), "compute": options.compute}
-        sections = Sections(options.out, budget=options.budget, only=only, facts=facts)
+        sections = Sections(options.out, budget=options.budget, only=only, facts=facts, interrupts=not options.quick)
         benchmark = Benchmark(work, sizes, device=device, compute=options.compute, sections=sections)
         benchmark.run(profile=options.profile)
         (options.out / "gpu.md").write_text(page(sections.facts), encoding="utf-8")

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 import talik
 from talik.extract.encoders.image_preprocess import PicturePreprocess
+from talik.extract.media.clip_media import ClipMedia
 from talik.extract.stage.settings import read_settings
 
 Facts = dict[str, Any]
@@ -159,6 +160,11 @@ class StageOne:
             "sample_rate_hz": rate,
         }
 
+    @cached_property
+    def _decoded(self) -> list[ClipMedia]:
+        """Some clips, for batches in memory."""
+        return [talik.decode_clip(p, **self._sampled) for p in self.clips[:12]]
+
     def _encoder(self, modality: str, dtype: torch.dtype) -> Any:
         spec = {"visual": "hf:encoders/visual", "audio": "hf:encoders/audio#encoder"}[modality]
         window = {"window_seconds": self.sizes.window_seconds} if modality == "audio" else {}
@@ -168,7 +174,10 @@ class StageOne:
     def decoding(self) -> Iterator[Callable[[], float]]:
         """While open, a call decodes all clips made in a pool of processes, and gives the seconds."""
         picture = self._encoder("visual", torch.float32).preprocess
-        context, number = multiprocessing.get_context("spawn"), min(self.workers or cores(), len(self.clips))
+        context, number = (
+            multiprocessing.get_context("spawn"),
+            min(1 if self.sizes is QUICK else cores(), len(self.clips)),
+        )
         decode = partial(_decode, sampled=self._sampled, picture=picture)
         with ProcessPoolExecutor(number, mp_context=context, initializer=_one_thread) as pool:
             list(pool.map(_ready, range(4 * number)))
@@ -190,7 +199,7 @@ class StageOne:
         encoder, sizes = self._encoder(modality, dtype), self.sizes
         rows = read_settings(self.experiment("few")).encoders
         per_batch = max(1, getattr(rows, modality).batch_size // sizes.segments)
-        media = [talik.decode_clip(p, **self._sampled) for p in self.clips[: 2 * per_batch]]
+        media = self._decoded[: 2 * per_batch]
         ready = []
         for start in range(0, max(1, len(media) - per_batch + 1), per_batch):
             some = media[start : start + per_batch]
@@ -301,9 +310,9 @@ class StageOne:
 
     def small(self) -> Facts:
         """Fixed costs: stage 1 on a few clips, again with nothing to do, and the command with nothing to do."""
-        few = self.experiment("few")
-        cold, warm = self.extract(few), self.extract(few, fresh=False)
-        told = {"clips": self.sizes.few, "cold": cold, "warm_seconds": warm["seconds"]}
+        few = self.experiment("questions" if self.sizes is QUICK else "few")  # that store is there
+        told = {"clips": self.sizes.few} | ({} if self.sizes is QUICK else {"cold": self.extract(few)})
+        told["warm_seconds"] = self.extract(few, fresh=False)["seconds"]
         return told if self.sizes is QUICK else told | {"warm_command_seconds": self.command(few)}
 
     def precision(self, compute: str) -> Facts:

@@ -97,8 +97,8 @@ def _stage_one(found: Facts) -> list[str]:
     if small is not None:
         lines += [
             "",
-            f"{small['clips']} clips into a new store {small['cold']['seconds']:.1f} s; with nothing to do "
-            f"{small['warm_seconds']:.2f} s in the same process"
+            (f"{small['clips']} clips into a new store: {small['cold']['seconds']:.1f} s. " if "cold" in small else "")
+            + f"With nothing to do: {small['warm_seconds']:.2f} s in the same process"
             + (f", {small['warm_command_seconds']:.1f} s as a command." if "warm_command_seconds" in small else "."),
         ]
     others = [(n.partition(" ")[2], o) for n in found if n.startswith("extract ") and (o := _good(found, n))]
@@ -143,6 +143,14 @@ def _stage_two(found: Facts, batch: int) -> list[str]:
         base = (by_clip or {}).get("sum_ms") if "by clip" in name else None if name == "step probe" else suffix
         rows.append(_row(name.partition(" ")[2], one, base, (alone or {}).get("ms"), bar))
     lines += _table(head, rows)
+    copied = _good(found, "copy")
+    if copied is not None:
+        there = f", {copied['to_device_ms']:.1f} ms to the device" if "to_device_ms" in copied else ""
+        lines += [
+            "",
+            f"A bottleneck's batch is {copied['batch_bytes'] / 1e6:.0f} MB stored: copying that takes "
+            f"{copied['host_ms']:.1f} ms in the host's memory{there}.",
+        ]
     lines += ["", *_groups(found, suffix, (by_clip or {}).get("sum_ms"), (_good(found, "adapter bottleneck") or {}))]
     lines += _grid(found)
     return lines

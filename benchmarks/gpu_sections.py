@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
+import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,10 +30,14 @@ class Sections:
         budget: seconds that everything may take.
         only: the stages that are run.
         facts: what is known before.
+        interrupts: end a part that takes several times as long as it should, by SIGALRM.
     """
 
-    def __init__(self, out: Path, *, budget: float, only: tuple[str, ...], facts: Facts) -> None:
+    def __init__(
+        self, out: Path, *, budget: float, only: tuple[str, ...], facts: Facts, interrupts: bool = False
+    ) -> None:
         self.out, self.only, self._budget, self._started = out, only, budget, time.perf_counter()
+        self._interrupts = interrupts
         self.facts: Facts = {**facts, "sections": {}}
 
     @property
@@ -47,7 +54,8 @@ class Sections:
             return None
         started = time.perf_counter()
         try:
-            found = call()
+            with _alarm(min(40 + 4 * seconds, self.left + 30)) if self._interrupts else nullcontext():
+                found = call()
         except Exception as error:
             told = traceback.format_exc()
             print(told, file=sys.stderr, flush=True)
@@ -63,6 +71,23 @@ class Sections:
         written = self.out / "gpu.json.part"
         written.write_text(json.dumps(self.facts, indent=1) + "\n", encoding="utf-8")
         written.replace(self.out / "gpu.json")
+
+
+@contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in here after so many seconds, when every thread has said where it is."""
+
+    def ring(*_: object) -> None:
+        faulthandler.dump_traceback(all_threads=True)
+        raise TimeoutError(f"not ended after {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _brief(found: Facts) -> Facts:
@@ -87,14 +112,14 @@ class Benchmark:
 
     def __init__(self, work: Path, sizes: Sizes, *, device: str, compute: str, sections: Sections) -> None:
         self.work, self.sizes, self.device, self.compute, self.sections = work, sizes, device, compute, sections
-        self.workers = 2 if sizes is QUICK else cores()
+        self.workers = 1 if sizes is QUICK else cores()
 
     @cached_property
     def one(self) -> StageOne:
         """Stage 1, its clips and encoders made."""
         clips = make_clips(self.work / "clips", self.sizes, self.workers)
         make_encoders(self.work / "encoders", self.sizes, self.device)
-        fewer = self.workers if self.sizes is QUICK else None
+        fewer = 0 if self.sizes is QUICK else None  # threads, which are there at once
         return StageOne(self.work, self.sizes, clips, device=self.device, compute=self.compute, workers=fewer)
 
     @cached_property
@@ -145,8 +170,9 @@ class Benchmark:
         def step(name: str, call: Callable[[], Facts], times: float = 1.0) -> None:
             self.sections.run(name, call, stage="stage2", seconds=times * some)
 
-        step("bound", lambda: self.two.bare_suffix())
+        step("bound", lambda: self.two.bare_suffix(), 3)
         step("bound by clip", lambda: self.two.bare_suffix(clips=-(-sizes.batch // 5)))
+        step("copy", lambda: self.two.copied(), 0.3)
         step("adapter bottleneck", lambda: {"ms": self.two.adapter_ms("b0")}, 0.3)
         step("step bottleneck", lambda: self.two.solo("b0"))
         step("step probe", lambda: self.two.solo("probe"), 0.5)
@@ -161,7 +187,7 @@ class Benchmark:
         step("group bottleneck by clip", lambda: self.two.group(by_clip, alone=True), 1.5)
         step("live", lambda: self.two.live("b0", 2), 2)
         grid = [f"b{i}" for i in range(sizes.grid)]
-        step("grid", lambda: self.two.group(grid, alone=False), 2)
+        step("grid", lambda: self.two.group(grid, alone=False, rounds=1), 2)
 
     def profile(self) -> Facts:
         """Write tables of operators, by the device's time, of a step and of stage 1."""

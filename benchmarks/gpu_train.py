@@ -7,7 +7,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from talik.adapt.training.lockstep_group import SharedBatches
 from talik.adapt.training.run_folder import RunFolder
 from talik.adapt.training.stack_size import Member, Stacking
 from talik.adapt.training.trainer import Trainer
-from talik.errors import TalikError
 
 INSERTION = '"last 2"'
 
@@ -61,11 +60,13 @@ def scan_backends(device: str) -> list[str]:
     for name in ("torch", "triton", "mamba_ssm"):
         u = torch.randn(1, 8, 5, device=device, requires_grad=True)
         state = torch.randn(1, 4, 5, device=device)
-        with suppress(TalikError):
+        try:
             out = selective_scan(u, torch.rand_like(u), -torch.rand(8, 4, device=device), state, state, backend=name)
             assert isinstance(out, Tensor)
             out.sum().backward()
             found.append(name)
+        except Exception as error:  # a kernel that does not compile says so in its own ways
+            print(f"scan backend {name}: {type(error).__name__}: {str(error)[:300]}", flush=True)
     return found
 
 
@@ -219,12 +220,25 @@ class StageTwo:
 
         return self._ways({"memory": memory, "store": store, "read": read}, len(ready))
 
-    def group(self, names: Sequence[str], *, alone: bool) -> Facts:
+    def copied(self) -> Facts:
+        """Copy a batch's stored bytes, in milliseconds: in the host's memory, and from pinned memory to the device."""
+        (trainer,) = self.open("b0")
+        states = next(iter(self._raw(trainer))).states
+        size = sum(2 * s.hidden.numel() for s in states.values())  # as float16
+        source, target = (torch.ones(size, dtype=torch.uint8, pin_memory=self._gpu) for _ in range(2))
+        facts = {"batch_bytes": size}
+        facts["host_ms"] = 1e3 * statistics.median(seconds_of(lambda: target.copy_(source), "cpu") for _ in range(5))
+        if self._gpu:
+            there = torch.empty(size, dtype=torch.uint8, device=self.device)
+            facts["to_device_ms"] = self.median_ms(lambda: there.copy_(source, non_blocking=True))
+        return facts
+
+    def group(self, names: Sequence[str], *, alone: bool, rounds: int | None = None) -> Facts:
         """Variants in lockstep: milliseconds a step of all, and with `alone` of the same ones after each other."""
         trainers = self.open(*names)
         by_clip = trainers[0].settings.group_by_clip
         shared, stacking = SharedBatches(self.context, trainers), Stacking(self.context, len(trainers))
-        order = list(itertools.islice(trainers[0].data.train_batches(0), self.sizes.batches))
+        order = list(itertools.islice(trainers[0].data.train_batches(0), max(2, self.sizes.batches // 2)))
         ready = list(shared.batches(order, by_clip=by_clip))
         for trainer in trainers:
             trainer.begin_epoch()
@@ -248,7 +262,7 @@ class StageTwo:
                     self._step(trainer, batch)
 
         ways = {"memory": memory, "store": store} | ({"alone": one_by_one} if alone else {})
-        return {"members": len(trainers), **self._ways(ways, len(order)), "stacked": stacking.size}
+        return {"members": len(trainers), **self._ways(ways, len(order), rounds), "stacked": stacking.size}
 
     def live(self, name: str, batches: int) -> Facts:
         """One variant from the media files: milliseconds a step of an epoch's first batches, decoding included."""
@@ -262,7 +276,7 @@ class StageTwo:
             started = synchronised(self.device)
         return {"first_ms": 1e3 * taken[0], "step_ms": 1e3 * statistics.mean(taken[1:] or taken)}
 
-    def _ways(self, ways: dict[str, Callable[[], None]], steps: int) -> Facts:
+    def _ways(self, ways: dict[str, Callable[[], None]], steps: int, rounds: int | None = None) -> Facts:
         """Medians of interleaved rounds, a step; the first call, with all that is done once, apart; peak memory."""
         facts: Facts = {}
         if self._gpu:
@@ -273,7 +287,7 @@ class StageTwo:
             if name != "memory":
                 call()
         found: dict[str, list[float]] = {name: [] for name in ways}
-        for index in range(self.sizes.rounds):
+        for index in range(rounds or self.sizes.rounds):
             for name in sorted(ways, reverse=bool(index % 2)):
                 found[name].append(1e3 * seconds_of(ways[name], self.device) / steps)
         facts |= {f"{name}_ms": statistics.median(taken) for name, taken in found.items()}
