@@ -128,6 +128,7 @@ def features(
     ] = None,
     pool: Annotated[str, typer.Option(help='"mean" averages the tokens of a segment, "none" keeps them.')] = "none",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16, in the store.")] = "float32",
+    compute: Annotated[str, typer.Option(help="What it is computed in: float32, tf32 or bfloat16.")] = "float32",
     allow_missing: AllowMissing = False,
     device: Device = "auto",
     quiet: Quiet = False,
@@ -145,6 +146,7 @@ def features(
         segments=segments,
         pool=pool,  # type: ignore[arg-type]
         dtype=dtype,  # type: ignore[arg-type]
+        compute=compute,  # type: ignore[arg-type]
         allow_missing=allow_missing,
         device=device,
         progress=not quiet,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -13,13 +14,36 @@ from ...extract.media.clip_media import ClipMedia
 from ...extract.media.decode import iter_media
 from ...extract.stage.frame_inputs import FrameInputs
 from ...extract.stage.in_hand import in_hand
+from ...extract.stage.prefix import boundary_states
 from ...extract.stage.sampling import Sampling
 from ...extract.trunk.state import State
 from .batch import Batch, ClipRows, distinct, distinct_index
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """What computes states as stage 1 does, of an encoder whose prefix is computed in another type than float32.
+
+    Attributes:
+        encoder: opened with `compute`.
+        boundaries: rising; states at the first are what a batch starts from, those at the others are known too.
+    """
+
+    encoder: Encoder
+    boundaries: tuple[int, ...]
+
+
 class LiveSource:
-    """Batches of states computed from the media files: decode, preprocess, run the prefix."""
+    """Batches of states computed from the media files: decode, preprocess, run the prefix.
+
+    Args:
+        manifest: whose clips and texts the questions name.
+        encoders: by modality.
+        starts: by modality, the boundary that states are computed up to.
+        sampling: how clips are sampled.
+        device: where the inputs go.
+        prefixes: by modality, what computes states in the place of `encoders`, up to boundaries of its own.
+    """
 
     def __init__(
         self,
@@ -29,12 +53,14 @@ class LiveSource:
         sampling: Sampling,
         *,
         device: str = "cpu",
+        prefixes: Mapping[str, Prefix] | None = None,
     ) -> None:
         self._manifest = manifest
         self._encoders = encoders
         self._starts = dict(starts)
         self._sampling = sampling
         self._device = device
+        self._prefixes = prefixes or {}
 
     def holds(self, question: Question) -> bool:
         """Return whether the media file of the question's clip exists."""
@@ -59,18 +85,24 @@ class LiveSource:
         """
         for batch in questions:
             clips = ClipRows.of_questions(batch) if by_clip else None
-            states = {m: self._state(m, batch, once=clips is not None and m != "text") for m in self._starts}
-            yield Batch(questions=tuple(batch), states=states, num_segments=self._sampling.num_segments, clips=clips)
+            states = {m: self._states(m, batch, once=clips is not None and m != "text") for m in self._starts}
+            yield Batch(
+                questions=tuple(batch),
+                states={m: found[0] for m, found in states.items()},
+                num_segments=self._sampling.num_segments,
+                clips=clips,
+                above={m: tuple(found[1:]) for m, found in states.items()},
+            )
 
     @torch.no_grad()
-    def _state(self, modality: str, batch: Sequence[Question], *, once: bool) -> State:
+    def _states(self, modality: str, batch: Sequence[Question], *, once: bool) -> list[State]:
         found = distinct(modality, batch)
         names = [repr(q.text) if modality == "text" else q.clip_id for q in found]
         raw = [] if modality == "text" else self._decode(modality, found)
         with in_hand(names):
             return self._run(modality, batch, raw, once=once)
 
-    def _run(self, modality: str, batch: Sequence[Question], decoded: list[ClipMedia], *, once: bool) -> State:
+    def _run(self, modality: str, batch: Sequence[Question], decoded: list[ClipMedia], *, once: bool) -> list[State]:
         """Preprocess the distinct clips (decoded), or texts, of a batch, and run the prefix on one row a question."""
         encoder = self._encoders[modality]
         if modality == "text":
@@ -85,7 +117,12 @@ class LiveSource:
             t = encoder.rows_per_clip(self._sampling.num_segments)
             rows = (places[:, None] * t + torch.arange(t)).flatten()
             inputs = {k: v[rows.to(v.device)] for k, v in inputs.items()}
-        return encoder.run(encoder.embed(inputs), 0, self._starts[modality])
+        prefix = self._prefixes.get(modality)
+        if prefix is None:
+            return [encoder.run(encoder.embed(inputs), 0, self._starts[modality])]
+        small = encoder.context_inputs(inputs)
+        states = boundary_states(prefix.encoder, inputs, prefix.boundaries)
+        return [encoder.restore(state.hidden, state.boundary, small, state.lengths) for state in states]
 
     def _decode(self, modality: str, questions: Sequence[Question]) -> list[ClipMedia]:
         clips = [self._manifest.clips[q.clip_id] for q in questions]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from ...extract.stage.settings import plan_path
 from ..config.experiment import Experiment, VariantSettings, load_experiment
 from ..training.experiment_context import ExperimentContext
 from .choose_cuts import Choice, cached_seconds, choose, groups_of, live_seconds
+from .compute_costs import ComputeCost, compute_costs
 from .cost_model import (
     EncoderCosts,
     MachineCosts,
@@ -93,6 +94,8 @@ class Plan:
         groups: names of the variants that train in lockstep. group_seconds: training of each group, all seeds.
         variants: each alone.
         machine_costs, encoder_costs: as measured.
+        compute: by modality, what the experiment computes the states in. compute_costs: by modality, what each choice
+            costs. dtype: that states are stored in.
     """
 
     machine: str
@@ -108,6 +111,9 @@ class Plan:
     variants: tuple[VariantPlan, ...]
     machine_costs: MachineCosts
     encoder_costs: Mapping[str, EncoderCosts]
+    compute: Mapping[str, str]
+    compute_costs: Mapping[str, tuple[ComputeCost, ...]]
+    dtype: str
 
     @property
     def seconds(self) -> float:
@@ -160,7 +166,11 @@ def plan(
         say_device(device)
     context.check_files()
     opening = timed(lambda: (context.manifest, context.sampling), device, lasting=0)  # the sampling opens all encoders
-    machine, encoders, variants = _measure(context, device=device, fresh=fresh, progress=progress)
+    clips = sample_clips(context.manifest)
+    folder = experiment.extraction.store_path.parent
+    machine, decoded = measure_machine(clips, context.sampling, context.encoders, folder, device=device)
+    media = {c.id: m for c, m in zip(clips, decoded, strict=False)}
+    encoders, variants = _measure(context, media, fresh=fresh, progress=progress)
     free = shutil.disk_usage(experiment.extraction.store_path.parent).free
     budget = experiment.extraction.store.disk_budget_bytes
     choice = choose(machine, encoders, variants, budget_bytes=free if budget is None else min(budget, free))
@@ -180,6 +190,12 @@ def plan(
         variants=tuple(_alone(machine, encoders, choice, v) for v in variants),
         machine_costs=machine,
         encoder_costs=encoders,
+        compute={m: one.compute for m, one in experiment.extraction.encoders.items()},
+        compute_costs={
+            m: _compute_costs(context, m, boundary, media, fresh=fresh)
+            for m, boundary in _prefix_ends(choice, variants).items()
+        },
+        dtype=experiment.extraction.store.dtype,
     )
     write_file(plan_path(experiment.base, experiment.name), json.dumps(made.to_json(), indent=1).encode())
     return made
@@ -202,16 +218,11 @@ def plannable(experiment: Experiment | Path | str) -> Experiment:
 
 
 def _measure(
-    context: ExperimentContext, *, device: str, fresh: bool, progress: bool
-) -> tuple[MachineCosts, dict[str, EncoderCosts], list[VariantCosts]]:
-    """Measure decoding, disk, every encoder and every variant, or take them from an earlier plan."""
-    experiment, manifest, sampling = context.experiment, context.manifest, context.sampling
-    clips = sample_clips(manifest)
-    folder = experiment.extraction.store_path.parent
-    machine, decoded = measure_machine(clips, sampling, context.encoders, folder, device=device)
-    media = {c.id: m for c, m in zip(clips, decoded, strict=False)}
-    states = SampleStates(context.encoders, sampling, media)
-    texts = distinct_texts(manifest)[:_TEXTS] or ["a"]
+    context: ExperimentContext, media: Mapping[str, ClipMedia], *, fresh: bool, progress: bool
+) -> tuple[dict[str, EncoderCosts], list[VariantCosts]]:
+    """Measure every encoder and every variant, or take them from an earlier plan."""
+    experiment, manifest, device = context.experiment, context.manifest, context.device
+    states = SampleStates(context.encoders, context.sampling, media)
     item_bytes = STORED_BYTES[experiment.extraction.store.dtype]
     encoders: dict[str, EncoderCosts] = {}
     variants: list[VariantCosts] = []
@@ -227,15 +238,47 @@ def _measure(
             costs = variant_costs(experiment, part, manifest, model.starts(), **seconds, peak_bytes=int(peak))
             variants.append(costs)
         else:
-            encoder = context.encoders[part]
-            what = encoder_key(context, encoder, texts) | {"items": len(media)}
-            count = len(texts if part == "text" else media)
-            inputs = partial(sample_inputs, context, encoder, decoded, texts)
-            meter = partial(seconds_of, device=device)
-            times = partial(encoder_costs, encoder, inputs, meter, count=count, item_bytes=item_bytes)
+            what, inputs, count = _sample_of(context, part, media)
+            times = partial(_encoder_costs, context, part, inputs, count=count, item_bytes=item_bytes)
             found, slower = cached_measurement(what, times, device=device, fresh=fresh)
             encoders[part] = restored_costs(found, manifest).scaled(slower)
-    return machine, encoders, variants
+    return encoders, variants
+
+
+def _sample_of(
+    context: ExperimentContext, modality: str, media: Mapping[str, ClipMedia]
+) -> tuple[dict[str, Any], Callable[[], dict[str, Tensor]], int]:
+    """Return what an encoder is measured on: its description as JSON, what makes the batch, the number of items."""
+    encoder, texts = context.encoders[modality], distinct_texts(context.manifest)[:_TEXTS] or ["a"]
+    what = encoder_key(context, encoder, texts) | {"items": len(media)}
+    inputs = partial(sample_inputs, context, encoder, list(media.values()), texts)
+    return what, inputs, len(texts if modality == "text" else media)
+
+
+def _encoder_costs(
+    context: ExperimentContext, modality: str, inputs: Callable[[], dict[str, Tensor]], *, count: int, item_bytes: int
+) -> dict[str, Any]:
+    """Measure an encoder as training runs it; what stage 1 computes in another type, as it does."""
+    encoder, prefix = context.encoders[modality], context.prefix_encoder(modality)
+    meter = partial(seconds_of, device=context.device)
+    found = encoder_costs(encoder, inputs, meter, count=count, item_bytes=item_bytes)
+    if prefix is not encoder:
+        below = encoder_costs(prefix, inputs, meter, count=count, item_bytes=item_bytes, backward=False)
+        found |= {name: below[name] for name in ("embed", "forward")}
+    return found
+
+
+def _prefix_ends(choice: Choice, variants: Sequence[VariantCosts]) -> dict[str, int]:
+    """Return by modality the highest boundary to cache; where nothing is, the highest that a variant starts from."""
+    starts = [pair for v in variants for pair in v.starts.items()]
+    return {m: max(choice.cuts.get(m) or [k for n, k in starts if n == m]) for m in dict(starts)}
+
+
+def _compute_costs(
+    context: ExperimentContext, modality: str, boundary: int, media: Mapping[str, ClipMedia], *, fresh: bool
+) -> tuple[ComputeCost, ...]:
+    key, inputs, count = _sample_of(context, modality, media)
+    return compute_costs(context, modality, boundary, inputs, count=count, key=key, fresh=fresh)
 
 
 def sample_inputs(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import mean
 
 from .cluster import PEAK_TFLOPS, UTILISATION
+from .compute_costs import ComputeCost
 from .plan import Plan
 from .simulate import Simulation
 
@@ -26,6 +27,7 @@ def plan_lines(plan: Plan) -> list[str]:
             f"  {modality}, {item}: embedding {1e3 * e.embed:.2f} ms, a unit {1e3 * mean(e.forward):.2f} ms forward, "
             f"{1e3 * mean(e.forward_backward):.2f} ms forward and backward ({len(e.forward)} units)"
         )
+        lines += [f"    {line}" for line in _compute_lines(plan, modality, item)]
     if plan.cuts:
         cuts = ", ".join(f"{m} {list(k)}" for m, k in plan.cuts.items())
         size = f"{readable_bytes(plan.num_bytes)} of {readable_bytes(plan.free_bytes)} free"
@@ -50,6 +52,20 @@ def plan_lines(plan: Plan) -> list[str]:
         return [*lines, f"in all: {live}"]
     ratio = f"{plan.seconds_live / plan.seconds:.1f}x"
     return [*lines, f"in all: {readable_seconds(plan.seconds)} with extraction, {live} without the cache ({ratio})"]
+
+
+def _compute_lines(plan: Plan, modality: str, item: str) -> list[str]:
+    """Say what each type that the prefix may be computed in costs, and the error that it brings to stored states."""
+    costs = plan.compute_costs[modality]
+    if len(costs) < 2:  # nothing to choose from here
+        return []
+    parts = [f"{one.compute} {1e3 * one.seconds:.2f} ms {item}, {_error(one)}" for one in costs]
+    chosen = f'compute = "{plan.compute[modality]}"'
+    return [f"the prefix in {'; '.join(parts)} ({chosen}; errors are of the states as {plan.dtype})"]
+
+
+def _error(cost: ComputeCost) -> str:
+    return "cannot be stored" if cost.error is None else f"error {cost.error:.1e}"
 
 
 def readable_seconds(seconds: float) -> str:

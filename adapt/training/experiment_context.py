@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +15,8 @@ from ...extract.datasets.load import load_manifest
 from ...extract.datasets.types import Manifest, Question
 from ...extract.encoders.encoder import Encoder
 from ...extract.encoders.imported_features import open_features_encoder
+from ...extract.encoders.options import Compute
+from ...extract.encoders.pretrained_encoder import PretrainedEncoder
 from ...extract.encoders.unit_replacement import CompiledUnits
 from ...extract.executors.device import chosen_device
 from ...extract.stage.items import ClipDigests
@@ -26,7 +29,7 @@ from ..config.check_experiment import check_placement
 from ..config.experiment import Experiment, VariantSettings
 from ..data.batch import Source
 from ..data.cached_source import CachedSource
-from ..data.live_source import LiveSource
+from ..data.live_source import LiveSource, Prefix
 from ..model.insertion import Placement, ResolvedInsertions, check_reach, resolve_insertions
 from ..model.joint_model import JointModel
 from ..model.precision import Precision
@@ -49,6 +52,7 @@ class ExperimentContext:
         self.device = chosen_device(device)
         self._sources: dict[Any, CachedSource] = {}
         self._units: CompiledUnits = {}
+        self._prefix_encoders: dict[str, Encoder] = {}
         self._held: dict[Precision, dict[str, Encoder]] = {}
 
     @cached_property
@@ -94,11 +98,29 @@ class ExperimentContext:
             return open_features_encoder(
                 settings.model, self.store, modality=modality, num_segments=segments, device=self.device
             )
-        encoder = open_encoder(
-            settings, modality=modality, device=self.device, num_segments=segments, base=extraction.base
-        )
+        encoder = self.opened(modality, "float32").above(settings.compute)
         follow_store(encoder, lambda: self.store)
         return encoder
+
+    def opened(self, modality: str, compute: Compute) -> PretrainedEncoder:
+        """Open an encoder anew, computing everything in `compute`."""
+        extraction = self.experiment.extraction
+        return open_encoder(
+            replace(dict(extraction.encoders.items())[modality], compute=compute),
+            modality=modality,
+            device=self.device,
+            num_segments=extraction.data.segments,
+            base=extraction.base,
+        )
+
+    def prefix_encoder(self, modality: str) -> Encoder:
+        """Return what computes an encoder's states as stage 1 does, in its `compute`, opened when first needed."""
+        settings = dict(self.experiment.extraction.encoders.items())[modality]
+        if settings.compute == "float32":
+            return self.encoders[modality]
+        if modality not in self._prefix_encoders:
+            self._prefix_encoders[modality] = self.opened(modality, settings.compute)
+        return self._prefix_encoders[modality]
 
     def held(self, precision: Precision) -> dict[str, Encoder]:
         """The frozen encoders by modality, with units that run in a precision; made once, for all variants of it."""
@@ -249,14 +271,26 @@ class ExperimentContext:
 
     def live(self, model: JointModel) -> LiveSource:
         """Batches for this model computed from the media files."""
-        return self._live({m: self.encoders[m] for m in model.encoders}, model.starts())
+        return self._live({m: self.encoders[m] for m in model.encoders}, model.starts(), model.reads())
 
-    def _live(self, encoders: Mapping[str, Encoder], starts: Mapping[str, int]) -> LiveSource:
+    def _live(
+        self, encoders: Mapping[str, Encoder], starts: Mapping[str, int], reads: Mapping[str, Sequence[int]]
+    ) -> LiveSource:
         for encoder in encoders.values():
             if encoder.stored is not None:
                 raise SettingsError(f"{encoder.spec}: imported features cannot be computed live; leave out --live")
         self.check_files()
-        return LiveSource(self.manifest, encoders, starts, self.sampling, device=self.device)
+        prefixes = {m: self._prefix(m, start, reads.get(m, ())) for m, start in starts.items()}
+        narrow = {m: prefix for m, prefix in prefixes.items() if prefix.encoder is not self.encoders[m]}
+        return LiveSource(self.manifest, encoders, starts, self.sampling, device=self.device, prefixes=narrow)
+
+    def _prefix(self, modality: str, start: int, reads: Sequence[int]) -> Prefix:
+        """The prefix up to where stage 1 computes it: to the cut that states would be read from, and those above."""
+        encoder, settings = self.encoders[modality], dict(self.experiment.extraction.encoders.items())[modality]
+        cuts = () if settings.cut == "auto" else {encoder.boundary(k) for k in settings.cuts}
+        first = max((k for k in cuts if k <= start), default=start)
+        above = sorted(k for k in set(reads) if k > start and k in cuts)
+        return Prefix(encoder=self.prefix_encoder(modality), boundaries=(first, *above))
 
     def shared(
         self,
@@ -271,7 +305,7 @@ class ExperimentContext:
             return self._cached(starts, reads, precision or Precision())
         if any(settings.views for _, settings in self.experiment.extraction.encoders.items()):
             raise SettingsError("views: augmented views come from the store; leave out --live, or the views")
-        return self._live({m: self.encoders[m] for m in starts}, starts)
+        return self._live({m: self.encoders[m] for m in starts}, starts, reads)
 
     def stored_paths(self, source: Source | None) -> list[str]:
         """Return the paths of all boundaries of the store that a source reads; [] of one that reads none."""

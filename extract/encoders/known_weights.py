@@ -47,6 +47,6 @@ def known_weight_digests(model: nn.Module, options: EncoderOptions, read_from: F
 
 
 def _plain(options: EncoderOptions) -> dict[str, str]:
-    """Return the options as text, without where the model runs."""
+    """Return the options as text, without where the model runs and what is computed in: weights are digested before."""
     fields = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
-    return {name: str(value) for name, value in fields.items() if name not in ("device", "model")}
+    return {name: str(value) for name, value in fields.items() if name not in ("device", "model", "compute")}

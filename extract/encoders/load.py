@@ -12,7 +12,7 @@ from ...errors import SettingsError
 from ..executors.device import chosen_device
 from .model_folders import find_weights, quiet_hub
 from .model_sources import MODEL_SOURCES, is_own_source
-from .options import EncoderOptions, Fit, PictureSettings
+from .options import Compute, EncoderOptions, Fit, PictureSettings
 from .pretrained_encoder import PretrainedEncoder
 
 
@@ -28,6 +28,7 @@ def load_encoder(
     window_seconds: float | None = None,
     picture: PictureSettings | None = None,
     dtype: torch.dtype = torch.float32,
+    compute: Compute = "float32",
     device: torch.device | str = "auto",
     model: nn.Module | None = None,
     trust_remote_code: bool = False,
@@ -50,6 +51,9 @@ def load_encoder(
         window_seconds: length of a window of sound; None for the model's own.
         picture: the front end of an image model that hears log-mel pictures; None for the usual one.
         dtype: of weights and hidden tensors.
+        compute: what everything is computed in: "float32", without TensorFloat-32; "tf32", float32 weights and states
+            whose products a GPU computes in TensorFloat-32; "bfloat16", weights held and states computed in it (a
+            `model` of the caller's is converted in place). States are identified by it.
         device: where the encoder runs; "auto" is a GPU where there is one.
         model: a model made by the caller (wrapped by PEFT, merged, tuned) in place of the one that `spec` names, which
             still names its preprocessing. It is frozen in place.
@@ -81,6 +85,7 @@ def load_encoder(
             window_seconds=window_seconds,
             picture=picture,
             dtype=dtype,
+            compute=compute,
             device=device,
             model=model,
             trust_remote_code=trust_remote_code,

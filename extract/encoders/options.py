@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from ...config import Count, Positive, settings_class
-from ...errors import SettingsError
+from ...errors import SettingsError, unknown_name
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 Fit = Literal["crop", "stretch"]
+Compute = Literal["float32", "tf32", "bfloat16"]
+"""What a frozen prefix is computed in; see `EncoderOptions`."""
 Modality = Literal["visual", "audio", "text"]
 MODALITIES: tuple[Modality, ...] = ("visual", "audio", "text")
 
@@ -33,6 +35,8 @@ class EncoderOptions:
         window_seconds: length of a window of sound; None for the model's own.
         picture: the log-mel front end of an image model that hears; None for the usual one.
         dtype: of weights and hidden tensors; None for float32.
+        compute: "float32", "tf32" (float32 weights, whose products a GPU computes in TensorFloat-32) or "bfloat16"
+            (weights held and states computed in it); part of the identity unless it is "float32".
         device: where the encoder runs.
         model: modules made by the caller, in place of those that `spec` names.
         trust_remote_code: let transformers run code that comes with the model.
@@ -57,6 +61,7 @@ class EncoderOptions:
     window_seconds: float | None = None
     picture: PictureSettings | None = None
     dtype: torch.dtype | None = None
+    compute: Compute = "float32"
     device: torch.device | str = "cpu"
     model: nn.Module | None = None
     trust_remote_code: bool = False
@@ -67,6 +72,10 @@ class EncoderOptions:
             raise SettingsError(f"modality: found {self.modality!r}, expected one of {', '.join(MODALITIES)}")
         if self.model is not None and self.weights is not None:
             raise SettingsError("model: found weights beside it, expected a model with its own weights")
+        if self.compute not in get_args(Compute):
+            raise SettingsError(f"compute: {unknown_name('type', self.compute, get_args(Compute))}")
+        if self.compute != "float32" and str(self.dtype) not in ("None", "torch.float32"):
+            raise SettingsError(f"compute: found {self.compute!r} with weights of {self.dtype}; leave one of them out")
 
     @property
     def prefix(self) -> str:

@@ -6,11 +6,11 @@ Letters: B clips, T segments (the encoder's batch is B*T, t fastest), N tokens, 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, wraps
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +18,17 @@ from torch import Tensor, nn
 from ...cache.format.digests import digest_json
 from ...errors import SettingsError, TrunkError
 from ..trunk.clip_axis import ClipAxis
-from ..trunk.exact_float32 import in_exact_float32
+from ..trunk.exact_float32 import exact_float32, tf32
 from ..trunk.state import Context, State
 from ..trunk.tensor_layout import find_layouts
 from ..trunk.verification import find_trunk
 from .encoder import Encoder, Identity
 from .file_stamps import FileStamps
-from .fingerprint import PrefixWeights
+from .fingerprint import PrefixWeights, weight_digests
 from .known_weights import known_weight_digests
 from .model_sources import OpenedModel
-from .options import EncoderOptions
+from .narrow_weights import hold_in_bfloat16
+from .options import Compute, EncoderOptions
 from .own_code import library_versions, own_code, parts_of
 from .plain_json import plain_json
 from .preprocess import TextPreprocess
@@ -38,7 +39,23 @@ from .verification_cache import proven_trunk
 #: What provenance says of states whose raw items were prepared as an earlier version did.
 EARLIER = "raw items prepared as the version did that began this store"
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 _PREPROCESSING = {"visual": ("torchvision", "pillow"), "audio": (), "text": ("tokenizers",)}
+
+
+def _as_it_computes(
+    method: Callable[Concatenate[PretrainedEncoder, P], R],
+) -> Callable[Concatenate[PretrainedEncoder, P], R]:
+    """Return the method run in exact float32, or with TensorFloat-32 where the encoder was opened so."""
+
+    @wraps(method)
+    def run(self: PretrainedEncoder, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with tf32() if self._in_tf32 else exact_float32():
+            return method(self, *args, **kwargs)
+
+    return run
 
 
 class PretrainedEncoder(Encoder):
@@ -52,6 +69,7 @@ class PretrainedEncoder(Encoder):
         trunk: the mechanism under this class: links, context, passes.
         proof: what was proven when the encoder was first loaded.
         follows_earlier: whether raw items are prepared as an earlier version did; see `follow`.
+        compute: what the states that `identity` names are computed in; see `EncoderOptions`.
     """
 
     def __init__(self, options: EncoderOptions, opened: OpenedModel) -> None:
@@ -71,14 +89,19 @@ class PretrainedEncoder(Encoder):
         self._opened = opened
         self._parts = parts_of(self.model, opened.forward, opened.preprocess)
         self._code = {"code": code} if (code := own_code(self._parts)) else {}
+        self.compute, self._in_tf32 = options.compute, options.compute == "tf32"
+        digests: dict[str, str] = {}  # of the weights as they were loaded, whatever is computed with
+        if not opened.is_random:
+            digests = known_weight_digests(self.model, options, self.read_from)
+        if options.compute == "bfloat16":
+            digests, self.dtype = digests or weight_digests(self.model), torch.bfloat16
+            hold_in_bfloat16(self.model, lambda: self._forward(self._batch(0)), spec=spec)
         probe = self._batch(0)
         try_forward(spec, self._forward, opened.wrapper, probe, modality=modality)
         backbone = opened.backbone(probe)
-        digests: dict[str, str] = {}
         if opened.is_random:
             found = find_trunk(self.model, self._forward, self._batch, opened.excluded, backbone)
         else:
-            digests = known_weight_digests(self.model, options, self.read_from)
             known = plain_json({**opened.config, **self._code})
             found = proven_trunk(self.model, self._forward, self._batch, opened.excluded, backbone, known, digests)
         self.trunk, self.proof = found
@@ -124,7 +147,7 @@ class PretrainedEncoder(Encoder):
 
     # running
 
-    @in_exact_float32
+    @_as_it_computes
     def embed(self, inputs: Mapping[str, Tensor]) -> State:
         """Return the state at boundary 0 of a batch that `preprocess` made."""
         placed = self._place(inputs)
@@ -149,7 +172,7 @@ class PretrainedEncoder(Encoder):
             clips=self.clips,
         )
 
-    @in_exact_float32
+    @_as_it_computes
     def run(self, state: State, start: int, stop: int) -> State:
         """Run units `start` to `stop` (exclusive) on a state at boundary `start`; see `Encoder.run`."""
         start, stop = self._bounds(state, start, stop)
@@ -178,7 +201,7 @@ class PretrainedEncoder(Encoder):
             return state
         return state.replace(hidden=state.hidden.to(wanted), context=context)
 
-    @in_exact_float32
+    @_as_it_computes
     def finish(self, state: State) -> Any:
         """Run what follows the last unit; return the model's own output; see `Encoder.finish`."""
         if self.trunk.dropped_from < self.num_units:
@@ -187,7 +210,7 @@ class PretrainedEncoder(Encoder):
             raise TrunkError(f"finish: found a state at boundary {state.boundary}, expected {self.num_units}")
         return self.trunk.finish(state.hidden, state.context)
 
-    @in_exact_float32
+    @_as_it_computes
     def __call__(self, inputs: Mapping[str, Tensor]) -> Any:
         """Run the model's own forward on inputs that `preprocess` made."""
         return self._forward(self._place(inputs))
@@ -230,7 +253,7 @@ class PretrainedEncoder(Encoder):
         names = [name for name in self.trunk.context_names if name not in self._constants]
         return {name: inputs[name] for name in names if name in inputs}
 
-    @in_exact_float32
+    @_as_it_computes
     def restore(
         self, hidden: Tensor, boundary: int, inputs: Mapping[str, Tensor], lengths: Tensor | None = None
     ) -> State:
@@ -294,6 +317,15 @@ class PretrainedEncoder(Encoder):
 
     # identity
 
+    def above(self, compute: Compute) -> PretrainedEncoder:
+        """Return an encoder for states that were computed in `compute`, by which they are identified.
+
+        Its units, which run above such states, are this one's and run as they do here.
+        """
+        changed = copy.copy(self)
+        changed.compute = compute
+        return changed
+
     @property
     def read_from(self) -> FileStamps | None:
         """The files that decide `identity`, together with the versions of talik and the libraries that it needs.
@@ -348,6 +380,7 @@ class PretrainedEncoder(Encoder):
             "config": plain_json(self._prefix_config(boundary)),
             "weights": self.prefix_weights.digest(boundary),
             **self._code,
+            **({} if self.compute == "float32" else {"compute": self.compute}),
         }
 
     def _prefix_config(self, boundary: int) -> dict[str, Any]:
@@ -368,7 +401,7 @@ class PretrainedEncoder(Encoder):
             **self._prefix(boundary),
             "boundary": boundary,
             "preprocess": plain_json(self.preprocess.describe()),
-            "compute_dtype": str(self.dtype).removeprefix("torch."),
+            "compute_dtype": "bfloat16" if self.compute == "bfloat16" else str(self.dtype).removeprefix("torch."),
         }
 
     def provenance(self) -> Identity:
@@ -383,6 +416,7 @@ class PretrainedEncoder(Encoder):
             **library_versions(self._parts),
             "device": str(self.device),
             "attention": attention,
+            **({} if self.compute == "float32" else {"compute": self.compute}),
             "threads": torch.get_num_threads(),
             "notes": [*self._opened.notes, *([EARLIER] if self.follows_earlier else [])],
         }

@@ -19,7 +19,7 @@ from ...cache.read.boundary_reader import BoundaryReader
 from ...errors import SettingsError, unknown_name
 from ..datasets.settings import DataSettings
 from ..datasets.types import Manifest
-from ..encoders.options import MODALITIES, Modality
+from ..encoders.options import MODALITIES, Compute, Modality
 from ..media.frame_folder import IMAGE_SUFFIXES
 from .extract import extract
 from .feature_file import FORMATS, Pool, pooled, write_features
@@ -155,6 +155,7 @@ def features(
     segments: int | None = None,
     pool: Pool = "none",
     dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+    compute: Compute = "float32",
     allow_missing: bool = False,
     device: str = "auto",
     progress: bool = True,
@@ -177,6 +178,7 @@ def features(
             where all files are still pictures.
         pool: "mean" averages the tokens of each segment; "none" keeps them.
         dtype: that states are stored in; arrays are float32 in any case.
+        compute: what they are computed in: "float32", "tf32" or "bfloat16"; see `EncoderSettings`.
         allow_missing: go on without files that cannot be decoded; they are in `Features.skipped`.
         device: where the encoder runs; "auto" is a GPU where there is one.
         progress: show tqdm bars.
@@ -213,9 +215,10 @@ def features(
         else:
             target = _target(out)
         folder = _store_of(target)
+        chosen = EncoderSettings(model=encoder, cut=layer, weights=weights, compute=compute)
         settings = ExtractSettings(
             data=DataSettings(dataset="manifest", root=".", segments=segments, allow_missing=allow_missing),
-            encoders=EncodersSettings(**{modality: EncoderSettings(model=encoder, cut=layer, weights=weights)}),
+            encoders=EncodersSettings(**{modality: chosen}),
             store=StoreSettings(path=str(folder.resolve()), dtype=dtype),
         )
         report = extract(settings, manifest=manifest, device=device, progress=progress)

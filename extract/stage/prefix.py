@@ -55,6 +55,7 @@ def open_encoder(
         num_segments=num_segments,
         window_seconds=settings.window_seconds,
         picture=settings.picture,
+        compute=settings.compute,
         device=device,
         trust_remote_code=settings.trust_remote_code,
         base=base,

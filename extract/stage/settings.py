@@ -18,7 +18,7 @@ from ...cache.open import open_store
 from ...config import Count, CountOrZero, Positive, from_mapping, settings_class
 from ...errors import SettingsError, unknown_name
 from ..datasets.settings import DataSettings
-from ..encoders.options import MODALITIES, PictureSettings
+from ..encoders.options import MODALITIES, Compute, PictureSettings
 from ..executors.settings import EngineSettings
 from ..media.augment_settings import AugmentSettings, check_modality, check_views
 
@@ -47,6 +47,9 @@ class EncoderSettings:
         views: how many augmented views of each clip are stored beside the plain one. Training draws one of them or the
             plain one for each clip and epoch; evaluation reads the plain one.
         augment: what they change: its table, [encoders.visual.augment] or [encoders.audio.augment].
+        compute: what stage 1 computes the units below a cut in: "float32"; "tf32", float32 weights and states whose
+            products a GPU computes in TensorFloat-32; "bfloat16", weights held and states computed in it. States of
+            another `compute` are other states. What training runs above the cut is not changed by it.
         batch_size: frames, windows or texts a forward; results do not depend on it beyond the last bits.
     """
 
@@ -60,6 +63,7 @@ class EncoderSettings:
     picture: PictureSettings | None = None
     views: CountOrZero = 0
     augment: AugmentSettings | None = None
+    compute: Compute = "float32"
     batch_size: Count = 64
     trust_remote_code: bool = False
 
@@ -72,6 +76,10 @@ class EncoderSettings:
         for name in ("weights", "image_size", "fit", "num_frames", "window_seconds", "augment"):
             if getattr(self, name) is not None:
                 raise SettingsError(f"{name}: {self.model!r} are imported features, which have none; remove the key")
+        if self.compute != "float32":
+            raise SettingsError(
+                f"compute: {self.model!r} are imported features, which are not computed; remove the key"
+            )
         if self.cut != "auto" and self.cuts != (0,):
             raise SettingsError(f"cut: {self.model!r} are imported features, whose only boundary is 0; remove the key")
 

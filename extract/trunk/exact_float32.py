@@ -1,7 +1,10 @@
-"""Float32 that is float32: TensorFloat-32 and bfloat16 in place of it switched off while states are computed.
+"""Float32 that is float32, or TensorFloat-32 where that is asked for: what torch computes float32 products in.
 
 torch lets cuDNN compute float32 convolutions in TensorFloat-32 (10 bits of mantissa in place of 23) unless told
-otherwise, and float32 matrix products where a program asked for it.
+otherwise, and float32 matrix products where a program asked for it. Here it is off while states are computed, but for
+an encoder that was opened with `compute = "tf32"`.
+
+The settings are the process's: what another thread computes at the same time is computed in the same way.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ R = TypeVar("R")
 
 _lock = threading.Lock()
 _open = 0  # blocks that are open, of all threads: the settings are the process's
+_open_tf32 = 0  # of them, those that switch TensorFloat-32 on
 _before: dict[str, Any] = {}
 
 
@@ -50,6 +54,33 @@ def exact_float32() -> Iterator[None]:
             _open -= 1
             if not _open:
                 _restore(_before)
+
+
+@contextmanager
+def tf32() -> Iterator[None]:
+    """Compute float32 convolutions, recurrent layers and matrix products in TensorFloat-32 on a GPU while this is open.
+
+    Inside `exact_float32` too, which is on again afterwards. A CPU goes on in float32.
+
+    Example:
+        >>> import torch
+        >>> with exact_float32(), tf32():
+        ...     torch.backends.cudnn.allow_tf32
+        True
+    """
+    global _open_tf32
+    with exact_float32():
+        with _lock:
+            if not _open_tf32:
+                _switch_on()
+            _open_tf32 += 1
+        try:
+            yield
+        finally:
+            with _lock:
+                _open_tf32 -= 1
+                if not _open_tf32:
+                    _switch_off()
 
 
 def in_exact_float32(function: Callable[P, R]) -> Callable[P, R]:
@@ -91,6 +122,12 @@ def _switch_off() -> None:
     for place in _places().values():
         if place.fp32_precision not in ("ieee", "none"):  # what the newer names of a whole library say
             place.fp32_precision = "ieee"
+
+
+def _switch_on() -> None:
+    """Switch TensorFloat-32 on for CUDA alone, under the older names and so under the newer."""
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cuda.matmul.allow_tf32 = True
 
 
 def _restore(before: dict[str, Any]) -> None:
