@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ...errors import MissingItemError
 from ...extract.datasets.types import Question
 from ...extract.trunk.state import State
+from .device_transfer import sent
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +33,11 @@ class ClipRows:
     num: int
 
     @classmethod
-    def of_questions(cls, questions: Sequence[Question]) -> ClipRows | None:
-        """Index the clips of a batch; None where no two questions share a clip."""
+    def of_questions(cls, questions: Sequence[Question], device: torch.device | str = "cpu") -> ClipRows | None:
+        """Index the clips of a batch, on a device; None where no two questions share a clip."""
         of = distinct_index("visual", questions)
         num = int(of.max()) + 1
-        return cls(of, num) if num < len(of) else None
+        return cls(sent(of, device), num) if num < len(of) else None
 
     def repeat(self, values: Tensor) -> Tensor:
         """Repeat each clip's values for each of its questions: (K, …) → (B, …).

@@ -31,7 +31,7 @@ from ...extract.stage.settings import EncoderSettings
 from ...extract.trunk.state import State
 from .augmented_views import mixed_views, view_readers
 from .batch import Batch, ClipRows, distinct, distinct_index
-from .device_transfer import ReadSettings, Transfers, pinned_allocator
+from .device_transfer import ReadSettings, Transfers, pinned_allocator, sent
 
 
 class CachedSource:
@@ -71,6 +71,7 @@ class CachedSource:
         self._store = store.path
         self._opened = store
         self._how = ReadSettings(verify=verify, path=read_path, allocate=pinned_allocator(device))
+        self._device = device
         self._transfers = Transfers(device)
         self._views = {m: s for m, s in (views or {}).items() if s.views}
         self._view_readers: dict[str, tuple[BoundaryReader, ...]] = {}
@@ -177,7 +178,7 @@ class CachedSource:
         readers = {m: (reader, *self._above.get(m, ())) for m, reader in self._readers.items()}
         streams = {m: [self._stream(m, r, batches, view_seed) for r in several] for m, several in readers.items()}
         for batch in batches:
-            clips = ClipRows.of_questions(batch) if by_clip else None
+            clips = ClipRows.of_questions(batch, self._device) if by_clip else None
             with in_hand([q.clip_id for q in distinct("visual", batch)]):
                 states = {
                     m: [
@@ -242,6 +243,8 @@ class CachedSource:
         encoder = self._encoders[modality]
         if places is not None and len(places) == len(stored.hidden):  # each once, in their order
             places = None
+        if places is not None:
+            places = sent(places, self._device)
         with self._transfers.of(stored) as to_device:
             hidden = _as_states(to_device(stored.hidden), stored.dtype, places, encoder.state_dtype)
             inputs = {name: _at(to_device(value), places) for name, value in stored.inputs.items()}

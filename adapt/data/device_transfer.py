@@ -47,17 +47,24 @@ def pinned_allocator(device: str) -> Allocate | None:
     return lambda size_bytes: torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True).numpy()
 
 
-def recorded() -> Event:
-    """Return an event that comes when all that the current CUDA stream was given so far is done."""
+def recorded(device: torch.device) -> Event:
+    """Return an event that comes when all that a CUDA device's current stream was given so far is done."""
     event = torch.cuda.Event()
-    event.record()
+    event.record(torch.cuda.current_stream(device))
     return event
+
+
+def sent(values: Tensor, device: torch.device | str) -> Tensor:
+    """Return a small tensor of the CPU on a device; to a GPU by way of pinned memory, without waiting for the copy."""
+    if torch.device(device).type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 class Transfers:
     """Copies batches to a device and releases each one when its copy is complete."""
 
-    def __init__(self, device: str, record: Callable[[], Event] = recorded) -> None:
+    def __init__(self, device: str, record: Callable[[], Event] | None = None) -> None:
         """Start with no copy under way.
 
         Args:
@@ -65,7 +72,7 @@ class Transfers:
             record: returns an event that comes when the copies ordered so far are done.
         """
         self._device = torch.device(device)
-        self._record = record
+        self._record = record or (lambda: recorded(self._device))
         self._waits = self._device.type != "cpu"
         self._pending: deque[tuple[Event, Batch]] = deque()
 

@@ -84,7 +84,7 @@ class LiveSource:
             MediaError: a file that cannot be decoded.
         """
         for batch in questions:
-            clips = ClipRows.of_questions(batch) if by_clip else None
+            clips = ClipRows.of_questions(batch, self._device) if by_clip else None
             states = {m: self._states(m, batch, once=clips is not None and m != "text") for m in self._starts}
             yield Batch(
                 questions=tuple(batch),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...errors import ManifestError, SettingsError
 from ...extract.datasets.types import Manifest, Question
+from ..data.device_transfer import sent
 from .heads import AnswerHead, EventHead, TaskSettings
 from .registry import HEADS, make_part
 
@@ -58,8 +59,8 @@ def check_task(manifest: Manifest, settings: TaskSettings, modalities: Sequence[
 def labels_of(questions: Sequence[Question], classes: Mapping[str, int], logits: Tensor) -> Tensor:
     """Return the true classes: (B,) for logits (B, C), (B, T) for logits (B, T, C)."""
     if logits.ndim == 3:
-        return torch.tensor([[classes[label] for label in q.labels] for q in questions], device=logits.device)
-    return torch.tensor([classes[q.answer] for q in questions], device=logits.device)
+        return sent(torch.tensor([[classes[label] for label in q.labels] for q in questions]), logits.device)
+    return sent(torch.tensor([classes[q.answer] for q in questions]), logits.device)
 
 
 def restricted(logits: Tensor, questions: Sequence[Question], classes: Mapping[str, int]) -> Tensor:
@@ -87,9 +88,9 @@ def loss_of(
 
 def _allowed(logits: Tensor, questions: Sequence[Question], classes: Mapping[str, int]) -> Tensor:
     """Return (B, C) bool, true at the classes that a question may be answered with."""
-    allowed = torch.ones_like(logits, dtype=torch.bool)
+    allowed = torch.ones(logits.shape, dtype=torch.bool)
     for row, question in zip(allowed, questions, strict=True):
         if question.choices:
             row.fill_(False)
             row[[classes[choice] for choice in question.choices]] = True
-    return allowed
+    return sent(allowed, logits.device)

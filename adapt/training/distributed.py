@@ -58,7 +58,9 @@ class Processes:
     def _bounds(self, size: int) -> tuple[int, int]:
         return size * self.rank // self.size, size * (self.rank + 1) // self.size
 
-    def to_mean(self, parameters: Iterable[nn.Parameter], *, base: int, count: int, loss: float) -> float:
+    def to_mean(
+        self, parameters: Iterable[nn.Parameter], *, base: int, count: int, loss: Tensor | None = None
+    ) -> Tensor | None:
         """Make gradients the mean over the questions of all processes, in place, and return that mean of the losses.
 
         A parameter without a gradient in every process keeps none, as it would in one process.
@@ -67,20 +69,24 @@ class Processes:
             parameters: those of the model, in the same order everywhere.
             base: what this process's gradients are the sum over its questions divided by.
             count: how many questions that are.
-            loss: the sum of their losses.
+            loss: the sum of their losses, a scalar; not needed of a process that is alone.
+
+        Returns:
+            A scalar; None of a process that is alone.
         """
         trained = [p for p in parameters if p.requires_grad]
         if self.size == 1:
             _scale([p.grad for p in trained], base, count)
-            return loss / count
+            return None
         there = [float(p.grad is not None) for p in trained]
         gradients = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() * base for p in trained]
-        flat = torch.cat([*gradients, torch.tensor([*there, count, loss], device=self.device)])
+        assert loss is not None
+        flat = torch.cat([*gradients, torch.tensor([*there, count], device=self.device), loss.float()[None]])
         dist.all_reduce(flat)
         *sums, having, (total, losses) = flat.split([*(p.numel() for p in trained), len(trained), 2])
         for parameter, summed, several in zip(trained, sums, having.tolist(), strict=True):
             parameter.grad = (summed / total).view_as(parameter).to(parameter.dtype) if several else None
-        return float(losses / total)
+        return losses / total
 
     def deal(self, batches: Sequence[T]) -> Sequence[T]:
         """This process's whole batches of those to answer."""

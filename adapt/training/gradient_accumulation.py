@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from ..model.joint_model import JointModel
 from .data_order import DataOrder
 from .distributed import Processes
 from .optimizer import Averages, learning_rate_scale
+from .step_losses import StepLosses
 
 
 class GradientAccumulation:
@@ -24,9 +25,7 @@ class GradientAccumulation:
         settings: training's.
         data: says how many questions a batch has, and how many batches an epoch.
         processes: those that train together; their gradients become one mean.
-
-    Attributes:
-        losses: the mean loss of each of the epoch's optimiser steps so far.
+        losses: takes in the loss of every batch.
     """
 
     def __init__(
@@ -37,43 +36,71 @@ class GradientAccumulation:
         settings: TrainSettings,
         data: DataOrder,
         processes: Processes,
+        losses: StepLosses,
     ) -> None:
         self._model, self._optimizer, self._averages = model, optimizer, averages
         self._settings, self._data, self._processes = settings, data, processes
+        self._losses = losses
         self._peak_rates = [group["lr"] for group in optimizer.param_groups]
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
         """Forget the losses of the epoch before."""
-        self.losses: list[float] = []
+        self._losses.clear()
         self._batches = 0  # of the epoch, so far
-        self._held: list[tuple[int, float]] = []  # questions and loss of each batch whose gradient waits for its step
+        self._steps: list[Sequence[tuple[int, int]] | Tensor] = []  # questions and loss of each batch; or the mean
+        self._held: list[tuple[int, int]] = []  # those of each batch whose gradient waits for its step
+        self._sum: Tensor | None = None  # of the losses of their questions, where several processes train
+
+    def losses(self) -> list[float]:
+        """Return the mean loss of each of the epoch's optimiser steps so far; waits for the device.
+
+        Raises:
+            RunError: a loss is not finite.
+        """
+        values = self._losses.values()
+
+        def mean(step: Sequence[tuple[int, int]] | Tensor) -> float:
+            if isinstance(step, Tensor):
+                return float(step)
+            return sum(count * values[index] for count, index in step) / sum(count for count, _ in step)
+
+        return [mean(step) for step in self._steps]
 
     @property
     def _base(self) -> int:
         """Divisor of the step's sum of losses while later batches are not known: the first batch's questions."""
         return self._held[0][0] or 1
 
-    def weighted(self, loss: Tensor, value: float) -> Tensor:
+    def weighted(self, loss: Tensor, *, step: int) -> Tensor:
         """Return a batch's loss, weighted by its number of questions against that of the step's first batch.
 
         Args:
             loss: a scalar, the mean over this process's questions.
-            value: the same as a number.
+            step: optimiser steps done since the training began.
+
+        Raises:
+            RunError: this loss, or an earlier one, is not finite.
         """
+        index = self._losses.add(loss, step=step)
         if not self._held:
             self._optimizer.zero_grad(set_to_none=True)
+            self._sum = None
         count = self._processes.count(self._data.batch_size(self._batches))
-        self._held.append((count, value))
+        self._held.append((count, index))
+        if self._processes.size > 1:
+            own = count * loss.detach().double()
+            self._sum = own if self._sum is None else self._sum + own
         return loss * (count / self._base)
 
     def restore_point(self) -> Callable[[], None]:
         """Return a function that undoes a batch before its optimiser step."""
-        held = list(self._held)
+        held, summed, num_losses = list(self._held), self._sum, len(self._losses)
         grads = [(p, p.grad.clone()) for p in self._model.parameters() if p.grad is not None] if held else []
 
         def restore() -> None:
-            self._held = held
+            self._held, self._sum = held, summed
+            self._losses.truncate(num_losses)
             self._optimizer.zero_grad(set_to_none=True)
             for parameter, grad in grads:
                 parameter.grad = grad
@@ -92,9 +119,9 @@ class GradientAccumulation:
         self._batches += 1
         if self._batches % self._settings.accumulate and self._batches < self._data.batches_per_epoch:
             return step
-        count, loss = sum(c for c, _ in self._held), sum(c * value for c, value in self._held)
-        parameters = self._model.parameters()
-        self.losses.append(self._processes.to_mean(parameters, base=self._base, count=count, loss=loss))
+        count = sum(c for c, _ in self._held)
+        mean = self._processes.to_mean(self._model.parameters(), base=self._base, count=count, loss=self._sum)
+        self._steps.append(self._held if mean is None else mean)
         self._held = []
         total = self._settings.epochs * self._data.steps_per_epoch
         scale = learning_rate_scale(step, total=total, warmup=self._settings.warmup)

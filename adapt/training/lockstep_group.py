@@ -160,6 +160,10 @@ class _Group:
                 return
             self._step(left)
             bar.update(lead.data.batch_size(index))
+        for training in active:
+            if training in self.members:
+                with self._failing_alone(training):
+                    training.check_losses()
         predictions = self._answers([t for t in active if t in self.members], "val")
         shared = self._share(list(predictions), started)
         for training, found in predictions.items():

@@ -26,9 +26,9 @@ def count_parameters(model: JointModel) -> tuple[int, int]:
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
     """Build AdamW on a model's trained parameters, at the settings' peak learning rates."""
     head_lr = settings.lr if settings.head_lr is None else settings.head_lr
-    return torch.optim.AdamW(
-        parameter_groups(model, lr=settings.lr, head_lr=head_lr, weight_decay=settings.weight_decay)
-    )
+    groups = parameter_groups(model, lr=settings.lr, head_lr=head_lr, weight_decay=settings.weight_decay)
+    on_cuda = all(p.is_cuda for group in groups for p in group["params"])
+    return torch.optim.AdamW(groups, fused=True if on_cuda and groups else None)  # one kernel for many parameters
 
 
 def parameter_groups(model: nn.Module, *, lr: float, head_lr: float, weight_decay: float) -> list[dict[str, Any]]:

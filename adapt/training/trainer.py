@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ...errors import RunError
 from ...extract.datasets.types import Question
 from ..config.experiment import LogSettings, TrainSettings, VariantSettings
 from ..config.run_config import run_config
@@ -41,6 +40,7 @@ from .random_stream import RandomStream, derived_seed
 from .run_data import RunData, collect_data
 from .run_folder import RunFolder, RunOutcome
 from .run_recorder import RunRecorder, epoch_line
+from .step_losses import StepLosses
 
 
 class Trainer:
@@ -109,7 +109,13 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, settings)
         self.averages = Averages(self.model, settings.ema) if settings.ema else None
         self.gradients = GradientAccumulation(
-            self.model, self.optimizer, self.averages, settings, self.data, self.processes
+            self.model,
+            self.optimizer,
+            self.averages,
+            settings,
+            self.data,
+            self.processes,
+            StepLosses(self.label, context.device),
         )
         self.own_seconds = 0.0
         self._labels = {answer: index for index, answer in enumerate(self.classes)}
@@ -155,6 +161,7 @@ class Trainer:
                 for index, batch in enumerate(self.train_batches()):
                     self.step(batch)
                     bar.update(self.data.batch_size(index))
+                self.check_losses()
                 predictions = self.evaluate("val")
                 self.end_epoch(predictions, seconds=time.perf_counter() - started)
                 bar.set_postfix_str(self.last_validation)
@@ -234,15 +241,12 @@ class Trainer:
             A scalar.
 
         Raises:
-            RunError: the loss is not finite.
+            RunError: the loss is not finite; on a GPU, that of an earlier batch (see `StepLosses`).
         """
         loss = self._loss(logits.to(torch.promote_types(logits.dtype, torch.float32)), questions)
         more = None if self.model.adapter is None else self.model.adapter.extra_loss()
         loss = loss if more is None else loss + more
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise RunError(f"{self.label}: the loss is {value} at step {self.progress.step}; lower lr or set clip_norm")
-        return self.gradients.weighted(loss, value)
+        return self.gradients.weighted(loss, step=self.progress.step)
 
     def _loss(self, logits: Tensor, questions: Sequence[Question]) -> Tensor:
         if self.loss is None:
@@ -253,6 +257,14 @@ class Trainer:
     def end_batch(self) -> None:
         """After a batch's backward pass: take the optimiser's step if it is due."""
         self.progress.step = self.gradients.end_batch(self.progress.step)
+
+    def check_losses(self) -> None:
+        """Wait for the losses of the epoch so far; what is evaluated or saved afterwards was trained on finite ones.
+
+        Raises:
+            RunError: one is not finite.
+        """
+        self.gradients.losses()
 
     def averaged(self) -> AbstractContextManager[None]:
         """While this is open, the model has the weights that are evaluated and kept: averages, where there are any."""
@@ -286,8 +298,9 @@ class Trainer:
             predictions: of the validation split.
             seconds: that the epoch took this trainer.
         """
+        losses = self.gradients.losses()
         improved = self.progress.add_epoch(
-            train_loss=sum(self.gradients.losses) / len(self.gradients.losses),
+            train_loss=sum(losses) / len(losses),
             val_loss=math.fsum(-p.log_likelihood for p in predictions) / len(predictions),
             val_accuracy=sum(p.correct for p in predictions) / len(predictions),
             lr=self.optimizer.param_groups[0]["lr"],

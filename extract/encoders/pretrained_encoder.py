@@ -115,6 +115,7 @@ class PretrainedEncoder(Encoder):
         self._constants: dict[str, Tensor] = {}  # of equal windows of sound the masks are equal
         if modality == "audio" and self.trunk.context_names:
             self._constants = same_in_all(self.trunk.context_names, [probe, self._batch(1)])
+            self.trunk.constant_names = frozenset(self._constants)
         self.prefix_weights = PrefixWeights(self.trunk, lambda: self._forward(probe), digests)
 
     @cached_property

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...errors import SettingsError, TrunkError
 from .clip_axis import ClipAxis
+from .host_reads import HostRead
 from .tracing import map_tensors
 
 Layout = Literal["NLC", "NHWC", "NCHW"]
@@ -35,6 +36,7 @@ class Context:
         rebuild: makes the context of another batch from its inputs, by the encoder's own forward.
         aside: parts of the encoder's output that the embedding alone decides; {} for a restored or regrouped state.
         dtype: that the floating-point arguments were brought to; None as the encoder's own forward made them.
+        reads: numbers that the encoder's forward read from tensors on the way to the last unit.
     """
 
     inputs: dict[str, Tensor]
@@ -44,6 +46,7 @@ class Context:
     rebuild: Callable[[Mapping[str, Tensor], int, tuple[Any, ...], torch.device], Context] = field(repr=False)
     aside: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
     dtype: torch.dtype | None = None
+    reads: tuple[HostRead, ...] = ()
 
     def to(self, device: torch.device | str) -> Context:
         """Return the context with every tensor on `device`."""

@@ -10,7 +10,8 @@ import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from ...errors import TrunkError
 from .forward_patching import Ahead, Inputs, Passes, signature_of
+from .host_reads import Recorded, Replayed
 from .state import Context
 from .tracing import Call, Path, Taken, at, map_leaves, put, record, release, tensors
 from .unit_links import Chain, Link
@@ -69,6 +71,7 @@ class Trunk:
         self.aside: frozenset[Path] = frozenset()
         self.dropped_from = self.num_units
         self.context_dtype: torch.dtype | None = None
+        self.constant_names: frozenset[str] = frozenset()  # small inputs that are equal for every item
         self._kept = {earlier for link in self.links for earlier in link.earlier.values()}
         self._exit_mutated = chain.writes_exit()
         self._contexts: OrderedDict[Any, Context] = OrderedDict()
@@ -131,23 +134,25 @@ class Trunk:
     ) -> Context:
         """Rebuild the context of a batch from its small inputs alone, by a pass with blank large inputs.
 
-        Where no small input exists it depends on shapes only, and the last few are kept.
+        Where no small input differs between items it depends on shapes only, and the last few are kept.
 
         Raises:
             TrunkError: a small input is missing.
         """
-        key = (signature, batch_size, str(device)) if blank is None and not self.context_names else None
+        constant = self.constant_names.issuperset(self.context_names)
+        key = (signature, batch_size, str(device)) if blank is None and constant else None
         with self._lock:
             if key in self._contexts:
                 self._contexts.move_to_end(key)
                 return self._contexts[key]
         inputs = self.complete(small, batch_size, signature, device, blank=blank)
         ahead = self._ahead(batch_size, signature, blank)
-        if self.context_dtype is None:
-            context = self._context(inputs, self.passes.collect(inputs, blank=blank, ahead=ahead)[1], {})
-        else:  # positions and angles as the model makes them, whatever runs around this call
-            with torch.autocast(device.type, enabled=False):
-                context = self._context(inputs, self.passes.collect(inputs, blank=blank, ahead=ahead)[1], {})
+        # Positions and angles are made as the model makes them, whatever runs around this call.
+        exact = nullcontext() if self.context_dtype is None else torch.autocast(device.type, enabled=False)
+        with exact, Recorded() as noted:
+            calls = self.passes.collect(inputs, blank=blank, ahead=ahead)[1]
+        context = replace(self._context(inputs, calls, {}), reads=tuple(noted.reads))
+        if self.context_dtype is not None:
             context = context.in_dtype(self.context_dtype)
         if key is not None:
             with self._lock:
@@ -201,7 +206,8 @@ class Trunk:
         inputs = self.complete(context.inputs, context.batch_size, context.signature, hidden.device, blank=blank)
         final = hidden.clone() if self._exit_mutated else hidden
         ahead = self._ahead(context.batch_size, context.signature, blank)
-        output = self.passes.end_with(inputs, final, blank=blank, ahead=ahead)
+        with Replayed(context.reads) if context.reads else nullcontext():
+            output = self.passes.end_with(inputs, final, blank=blank, ahead=ahead)
         if not self.aside:
             return output
         return map_leaves(output, lambda path, leaf: context.aside.get(path) if path in self.aside else leaf)
