@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ...errors import MissingItemError
 from ...extract.datasets.types import Question
 from ...extract.trunk.state import State
+from ...extract.trunk.tracing import tensors
 from .device_transfer import sent
 
 
@@ -142,6 +143,16 @@ def text_mask(states: Mapping[str, State]) -> Tensor | None:
         return None
     length = text.hidden.shape[1]
     return torch.arange(length, device=text.hidden.device)[None] < text.lengths.to(text.hidden.device)[:, None]
+
+
+def tensors_of(batch: Batch) -> list[Tensor]:
+    """Return every tensor that a batch holds, those of its states' contexts included."""
+    states = [*batch.states.values(), *(state for several in batch.above.values() for state in several)]
+    found = [state.hidden for state in states] + ([] if batch.clips is None else [batch.clips.of])
+    for context in {id(state.context): state.context for state in states}.values():
+        found += context.inputs.values()
+        found += [tensor for _, tensor in tensors(context.calls)]
+    return found + [state.lengths for state in states if state.lengths is not None]
 
 
 class Source(Protocol):

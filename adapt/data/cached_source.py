@@ -30,8 +30,8 @@ from ...extract.stage.sampling import Sampling
 from ...extract.stage.settings import EncoderSettings
 from ...extract.trunk.state import State
 from .augmented_views import mixed_views, view_readers
-from .batch import Batch, ClipRows, distinct, distinct_index
-from .device_transfer import ReadSettings, Transfers, pinned_allocator, sent
+from .batch import Batch, ClipRows, distinct, distinct_index, tensors_of
+from .device_transfer import ReadSettings, SideStream, Transfers, made_ahead, pinned_allocator, sent
 
 
 class CachedSource:
@@ -45,7 +45,7 @@ class CachedSource:
         sampling: how clips were sampled.
         dtype: storage data type of the states to read.
         verify: when checksums are checked.
-        device: where the states go; to a GPU from pinned memory, without waiting.
+        device: where the states go; to a GPU from pinned memory, in their stored type, without waiting.
         read_path: how the store's bytes are reached; see `FeatureStore.reader`.
         reads: by modality, further boundaries that the model reads; those that hold every item come with each batch.
         views: by modality, the settings that say how many augmented views of each clip are stored.
@@ -73,6 +73,7 @@ class CachedSource:
         self._how = ReadSettings(verify=verify, path=read_path, allocate=pinned_allocator(device))
         self._device = device
         self._transfers = Transfers(device)
+        self._side = SideStream(device) if torch.device(device).type == "cuda" else None
         self._views = {m: s for m, s in (views or {}).items() if s.views}
         self._view_readers: dict[str, tuple[BoundaryReader, ...]] = {}
         self._manifest = manifest
@@ -165,6 +166,8 @@ class CachedSource:
     ) -> Iterator[Batch]:
         """Yield one batch of states for each list of questions; reading runs ahead in a thread a modality.
 
+        On a GPU one more thread makes the next batch, on a stream of its own, while this one is used.
+
         Args:
             questions: one list a batch.
             view_seed: stands for a run's seed and epoch, and draws each clip's view; None for the plain view.
@@ -177,7 +180,8 @@ class CachedSource:
         batches = [tuple(batch) for batch in questions]
         readers = {m: (reader, *self._above.get(m, ())) for m, reader in self._readers.items()}
         streams = {m: [self._stream(m, r, batches, view_seed) for r in several] for m, several in readers.items()}
-        for batch in batches:
+
+        def made(batch: tuple[Question, ...]) -> Batch:
             clips = ClipRows.of_questions(batch, self._device) if by_clip else None
             with in_hand([q.clip_id for q in distinct("visual", batch)]):
                 states = {
@@ -189,13 +193,15 @@ class CachedSource:
                     ]
                     for m, several in readers.items()
                 }
-            yield Batch(
+            return Batch(
                 questions=batch,
                 states={m: s[0] for m, s in states.items()},
                 num_segments=self._num_segments,
                 clips=clips,
                 above={m: tuple(s[1:]) for m, s in states.items()},
             )
+
+        yield from map(made, batches) if self._side is None else made_ahead(made, batches, self._side, tensors_of)
 
     def _stream(
         self, modality: str, reader: BoundaryReader, batches: Sequence[Sequence[Question]], view_seed: int | None
@@ -277,4 +283,4 @@ def _as_states(tensor: Tensor, dtype: str, places: Tensor | None, wanted: torch.
     """Return the rows at `places`, or all of them, in the wanted type, as a copy; gathered in their stored type."""
     arranged = tensor if places is None else tensor[places]
     states = arranged.view(torch.bfloat16) if dtype == "bfloat16" else arranged
-    return states.to(wanted, copy=places is None)
+    return states.to(wanted, copy=places is None and tensor.device.type == "cpu")

@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -32,6 +33,8 @@ from .shard_reader import OpenShards, ShardIndex, StoredShard
 ReadPath = Literal["auto", "mmap", "preadv"]
 THREADS = 8  # more than keep a disk busy, since each also copies and checks its bytes
 _MAX_DESCRIPTORS = 256
+_COPIERS = 4  # one copies some 5 GB/s
+_BYTES_A_COPIER = 8 << 20
 
 
 class RowSource(ABC):
@@ -74,6 +77,7 @@ class LocalRows(RowSource):
         maps: the shards that are open through memory maps.
         files: the shards that are open for direct reads.
         pool: the threads that read from the disk; None while none was needed.
+        copiers: threads that share a large batch whose rows are all in memory; 0 for the caller's own.
         beyond_memory: whether the boundary is larger than half of this machine's memory.
     """
 
@@ -99,6 +103,7 @@ class LocalRows(RowSource):
         self._mincore_answers = os.access(layout.folder, os.W_OK)  # to other users it always says yes
         self._crcs: dict[int, NDArray[np.uint32]] = {}  # ragged: by shard (rows_per_shard,)
         self.pool: ThreadPoolExecutor | None = None
+        self.copiers = min(_COPIERS, len(os.sched_getaffinity(0)) // 4)
 
     def read(self, rows: NDArray[np.int64], check: Sequence[bool], allocate: AllocateArray) -> list[NDArray[Any]]:
         """Read rows; see `RowSource.read`."""
@@ -133,8 +138,29 @@ class LocalRows(RowSource):
             return False  # evicted since it was read
         for number, (array, out) in enumerate(zip(data, flat, strict=True)):
             sizes = (lengths * array.unit_bytes).tolist()
-            self._addresses.copy(number, shards, begins * steps[number], sizes, out)
+            self._copy(number, shards, begins * steps[number], sizes, out)
         return True
+
+    def _copy(
+        self,
+        number: int,
+        shards: NDArray[np.int64],
+        begins: NDArray[np.int64],
+        sizes: Sequence[int],
+        out: NDArray[np.uint8],
+    ) -> None:
+        """Copy the bytes of one array for each row by their addresses; a large batch by several threads."""
+        parts = min(self.copiers, len(sizes), out.nbytes // _BYTES_A_COPIER)
+        if parts < 2:
+            self._addresses.copy(number, shards, begins, sizes, out)
+            return
+        bounds = [len(sizes) * i // parts for i in range(parts + 1)]
+        pieces = [slice(first, last) for first, last in pairwise(bounds)]
+        copying = [
+            self._threads().submit(self._addresses.copy, number, shards[p], begins[p], sizes[p], out[p]) for p in pieces
+        ]
+        for future in copying:
+            future.result()
 
     def _run(self, batch: _Rows, rows: NDArray[np.int64], flat: list[NDArray[np.uint8]]) -> None:
         """Copy every row of a batch: rows in memory here, rows on the disk in the threads, at the same time."""

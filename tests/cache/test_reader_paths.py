@@ -68,6 +68,24 @@ def test_items_of_many_blocks(large, make_sample, tmp_path):
         read_all(sample, tmp_path / "s", items, path=path, verify="always")
 
 
+@pytest.mark.parametrize("name", ["dense-inputs", "ragged"])
+def test_a_large_batch_is_copied_by_several_threads(name, make_sample, tmp_path, monkeypatch):
+    sample = make_sample(name)
+    items = sample.items(9)
+    sample.fill(tmp_path / "s", items)
+    reader = read_all(sample, tmp_path / "s", items, path="mmap")
+    assert reader.rows.pool is None, "a small one is not"
+    expected = reader.read([i.key for i in items])
+    monkeypatch.setattr(rows, "_BYTES_A_COPIER", 1)
+    reader.rows.copiers = 4
+    found = reader.read([i.key for i in items])
+    assert reader.rows.pool is not None
+    assert np.array_equal(found.hidden, expected.hidden)
+    assert found.inputs.keys() == expected.inputs.keys()
+    assert all(np.array_equal(found.inputs[key], expected.inputs[key]) for key in expected.inputs)
+    reader.close()
+
+
 def test_without_direct_reads(sample, tmp_path, monkeypatch):
     """tmpfs and some network file systems refuse O_DIRECT."""
     monkeypatch.setattr(direct, "can_bypass_cache", lambda path: False)
