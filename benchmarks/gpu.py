@@ -1,6 +1,6 @@
 """Both stages on a machine with one GPU and no network, each beside its bound taken in the same run.
 
-    python benchmarks/gpu.py --out FOLDER [--budget 400] [--only stage1,stage2] [--profile]
+    python benchmarks/gpu.py --out FOLDER [--budget 400] [--only stage1,stage2,profile]
     python benchmarks/gpu.py --page FOLDER/gpu.json     write benchmarks/gpu.md from a run's numbers
     python benchmarks/gpu.py --quick --out FOLDER       everything in small, for tests
 
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from gpu_sample import FULL, QUICK
 
-STAGES = ("stage1", "stage2")
+STAGES = ("stage1", "stage2", "profile")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -29,12 +29,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder for gpu.json, gpu.md and profiles")
     parser.add_argument("--budget", type=float, default=400.0, help="seconds that everything may take")
-    parser.add_argument("--only", default=",".join(STAGES), help="stage1, stage2 or both with a comma")
+    parser.add_argument("--only", default="stage1,stage2", help="of stage1, stage2 and profile, with commas")
     parser.add_argument("--device", help="a GPU where there is one")
     parser.add_argument(
         "--compute", default="bfloat16", help="precision of the prefixes, where stage 1 has the setting"
     )
-    parser.add_argument("--profile", action="store_true", help="write tables of operators too")
+    parser.add_argument("--profile", action="store_true", help="write tables of operators too: --only with profile")
+    parser.add_argument("--workers", type=int, help="decoding processes of stage 1; its default if absent")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, for tests")
     parser.add_argument("--work", type=Path, help="folder for clips and stores, kept; a temporary one if absent")
     parser.add_argument("--page", type=Path, metavar="JSON", help="write benchmarks/gpu.md from this file, and end")
@@ -49,9 +50,10 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if options.out is None:
         parser.error("--out: expected a folder")
-    only = tuple(s for s in STAGES if s in options.only.split(","))
-    if not only:
-        parser.error(f"--only: found {options.only!r}, expected stage1, stage2 or both with a comma")
+    wanted = {*options.only.split(","), *["profile"] * options.profile}
+    if not wanted <= {*STAGES}:
+        parser.error(f"--only: found {options.only!r}, expected of {', '.join(STAGES)}, with commas")
+    only = tuple(stage for stage in STAGES if stage in wanted)
     options.out.mkdir(parents=True, exist_ok=True)
     sizes = QUICK if options.quick else FULL
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -59,8 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
         work = options.work or Path(temporary)
         facts = {"environment": machine(device), "sizes": vars(sizes), "compute": options.compute}
         sections = Sections(options.out, budget=options.budget, only=only, facts=facts, interrupts=not options.quick)
-        benchmark = Benchmark(work, sizes, device=device, compute=options.compute, sections=sections)
-        benchmark.run(profile=options.profile)
+        Benchmark(work, sizes, device=device, compute=options.compute, sections=sections, workers=options.workers).run()
         (options.out / "gpu.md").write_text(page(sections.facts), encoding="utf-8")
 
 

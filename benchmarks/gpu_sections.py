@@ -20,6 +20,7 @@ from gpu_extract import Facts, StageOne
 from gpu_sample import QUICK, Sizes, cores, make_clips, make_encoders
 from gpu_train import StageTwo, scan_backends, variants_text
 from scan import environment
+from torch.profiler import ProfilerActivity, profile
 
 
 class Sections:
@@ -108,19 +109,21 @@ class Benchmark:
         device: where encoders and training run.
         compute: precision of the prefixes.
         sections: that keep the numbers.
+        workers: decoding processes of stage 1; None for its default.
     """
 
-    def __init__(self, work: Path, sizes: Sizes, *, device: str, compute: str, sections: Sections) -> None:
+    def __init__(
+        self, work: Path, sizes: Sizes, *, device: str, compute: str, sections: Sections, workers: int | None = None
+    ) -> None:
         self.work, self.sizes, self.device, self.compute, self.sections = work, sizes, device, compute, sections
-        self.workers = 1 if sizes is QUICK else cores()
+        self._workers = workers
 
     @cached_property
     def one(self) -> StageOne:
         """Stage 1, its clips and encoders made."""
-        clips = make_clips(self.work / "clips", self.sizes, self.workers)
+        clips = make_clips(self.work / "clips", self.sizes, 1 if self.sizes is QUICK else cores())
         make_encoders(self.work / "encoders", self.sizes, self.device)
-        fewer = 0 if self.sizes is QUICK else None  # threads, which are there at once
-        return StageOne(self.work, self.sizes, clips, device=self.device, compute=self.compute, workers=fewer)
+        return StageOne(self.work, self.sizes, clips, device=self.device, compute=self.compute, workers=self._workers)
 
     @cached_property
     def two(self) -> StageTwo:
@@ -138,15 +141,12 @@ class Benchmark:
         size = sum(p.stat().st_size for p in clips)
         return {"clips": len(clips), "megabytes_a_clip": size / len(clips) / 1e6, "files": len(self.one.every)}
 
-    def run(self, *, profile: bool) -> None:
+    def run(self) -> None:
         """Every section."""
         quick, run = self.sizes is QUICK, self.sections.run
         some = 1.0 if quick else 10.0  # a section that is not said to be longer
 
-        def for_any(name: str, call: Callable[[], Facts], seconds: float) -> None:
-            run(name, call, stage=self.sections.only[0], seconds=seconds)
-
-        for_any("prepare", self.prepare, 0.0)
+        run("prepare", self.prepare, stage=self.sections.only[0], seconds=some)
         save = self.sections.save
         part = self.sections.left / 3  # of the budget for the rounds, where stage 2 comes after
         until = time.perf_counter() + (part if "stage2" in self.sections.only else self.sections.left - 5 * some)
@@ -161,8 +161,8 @@ class Benchmark:
         for compute in ("float32", "tf32", "bfloat16"):
             if compute != self.compute and not quick:
                 run(f"extract {compute}", lambda c=compute: self.one.precision(c), stage="stage1", seconds=15)  # type: ignore[misc]
-        if profile:
-            for_any("profile", self.profile, 4 * some)
+        run("profile of a step", self.profile_step, stage="profile", seconds=2 * some)
+        run("profile of extract", self.profile_extract, stage="profile", seconds=2 * some)
 
     def _stage_two(self, some: float) -> None:
         sizes = self.sizes
@@ -170,8 +170,8 @@ class Benchmark:
         def step(name: str, call: Callable[[], Facts], times: float = 1.0) -> None:
             self.sections.run(name, call, stage="stage2", seconds=times * some)
 
-        step("bound", lambda: self.two.bare_suffix(), 3)
-        step("bound by clip", lambda: self.two.bare_suffix(clips=-(-sizes.batch // 5)))
+        step("bound", lambda: self.two.bare_suffix("b0"), 3)
+        step("bound by clip", lambda: self.two.bare_suffix("c0"))
         step("copy", lambda: self.two.copied(), 0.3)
         step("adapter bottleneck", lambda: {"ms": self.two.adapter_ms("b0")}, 0.3)
         step("step bottleneck", lambda: self.two.solo("b0"))
@@ -189,24 +189,23 @@ class Benchmark:
         grid = [f"b{i}" for i in range(sizes.grid)]
         step("grid", lambda: self.two.group(grid, alone=False, rounds=1), 2)
 
-    def profile(self) -> Facts:
-        """Write tables of operators, by the device's time, of a step and of stage 1."""
-        from torch.profiler import ProfilerActivity, profile
+    def profile_step(self) -> Facts:
+        """Write a table of operators of three steps of a variant alone."""
+        return self._profile("profile-bottleneck.txt", self.two.profiled("b0"))
 
+    def profile_extract(self) -> Facts:
+        """Write a table of operators of stage 1 on the clips made."""
+        experiment = self.one.experiment("questions", name="profiled")
+        return self._profile("profile-extract.txt", lambda: self.one.extract(experiment))
+
+    def _profile(self, name: str, call: Callable[[], object]) -> Facts:
         gpu = torch.device(self.device).type == "cuda"
-        kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if gpu else [])
-        calls: dict[str, Callable[[], object]] = {}
-        if "stage2" in self.sections.only:
-            calls["profile-bottleneck.txt"] = self.two.profiled("b0")
-        if "stage1" in self.sections.only:
-            calls["profile-extract.txt"] = lambda: self.one.extract(self.one.experiment("questions", name="profiled"))
-        for name, call in calls.items():
-            with profile(activities=kinds) as found:
-                call()
-            by = "self_cuda_time_total" if gpu else "self_cpu_time_total"
-            table = found.key_averages().table(sort_by=by, row_limit=40, max_name_column_width=70)
-            (self.sections.out / name).write_text(table, encoding="utf-8")
-        return {"files": list(calls)}
+        with profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * gpu]) as found:
+            call()
+        by = "self_cuda_time_total" if gpu else "self_cpu_time_total"
+        table = found.key_averages().table(sort_by=by, row_limit=40, max_name_column_width=70)
+        (self.sections.out / name).write_text(table, encoding="utf-8")
+        return {"file": name}
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -98,17 +98,19 @@ class StageTwo:
 
     # bounds
 
-    def bare_suffix(self, clips: int | None = None) -> Facts:
+    def bare_suffix(self, name: str) -> Facts:
         """Measure the two units at the end of each encoder, forward and backward to their input, in milliseconds.
 
-        Weights and states are of bfloat16, under torch.compile, on states of a batch's shape; on a CPU not compiled.
+        Weights and states are of bfloat16, under torch.compile; on a CPU not compiled.
 
         Args:
-            clips: rows of so many clips in place of one a question.
+            name: of a variant; the states have the shapes of its first batch.
         """
         facts: Facts = {}
+        (trainer,) = self.open(name)
+        shapes = {m: tuple(s.hidden.shape) for m, s in next(iter(self._raw(trainer))).states.items()}
         for modality, encoder in self.context.encoders.items():
-            shape = self._state_shape(modality, clips)
+            shape = shapes[modality]
             units = [copy.deepcopy(u) for u in bare_units(encoder)[-2:]]
             for unit in units:
                 module = unit if isinstance(unit, nn.Module) else unit.func  # type: ignore[attr-defined]
@@ -137,13 +139,6 @@ class StageTwo:
     @property
     def _gpu(self) -> bool:
         return torch.device(self.device).type == "cuda"
-
-    def _state_shape(self, modality: str, clips: int | None) -> tuple[int, ...]:
-        trainer = self._open("b0", live=False)
-        (state,) = [s for m, s in next(iter(self._raw(trainer))).states.items() if m == modality]
-        if clips is None or modality == "text":
-            return tuple(state.hidden.shape)
-        return (clips * self.sizes.segments, *state.hidden.shape[1:])
 
     def _backward_ms(self, forward: Callable[[Tensor], Tensor], hidden: Tensor, given: Tensor) -> float:
         def run() -> None:

@@ -16,7 +16,7 @@ from gpu_sections import Sections
 
 
 def test_every_section_gives_its_numbers_and_the_page_shows_them(tmp_path: Path) -> None:
-    gpu.main(["--quick", "--device", "cpu", "--out", str(tmp_path)])
+    gpu.main(["--quick", "--device", "cpu", "--workers", "0", "--profile", "--out", str(tmp_path)])
     facts = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
     assert {n: s for n, s in facts["sections"].items() if "error" in s or "left out" in s} == {}
     stage_one = facts["sections"]["extract"]
@@ -26,6 +26,8 @@ def test_every_section_gives_its_numbers_and_the_page_shows_them(tmp_path: Path)
         stage_one["ms_a_clip"]["decode"] + stage_one["ms_a_clip"]["prefix"]
     )
     assert facts["sections"]["group bottleneck"]["members"] == 2
+    for name in ("profile-bottleneck.txt", "profile-extract.txt"):
+        assert "aten::" in (tmp_path / name).read_text(encoding="utf-8")
     text = (tmp_path / "gpu.md").read_text(encoding="utf-8")
     assert "Not measured" not in text
     for row in ("| **bound** |", "| bottleneck |", "| trimodal torch |", "| 2 × bottleneck by clip |", "`--live`"):
