@@ -146,7 +146,7 @@ def _make_clip(numbered: tuple[int, Path], *, sizes: Sizes) -> None:
     random = np.random.default_rng(seed)
     partial_path = path.with_suffix(".part.mp4")
     with av.open(str(partial_path), "w") as out:
-        picture = out.add_stream("libx264", rate=sizes.fps, options={"preset": "superfast"})
+        picture = out.add_stream("libx264", rate=sizes.fps, options={"preset": "superfast", "g": str(2 * sizes.fps)})
         picture.width, picture.height, picture.pix_fmt = sizes.width, sizes.height, "yuv420p"
         picture.bit_rate = round(5.2 * sizes.width * sizes.height)  # 3.6 MB a clip of 60 s with the sound
         picture.codec_context.thread_count = 1

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import tempfile
+from contextlib import suppress
 from itertools import pairwise
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
@@ -36,6 +37,8 @@ class ClipFrames(Protocol):
         """Return what takes each frame (H, W, 3) uint8 of a clip; what that returns are NumPy arrays, in dicts."""
         ...
 
+
+_NICENESS = 5  # whoever feeds the device goes first
 
 #: What a worker is given: a number, the file, what is taken of it, and for its frames the item's key and the views.
 Request = tuple[int, Path | FrameFolder, SegmentSettings, str, tuple[int, ...]]
@@ -122,6 +125,8 @@ def main() -> None:
     """Fork a worker for each socket that comes, until there come no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that began us
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system forgets workers that end
+    with suppress(OSError):
+        os.nice(_NICENESS)
     control = socket.socket(fileno=int(sys.argv[1]))
     frames: ClipFrames | None = pickle.loads(_read(control, int.from_bytes(_read(control, 8), "little")))
     while True:

@@ -29,6 +29,8 @@ from .version_notes import version_notes
 
 _REASONS, _NAMES = 3, 100  # of the items without states, how many a message tells in full, and by name
 
+_THREADS_BESIDE_A_GPU = 2  # for sound's spectra; more would wait for cores that decode
+
 
 def compute_missing(
     settings: ExtractSettings, manifest: Manifest, store: FeatureStore, options: RunOptions, *, started: float
@@ -42,7 +44,8 @@ def compute_missing(
         options: of the run.
         started: when the run began, by `time.perf_counter`.
     """
-    with torch_threads(settings.engine.threads), exact_float32():
+    threads = settings.engine.threads or (None if options.device_kind == "cpu" else _THREADS_BESIDE_A_GPU)
+    with torch_threads(threads), exact_float32():
         requests = request_states(settings, manifest, store, options)
         _remember(settings, requests)
         result = _new_result(settings, manifest, store, requests)

@@ -7,9 +7,11 @@ say nothing, since several data sets may name their files alike.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 from tqdm import tqdm
@@ -24,6 +26,9 @@ from .run_records import FailedClip, FailedClipRecord
 from .settings import ExtractSettings
 
 FILE_MISSING = "the file is missing"
+
+_READERS = 8  # more would wait for the disk
+_CLIPS_AT_ONCE = 64  # so that an interrupt does not wait for all files
 
 
 def source_of(manifest: Manifest, clip: Clip) -> str | None:
@@ -128,6 +133,21 @@ class ClipDigests:
                 self._found[clip_id] = self._of_file(media, source)
         return self._found[clip_id]
 
+    def find_all(self, clips: Iterable[Clip]) -> Iterator[tuple[Clip, ClipFile | OSError | None]]:
+        """Yield each clip with what `find` gives, or the OSError that it raises; several files are read at once."""
+
+        def found(clip: Clip) -> ClipFile | OSError | None:
+            try:
+                return self.find(clip.id)
+            except OSError as error:
+                return error
+
+        waiting = iter(clips)
+        _ = self._by_file, self._here, self._named  # once, before threads ask for them
+        with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _READERS), "talik-digest") as pool:
+            while some := list(islice(waiting, _CLIPS_AT_ONCE)):
+                yield from zip(some, pool.map(found, some), strict=True)
+
     def remembered(self, clip_id: str) -> ClipFile | None:
         """Return what `find` does, but None for a file that would have to be digested.
 
@@ -190,7 +210,8 @@ class ClipDigests:
             return None
         before = next((table.clips for table in self._tables if table.is_at(here.root, here.choice)), {})
         clips = {}
-        for clip_id, file in self._found.items():
+        for clip_id in (one for one in self._clips if one in self._found):  # in whatever order they were found
+            file = self._found[clip_id]
             if file is not None and self.sources[clip_id] is not None:
                 clips[clip_id] = file
             elif file is not None and clip_id not in before:
@@ -229,13 +250,15 @@ def clip_items(manifest: Manifest, digests: ClipDigests, *, progress: bool = Tru
         MissingMediaError: a clip without file of whose name the store knows two contents.
     """
     found = ClipItems()
-    for clip in tqdm(manifest.clips.values(), desc="digests", unit="clip", disable=not progress, leave=False):
+    clips = digests.find_all(manifest.clips.values())
+    for clip, file in tqdm(
+        clips, total=len(manifest.clips), desc="digests", unit="clip", disable=not progress, leave=False
+    ):
         source, media = digests.sources[clip.id], clip.media
-        try:
-            file = digests.find(clip.id)
-        except OSError as error:
+        if isinstance(file, OSError):
+            error = file
             if media is None or isinstance(error, StoreError):
-                raise
+                raise error
             reason = f"{source}: cannot be read: {error.strerror or error}"
             found.unreadable.append(FailedClip(source=source or clip.id, key="", reason=reason))
             continue
