@@ -20,7 +20,8 @@ Steps beyond the length and channels and states beyond the sizes read zeros, whi
 """
 
 # ruff: noqa: ANN001, ANN202, RET505, RUF005 (the compiler knows no star in a tuple)
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+# The compiler unrolls loops in which a tuple grows, which mypy cannot follow.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, assignment"
 
 from __future__ import annotations
 
@@ -74,6 +75,16 @@ def _place(groups, width, BLOCK_E: tl.constexpr):
     blocks = tl.cdiv(width, BLOCK_E)
     program = tl.program_id(0)
     return program % blocks, program // blocks % groups, (program // blocks // groups).to(tl.int64)
+
+
+@triton.jit
+def _at_row(u, delta, B, C, z, row, group, length, channels, vectors, N, z_l):
+    """Return the pointers at the first time step of a row: inside it offsets have 32 bits, half the arithmetic."""
+    line = row * length
+    if z is not None:
+        z += line * z_l
+    at_vector = line * vectors + group * N
+    return u + line * channels, delta + line * channels, B + at_vector, C + at_vector, z
 
 
 @triton.jit
@@ -131,31 +142,31 @@ def forward_kernel(
     skip = _read_if(D, d, has_e)
     shift = _read_if(bias, d, has_e)
     h = tl.zeros((BLOCK_N, BLOCK_E), tl.float32)
-    line = row * length  # the row of time step `start` among those of all lines
-    chunk = row * tl.cdiv(length, STEPS)
+    u, delta, B, C, z = _at_row(u, delta, B, C, z, row, group, length, channels, groups * N, N, z_l)
+    out += row * length * channels
+    if states is not None:
+        states += row * tl.cdiv(length, STEPS) * N * channels
     for start in range(0, length, STEPS):
         if states is not None:
-            tl.store(states + chunk * N * channels + tile, h, mask=has)
+            tl.store(states + start // STEPS * N * channels + tile, h, mask=has)
         outs = ()
         for i in tl.static_range(STEPS):
             inside = start + i < length
             valid_e, valid_n = e < tl.where(inside, width, 0), n < tl.where(inside, N, 0)
-            x = _read(u + (line + i) * channels + d, valid_e)
-            raw = _read(delta + (line + i) * channels + d, valid_e) + shift
-            b = _read(B + ((line + i) * groups + group) * N + n, valid_n)
-            c = _read(C + ((line + i) * groups + group) * N + n, valid_n)
+            x = _read(u + (start + i) * channels + d, valid_e)
+            raw = _read(delta + (start + i) * channels + d, valid_e) + shift
+            b = _read(B + (start + i) * groups * N + n, valid_n)
+            c = _read(C + (start + i) * groups * N + n, valid_n)
             step, _ = _step_size(raw, valid_e, SOFTPLUS)
             h = tl.exp2(step * exponents) * h + (step * x) * b[:, None]
             y = tl.sum(c[:, None] * h, axis=0, keep_dims=True) + skip * x
             if z is not None:
-                gate = _read(z + (line + i) * z_l + d, valid_e)
+                gate = _read(z + (start + i) * z_l + d, valid_e)
                 y = y * gate * _sigmoid(gate)
             outs = outs + (y,)
         for i in tl.static_range(STEPS):
             y = outs[i].to(out.dtype.element_ty)
-            tl.store(out + (line + i) * channels + d, y, mask=e < tl.where(start + i < length, width, 0))
-        line += STEPS
-        chunk += 1
+            tl.store(out + (start + i) * channels + d, y, mask=e < tl.where(start + i < length, width, 0))
     tl.store(last + row * N * channels + tile, h, mask=has)
 
 
@@ -206,34 +217,39 @@ def backward_kernel(
     exponents = rates * _LOG2_E
     skip = _read_if(D, d, has_e)
     shift = _read_if(bias, d, has_e)
-    blocks = tl.cdiv(width, BLOCK_E)
-    dB_at = dvectors + (row * blocks + block) * 2 * length * groups * N
+    chunks = tl.cdiv(length, STEPS)
+    u, delta, B, C, z = _at_row(u, delta, B, C, z, row, group, length, channels, groups * N, N, z_l)
+    dout += row * length * channels
+    du += row * length * channels
+    ddelta += row * length * channels
+    if z is not None:
+        dz += row * length * channels
+    states += row * chunks * N * channels
+    dweights += row * (N + 2) * channels
+    dB_at = dvectors + (row * tl.cdiv(width, BLOCK_E) + block) * 2 * length * groups * N + group * N
     dC_at = dB_at + length * groups * N
     dA = tl.zeros((BLOCK_N, BLOCK_E), tl.float32)
     dD = tl.zeros((1, BLOCK_E), tl.float32)
     dbias = tl.zeros((1, BLOCK_E), tl.float32)
-    chunks = tl.cdiv(length, STEPS)
     start = (chunks - 1) * STEPS
-    line = row * length + start
-    chunk = row * chunks + chunks - 1
     carry = _read_if(dlast, row * N * channels + tile, has)  # a_{t+1} g_{t+1} of the step after
     for _ in range(chunks):
-        h = tl.load(states + chunk * N * channels + tile, mask=has, other=0.0)
+        h = tl.load(states + start // STEPS * N * channels + tile, mask=has, other=0.0)
         hs = (h,)
         decays, xs, steps, slopes, dys, dzs = (), (), (), (), (), ()
         for i in tl.static_range(STEPS):
             inside = start + i < length
             valid_e, valid_n = e < tl.where(inside, width, 0), n < tl.where(inside, N, 0)
-            x = _read(u + (line + i) * channels + d, valid_e)
-            raw = _read(delta + (line + i) * channels + d, valid_e) + shift
-            dy = _read(dout + (line + i) * channels + d, valid_e)
-            b = _read(B + ((line + i) * groups + group) * N + n, valid_n)
+            x = _read(u + (start + i) * channels + d, valid_e)
+            raw = _read(delta + (start + i) * channels + d, valid_e) + shift
+            dy = _read(dout + (start + i) * channels + d, valid_e)
+            b = _read(B + (start + i) * groups * N + n, valid_n)
             step, slope = _step_size(raw, valid_e, SOFTPLUS)
             a = tl.exp2(step * exponents)
             h = a * h + (step * x) * b[:, None]
             if z is not None:
-                c = _read(C + ((line + i) * groups + group) * N + n, valid_n)
-                gate = _read(z + (line + i) * z_l + d, valid_e)
+                c = _read(C + (start + i) * groups * N + n, valid_n)
+                gate = _read(z + (start + i) * z_l + d, valid_e)
                 open_ = _sigmoid(gate)
                 y = tl.sum(c[:, None] * h, axis=0, keep_dims=True) + skip * x
                 dzs = dzs + (dy * y * open_ * (1.0 + gate * (1.0 - open_)),)
@@ -241,16 +257,16 @@ def backward_kernel(
             hs, decays, xs, steps = hs + (h,), decays + (a,), xs + (x,), steps + (step,)
             slopes, dys = slopes + (slope,), dys + (dy,)
         valid_n = n < tl.where(start + STEPS - 1 < length, N, 0)
-        next_b = _read(B + ((line + STEPS - 1) * groups + group) * N + n, valid_n)
-        next_c = _read(C + ((line + STEPS - 1) * groups + group) * N + n, valid_n)
+        next_b = _read(B + (start + STEPS - 1) * groups * N + n, valid_n)
+        next_c = _read(C + (start + STEPS - 1) * groups * N + n, valid_n)
         for i in tl.static_range(STEPS - 1, -1, -1):
             inside = start + i < length
             valid_e, valid_n = e < tl.where(inside, width, 0), n < tl.where(inside, N, 0)
             b, c = next_b, next_c
             if i > 0:
                 next_n = n < tl.where(start + i - 1 < length, N, 0)
-                next_b = _read(B + ((line + i - 1) * groups + group) * N + n, next_n)
-                next_c = _read(C + ((line + i - 1) * groups + group) * N + n, next_n)
+                next_b = _read(B + (start + i - 1) * groups * N + n, next_n)
+                next_c = _read(C + (start + i - 1) * groups * N + n, next_n)
             g = carry + c[:, None] * dys[i]
             dC = tl.sum(hs[i + 1] * dys[i], axis=1)
             dB = tl.sum(g * (steps[i] * xs[i]), axis=1)
@@ -262,20 +278,17 @@ def backward_kernel(
             du_i = dinput * steps[i] + dys[i] * skip
             dD += dys[i] * xs[i]
             dbias += ddelta_i
-            at = (line + i) * channels + d
+            at = (start + i) * channels + d
             tl.store(du + at, du_i.to(du.dtype.element_ty), mask=valid_e)
             tl.store(ddelta + at, ddelta_i.to(ddelta.dtype.element_ty), mask=valid_e)
             if z is not None:
                 tl.store(dz + at, dzs[i].to(dz.dtype.element_ty), mask=valid_e)
-            tl.store(dB_at + ((start + i) * groups + group) * N + n, dB, mask=valid_n)
-            tl.store(dC_at + ((start + i) * groups + group) * N + n, dC, mask=valid_n)
+            tl.store(dB_at + (start + i) * groups * N + n, dB, mask=valid_n)
+            tl.store(dC_at + (start + i) * groups * N + n, dC, mask=valid_n)
         start -= STEPS
-        line -= STEPS
-        chunk -= 1
-    weights = dweights + row * (N + 2) * channels
-    tl.store(weights + tile, dA, mask=has)
-    tl.store(weights + N * channels + d, dD, mask=has_e)
-    tl.store(weights + (N + 1) * channels + d, dbias, mask=has_e)
+    tl.store(dweights + tile, dA, mask=has)
+    tl.store(dweights + N * channels + d, dD, mask=has_e)
+    tl.store(dweights + (N + 1) * channels + d, dbias, mask=has_e)
 
 
 INTERPRETED = not isinstance(forward_kernel, triton.JITFunction)

@@ -19,6 +19,7 @@ from ...errors import BackendError
 
 _KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MAX_STATE_SIZE = 256
+_MAX_ROW_VALUES = 2**31  # offsets inside a row of the batch have 32 bits
 _STEPS = 8  # a chunk; the backward holds its states in registers
 _MANY_PROGRAMS = 1024  # warps from which on the forward takes more channels a program
 _PARTIAL_SUMS_BYTES = 1 << 28  # at most so many at once, or those of one row
@@ -71,6 +72,10 @@ def obstacle(operands: Sequence[Tensor | None], num_groups: int, *, delta_softpl
     if state_size > _MAX_STATE_SIZE:
         return f"the state size is {state_size}, triton's kernels take at most {_MAX_STATE_SIZE}"
     blocks = choose_blocks(u.shape, num_groups, state_size)
+    channels, length = u.shape[1:]
+    values = length * max(2 * channels, 2 * num_groups * state_size, channels * state_size // blocks.steps)
+    if values >= _MAX_ROW_VALUES:
+        return f"a row of the batch has {channels} channels of {length} time steps, too many for triton's kernels"
     return _failure(u.device, dtypes, state_size, delta_softplus, _needs_backward(operands), blocks)
 
 
@@ -177,11 +182,13 @@ class _TritonScan(torch.autograd.Function):
             _weight(bias),
         )
         out = u.new_empty(batch, length, channels)
-        last = u.new_zeros(batch, state_size, channels, dtype=torch.float32)
+        last = u.new_empty(batch, state_size, channels, dtype=torch.float32)
         num_chunks = -(-length // blocks.steps) if keep else 0
         states = u.new_empty(batch, num_chunks, state_size, channels, dtype=torch.float32)
         if out.numel():
             _launch("forward_kernel", lines, (out, last, states if keep else None), blocks.forward, blocks, softplus)
+        else:
+            last.zero_()
         if keep:
             ctx.save_for_backward(*lines, states)
             ctx.set_materialize_grads(False)
@@ -203,15 +210,22 @@ class _TritonScan(torch.autograd.Function):
         dlast = None if dlast is None else dlast.mT.contiguous()
         du, ddelta = torch.empty_like(u), torch.empty_like(delta)
         dz = None if z is None else torch.empty(z.shape, dtype=z.dtype, device=z.device)
-        weights = A.new_zeros(batch, state_size + 2, channels, dtype=torch.float32)
+        weights = A.new_empty(batch, state_size + 2, channels, dtype=torch.float32)
+        num_blocks = -(-channels // groups // ctx.blocks.backward)
+        num_rows = _rows_at_once(B, num_blocks)
         vectors = []
-        for rows in _slices(u, B, ctx.blocks.backward):
-            part = [x if x is None or x.dim() < 3 else x[rows] for x in lines]
-            rest = [None if x is None else x[rows] for x in (states, dout, dlast, du, ddelta, dz, weights)]
-            num_blocks = -(-channels // groups // ctx.blocks.backward)
-            sums = A.new_empty(len(part[0]), num_blocks, 2, *B.shape[1:], dtype=torch.float32)
+        for start in range(0, max(1, batch), num_rows):
+            given: Any = lines
+            rest: Any = (states, dout, dlast, du, ddelta, dz, weights)
+            if num_rows < batch:
+                rows = slice(start, start + num_rows)
+                given = [x if x is None or x.dim() < 3 else x[rows] for x in lines]
+                rest = [None if x is None else x[rows] for x in rest]
+            sums = A.new_empty(len(given[0]), num_blocks, 2, *B.shape[1:], dtype=torch.float32)
             if sums.numel():
-                _launch("backward_kernel", part, (*rest, sums), ctx.blocks.backward, ctx.blocks, ctx.softplus)
+                _launch("backward_kernel", given, (*rest, sums), ctx.blocks.backward, ctx.blocks, ctx.softplus)
+            else:
+                weights.zero_()
             vectors.append(sums[:, 0] if num_blocks == 1 else sums.sum(1))  # (b, 2, L, G, N)
         dB, dC = (vectors[0] if len(vectors) == 1 else torch.cat(vectors)).permute(1, 0, 3, 4, 2)
         if not ctx.grouped:
@@ -277,12 +291,10 @@ def _weight(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-def _slices(u: Tensor, B: Tensor, block: int) -> list[slice]:
-    """Cut the batch so that the partial sums of dB and dC of one slice stay below their bound in bytes."""
-    batch, length, groups, state_size = B.shape
-    row_bytes = 8 * length * groups * state_size * -(-u.shape[2] // groups // block)
-    rows = max(1, _PARTIAL_SUMS_BYTES // max(1, row_bytes))
-    return [slice(start, start + rows) for start in range(0, max(1, batch), rows)]
+def _rows_at_once(B: Tensor, num_blocks: int) -> int:
+    """Return how many rows of the batch a backward may take, so that the partial sums of dB and dC keep their bound."""
+    row_bytes = 2 * 4 * num_blocks * B[:1].numel()
+    return max(1, _PARTIAL_SUMS_BYTES // max(1, row_bytes))
 
 
 def _needs_backward(operands: Sequence[Tensor | None]) -> bool:

@@ -17,6 +17,7 @@ from talik.adapt.scan.selective_scan import choose_backend, log_choice, selectiv
 from talik.errors import BackendError
 
 
+@pytest.mark.timeout(900)  # half a minute, on a machine that has the time
 def test_under_the_interpreter() -> None:
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist"]
