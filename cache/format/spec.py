@@ -22,7 +22,7 @@ INPUT_DTYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "u
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Item:
     """One clip or one text.
 

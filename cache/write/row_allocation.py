@@ -50,7 +50,9 @@ def plan_rows(
     if len(new):
         new_lengths = [lengths[i] for i in new] if lengths is not None else []
         after = allocate_rows(after, [items[i] for i in new], new_lengths)
-    after = _record_sources(after, items)
+    is_new = np.zeros(len(items), bool)
+    is_new[new] = True  # their records are in the catalog
+    after = _record_sources(after, [items[i] for i in np.flatnonzero(~is_new)])
     if not missing_shards(after, items):
         return after, 0
     provenance, *known = ({k: v for k, v in p.items() if k != MEASURED} for p in (provenance, *after.provenance))
@@ -112,6 +114,8 @@ def _give_up_rows(catalog: Catalog, items: Sequence[Item]) -> Catalog:
 
 def _record_sources(catalog: Catalog, items: Sequence[Item]) -> Catalog:
     """Record each source that is new to its row; data sets may name files alike, so one may name several rows."""
+    if not items:
+        return catalog
     records = catalog.records
     rows = catalog.table.index.find([item.key for item in items])
     new = {(item.source, row): number for number, (item, row) in enumerate(zip(items, rows.tolist(), strict=True))}

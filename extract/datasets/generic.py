@@ -11,6 +11,7 @@ the fields may have commas, semicolons or tabs between them.
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,21 +40,8 @@ def load_generic(settings: DataSettings, *, root: Path, base: Path) -> Manifest:
         MissingMediaError: clips that are not there.
     """
     path = _manifest_file(settings, root=root, base=base)
-    named: dict[str, Record] = {}
-    seen: dict[str, str] = {}
     records = read_table(path, columns=_COLUMNS)
-    vocabulary = tuple(unicodedata.normalize("NFC", answer.strip()) for answer in settings.answers)
-    questions = []
-    for record in records:
-        question = _question(record, settings.segments)
-        if question.id in seen:
-            raise record.error(f"id {question.id!r} is also that of {seen[question.id]}; ids are to be unique")
-        for word in _words(question) if vocabulary else ():
-            if word not in vocabulary:
-                raise record.error(f"'answer': {unknown_name('answer', word, vocabulary)}")
-        seen[question.id] = record.where
-        named.setdefault(question.clip_id, record)
-        questions.append(question)
+    questions, named = _questions(records, settings)
     if not questions:
         raise ManifestError(f"{path}: no record; a manifest has one line for each question")
     _check_questions(records, questions)
@@ -66,9 +54,32 @@ def load_generic(settings: DataSettings, *, root: Path, base: Path) -> Manifest:
         root=root,
         clips=clips,
         questions=tuple(ordered),
-        answers=vocabulary or tuple(dict.fromkeys(word for q in ordered for word in _words(q))),
+        answers=_vocabulary(settings) or tuple(dict.fromkeys(word for q in ordered for word in _words(q))),
         notes=tuple(_notes(records, questions)),
     )
+
+
+def _questions(records: Sequence[Record], settings: DataSettings) -> tuple[list[Question], dict[str, Record]]:
+    """Return the questions, and the first record of each clip."""
+    named: dict[str, Record] = {}
+    seen: dict[str, str] = {}
+    vocabulary = _vocabulary(settings)
+    questions = []
+    for record in records:
+        question = _question(record, settings.segments)
+        if question.id in seen:
+            raise record.error(f"id {question.id!r} is also that of {seen[question.id]}; ids are to be unique")
+        for word in _words(question) if vocabulary else ():
+            if word not in vocabulary:
+                raise record.error(f"'answer': {unknown_name('answer', word, vocabulary)}")
+        seen[question.id] = record.where
+        named.setdefault(question.clip_id, record)
+        questions.append(question)
+    return questions, named
+
+
+def _vocabulary(settings: DataSettings) -> tuple[str, ...]:
+    return tuple(unicodedata.normalize("NFC", answer.strip()) for answer in settings.answers)
 
 
 def _check_questions(records: Sequence[Record], questions: Sequence[Question]) -> None:
@@ -141,12 +152,12 @@ def _question(record: Record, segments: int) -> Question:
     identifier = record.identifier("id")
     return Question(
         id=record.where.rsplit(":", 1)[1] if identifier is None else identifier,
-        clip_id=inside(record, "clip", record.text("clip"), single=False),
+        clip_id=sys.intern(inside(record, "clip", record.text("clip"), single=False)),  # one string, not one a record
         text=text,
-        answer=record.name("answer", default="" if labels else None),
-        type=record.name("type", default="event" if labels else "all"),
+        answer=sys.intern(record.name("answer", default="" if labels else None)),
+        type=sys.intern(record.name("type", default="event" if labels else "all")),
         template=record.text("template", default=text),
-        split=record.name("split", default="train"),
+        split=sys.intern(record.name("split", default="train")),
         labels=labels,
     )
 

@@ -81,7 +81,7 @@ class Record:
 
     def _clean(self, key: str, value: str) -> str:
         """Refuse what no file name and no tokenizer takes: NUL and lone surrogates."""
-        if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
+        if "\0" in value or (not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value)):
             raise self.error(f"{key!r} is {_short(value)}, which holds characters that are not text")
         return value
 
@@ -126,7 +126,7 @@ def read_lines(path: Path) -> list[tuple[str, str]]:
     Raises:
         ManifestError: the file cannot be read as text.
     """
-    lines = enumerate(_read(path).split("\n"), start=1)
+    lines = enumerate(_lines(_read(path)), start=1)
     return [(f"{path.name}:{n}", line) for n, line in lines if line.strip()]
 
 
@@ -145,8 +145,17 @@ def read_table(path: Path, *, columns: Sequence[str]) -> list[Record]:
         return list(_csv_records(path.name, text, columns))
     if path.suffix.lower() not in (".jsonl", ".ndjson"):
         raise ManifestError(f"{path.name}: a manifest ends in .jsonl or .csv")
-    lines = enumerate(text.split("\n"), start=1)
+    lines = enumerate(_lines(text), start=1)
     return [_record(f"{path.name}:{n}", _parse(line, path.name, first_line=n)) for n, line in lines if line.strip()]
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Yield the lines of a text without their ends, one at a time; other ends than a line feed are no ends."""
+    start = 0
+    while (end := text.find("\n", start)) >= 0:
+        yield text[start:end]
+        start = end + 1
+    yield text[start:]
 
 
 def _csv_records(name: str, text: str, columns: Sequence[str]) -> Iterator[Record]:

@@ -289,10 +289,13 @@ def trainable(manifest: Manifest, settings: ExtractSettings, gone: Collection[st
 
 def failed_clip_record(store: FeatureStore, manifest: Manifest) -> FailedClipRecord:
     """Return the record beside a store of the clips and texts of a data set that have no states."""
-    sources = {source_of(manifest, clip) for clip in manifest.clips.values()} | set(manifest.clips)
-    texts = {question.text for question in manifest.questions}
+
+    def sources() -> set[str | None]:
+        files = _sources(os.path.realpath(manifest.root), list(manifest.clips.values()))
+        return {*files, *manifest.clips, *(question.text for question in manifest.questions)}
+
     root = manifest.place.root if manifest.place is not None else ""
-    return FailedClipRecord(store.path, root, sources | texts)
+    return FailedClipRecord(store.path, root, sources)
 
 
 def text_items(manifest: Manifest) -> list[Item]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ import torch
 from ...cache.feature_store import ArraySpec, BoundaryRequest, BoundarySpec, BoundaryWriter, FeatureStore, Item
 from ...cache.format.dataset_files import DatasetFiles
 from ...cache.format.layout import TARGET_SHARD_BYTES, TARGET_SHARD_SECONDS
-from ...errors import MissingMediaError
+from ...errors import MissingMediaError, StoreError
 from ..datasets.load import load_manifest
 from ..datasets.types import Manifest
 from ..encoders.encoder import Encoder
@@ -154,8 +155,11 @@ def undecodable(request: StateRequest, keys: Collection[str]) -> list[FailedClip
 def unstorable(request: StateRequest, earlier: Iterable[FailedClip]) -> list[FailedClip]:
     """Return what an earlier run could not store at a boundary of the request: its state would be the same again."""
     paths = {boundary.spec.path for boundary in request.boundaries}
+    earlier = [entry for entry in earlier if entry.boundary in paths]
+    if not earlier:
+        return []
     asked = {request.content(item): item for boundary in request.boundaries for item in boundary.items}
-    failed = {entry.key: entry for entry in earlier if entry.boundary in paths and entry.key in asked}
+    failed = {entry.key: entry for entry in earlier if entry.key in asked}
     return [replace(entry, source=asked[key].source) for key, entry in failed.items()]
 
 
@@ -180,12 +184,17 @@ def plan_shards(request: StateRequest, writers: Sequence[BoundaryWriter]) -> lis
     units: dict[tuple[str, ...], ShardUnit] = {}
     for writer in (writer for writer in writers if writer.spec.path in paths):
         for shard in writer.missing():
-            items = tuple(replace(item, key=request.content(item)) for item in shard.items)
+            items = tuple(_of_content(item, request.contents) for item in shard.items)
             unit = units.setdefault(
                 tuple(item.key for item in items), ShardUnit(items=items, contents=request.contents)
             )
             unit.targets.append((writer, shard))
     return list(units.values())
+
+
+def _of_content(item: Item, contents: Mapping[str, str]) -> Item:
+    """Return the item under the digest of its content."""
+    return replace(item, key=contents[item.key]) if item.key in contents else item
 
 
 def _request_clips(
@@ -198,7 +207,8 @@ def _request_clips(
     missing = digests.unknown()
     if missing and not settings.data.allow_missing:
         _refuse_missing(settings, manifest, missing)
-    found = clip_items(manifest, digests, progress=options.progress)
+    with _digests_kept(store, digests):
+        found = clip_items(manifest, digests, progress=options.progress)
     if not found.items and not found.unreadable:
         return None
     segments, device = settings.data.segments, _planning_device(settings, options)
@@ -250,6 +260,24 @@ def _request_clips(
         unreadable=tuple(found.unreadable),
         files=found.files,
     )
+
+
+@contextmanager
+def _digests_kept(store: FeatureStore, digests: ClipDigests) -> Iterator[None]:
+    """Write down what the block digests, also where it is interrupted; a store that is only read stays as it is."""
+    try:
+        yield
+    except BaseException:
+        with suppress(StoreError):
+            _keep_digests(store, digests)
+        raise
+    _keep_digests(store, digests)
+
+
+def _keep_digests(store: FeatureStore, digests: ClipDigests) -> None:
+    files = digests.table()
+    if files is not None and store.mode == "a":
+        store.record_files(files)
 
 
 def _named(items: Iterable[Item], keys: Mapping[str, str]) -> list[Item]:

@@ -54,17 +54,18 @@ class FailedClipRecord:
     Args:
         store: the store's folder.
         root: of the data set.
-        sources: of every clip of the data set, missing ones included, and every text.
+        sources: gives those of every clip of the data set, missing ones included, and every text; called if the record
+            has entries.
 
     Attributes:
         entries: all that were recorded before.
     """
 
-    def __init__(self, store: Path, root: str, sources: Collection[str | None]) -> None:
+    def __init__(self, store: Path, root: str, sources: Callable[[], Collection[str | None]]) -> None:
         self.path = failed_clips_path(store)
         self._root = root
         self.entries = read_failed_clips(store)
-        self._sources = sources
+        self._sources = sources() if self.entries else ()
 
     def write(self, failed: Sequence[FailedClip], boundaries: Collection[str]) -> None:
         """Replace the data set's entries; without any entry there is no file.

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import talik.extract.stage.items as items
 import talik.extract.stage.plan as planning
 from talik.cache.folder_store import FolderStore
 from talik.cache.maintenance.verify import verify
@@ -152,3 +153,23 @@ def test_missing_clips_may_be_allowed_by_the_command(write_experiment: WriteExpe
     path = write_experiment()
     assert not read_settings(path).data.allow_missing
     assert read_settings(path, allow_missing=True).data.allow_missing
+
+
+def test_digests_that_were_taken_are_kept_when_planning_is_interrupted(
+    write_experiment: WriteExperiment, demo_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, digested = items.digest_media, []
+
+    def interrupted(media: Any) -> str:
+        if len(digested) == 3:
+            raise KeyboardInterrupt
+        digested.append(media.name)
+        return real(media)
+
+    path = write_experiment()
+    with monkeypatch.context() as patch:
+        patch.setattr(items, "digest_media", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            extract(path, progress=False)
+    (table,) = open_store(tmp_path / "features.zarr").dataset_files()
+    assert sorted(Path(file.source).name for file in table.clips.values()) == sorted(digested)
