@@ -85,7 +85,7 @@ class Transfers:
         """
         self._device = torch.device(device)
         self._record = record or (lambda: recorded(self._device))
-        self._waits = self._device.type != "cpu"
+        self._waits = self._device.type not in ("cpu", "mps")
         self._pending: deque[tuple[Event, Batch]] = deque()
 
     @contextmanager
@@ -94,7 +94,7 @@ class Transfers:
 
         On a CPU the tensor is a view of the array: what is kept beyond the block must be copied inside it.
         """
-        yield lambda values: torch.from_numpy(values).to(self._device, non_blocking=True)
+        yield lambda values: torch.from_numpy(values).to(self._device, non_blocking=self._waits)
         if not self._waits:
             batch.release()
             return

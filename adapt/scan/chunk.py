@@ -99,7 +99,7 @@ class _ChunkedScan(torch.autograd.Function):
         rows, steps = _tile(u, state_size)
         dy = torch.zeros_like(u) if dy is None else dy.contiguous()
         du, ddelta, dB, dC = (torch.empty_like(x) for x in (u, delta, B, C))
-        dA = torch.zeros_like(A, dtype=torch.float64)
+        dA = torch.zeros_like(A, dtype=torch.float32 if A.device.type == "mps" else torch.float64)  # MPS has no float64
         exponents = A * _LOG2_E
         work = Workspace(u, rows * steps * groups * state_size * width, count=3)
         with torch.autocast(u.device.type, enabled=False):

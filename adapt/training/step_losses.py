@@ -63,7 +63,8 @@ class StepLosses:
             pinned = self._device.type == "cuda"
             self._blocks.append(torch.empty(_BLOCK, dtype=torch.float64, pin_memory=pinned))
         place = self._blocks[index // _BLOCK][index % _BLOCK]
-        place.copy_(loss.detach().double(), non_blocking=True)
+        given = loss.detach().cpu() if self.at_once else loss.detach()  # MPS has no float64
+        place.copy_(given.double(), non_blocking=True)
         self._count += 1
         if self.at_once:
             self._look(index, step)

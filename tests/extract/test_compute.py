@@ -197,3 +197,19 @@ def test_features_in_bfloat16(tmp_path: Path) -> None:
         gap = np.abs(plain["text.txt"] - narrow["text.txt"]).max() / np.abs(plain["text.txt"]).max()
         assert 0 < gap < 0.03
         assert narrow.spec.identity["encoder"]["compute"] == "bfloat16"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device and a torch built for it")
+def test_on_a_gpu_each_is_computed_as_it_says(by_compute: dict[str, Encoder]) -> None:
+    torch.backends.cudnn.allow_tf32 = True  # what a program may have set is not what counts
+    gaps = {}
+    with exact_float32():
+        cpu = vision(device="cpu")
+        expected = cpu.run(cpu.embed(cpu.preprocess(PICTURES)), 0, 6).hidden
+    for compute in by_compute:
+        encoder = vision(compute=compute, device="cuda")
+        assert encoder.identity(6) == by_compute[compute].identity(6)
+        found = encoder.run(encoder.embed(encoder.preprocess(PICTURES)), 0, 6).hidden.float().cpu()
+        gaps[compute] = float((found - expected).norm() / expected.norm())
+    assert gaps["float32"] < 1e-5 < gaps["tf32"] < gaps["bfloat16"] < 3e-2, gaps
