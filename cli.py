@@ -51,6 +51,9 @@ Places = Annotated[
         "--experiment", help="Where data set, encoders and store lie, if the run's folder was moved from them."
     ),
 ]
+OnMissing = Annotated[
+    str, typer.Option(help='What states that the store lacks are: an "error", or to "compute" first, as extract does.')
+]
 AllowMissing = Annotated[
     bool, typer.Option("--allow-missing", help="Go on without clips that are not there, or cannot be decoded.")
 ]
@@ -202,6 +205,7 @@ def adapt(
         bool, typer.Option("--retrain", help="Train anew; a run that is there stays until the new one has ended.")
     ] = False,
     allow_missing: AllowMissing = False,
+    on_missing: OnMissing = "error",
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
@@ -221,7 +225,16 @@ def adapt(
     from .adapt.training.distributed import leads
 
     loaded = load_experiment(experiment, allow_missing=allow_missing)
-    result = run(loaded, variant=variant, seed=seed, resume=resume, retrain=retrain, device=device, progress=not quiet)
+    result = run(
+        loaded,
+        variant=variant,
+        seed=seed,
+        resume=resume,
+        retrain=retrain,
+        on_missing=on_missing,  # type: ignore[arg-type]
+        device=device,
+        progress=not quiet,
+    )
     if not leads():
         return
     for note in result.notes:
@@ -244,6 +257,7 @@ def sweep(
         typer.Option("--retrain", help="Train anew the runs of other settings or data; each stays until then."),
     ] = False,
     allow_missing: AllowMissing = False,
+    on_missing: OnMissing = "error",
     device: Device = "auto",
     engine: EngineName = None,
     jobs: Jobs = None,
@@ -264,6 +278,7 @@ def sweep(
         seeds=counted,
         fuse=fuse,
         live=live,
+        on_missing=on_missing,  # type: ignore[arg-type]
         device=device,
         progress=not quiet,
         engine=workers,

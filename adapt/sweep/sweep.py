@@ -21,7 +21,7 @@ from ...extract.executors.tasks import Receipt, ReceiptFile, Task
 from ...extract.stage.settings import plan_path
 from ..config.experiment import Experiment, load_experiment
 from ..config.run_config import run_config
-from ..training.adapt import RunResult, result_of
+from ..training.adapt import OnMissing, RunResult, fill_store, result_of
 from ..training.run_folder import RunFolder
 from .worker import RunGroup, SweepJob
 
@@ -48,6 +48,7 @@ def sweep(
     seeds: Sequence[int] | None = None,
     fuse: bool = True,
     live: bool = False,
+    on_missing: OnMissing = "error",
     device: str = "auto",
     progress: bool = True,
     engine: EngineSettings | None = None,
@@ -63,6 +64,7 @@ def sweep(
         seeds: the experiment's by default.
         fuse: train variants that see the same batches in lockstep; otherwise one after another.
         live: decode and encode the media files for every batch, without a store.
+        on_missing: what states that the store lacks are: an "error", or to "compute" first, as `extract` does.
         device: the torch device, for instance "cpu" or "cuda"; "auto" is a GPU where there is one.
         progress: show tqdm bars.
         engine: which workers train, in place of the experiment's `[engine]`.
@@ -93,6 +95,8 @@ def sweep(
     device = chosen_device(device, engine=chosen)
     if progress:
         say_device(device, chosen)
+    if not live:
+        fill_store(experiment, on_missing, device=device, progress=progress)
     job = SweepJob(experiment=experiment, live=live, device=device, retrain=retrain)
     return _Sweep(job, chosen).run(pairs, fuse=fuse, progress=progress)
 

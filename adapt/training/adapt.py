@@ -8,15 +8,17 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from tqdm import tqdm
 
-from ...errors import EncoderError, RunDiffersError, RunError, StoreError
+from ...errors import EncoderError, RunDiffersError, RunError, SettingsError, StoreError
 from ...extract.datasets.describe import describe
 from ...extract.datasets.types import Question
 from ...extract.executors.device import say_device
 from ...extract.executors.threads import torch_threads
+from ...extract.stage.extract import extract
 from ...extract.trunk.exact_float32 import exact_float32
 from ..config.check_experiment import check_variant
 from ..config.experiment import Experiment, VariantSettings, load_experiment
@@ -29,6 +31,9 @@ from .failures import failures_recorded, raised_in_one_line
 from .run_data import collect_data, earlier_digest
 from .run_folder import RunFolder, RunOutcome
 from .trainer import Trainer
+
+OnMissing = Literal["error", "compute"]
+"""What is done about states that the store lacks."""
 
 _NOT_RECORDED = "not compared: made by a version that did not record what a run is trained on"
 
@@ -68,6 +73,7 @@ def adapt(
     resume: bool = False,
     retrain: bool = False,
     live: bool = False,
+    on_missing: OnMissing = "error",
     device: str = "auto",
     progress: bool = True,
     context: ExperimentContext | None = None,
@@ -84,6 +90,7 @@ def adapt(
         retrain: train anew, whatever run the folder holds; that one stays until the new one has ended, and is then
             removed. With `resume`, go on with such a training that was interrupted.
         live: decode and encode the media files for every batch, without a store.
+        on_missing: what states that the store lacks are: an "error", or to "compute" first, as `extract` does.
         device: where it runs; "auto" is a GPU where there is one.
         progress: show tqdm bars.
         context: the opened encoders and store of this experiment, shared by several runs.
@@ -111,6 +118,9 @@ def adapt(
         folder.locked() if processes.leads else nullcontext(),
     ):
         announce = progress and processes.leads and context is None
+        if not live and processes.leads:
+            fill_store(experiment, on_missing, device=str(processes.device), progress=progress)
+        processes.wait()  # until the store is filled
         context = context or ExperimentContext(experiment, device=processes.device)
         with processes.in_turn(), raised_in_one_line(folder):
             trainer = open_trainer(
@@ -127,6 +137,25 @@ def adapt(
             trainer.fit(show_progress=progress and processes.leads)
         processes.wait()  # until the result is written
         return result_of(folder, how=trainer.how)
+
+
+def fill_store(experiment: Experiment, on_missing: OnMissing, *, device: str, progress: bool) -> None:
+    """Compute what the experiment's store lacks, if that is wanted.
+
+    Args:
+        experiment: whose states are wanted.
+        on_missing: "compute", or "error" to leave the store as it is.
+        device: where encoders run.
+        progress: show tqdm bars.
+
+    Raises:
+        SettingsError: another value.
+        MediaError, NumericsError, StoreError: as `extract` does.
+    """
+    if on_missing not in get_args(OnMissing):
+        raise SettingsError(f'on_missing: found {on_missing!r}, expected "error" or "compute"')
+    if on_missing == "compute":
+        extract(experiment.extraction, device=device, progress=progress)
 
 
 def open_trainer(

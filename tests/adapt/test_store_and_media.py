@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from talik.adapt.evaluation.evaluate import evaluate
+from talik.adapt.sweep.sweep import sweep
 from talik.adapt.training.adapt import adapt
-from talik.errors import MissingItemError, MissingMediaError
+from talik.errors import MissingItemError, MissingMediaError, SettingsError, StoreError
 from talik.extract.stage.extract import extract
 
 EXPERIMENT = """
@@ -133,3 +134,18 @@ def test_what_needs_the_files_asks_for_them_in_one_line(
     with pytest.raises(MissingItemError, match="'5'"):
         evaluate(adapt(known, variant="probe", progress=False).folder)
     assert list(extract(known, progress=False).items.values()) == [1]
+
+
+def test_states_that_the_store_lacks_are_computed_first_if_wanted(place: Path, tiny_encoders: dict[str, Path]) -> None:
+    path, other = (write(place, "clean", tiny_encoders["audio"], name=name) for name in ("first", "second"))
+    store = place / "features.zarr"
+    with pytest.raises(StoreError, match=r"features\.zarr"):
+        adapt(path, variant="probe", progress=False)
+    with pytest.raises(SettingsError, match="on_missing: found 'ask'"):
+        adapt(path, variant="probe", progress=False, on_missing="ask")  # type: ignore[arg-type]
+    filled = adapt(path, variant="probe", progress=False, on_missing="compute")
+    stored = sorted(store.rglob("c.*"))
+    result = sweep(other, progress=False, on_missing="compute")
+    assert sorted(store.rglob("c.*")) == stored != []
+    for name in ("predictions.jsonl", "adapter.safetensors"):
+        assert (filled.folder / name).read_bytes() == (result.runs[0].folder / name).read_bytes()
