@@ -214,7 +214,6 @@ def backward_kernel(
     d = group * width + e
     tile = n[:, None] * channels + d
     rates = _read(A + tile, has)
-    exponents = rates * _LOG2_E
     skip = _read_if(D, d, has_e)
     shift = _read_if(bias, d, has_e)
     chunks = tl.cdiv(length, STEPS)
@@ -245,7 +244,7 @@ def backward_kernel(
             dy = _read(dout + (start + i) * channels + d, valid_e)
             b = _read(B + (start + i) * groups * N + n, valid_n)
             step, slope = _step_size(raw, valid_e, SOFTPLUS)
-            a = tl.exp2(step * exponents)
+            a = tl.exp2(step * _LOG2_E * rates)
             h = a * h + (step * x) * b[:, None]
             if z is not None:
                 c = _read(C + (start + i) * groups * N + n, valid_n)

@@ -21,7 +21,7 @@ _KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MAX_STATE_SIZE = 256
 _MAX_ROW_VALUES = 2**31  # offsets inside a row of the batch have 32 bits
 _STEPS = 8  # a chunk; the backward holds its states in registers
-_MANY_PROGRAMS = 1024  # warps from which on the forward takes more channels a program
+_MANY_PROGRAMS = 1024  # warps of 32 channels from which on a program takes many of them
 _PARTIAL_SUMS_BYTES = 1 << 28  # at most so many at once, or those of one row
 _logger = logging.getLogger(__name__)
 
@@ -110,15 +110,16 @@ def choose_blocks(shape: torch.Size, groups: int, state_size: int) -> Blocks:
     """Return the blocks for u of `shape` (B, d, L), from a fixed table: tuning would cost seconds at each new shape.
 
     A warp's lanes hold BLOCK_E channels, and where those are fewer than 32, several states of each beside one another.
-    The forward takes 32 channels, each in a lane of its own, where enough warps are left, and 8 otherwise, which gives
-    four times the warps. The backward holds the states of a chunk in registers and has room for 128 elements of each.
+    Where enough warps are left, the forward takes 32 channels, each in a lane of its own, and the backward 16, which
+    halves the partial sums; otherwise both take 8, for four times the warps. Above 16 states they take fewer, as the
+    registers of a chunk allow.
     """
     batch, channels, _ = shape
     width = _power_of_2(channels // groups)
-    block_n = _power_of_2(state_size)
     wide = batch * channels // 32 >= _MANY_PROGRAMS
-    forward = min(width, 32 if wide else 8, max(1, 512 // block_n))
-    return Blocks(forward, min(width, max(1, 128 // block_n)), _STEPS)
+    fit = max(1, 512 // _power_of_2(state_size))
+    forward, backward = (32, 16) if wide else (8, 8)
+    return Blocks(min(width, forward, fit), min(width, backward, max(1, fit // (2 if wide else 4))), _STEPS)
 
 
 def triton_scan(
