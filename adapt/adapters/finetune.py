@@ -12,10 +12,14 @@ the bit.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from torch import nn
 
 from ...config import settings_class
 from ...errors import SettingsError
+from ...extract.encoders.encoder import Encoder
 from ...extract.encoders.unit_replacement import UnitCopies, is_norm
 from .registry import register_adapter
 from .unit_tuner import UnitTuner
@@ -42,7 +46,15 @@ class FinetuneSettings:
     """No choices: every parameter of the units named."""
 
 
-class BitFit(UnitTuner):
+class _OwnParameters(UnitTuner):
+    """Some of the units' own parameters; the others are held as those of frozen units are."""
+
+    def __init__(self, settings: Any, encoders: Mapping[str, Encoder], units: Mapping[str, Sequence[int]]) -> None:
+        super().__init__(settings, encoders, units)
+        self.narrow_frozen()
+
+
+class BitFit(_OwnParameters):
     """The biases."""
 
     def prepare(self, modality: str, copies: UnitCopies) -> None:
@@ -51,7 +63,7 @@ class BitFit(UnitTuner):
         _train(biases, "bias", modality, copies)
 
 
-class Norms(UnitTuner):
+class Norms(_OwnParameters):
     """The normalisations."""
 
     def prepare(self, modality: str, copies: UnitCopies) -> None:
@@ -66,7 +78,7 @@ class Norms(UnitTuner):
         _train(found, "normalisation with parameters", modality, copies)
 
 
-class Finetune(UnitTuner):
+class Finetune(_OwnParameters):
     """Everything."""
 
     def prepare(self, modality: str, copies: UnitCopies) -> None:

@@ -57,8 +57,19 @@ class PeftUnits(UnitTuner):
         for modality, found in self._changed.items():
             for name, tensor in found.tensors().items():
                 put_buffer(self, f"{modality}.{name}", tensor)
+        if settings.tuner == "lora" and not self._changed and not settings.keys.get("use_dora"):
+            self._narrow_lora()
         self.register_load_state_dict_pre_hook(_fill_in)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_set_changed)  # type: ignore[no-untyped-call]
+
+    def _narrow_lora(self) -> None:
+        """Hold the frozen weights as those of frozen units are: LoRA only adds to what they give."""
+        self.narrow_frozen()
+        for modality, own in self.copies.items():
+            if self.encoders[modality].state_dtype == torch.bfloat16:  # autocast casts the products' operands, once
+                for module in own.tree.modules():
+                    if hasattr(module, "cast_input_dtype_enabled"):
+                        module.cast_input_dtype_enabled = False
 
     def prepare(self, modality: str, copies: UnitCopies) -> None:
         """Let PEFT put its layers into the copies."""

@@ -56,6 +56,20 @@ class UnitTuner(Adapter):
         """Build the adapter from the encoders and the units to train."""
         return cls(settings, site.encoders, site.units)
 
+    def narrow_frozen(self) -> None:
+        """Bring what is frozen in the copies to the type of the states that their encoders run on.
+
+        A module of which some parameter is trained stays as it is: some of its kinds take parameters of one type only.
+        """
+        for modality, own in self.copies.items():
+            dtype = self.encoders[modality].state_dtype
+            for module in own.tree.modules():
+                parameters = list(module.parameters(recurse=False))
+                if not any(p.requires_grad for p in parameters):
+                    for parameter in parameters:
+                        if parameter.is_floating_point():
+                            parameter.data = parameter.data.to(dtype)
+
     def prepare(self, modality: str, copies: UnitCopies) -> None:
         """Make what is to be trained in `copies.tree` require gradients; modules in it may be replaced by others."""
         raise NotImplementedError

@@ -129,7 +129,8 @@ class SideStream:
         stream = torch.cuda.current_stream(self._device)
         stream.wait_event(event)
         for tensor in tensors:
-            tensor.record_stream(stream)
+            if tensor.is_cuda:  # a model may hand its units a number that stays on the host
+                tensor.record_stream(stream)
 
 
 def made_ahead(

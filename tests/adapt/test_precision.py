@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from talik.adapt.adapters.unit_tuner import UnitTuner
 from talik.adapt.config.experiment import load_experiment
 from talik.adapt.evaluation.evaluate import evaluate
 from talik.adapt.model.joint_model import JointModel
@@ -59,6 +60,16 @@ insertion = "last 2"
 adapter = {{ kind = "peft:lora", r = 2 }}
 
 [[variants]]
+name = "dora"
+insertion = "last 1"
+adapter = {{ kind = "peft:dora", r = 2 }}
+
+[[variants]]
+name = "bitfit"
+insertion = "last 1"
+adapter = {{ kind = "bitfit" }}
+
+[[variants]]
 name = "finetune"
 insertion = "last 1"
 adapter = {{ kind = "finetune" }}
@@ -68,7 +79,7 @@ name = "early"
 insertion = {{ visual = [2], audio = [2], text = [2] }}
 adapter = {{ kind = "trimodal", interaction = "none", {SMALL} }}
 """
-NAMES = ["probe", "trimodal", "bottleneck", "beside", "halves", "side", "norm", "lora", "finetune"]
+NAMES = ["probe", "trimodal", "bottleneck", "beside", "halves", "side", "norm", "bitfit", "lora", "dora", "finetune"]
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
 
 
@@ -166,6 +177,10 @@ def test_frozen_units_are_held_narrow_and_nothing_else_is(context: ExperimentCon
 def test_units_that_are_trained_keep_float32_weights(context: ExperimentContext, name: str) -> None:
     model = built(context, name, NARROW)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert isinstance(model.adapter, UnitTuner)
+    for own in model.adapter.copies.values():  # what is frozen beside them is held as in frozen units
+        frozen = [p.dtype for p in own.tree.parameters() if not p.requires_grad]
+        assert frozen.count(torch.bfloat16) >= 0.8 * len(frozen)
     (batch,) = context.cached(model).batches([context.questions("train")[:3]])
     model(batch).square().mean().backward()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
