@@ -59,7 +59,7 @@ def pinned_allocator(device: str) -> Allocate | None:
     return allocate
 
 
-def recorded(device: torch.device) -> Event:
+def recorded(device: torch.device) -> torch.cuda.Event:
     """Return an event that comes when all that a CUDA device's current stream was given so far is done."""
     event = torch.cuda.Event()
     event.record(torch.cuda.current_stream(device))
@@ -120,11 +120,11 @@ class SideStream:
         """While this is open, this thread's work goes to the stream, and to its device."""
         return torch.cuda.stream(self._stream)
 
-    def mark(self) -> Event:
+    def mark(self) -> torch.cuda.Event:
         """Return an event that comes when all that this thread's stream was given so far is done."""
         return recorded(self._device)
 
-    def hand_over(self, event: Event, tensors: Iterable[Tensor]) -> None:
+    def hand_over(self, event: torch.cuda.Event, tensors: Iterable[Tensor]) -> None:
         """Let the caller's stream wait for an event, and the memory of tensors for what the caller's stream does."""
         stream = torch.cuda.current_stream(self._device)
         stream.wait_event(event)
@@ -145,7 +145,7 @@ def made_ahead(
         tensors_of: the tensors in a result that lie on the device.
     """
 
-    def on_side(one: K) -> tuple[V, Event]:
+    def on_side(one: K) -> tuple[V, torch.cuda.Event]:
         with torch.no_grad(), side.active():
             made = make(one)
             return made, side.mark()
