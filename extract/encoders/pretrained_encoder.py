@@ -127,6 +127,11 @@ class PretrainedEncoder(Encoder):
         with torch.no_grad():
             return (*at_boundaries, self.features(self(self.probe())).shape[-1])
 
+    @property
+    def full(self) -> PretrainedEncoder:
+        """The encoder with all weights as they were loaded; see `Encoder.full`."""
+        return self
+
     def token_names(self, text: str) -> list[str]:
         """Return the tokens of `text` as strings; [] where no tokenizer names them."""
         return self.preprocess.token_names(text) if isinstance(self.preprocess, TextPreprocess) else []
