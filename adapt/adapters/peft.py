@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +67,10 @@ class PeftUnits(UnitTuner):
         self.narrow_frozen()
         for modality, own in self.copies.items():
             if self.encoders[modality].state_dtype == torch.bfloat16:  # autocast casts the products' operands, once
-                for module in own.tree.modules():
-                    if hasattr(module, "cast_input_dtype_enabled"):
-                        module.cast_input_dtype_enabled = False
+                layers: Iterable[Any] = own.tree.modules()
+                for layer in layers:
+                    if hasattr(layer, "cast_input_dtype_enabled"):
+                        layer.cast_input_dtype_enabled = False
 
     def prepare(self, modality: str, copies: UnitCopies) -> None:
         """Let PEFT put its layers into the copies."""
