@@ -48,7 +48,7 @@ def make_callable(package: str, module: str, function: str) -> None:
 
     >>> import inspect, talik
     >>> list(inspect.signature(talik.extract).parameters)
-    ['experiment', 'device', 'progress', 'deep', 'engine', 'manifest']
+    ['experiment', 'device', 'progress', 'deep', 'engine', 'workers', 'manifest']
     """
     room = sys.modules[package]
     room.__class__ = CallableRoom
