@@ -1,6 +1,6 @@
 """Measure the selective scan's backends on a GPU: Triton's kernels, mamba-ssm's kernel where it is installed, torch.
 
-    python benchmarks/scan_gpu.py [--rounds 11] [--seconds 55] [--out FILE.json]
+    python benchmarks/scan_gpu.py [--rounds 11] [--seconds 50] [--out FILE.json]
     TRITON_INTERPRET=1 python benchmarks/scan_gpu.py --quick        the same in small, on a CPU
 
 Checks values and gradients against the `torch` backend in float64 first. Then every round calls each implementation

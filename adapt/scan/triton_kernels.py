@@ -290,4 +290,19 @@ def backward_kernel(
     tl.store(dweights + (N + 1) * channels + d, dbias, mask=has_e)
 
 
+@triton.jit(do_not_specialize_on_alignment=["x", "out"])
+def transpose_kernel(x, out, num_rows, num_columns, BLOCK: tl.constexpr) -> None:
+    """Write x (B, rows, columns) as out (B, columns, rows), a square tile a program; torch's copy reads in strides."""
+    across = tl.cdiv(num_columns, BLOCK)
+    down = tl.cdiv(num_rows, BLOCK)
+    program = tl.program_id(0)
+    first = (program // across // down).to(tl.int64) * num_rows * num_columns
+    r = program // across % down * BLOCK + tl.arange(0, BLOCK)
+    c = program % across * BLOCK + tl.arange(0, BLOCK)
+    mask = (r[:, None] < num_rows) & (c[None, :] < num_columns)
+    tile = tl.load(x + first + r[:, None] * num_columns + c[None, :], mask=mask)
+    mask = (c[:, None] < num_columns) & (r[None, :] < num_rows)
+    tl.store(out + first + c[:, None] * num_rows + r[None, :], tl.trans(tile), mask=mask)
+
+
 INTERPRETED = not isinstance(forward_kernel, triton.JITFunction)

@@ -22,6 +22,8 @@ _MAX_STATE_SIZE = 256
 _MAX_ROW_VALUES = 2**31  # offsets inside a row of the batch have 32 bits
 _STEPS = 8  # a chunk; the backward holds its states in registers
 _MANY_PROGRAMS = 1024  # warps of 32 channels from which on a program takes many of them
+_MANY_VALUES = 1 << 22  # from which on a tensor with time innermost is transposed by a kernel of ours
+_TILE = 64  # its tile
 _PARTIAL_SUMS_BYTES = 1 << 28  # at most so many at once, or those of one row
 _logger = logging.getLogger(__name__)
 
@@ -272,7 +274,16 @@ def _launch(
 
 def _line(x: Tensor) -> Tensor:
     """(B, d, L) as (B, L, d), contiguous."""
-    return x.mT.contiguous()
+    if x.numel() < _MANY_VALUES or not x.is_contiguous() or x.mT.is_contiguous():
+        return x.mT.contiguous()
+    kernels, reason = find_kernels()
+    assert kernels is not None, reason
+    batch, channels, length = x.shape
+    out = x.new_empty(batch, length, channels)
+    grid = (batch * -(-channels // _TILE) * -(-length // _TILE),)
+    with _on(x.device):
+        kernels.transpose_kernel[grid](x, out, channels, length, _TILE, num_warps=4, enable_fp_fusion=True)
+    return out
 
 
 def _gate(x: Tensor | None) -> Tensor | None:
@@ -280,7 +291,7 @@ def _gate(x: Tensor | None) -> Tensor | None:
     if x is None:
         return None
     x = x.mT
-    return x if x.stride(2) == 1 and x.stride(0) == x.shape[1] * x.stride(1) else x.contiguous()
+    return x if x.stride(2) == 1 and x.stride(0) == x.shape[1] * x.stride(1) else _line(x.mT)
 
 
 def _vectors(x: Tensor) -> Tensor:

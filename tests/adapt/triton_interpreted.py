@@ -152,6 +152,14 @@ def test_memory_order_changes_no_bit() -> None:
     assert_equal(run(last), expected)
 
 
+def test_transposing_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = make_inputs(2, 5, 3, 2, 1)
+    expected = run(inputs)
+    monkeypatch.setattr(backend, "_MANY_VALUES", 1)
+    monkeypatch.setattr(backend, "_TILE", 4)  # two tiles of time, the second in part
+    assert_equal(run(inputs), expected)
+
+
 def test_slices_of_the_batch_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = make_inputs(3, 2, 4, 3, 1)
     expected = run(inputs)
