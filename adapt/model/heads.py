@@ -85,10 +85,12 @@ class Head(nn.Module):
             Logits (B, C), or (B, T, C) of a head that classifies each segment, float32.
         """
         with torch.autocast(next(iter(features.values())).device.type, enabled=False):
-            return self._classify({m: features[m].float() for m in self.project}, text_mask)
+            means = {m: features[m].mean(dim=2, dtype=torch.float32) for m in self.project if m != "text"}
+            texts = {m: features[m].float() for m in self.project if m == "text"}
+            return self._classify({**means, **texts}, text_mask)
 
     def _classify(self, features: Mapping[str, Tensor], text_mask: Tensor | None) -> Tensor:
-        """The logits from float32 features of the head's modalities."""
+        """The logits from what the head's modalities say, float32: a segment's mean (B, T, D), the text (B, L, D)."""
         raise NotImplementedError
 
 
@@ -111,7 +113,7 @@ class AnswerHead(Head):
             question = self.project["text"](masked_mean(features["text"], text_mask))  # (B, d)
         parts = []
         for modality, attention in self.over_time.items():
-            steps = self.project[modality](features[modality].mean(dim=2))  # (B, T, d)
+            steps = self.project[modality](features[modality])  # (B, T, d)
             steps = steps + sinusoids(steps.shape[1], steps.shape[2], steps.device)
             query = steps.mean(dim=1) if question is None else question
             mixed, _ = attention(query[:, None], steps, steps, need_weights=False)
@@ -137,7 +139,7 @@ class EventHead(Head):
     def _classify(self, features: Mapping[str, Tensor], text_mask: Tensor | None) -> Tensor:
         parts = []
         for modality, attention in self.over_time.items():
-            steps = self.project[modality](features[modality].mean(dim=2))  # (B, T, d)
+            steps = self.project[modality](features[modality])  # (B, T, d)
             placed = steps + sinusoids(steps.shape[1], steps.shape[2], steps.device)
             mixed, _ = attention(placed, placed, placed, need_weights=False)
             parts.append(steps + mixed)

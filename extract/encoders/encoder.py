@@ -205,8 +205,9 @@ class Encoder(ABC):
     def held_in(self, dtype: torch.dtype) -> Encoder:
         """Return an encoder whose units run on states of `dtype` with weights held in it; itself if it has no units.
 
-        Each unit's weights are converted when it first runs, beside those of this encoder; its embedding, its end and
-        its identity are this one's. A unit whose own code cannot run so keeps its weights and runs under autocast.
+        The weights of each unit, and of the end, are converted when it first runs, beside those of this encoder; its
+        embedding and its identity are this one's. What cannot run so by its own code keeps its weights and runs under
+        autocast.
 
         Args:
             dtype: torch.bfloat16, or that of the weights, for the encoder as it is.

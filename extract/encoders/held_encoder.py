@@ -26,6 +26,7 @@ from ..trunk.forward_patching import copy_module
 from ..trunk.state import State
 from ..trunk.trunk import Trunk, Unit
 from ..trunk.unit_links import Link
+from .held_end import HeldEnd
 from .pretrained_encoder import PretrainedEncoder
 from .unit_replacement import CompiledUnits
 
@@ -34,7 +35,7 @@ _logger = logging.getLogger(__name__)
 
 
 class HeldEncoder(PretrainedEncoder):
-    """An encoder with units in a narrower type; embedding, end, identity and all else are those of `full`.
+    """An encoder with units in a narrower type; embedding, identity and all else are those of `full`.
 
     Args:
         full: the encoder as it was loaded; it stays as it is.
@@ -49,6 +50,7 @@ class HeldEncoder(PretrainedEncoder):
         self._full = full
         self._state_dtype = dtype
         self._held = HeldUnits(full, dtype)
+        self._end = HeldEnd(full, dtype, near=_NEAR)
         self._others: dict[int, nn.Module] = {}  # by link, in place of held modules
         self._compile: Callable[[nn.Module], nn.Module] | None = None
         self._place_modules()
@@ -78,10 +80,14 @@ class HeldEncoder(PretrainedEncoder):
                 hidden = self.trunk.run(hidden, state.context, first, last).to(self._state_dtype)
         return self._state(hidden, stop, state.context, state.lengths)
 
+    @in_exact_float32
     def finish(self, state: State) -> Any:
-        """Run what follows the last unit, under autocast; return the model's own output; see `Encoder.finish`."""
+        """Run what follows the last unit; return the model's own output; see `Encoder.finish`."""
+        self._check_end(state)
+        state = self.enter(state)
+        instead = self._end.instead(lambda: self._held.probe_at(self.num_units))
         with torch.autocast(self.device.type, dtype=self._state_dtype):
-            return super().finish(self.enter(state))
+            return self.trunk.finish(state.hidden, state.context, instead=instead)
 
     def with_modules(self, modules: Mapping[int, nn.Module]) -> HeldEncoder:
         """Return an encoder with other modules at some links, which run under autocast; it shares all else."""
@@ -162,7 +168,7 @@ class HeldUnits:
 
     @torch.no_grad()
     def _hold(self, unit: int) -> dict[int, nn.Module]:
-        before, after = self._probe_at(unit), self._probe_at(unit + 1)
+        before, after = self.probe_at(unit), self.probe_at(unit + 1)
         reason = ""
         for buffers in (False, True):  # tables of angles and statistics stay exact where that works
             modules = self._copies(unit, buffers=buffers)
@@ -172,7 +178,9 @@ class HeldUnits:
         _logger.info("unit %d of %s runs in float32 under autocast: %s", unit, self._encoder.spec, reason)
         return {}
 
-    def _probe_at(self, boundary: int) -> State:
+    @torch.no_grad()
+    def probe_at(self, boundary: int) -> State:
+        """Return the state of the encoder's probe at a boundary, in the encoder's own type."""
         encoder = self._encoder
         if not self._states:
             with torch.autocast(encoder.device.type, enabled=False):

@@ -210,11 +210,15 @@ class PretrainedEncoder(Encoder):
     @_as_it_computes
     def finish(self, state: State) -> Any:
         """Run what follows the last unit; return the model's own output; see `Encoder.finish`."""
+        self._check_end(state)
+        return self.trunk.finish(state.hidden, state.context)
+
+    def _check_end(self, state: State) -> None:
+        """Refuse a state, or units, that cannot be finished."""
         if self.trunk.dropped_from < self.num_units:
             raise TrunkError(f"finish: units from {self.trunk.dropped_from} up were dropped; load the encoder again")
         if state.boundary != self.num_units:
             raise TrunkError(f"finish: found a state at boundary {state.boundary}, expected {self.num_units}")
-        return self.trunk.finish(state.hidden, state.context)
 
     @_as_it_computes
     def __call__(self, inputs: Mapping[str, Tensor]) -> Any:

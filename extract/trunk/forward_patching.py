@@ -25,6 +25,11 @@ from .unit_links import Link
 
 Inputs = dict[str, Tensor]
 Answer = Callable[[int, Taken], Any]
+Instead = Mapping[int, tuple[nn.Module, Callable[[Taken], Any]]]
+"""By a module's id: the module, and what answers its calls."""
+
+
+_NOTHING: Instead = MappingProxyType({})
 
 
 class _Stop(BaseException):
@@ -74,7 +79,7 @@ class _Counted:
 class _ThisThread(threading.local):
     """The handlers of the passes that are open in a thread, by the module's id."""
 
-    handlers: Mapping[int, _Counted] = MappingProxyType({})
+    handlers: Mapping[int, Callable[[Taken], Any]] = MappingProxyType({})
 
 
 class _Patch:
@@ -167,11 +172,11 @@ class Passes:
         self.ahead: tuple[Ahead, ...] = ()
 
     @contextmanager
-    def answered(self, answer: Answer, *, ahead: int = 0) -> Iterator[None]:
+    def answered(self, answer: Answer, *, ahead: int = 0, instead: Instead = _NOTHING) -> Iterator[None]:
         """Let `answer(link index, (args, kwargs))` return what each call of a link returns, while this is open.
 
         This thread alone is answered. With `ahead`, a batch size, the modules before the units return blanks for such a
-        batch.
+        batch. Modules that are named in `instead` are answered by what stands there.
         """
         handlers: dict[int, _Counted] = {}
         for module in {id(link.module): link.module for link in self.links}.values():
@@ -180,9 +185,10 @@ class Passes:
             blanks = {a.ordinal: a for a in self.ahead if a.module is module}
             handlers[id(module)] = _Counted(module, blanks, lambda blank, _: blank.returned(ahead))
         modules = [handler.module for handler in handlers.values()]
+        modules += [module for key, (module, _) in instead.items() if key not in handlers]
         outer = _this_thread.handlers
         _patch(modules)
-        _this_thread.handlers = {**outer, **handlers}
+        _this_thread.handlers = {**outer, **{key: run for key, (_, run) in instead.items()}, **handlers}
         try:
             yield
         finally:
@@ -280,10 +286,19 @@ class Passes:
         entering = at(taken, min(slots, key=str))
         return self.real(index, put(taken, slots, torch.zeros_like(entering)))
 
-    def end_with(self, inputs: Inputs, final: Tensor, *, blank: float | None = None, ahead: int = 0) -> Any:
+    def end_with(
+        self,
+        inputs: Inputs,
+        final: Tensor,
+        *,
+        blank: float | None = None,
+        ahead: int = 0,
+        instead: Instead = _NOTHING,
+    ) -> Any:
         """Run the model without its units, the last of them returning `final`; return the model's output.
 
-        With `blank`, that value also stands for what the units return and for what the first takes.
+        With `blank`, that value also stands for what the units return and for what the first takes. `instead` is as in
+        `answered`.
         """
         templates = self.templates(inputs)
         poisons: list[_Poison] = []
@@ -298,7 +313,7 @@ class Passes:
             return templates[index].fill(leaving, taken, self._beside(index, taken))
 
         try:
-            with self.answered(answer, ahead=ahead):
+            with self.answered(answer, ahead=ahead, instead=instead):
                 return self.forward(inputs)
         finally:
             for poison in poisons:

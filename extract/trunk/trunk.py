@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import TrunkError
-from .forward_patching import Ahead, Inputs, Passes, signature_of
+from .forward_patching import Ahead, Inputs, Instead, Passes, signature_of
 from .host_reads import Recorded, Replayed
 from .state import Context
 from .tracing import Call, Path, Taken, at, map_leaves, put, record, release, tensors
@@ -198,16 +198,19 @@ class Trunk:
             hidden = at(link.module(*taken[0], **taken[1]), min(link.exit, key=str))
         return hidden
 
-    def finish(self, hidden: Tensor, context: Context, *, blank: float | None = None) -> Any:
+    def finish(
+        self, hidden: Tensor, context: Context, *, blank: float | None = None, instead: Instead | None = None
+    ) -> Any:
         """Run what follows the last unit and return the encoder's own output.
 
         Parts of the output that the embedding alone decides are known where the state came from `embed`, else None.
+        `instead` answers the calls of other modules (see `Passes.answered`).
         """
         inputs = self.complete(context.inputs, context.batch_size, context.signature, hidden.device, blank=blank)
         final = hidden.clone() if self._exit_mutated else hidden
         ahead = self._ahead(context.batch_size, context.signature, blank)
         with Replayed(context.reads) if context.reads else nullcontext():
-            output = self.passes.end_with(inputs, final, blank=blank, ahead=ahead)
+            output = self.passes.end_with(inputs, final, blank=blank, ahead=ahead, instead=instead or {})
         if not self.aside:
             return output
         return map_leaves(output, lambda path, leaf: context.aside.get(path) if path in self.aside else leaf)

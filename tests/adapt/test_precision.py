@@ -200,6 +200,33 @@ def test_padding_says_nothing_in_either_precision(context: ExperimentContext) ->
         assert_near(together[0], alone[0], dtype)
 
 
+@pytest.mark.parametrize("modality", ["visual", "audio", "text"])
+def test_the_end_is_held_narrow_or_runs_under_autocast(
+    context: ExperimentContext, modality: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder = context.encoders[modality]
+    state = encoder.run(encoder.embed(encoder.probe()), 0, encoder.num_units)
+    expected = encoder.features(encoder.finish(state))
+    norms = [m for m in encoder.model.modules() if isinstance(m, torch.nn.LayerNorm)]
+
+    def refuse(module: torch.nn.Module, given: Any) -> None:
+        if module.weight.dtype == torch.bfloat16:
+            raise TypeError("float32 only")
+
+    for refuses in (False, True):
+        handles = [norm.register_forward_pre_hook(refuse) for norm in norms] if refuses else []
+        held = encoder.held_in(torch.bfloat16)
+        with caplog.at_level("INFO"):
+            found = held.features(held.finish(state))
+        for handle in handles:
+            handle.remove()
+        assert ("the end of" in caplog.text) == (refuses and modality != "text")  # BERT's has no norm
+        assert_near(found, expected, torch.bfloat16)
+        assert not torch.equal(found, expected)
+    assert {p.dtype for p in encoder.model.parameters()} == {torch.float32}
+    assert torch.equal(encoder.features(encoder.finish(state)), expected)
+
+
 def test_a_unit_that_cannot_be_held_runs_under_autocast(
     context: ExperimentContext, caplog: pytest.LogCaptureFixture
 ) -> None:
