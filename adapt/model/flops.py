@@ -14,6 +14,7 @@ from torch.utils.flop_counter import flop_registry
 from ..data.batch import Batch
 from .frozen_units import states_at
 from .joint_model import JointModel
+from .precision import Precision
 
 
 @torch.no_grad()
@@ -33,10 +34,12 @@ def forward_flops(model: JointModel, batch: Batch) -> dict[str, int]:
     """
     was_training = model.training
     model.eval()
-    counter = _Counter()
+    counter, alone = _Counter(), replace(batch, memo=None)
     try:
+        if isinstance(model, JointModel) and model.precision != Precision():
+            model(alone)  # what is held narrow is tried out when it first runs
         with counter.watching(model), counter:
-            model(replace(batch, memo=None))
+            model(alone)
     finally:
         model.train(was_training)
     found = {"flops": round(counter.total / len(batch))}

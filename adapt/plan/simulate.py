@@ -23,6 +23,7 @@ from ...extract.executors.device import chosen_device, say_device
 from ..config.experiment import Experiment
 from ..model.flops import operations
 from ..model.joint_model import JointModel
+from ..model.precision import Precision
 from ..sweep.sweep import run_groups
 from .choose_cuts import cached_seconds
 from .cluster import MOST_GPUS, PEAK_TFLOPS, UTILISATION, Phase, SimulateSettings, Work, phase, stops_helping
@@ -179,7 +180,7 @@ def _count_variants(
     states = SampleStates(context.encoders, context.sampling, {q.clip_id: blank for q in questions})
     variants = []
     for variant in tqdm(experiment.variants, desc="counting", disable=not progress):
-        model = context.build(variant, seed=0)
+        model = context.build(variant, seed=0, precision=Precision())  # no count depends on it
 
         def count(model: JointModel = model) -> list[int]:
             batch, found = states.batch(model.starts(), questions), []

@@ -146,6 +146,8 @@ def _peak_bytes(
         return torch.cuda.max_memory_allocated(device)
     trained = sum(4 * p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     frozen = {p.data_ptr(): p.numel() * p.element_size() for e in model.encoders.values() for p in e.model.parameters()}
+    live = (unit for m, k in model.starts().items() for unit in model.encoders[m].units[k:])
+    frozen |= {p.data_ptr(): p.numel() * p.element_size() for unit in live for p in unit.parameters()}  # held narrow
     weights = {*frozen, *(p.data_ptr() for p in model.parameters())}
     few = min(FEW, size)
     half = max(1, few // 2)

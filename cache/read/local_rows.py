@@ -150,7 +150,7 @@ class LocalRows(RowSource):
         out: NDArray[np.uint8],
     ) -> None:
         """Copy the bytes of one array for each row by their addresses; a large batch by several threads."""
-        parts = min(self.copiers, len(sizes), out.nbytes // _BYTES_A_COPIER)
+        parts = self._parts(len(sizes), out.nbytes)
         if parts < 2:
             self._addresses.copy(number, shards, begins, sizes, out)
             return
@@ -162,6 +162,10 @@ class LocalRows(RowSource):
         for future in copying:
             future.result()
 
+    def _parts(self, num_rows: int, num_bytes: int) -> int:
+        """How many threads share rows that are in memory; below 2, the caller's own copies them."""
+        return min(self.copiers, num_rows, num_bytes // _BYTES_A_COPIER)
+
     def _run(self, batch: _Rows, rows: NDArray[np.int64], flat: list[NDArray[np.uint8]]) -> None:
         """Copy every row of a batch: rows in memory here, rows on the disk in the threads, at the same time."""
         absent = self.absent(batch, rows)
@@ -169,10 +173,15 @@ class LocalRows(RowSource):
         get: Get = self.maps.get if by_map else self.files.get
         waiting = [self._threads().submit(batch.copy, i, get, flat) for i in absent]
         away = set(absent)
+        here = [i for i in range(len(rows)) if i not in away]
+        parts = self._parts(len(here), sum(out.nbytes for out in flat) * len(here) // max(1, len(rows)))
+        if parts > 1:
+            waiting += [
+                self._threads().submit(batch.copy_all, here[n::parts], self.maps.get, flat) for n in range(parts)
+            ]
+            here = []
         try:
-            for i in range(len(rows)):
-                if i not in away:
-                    batch.copy(i, self.maps.get, flat)
+            batch.copy_all(here, self.maps.get, flat)
         finally:
             errors = [future.exception() for future in waiting]  # all are done with the buffers from here on
         for error in errors:
@@ -245,6 +254,11 @@ class _Rows:
         except Exception as error:
             name_item(error, self._catalog.table.item(int(self.rows[i])).source)
             raise
+
+    def copy_all(self, rows: Sequence[int], get: Get, flat: list[NDArray[np.uint8]]) -> None:
+        """Copy several rows, by their places in the batch, one after the other."""
+        for i in rows:
+            self.copy(i, get, flat)
 
     def _copy(self, i: int, get: Get, flat: list[NDArray[np.uint8]]) -> None:
         (shard, begin, length), check = self._places[i], self.check[i]

@@ -84,6 +84,12 @@ def test_a_large_batch_is_copied_by_several_threads(name, make_sample, tmp_path,
     assert found.inputs.keys() == expected.inputs.keys()
     assert all(np.array_equal(found.inputs[key], expected.inputs[key]) for key in expected.inputs)
     reader.close()
+    checking = FeatureStore.open(tmp_path / "s").reader(sample.spec.modality, 9, path="mmap", verify="always")
+    checking.rows.copiers = 3
+    found = checking.read([i.key for i in items])
+    assert checking.rows.pool is not None
+    assert np.array_equal(found.hidden, expected.hidden)
+    checking.close()
 
 
 def test_without_direct_reads(sample, tmp_path, monkeypatch):
