@@ -28,7 +28,7 @@ from ..model.insertion import insertion_lines
 from .distributed import Processes, joined
 from .experiment_context import ExperimentContext
 from .failures import failures_recorded, raised_in_one_line
-from .run_data import collect_data, earlier_digest
+from .run_data import collect_data, earlier_digests
 from .run_folder import RunFolder, RunOutcome
 from .trainer import Trainer
 
@@ -273,9 +273,9 @@ def compare_finished(
         scored=context.final_split,
         base=context.experiment.base,
     )
-    if not then.complete:
-        earlier = {m: digest for m, e in encoders.items() if (digest := earlier_digest(e)) == then.encoders.get(m)}
-        now = replace(now, encoders={**now.encoders, **earlier})
+    known = {m: earlier_digests(e)[: 1 if then.complete else 2] for m, e in encoders.items()}
+    earlier = {m: then.encoders[m] for m, digests in known.items() if then.encoders.get(m) in digests}
+    now = replace(now, encoders={**now.encoders, **earlier})
     folder.check_data(now, then, new_questions=source is not None, stored=context.stored_paths(source))
     return notes
 

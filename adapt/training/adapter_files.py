@@ -13,7 +13,7 @@ from ...cache.atomic_io import replacing
 from ...config import to_mapping
 from ...errors import RunError
 from ..model.joint_model import JointModel
-from .run_data import earlier_digest, encoder_digest
+from .run_data import earlier_digests, encoder_digest
 from .run_folder import RunFolder, writing
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def load_adapter(folder: RunFolder, model: JointModel) -> dict[str, Any]:
     described = folder.read_json("adapter.json")
     for modality, encoder in model.encoders.items():
         there, here = described["encoders"].get(modality), _encoder(encoder)
-        if there is None or there["digest"] not in (here["digest"], earlier_digest(encoder)):
+        if there is None or there["digest"] not in (here["digest"], *earlier_digests(encoder)):
             found = "none" if there is None else there["digest"][:12]
             raise RunError(
                 f"{folder.path}: trained on another {modality} encoder (digest {found}, here {here['digest'][:12]}); "

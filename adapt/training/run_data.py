@@ -43,14 +43,15 @@ def question_digest(question: Question) -> str:
 
 
 def encoder_digest(encoder: Encoder) -> str:
-    """Return the SHA-256 of all that an encoder's states depend on: weights, configuration, preprocessing."""
-    return digest_json(encoder.identity(encoder.num_units))
+    """Return the SHA-256 of all that an encoder's output depends on: weights, configuration, preprocessing."""
+    end = encoder.end_digest()
+    return digest_json({**encoder.identity(encoder.num_units), **({} if end is None else {"end": end})})
 
 
-def earlier_digest(encoder: Encoder) -> str:
-    """Return the encoder's digest as versions wrote it that did not know of a model's own code."""
+def earlier_digests(encoder: Encoder) -> tuple[str, str]:
+    """Return the encoder's digest as earlier versions wrote it: without its end, and without a model's own code too."""
     identity = encoder.identity(encoder.num_units)
-    return digest_json({name: value for name, value in identity.items() if name != "code"})
+    return digest_json(identity), digest_json({name: value for name, value in identity.items() if name != "code"})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -220,6 +220,10 @@ class Encoder(ABC):
     def identity(self, boundary: int) -> Identity:
         """Return, as JSON, all that the hidden tensor at `boundary` depends on, but for the raw item itself."""
 
+    def end_digest(self) -> str | None:
+        """Return the SHA-256 of the weights that only `finish` uses, on which no state depends; None without any."""
+        return None
+
     @abstractmethod
     def provenance(self) -> Identity:
         """Return what moves only the last bits, or only tells: names, versions, device, attention implementation."""

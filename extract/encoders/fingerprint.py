@@ -70,6 +70,11 @@ class PrefixWeights:
         weights = [[name, self._weight_digest(name)] for name in names]
         return digest_json([*weights, *tuned])
 
+    def end_digest(self, num_units: int) -> str | None:
+        """Return the SHA-256 of the weights that only what follows the last unit uses; None where there are none."""
+        names = sorted({*self.names(num_units + 1)} - {*self.names(num_units)})
+        return digest_json([[name, self._weight_digest(name)] for name in names]) if names else None
+
     def _weight_digest(self, name: str) -> str:
         if name not in self.digests:
             self.digests[name] = weight_digest(self._tensors[name])

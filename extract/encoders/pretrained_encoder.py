@@ -414,6 +414,10 @@ class PretrainedEncoder(Encoder):
             "compute_dtype": "bfloat16" if self.compute == "bfloat16" else str(self.dtype).removeprefix("torch."),
         }
 
+    def end_digest(self) -> str | None:
+        """Return the SHA-256 of the weights that only `finish` uses; see `Encoder.end_digest`."""
+        return self.prefix_weights.end_digest(self.num_units)
+
     def provenance(self) -> Identity:
         """Return what moves only the last bits, or only tells: names, versions, device, attention implementation."""
         attention = getattr(getattr(self.model, "config", None), "_attn_implementation", None)

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from talik.adapt.evaluation.evaluate import evaluate
 from talik.adapt.sweep.sweep import sweep
 from talik.adapt.training.adapt import adapt
-from talik.errors import MissingItemError, MissingMediaError, SettingsError, StoreError
+from talik.cache.format.digests import digest_json
+from talik.errors import MissingItemError, MissingMediaError, RunDiffersError, SettingsError, StoreError
+from talik.extract.encoders.load import load_encoder
 from talik.extract.stage.extract import extract
 
 EXPERIMENT = """
@@ -149,3 +152,26 @@ def test_states_that_the_store_lacks_are_computed_first_if_wanted(place: Path, t
     assert sorted(store.rglob("c.*")) == stored != []
     for name in ("predictions.jsonl", "adapter.safetensors"):
         assert (filled.folder / name).read_bytes() == (result.runs[0].folder / name).read_bytes()
+
+
+def test_an_encoder_that_differs_after_its_last_unit_is_another(place: Path, tiny_encoders: dict[str, Path]) -> None:
+    model = Path(shutil.copytree(tiny_encoders["audio"], place / "model"))
+    path = write(place, "clean", model)
+    run = adapt(path, variant="probe", progress=False, on_missing="compute").folder
+    (weights,) = model.glob("*.safetensors")
+    tensors = load_file(weights)
+    (norm,) = (name for name in tensors if name.endswith("encoder.layer_norm.weight"))
+    save_file({**tensors, norm: tensors[norm] * 2}, weights, metadata={"format": "pt"})
+    assert extract(path, progress=False).up_to_date
+    with pytest.raises(RunDiffersError, match="the audio encoder, its weights or preprocessing"):
+        adapt(path, variant="probe", progress=False)
+    save_file(tensors, weights, metadata={"format": "pt"})
+    assert adapt(path, variant="probe", progress=False).skipped
+
+    # a version that did not know of the end
+    encoder = load_encoder(f"hf:{model}#encoder", modality="audio", window_seconds=0.4)
+    recorded = json.loads((run / "data.json").read_text(encoding="utf-8"))
+    known = {"audio": digest_json(encoder.identity(encoder.num_units))}
+    assert recorded["encoders"] != known
+    (run / "data.json").write_text(json.dumps({**recorded, "encoders": known}), encoding="utf-8")
+    assert adapt(path, variant="probe", progress=False).skipped
