@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import json
+import logging
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -12,6 +15,8 @@ from typing import Annotated
 import typer
 
 from .errors import SettingsError, StoreMismatchError, TalikError, unknown_name
+
+_INTERRUPTED = 130  # how Ctrl-C ends a command
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -545,8 +550,22 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal of any encoding shows what it lacks by its escape
             stream.reconfigure(errors="backslashreplace")
+    interrupted: list[bool] = []
+    atexit.register(_leave_if, interrupted)  # the first registered is the last called
     try:
         app()
     except TalikError as error:
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         sys.exit(1)
+    except SystemExit as ended:
+        interrupted += [True] * (ended.code == _INTERRUPTED)
+        raise
+
+
+def _leave_if(interrupted: list[bool]) -> None:
+    """End the process without taking the interpreter down: freeing the modules of torch takes a second or more."""
+    if interrupted:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_INTERRUPTED)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,3 +90,28 @@ def test_an_unknown_variant_lists_the_known_ones(talik: Run, write_experiment: C
     assert code == 1
     assert "unknown variant 'trimodel'; did you mean 'trimodal'? (known: probe, trimodal)" in err
     assert len(err.splitlines()) == 1
+
+
+def test_an_interrupted_command_runs_exit_handlers_and_leaves_the_interpreter_as_it_is(tmp_path: Path) -> None:
+    code = """
+import atexit, sys
+import talik.cli, talik.extract.datasets.load
+
+class Freed:
+    def __del__(self, write=sys.stderr.write):
+        write("freed at the end")
+
+kept = Freed()
+
+def interrupted(*args, **kwargs):
+    atexit.register(print, "handlers ran")
+    raise KeyboardInterrupt
+
+talik.extract.datasets.load.load_manifest = interrupted
+sys.argv = ["talik", "data", "exp.toml"]
+talik.cli.main()
+"""
+    tables = '[data]\ndataset = "demo"\nroot = "."\n[encoders.text]\nmodel = "timm:test_vit"\n'
+    (tmp_path / "exp.toml").write_text(tables, encoding="utf-8")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (130, "handlers ran", "")
