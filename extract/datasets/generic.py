@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ...errors import ManifestError, unknown_name
@@ -40,12 +40,14 @@ def load_generic(settings: DataSettings, *, root: Path, base: Path) -> Manifest:
         MissingMediaError: clips that are not there.
     """
     path = _manifest_file(settings, root=root, base=base)
-    records = read_table(path, columns=_COLUMNS)
-    questions, named = _questions(records, settings)
+    questions, records = _questions(read_table(path, columns=_COLUMNS), settings)
     if not questions:
         raise ManifestError(f"{path}: no record; a manifest has one line for each question")
     _check_questions(records, questions)
     _check_splits(records, questions)
+    named: dict[str, Record] = {}
+    for question, record in zip(questions, records, strict=True):
+        named.setdefault(question.clip_id, record)
     clips = find_clips(named, settings, root=root, by_path=True)
     rank = {split: i for i, split in enumerate(SPLITS)}
     ordered = sorted(questions, key=lambda q: rank.get(q.split, len(SPLITS)))
@@ -59,12 +61,12 @@ def load_generic(settings: DataSettings, *, root: Path, base: Path) -> Manifest:
     )
 
 
-def _questions(records: Sequence[Record], settings: DataSettings) -> tuple[list[Question], dict[str, Record]]:
-    """Return the questions, and the first record of each clip."""
-    named: dict[str, Record] = {}
+def _questions(records: Iterable[Record], settings: DataSettings) -> tuple[list[Question], list[Record]]:
+    """Return the questions, and of the record of each its place, its id and its split: a file may have millions."""
     seen: dict[str, str] = {}
     vocabulary = _vocabulary(settings)
-    questions = []
+    questions, kept = [], []
+    shared: dict[tuple[bool, object], dict[str, object]] = {}
     for record in records:
         question = _question(record, settings.segments)
         if question.id in seen:
@@ -73,9 +75,11 @@ def _questions(records: Sequence[Record], settings: DataSettings) -> tuple[list[
             if word not in vocabulary:
                 raise record.error(f"'answer': {unknown_name('answer', word, vocabulary)}")
         seen[question.id] = record.where
-        named.setdefault(question.clip_id, record)
         questions.append(question)
-    return questions, named
+        named = "id" in record.values, record.values.get("split")
+        values = shared.setdefault(named, {"split": named[1], **({"id": ""} if named[0] else {})})
+        kept.append(Record(record.where, values))
+    return questions, kept
 
 
 def _vocabulary(settings: DataSettings) -> tuple[str, ...]:

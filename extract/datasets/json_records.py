@@ -130,8 +130,8 @@ def read_lines(path: Path) -> list[tuple[str, str]]:
     return [(f"{path.name}:{n}", line) for n, line in lines if line.strip()]
 
 
-def read_table(path: Path, *, columns: Sequence[str]) -> list[Record]:
-    """Return the records of a JSON-lines file (one object a line) or of a CSV file with a header line.
+def read_table(path: Path, *, columns: Sequence[str]) -> Iterator[Record]:
+    """Yield the records of a JSON-lines file (one object a line) or of a CSV file with a header line.
 
     Args:
         path: the file; in CSV the fields may also have semicolons or tabs between them.
@@ -142,11 +142,13 @@ def read_table(path: Path, *, columns: Sequence[str]) -> list[Record]:
     """
     text = _read(path)
     if path.suffix.lower() == ".csv":
-        return list(_csv_records(path.name, text, columns))
+        yield from _csv_records(path.name, text, columns)
+        return
     if path.suffix.lower() not in (".jsonl", ".ndjson"):
         raise ManifestError(f"{path.name}: a manifest ends in .jsonl or .csv")
-    lines = enumerate(_lines(text), start=1)
-    return [_record(f"{path.name}:{n}", _parse(line, path.name, first_line=n)) for n, line in lines if line.strip()]
+    for n, line in enumerate(_lines(text), start=1):
+        if line.strip():
+            yield _record(f"{path.name}:{n}", _parse(line, path.name, first_line=n))
 
 
 def _lines(text: str) -> Iterator[str]:
