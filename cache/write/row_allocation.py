@@ -52,7 +52,7 @@ def plan_rows(
         after = allocate_rows(after, [items[i] for i in new], new_lengths)
     is_new = np.zeros(len(items), bool)
     is_new[new] = True  # their records are in the catalog
-    after = _record_sources(after, [items[i] for i in np.flatnonzero(~is_new)])
+    after = _record_sources(after, [items[i] for i in np.flatnonzero(~is_new).tolist()])
     if not missing_shards(after, items):
         return after, 0
     provenance, *known = ({k: v for k, v in p.items() if k != MEASURED} for p in (provenance, *after.provenance))

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 MOST_FILES = 10_000  # of a model's folder
 _FINE_SECONDS, _COARSE_SECONDS = 0.1, 2.5  # a tick of file systems that keep parts of a second, and of others
@@ -55,9 +56,12 @@ class FileStamps:
         return {"places": list(self.places), "files": [list(file) for file in self.files]}
 
     @classmethod
-    def from_json(cls, fields: dict[str, list[list[object]]]) -> FileStamps:
+    def from_json(cls, fields: Mapping[str, Any]) -> FileStamps:
         """Return the stamps that `to_json` described."""
-        return cls(places=tuple(fields["places"]), files=tuple(tuple(file) for file in fields["files"]))  # type: ignore[arg-type]
+        files = tuple(
+            (str(p), int(dev), int(ino), int(size), int(m), int(c)) for p, dev, ino, size, m, c in fields["files"]
+        )
+        return cls(places=tuple(fields["places"]), files=files)
 
 
 def _files(place: str) -> list[str]:

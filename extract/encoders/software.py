@@ -36,7 +36,7 @@ def software() -> dict[str, str]:
 def _code_digest() -> str:
     root = Path(__file__).resolve().parents[2]
     rooms = [root, *(room for room in sorted(root.iterdir()) if (room / "__init__.py").is_file())]
-    files = []
+    files: list[list[str | int]] = []
     for room in rooms:
         for folder, below, names in os.walk(room):
             below[:] = [] if room == root else sorted(below)

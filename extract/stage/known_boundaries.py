@@ -90,7 +90,7 @@ def known_boundaries(settings: ExtractSettings) -> dict[str, list[KnownBoundary]
 def _key(settings: ExtractSettings) -> str:
     """Return the digest of all settings that boundaries depend on."""
     data = settings.data
-    chosen = {
+    chosen: dict[str, Any] = {
         "encoders": dataclasses.asdict(settings.encoders),
         "places": _places(settings.encoders, settings.base),
         "data": [data.segments, data.missing_sound, data.missing_picture, data.stride_seconds],
