@@ -32,6 +32,7 @@ class HostRead:
 class Recorded(TorchFunctionMode):
     """Notes, while it is open, the numbers that this thread reads from tensors.
 
+    >>> import torch
     >>> with Recorded() as noted:
     ...     found = bool(torch.ones(3).all())
     >>> [read.value for read in noted.reads]
