@@ -17,6 +17,8 @@ _SOLO: tuple[tuple[str, str, float | None], ...] = (
     ("step trimodal torch", "adapter trimodal torch", 1.5),
     ("step trimodal triton", "adapter trimodal triton", 1.5),
     ("step trimodal mamba_ssm", "adapter trimodal mamba_ssm", 1.5),
+    ("step bottleneck compiled", "adapter bottleneck", 1.25),
+    ("step trimodal compiled", "adapter trimodal triton", 1.5),
     ("step bottleneck by clip", "", None),
 )
 
@@ -129,7 +131,8 @@ def _stage_two(found: Facts, batch: int) -> list[str]:
     lines = [
         f"The bound: the two units at the end of each encoder, bfloat16 weights and states, compiled, forward and "
         f"backward to their input, {suffix:.1f} ms: {parts}; and the adapter's own time on its tokens. A step is "
-        f"{batch} questions in random order, or `by clip` all questions of one clip after another.",
+        f"{batch} questions in random order, or `by clip` all questions of one clip after another. In brackets behind "
+        f"`compiled` the seconds of the first steps, compilation included.",
         "",
     ]
     head = ("variant", "memory, ms", "store, ms", "reading, ms", "store / memory", "bound, ms", "memory / bound", "GB")
@@ -141,7 +144,8 @@ def _stage_two(found: Facts, batch: int) -> list[str]:
             continue
         alone = _good(found, own)
         base = (by_clip or {}).get("sum_ms") if "by clip" in name else None if name == "step probe" else suffix
-        rows.append(_row(name.partition(" ")[2], one, base, (alone or {}).get("ms"), bar))
+        shown = name.partition(" ")[2] + (f" ({one['first_seconds']:.0f} s)" if "compiled" in name else "")
+        rows.append(_row(shown, one, base, (alone or {}).get("ms"), bar))
     lines += _table(head, rows)
     copied = _good(found, "copy")
     if copied is not None:

@@ -36,6 +36,9 @@ def variants_text(sizes: Sizes) -> str:
     small = "" if sizes.d_bottleneck is None else f", d_bottleneck = {sizes.d_bottleneck}"
     tables = [_table("probe", '{ kind = "probe" }', insertion=False), _table("trimodal", _trimodal(sizes))]
     tables += [_table("lora", '{ kind = "peft:lora", r = 8 }')]
+    compiled = "compile = true"
+    tables += [_table("compiled-bottleneck", f'{{ kind = "bottleneck"{small} }}', compiled)]
+    tables += [_table("compiled-trimodal", _trimodal(sizes), compiled)]
     for index in range(max(sizes.members, sizes.grid)):
         rate = f"lr = {1e-4 * (index + 1):.1e}"
         adapter = f'{{ kind = "bottleneck"{small} }}'
