@@ -264,20 +264,15 @@ def _request_clips(
 
 @contextmanager
 def _digests_kept(store: FeatureStore, digests: ClipDigests) -> Iterator[None]:
-    """Write down what the block digests, also where it is interrupted; a store that is only read stays as it is."""
+    """Write down what the block has digested where it is interrupted; a store that is only read stays as it is."""
     try:
         yield
     except BaseException:
-        with suppress(StoreError):
-            _keep_digests(store, digests)
+        files = digests.table()
+        if files is not None and store.mode == "a":
+            with suppress(StoreError):
+                store.record_files(files)
         raise
-    _keep_digests(store, digests)
-
-
-def _keep_digests(store: FeatureStore, digests: ClipDigests) -> None:
-    files = digests.table()
-    if files is not None and store.mode == "a":
-        store.record_files(files)
 
 
 def _named(items: Iterable[Item], keys: Mapping[str, str]) -> list[Item]:
