@@ -161,6 +161,10 @@ class Benchmark:
         for compute in ("float32", "tf32", "bfloat16"):
             if compute != self.compute and not quick:
                 run(f"extract {compute}", lambda c=compute: self.one.precision(c), stage="stage1", seconds=15)  # type: ignore[misc]
+        for kind in ("bottleneck", "trimodal") if torch.device(self.device).type == "cuda" else ():
+            run(
+                f"step {kind} compiled", lambda k=kind: self.two.solo(f"compiled-{k}"), stage="stage2", seconds=3 * some
+            )  # type: ignore[misc]
         run("profile of a step", self.profile_step, stage="profile", seconds=2 * some)
         run("profile of extract", self.profile_extract, stage="profile", seconds=2 * some)
 
@@ -182,8 +186,6 @@ class Benchmark:
         for backend in scan_backends(self.device) if "stage2" in self.sections.only else ():
             step(f"adapter trimodal {backend}", lambda b=backend: {"ms": self.two.adapter_ms("trimodal", b)}, 0.3)  # type: ignore[misc]
             step(f"step trimodal {backend}", lambda b=backend: self.two.solo("trimodal", b))  # type: ignore[misc]
-        for kind in ("bottleneck", "trimodal") if torch.device(self.device).type == "cuda" else ():
-            step(f"step {kind} compiled", lambda k=kind: self.two.solo(f"compiled-{k}"), 3)  # type: ignore[misc]
         step("step bottleneck by clip", lambda: self.two.solo("c0"), 0.5)
         by_clip = [f"c{i}" for i in range(sizes.members)]
         step("group bottleneck by clip", lambda: self.two.group(by_clip, alone=True), 1.5)
