@@ -78,13 +78,11 @@ def _place(groups, width, BLOCK_E: tl.constexpr):
 
 
 @triton.jit
-def _at_row(u, delta, B, C, z, row, group, length, channels, vectors, N, z_l):
+def _at_row(u, delta, B, C, row, group, length, channels, vectors, N):
     """Return the pointers at the first time step of a row: inside it offsets have 32 bits, half the arithmetic."""
     line = row * length
-    if z is not None:
-        z += line * z_l
     at_vector = line * vectors + group * N
-    return u + line * channels, delta + line * channels, B + at_vector, C + at_vector, z
+    return u + line * channels, delta + line * channels, B + at_vector, C + at_vector
 
 
 @triton.jit
@@ -142,7 +140,9 @@ def forward_kernel(
     skip = _read_if(D, d, has_e)
     shift = _read_if(bias, d, has_e)
     h = tl.zeros((BLOCK_N, BLOCK_E), tl.float32)
-    u, delta, B, C, z = _at_row(u, delta, B, C, z, row, group, length, channels, groups * N, N, z_l)
+    u, delta, B, C = _at_row(u, delta, B, C, row, group, length, channels, groups * N, N)
+    if z is not None:  # here, for a function of the compiler returns no None
+        z += row * length * z_l
     out += row * length * channels
     if states is not None:
         states += row * tl.cdiv(length, STEPS) * N * channels
@@ -217,7 +217,9 @@ def backward_kernel(
     skip = _read_if(D, d, has_e)
     shift = _read_if(bias, d, has_e)
     chunks = tl.cdiv(length, STEPS)
-    u, delta, B, C, z = _at_row(u, delta, B, C, z, row, group, length, channels, groups * N, N, z_l)
+    u, delta, B, C = _at_row(u, delta, B, C, row, group, length, channels, groups * N, N)
+    if z is not None:  # here, for a function of the compiler returns no None
+        z += row * length * z_l
     dout += row * length * channels
     du += row * length * channels
     ddelta += row * length * channels

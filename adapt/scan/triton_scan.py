@@ -113,15 +113,17 @@ def choose_blocks(shape: torch.Size, groups: int, state_size: int) -> Blocks:
 
     A warp's lanes hold BLOCK_E channels, and where those are fewer than 32, several states of each beside one another.
     Where enough warps are left, the forward takes 32 channels, each in a lane of its own, and the backward 16, which
-    halves the partial sums; otherwise both take 8, for four times the warps. Above 16 states they take fewer, as the
-    registers of a chunk allow.
+    halves the partial sums, with chunks of 4 steps, whose states fit beside them in registers (on an H200 at (32, 2000,
+    1024, 16) 5.8 ms forward and backward, with 8 steps 7.9; `benchmarks/scan_gpu.py`); otherwise both take 8, for four
+    times the warps. Above 16 states they take fewer, as the registers of a chunk allow.
     """
     batch, channels, _ = shape
     width = _power_of_2(channels // groups)
     wide = batch * channels // 32 >= _MANY_PROGRAMS
     fit = max(1, 512 // _power_of_2(state_size))
     forward, backward = (32, 16) if wide else (8, 8)
-    return Blocks(min(width, forward, fit), min(width, backward, max(1, fit // (2 if wide else 4))), _STEPS)
+    steps = _STEPS // 2 if wide else _STEPS
+    return Blocks(min(width, forward, fit), min(width, backward, max(1, fit // (2 if wide else 4))), steps)
 
 
 def triton_scan(

@@ -32,6 +32,33 @@ def test_under_the_interpreter() -> None:
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter is on")
+@pytest.mark.parametrize("name", ["forward_kernel", "backward_kernel"])
+@pytest.mark.parametrize("optional", [True, False])
+def test_kernels_compile_for_a_gpu_with_and_without_what_may_be_absent(
+    name: str, optional: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interpreter takes Python that the compiler refuses."""
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from talik.adapt.scan import triton_kernels
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernel = getattr(triton_kernels, name)
+    absent = () if optional else ("D", "z", "bias", "dz", "dlast", *(["states"] if name == "forward_kernel" else []))
+    constants = {"N": 16, "BLOCK_N": 16, "BLOCK_E": 8, "STEPS": 4, "SOFTPLUS": True} | dict.fromkeys(absent)
+    sizes = dict.fromkeys(("z_l", "length", "groups", "width"), "i32")
+    floats = dict.fromkeys(("A", "D", "bias", "last", "states", "dlast", "dweights", "dvectors"), "*fp32")
+    names = kernel.arg_names
+    signature = {n: "constexpr" if n in constants else {**sizes, **floats}.get(n, "*bf16") for n in names}
+    places = {(i,): constants[n] for i, n in enumerate(names) if n in constants}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=places)
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1, "enable_fp_fusion": True})
+    assert "cubin" in made.asm
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter is on")
 def test_forced_on_a_cpu_is_an_error_that_says_why() -> None:
     pytest.importorskip("triton")
     operands = {name: torch.ones(1, 2, 3) for name in ("u", "delta", "B", "C")} | {"A": -torch.ones(2, 2)}
