@@ -18,7 +18,7 @@ _SOLO: tuple[tuple[str, str, float | None], ...] = (
     ("step trimodal triton", "adapter trimodal triton", 1.5),
     ("step trimodal mamba_ssm", "adapter trimodal mamba_ssm", 1.5),
     ("step bottleneck compiled", "adapter bottleneck", 1.25),
-    ("step trimodal compiled", "adapter trimodal triton", 1.5),
+    ("step trimodal compiled", "adapter trimodal mamba_ssm", 1.5),
     ("step bottleneck by clip", "", None),
 )
 
