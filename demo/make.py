@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -16,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..cache.atomic_io import write_file
+from ..cache.cores import available_cores
 from ..errors import ManifestError, MediaError, SettingsError
 from .questions import Record, blind_accuracy, make_records, make_scenes, short_type
 from .scene import SPLITS, Scene, scene_to_json
@@ -153,7 +153,7 @@ def _render(folder: Path, scenes: Sequence[Scene], workers: int | None, progress
 
 def _films(folder: Path, scenes: Sequence[Scene], workers: int | None) -> Iterator[int]:
     job = partial(_film_into, folder)
-    num_workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(scenes) // _FEW))
+    num_workers = min(workers or available_cores(), max(1, len(scenes) // _FEW))
     if num_workers == 1:
         yield from map(job, scenes)
         return

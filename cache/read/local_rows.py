@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import CorruptItemError, name_item
+from ..cores import available_cores
 from ..format.catalog import Catalog
 from ..format.layout import DataArray
 from .batch import AllocateArray
@@ -103,7 +104,7 @@ class LocalRows(RowSource):
         self._mincore_answers = os.access(layout.folder, os.W_OK)  # to other users it always says yes
         self._crcs: dict[int, NDArray[np.uint32]] = {}  # ragged: by shard (rows_per_shard,)
         self.pool: ThreadPoolExecutor | None = None
-        self.copiers = min(_COPIERS, len(os.sched_getaffinity(0)) // 4)
+        self.copiers = min(_COPIERS, available_cores() // 4)
 
     def read(self, rows: NDArray[np.int64], check: Sequence[bool], allocate: AllocateArray) -> list[NDArray[Any]]:
         """Read rows; see `RowSource.read`."""

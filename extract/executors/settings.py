@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import field
 from typing import Any, Literal, get_args
 
+from ...cache.cores import available_cores
 from ...config import Amount, Count, Positive, settings_class
 from ...errors import SettingsError, unknown_name
 
@@ -73,7 +73,7 @@ class EngineSettings:
         """CPU threads of each worker that is another process."""
         if self.threads is not None:
             return self.threads
-        return max(1, len(os.sched_getaffinity(0)) // (self.jobs or 1)) if self.kind == "local" else 1
+        return max(1, available_cores() // (self.jobs or 1)) if self.kind == "local" else 1
 
     def gpus_of(self, device: str) -> float:
         """GPUs of each worker on a cluster."""

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ...cache.cores import available_cores
 from ...cache.feature_store import FeatureStore, Item
 from ...cache.format.dataset_files import UNKNOWN_INODE, ClipFile, DatasetFiles
 from ...cache.format.digests import digest_text
@@ -144,7 +145,7 @@ class ClipDigests:
 
         waiting = iter(clips)
         _ = self._by_file, self._here, self._named  # once, before threads ask for them
-        with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _READERS), "talik-digest") as pool:
+        with ThreadPoolExecutor(min(available_cores(), _READERS), "talik-digest") as pool:
             while some := list(islice(waiting, _CLIPS_AT_ONCE)):
                 yield from zip(some, pool.map(found, some), strict=True)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ...cache.cores import available_cores
 from ...cache.feature_store import FeatureStore
 from ...cache.object_storage.address import ObjectAddress, is_object_url
 from ...cache.open import open_store
@@ -266,7 +266,7 @@ class RunOptions:
         """Return how many processes decode clips for each worker that runs encoders; 0 for threads of its own."""
         if self.workers is not None:
             return self.workers
-        cores = len(os.sched_getaffinity(0)) if engine.is_local else engine.num_threads
+        cores = available_cores() if engine.is_local else engine.num_threads
         if self.device_kind != "cpu":
             return max(1, cores // (engine.jobs or 1 if engine.is_local else 1))
         return 0 if cores <= 2 or num_clips < _CLIPS_WORTH_PROCESSES or not engine.in_process else cores

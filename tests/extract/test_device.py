@@ -123,7 +123,7 @@ def test_each_process_has_its_gpu_and_its_share_of_the_cores(
     machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[Looker.__module__.count(".")]), prepend=os.pathsep)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr("talik.extract.executors.settings.available_cores", lambda: 8)
     machine(gpus=2)
     tasks = [Task(name=str(i), given=i) for i in range(2)]
     with LocalExecutor(with_all_gpus(EngineSettings(), "cuda"), device="cuda") as executor:

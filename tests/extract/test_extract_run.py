@@ -11,6 +11,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import torch
 
 import talik.extract.stage.clip_worker as clip_work
 import talik.extract.stage.plan as planning
@@ -314,3 +315,25 @@ def test_a_mistake_in_the_file_is_named(write_experiment: WriteExperiment, old: 
 def _quiet(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
     yield
     capsys.readouterr()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_gpu_with_decoding_processes_stores_what_a_cpu_does(
+    write_experiment: WriteExperiment, tmp_path: Path, dtype: str
+) -> None:
+    path, store = (
+        write_experiment(('dtype = "float32"', f'dtype = "{dtype}"\nshard_items = 3')),
+        tmp_path / "features.zarr",
+    )
+    extract(path, progress=False, device="cpu")
+    expected = states(store)
+    shutil.rmtree(store)
+    extract(path, progress=False, device="cuda", workers=3)
+    found = states(store)
+    assert found.keys() == expected.keys()
+    tolerance = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-2}[dtype]
+    for key, value in expected.items():
+        whole = np.abs(value.astype(np.float64)).max()
+        assert np.abs(found[key].astype(np.float64) - value.astype(np.float64)).max() <= tolerance * whole, key
