@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import weakref
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import torch
 
+from ...cache.cores import available_cores
 from ...errors import MissingMediaError
 from ...extract.datasets.types import Manifest, Question
 from ...extract.encoders.encoder import Encoder
 from ...extract.media.clip_media import ClipMedia
-from ...extract.media.decode import iter_media
+from ...extract.media.decode_pool import Decoder, DecodeRequest, open_decoder
+from ...extract.media.frame_folder import FrameFolder
 from ...extract.stage.frame_inputs import FrameInputs
 from ...extract.stage.in_hand import in_hand
 from ...extract.stage.prefix import boundary_states
@@ -35,6 +41,9 @@ class Prefix:
 
 class LiveSource:
     """Batches of states computed from the media files: decode, preprocess, run the prefix.
+
+    Files are decoded ahead of the batches, each once a batch for sound and picture: beside a GPU by a process a core,
+    on a CPU by two threads.
 
     Args:
         manifest: whose clips and texts the questions name.
@@ -83,9 +92,9 @@ class LiveSource:
         Raises:
             MediaError: a file that cannot be decoded.
         """
-        for batch in questions:
+        for batch, media in self._decoded(questions):
             clips = ClipRows.of_questions(batch, self._device) if by_clip else None
-            states = {m: self._states(m, batch, once=clips is not None and m != "text") for m in self._starts}
+            states = {m: self._states(m, batch, media, once=clips is not None and m != "text") for m in self._starts}
             yield Batch(
                 questions=tuple(batch),
                 states={m: found[0] for m, found in states.items()},
@@ -95,10 +104,12 @@ class LiveSource:
             )
 
     @torch.no_grad()
-    def _states(self, modality: str, batch: Sequence[Question], *, once: bool) -> list[State]:
+    def _states(
+        self, modality: str, batch: Sequence[Question], media: Mapping[str, ClipMedia], *, once: bool
+    ) -> list[State]:
         found = distinct(modality, batch)
         names = [repr(q.text) if modality == "text" else q.clip_id for q in found]
-        raw = [] if modality == "text" else self._decode(modality, found)
+        raw = [] if modality == "text" else [media[q.clip_id] for q in found]
         with in_hand(names):
             return self._run(modality, batch, raw, once=once)
 
@@ -124,16 +135,54 @@ class LiveSource:
         states = boundary_states(prefix.encoder, inputs, prefix.boundaries)
         return [encoder.restore(state.hidden, state.boundary, small, state.lengths) for state in states]
 
-    def _decode(self, modality: str, questions: Sequence[Question]) -> list[ClipMedia]:
-        clips = [self._manifest.clips[q.clip_id] for q in questions]
-        paths = [c.media for c in clips if c.media is not None]
-        if len(paths) < len(clips):
-            gone = next(c.id for c in clips if c.path is None)
-            raise MissingMediaError(f"{self._manifest.root}: the file of clip {gone!r} is missing; expected it there")
-        decoding = self._sampling.media_settings({modality}, self._encoders)
-        frames = FrameInputs(self._encoders[modality]) if modality == "visual" else None
-        outcomes = list(iter_media(paths, decoding, each_frame=frames))
-        for outcome in outcomes:
-            if outcome.error is not None:
-                raise outcome.error
-        return [o.media for o in outcomes if o.media is not None]
+    @cached_property
+    def _modalities(self) -> set[str]:
+        return {modality for modality in self._starts if modality != "text"}
+
+    @cached_property
+    def _decoder(self) -> Decoder:
+        frames = FrameInputs(self._encoders["visual"]) if "visual" in self._modalities else None
+        workers = 0 if torch.device(self._device).type == "cpu" else available_cores()
+        decoder = open_decoder(workers, frames)
+        weakref.finalize(self, decoder.close)
+        return decoder
+
+    def _decoded(
+        self, questions: Iterable[Sequence[Question]]
+    ) -> Iterator[tuple[Sequence[Question], dict[str, ClipMedia]]]:
+        """Yield each batch with its clips, decoded, by id; those of the next batches are decoded meanwhile."""
+        if not self._modalities:
+            yield from ((batch, {}) for batch in questions)
+            return
+        begun: deque[tuple[Sequence[Question], int]] = deque()  # batches, with the number of clips of each
+
+        def requests() -> Iterator[DecodeRequest]:
+            wanted = self._sampling.media_settings(self._modalities, self._encoders)
+            views = (0,) if "visual" in self._modalities else ()
+            for batch in questions:
+                ids = [question.clip_id for question in distinct(next(iter(self._modalities)), batch)]
+                begun.append((batch, len(ids)))
+                for clip_id in ids:
+                    yield DecodeRequest(source=self._media(clip_id), settings=wanted, views=views, tag=clip_id)
+
+        outcomes = self._decoder.outcomes(requests())
+        try:
+            media: dict[str, ClipMedia] = {}
+            for request, outcome in outcomes:
+                if outcome.media is None:
+                    assert outcome.error is not None
+                    raise outcome.error
+                media[request.tag] = outcome.media
+                if len(media) == begun[0][1]:
+                    yield begun.popleft()[0], media
+                    media = {}
+        finally:
+            outcomes.close()  # type: ignore[attr-defined]
+
+    def _media(self, clip_id: str) -> Path | FrameFolder:
+        media = self._manifest.clips[clip_id].media
+        if media is None:
+            raise MissingMediaError(
+                f"{self._manifest.root}: the file of clip {clip_id!r} is missing; expected it there"
+            )
+        return media

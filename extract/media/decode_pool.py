@@ -147,9 +147,13 @@ class ProcessDecoder(Decoder):
         self._workers: list[_Worker] = []
         self._replied = False  # whether any worker ever gave a clip
         self._closed = False
+        self._running: object = None  # the iterator that the workers decode for
 
     def outcomes(self, requests: Iterable[DecodeRequest]) -> Iterator[tuple[DecodeRequest, MediaOutcome]]:
         """See `Decoder.outcomes`."""
+        if any(worker.given for worker in self._workers):  # of an iterator that was left where it stood
+            self._end()
+        self._running = mine = object()
         coming = enumerate(requests)
         taken: dict[int, DecodeRequest] = {}  # and not yielded yet
         again: deque[int] = deque()  # to be given out
@@ -158,6 +162,8 @@ class ProcessDecoder(Decoder):
         turn, exhausted = 0, False
         try:
             while True:
+                if self._running is not mine:
+                    raise BackendError("another iterator of this decoder was begun before this one ended")
                 while not exhausted and len(taken) < (_QUEUED + _AHEAD) * self._num_workers:
                     number, request = next(coming, (-1, None))
                     exhausted = request is None
@@ -173,7 +179,7 @@ class ProcessDecoder(Decoder):
                     yield taken.pop(turn), done.pop(turn)
                     turn += 1
         finally:
-            if any(worker.given for worker in self._workers):
+            if self._running is mine and any(worker.given for worker in self._workers):
                 self._end()  # what they are at would be taken for answers to other requests
 
     def _hand_out(self, numbers: deque[int], requests: dict[int, DecodeRequest]) -> None:

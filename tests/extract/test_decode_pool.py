@@ -140,6 +140,17 @@ def test_a_decoder_goes_on_after_an_iterator_that_was_closed_early(
     assert keys == ["0", "1", "2"]
 
 
+def test_an_iterator_left_where_it_stood_does_not_mix_with_the_next(
+    films: list[Path], killed: Callable[..., ClipFrames]
+) -> None:
+    with open_decoder(2, killed(0)) as decoder:
+        first = decoder.outcomes(requests(films))
+        assert next(first)[0].key == "0"
+        assert [request.key for request, _ in decoder.outcomes(requests(films[:3]))] == ["0", "1", "2"]
+        with pytest.raises(BackendError, match="another iterator"):
+            next(first)
+
+
 def test_processes_that_cannot_be_started(films: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/bin/false")
     with open_decoder(1) as decoder, pytest.raises(BackendError, match="workers = 0"):
