@@ -235,10 +235,7 @@ class ProcessDecoder(Decoder):
         worker.connection.close()
         assert self._server is not None
         if not self._replied and self._server.poll() is not None:
-            raise BackendError(
-                f"the processes that decode cannot be started (exit code {self._server.returncode}, see above); "
-                "set workers = 0 in [extract] to decode in this process"
-            )
+            raise _not_started()
         first, *others = worker.given
         again.extendleft(reversed(others))
         lost[first] = lost.get(first, 0) + 1
@@ -266,7 +263,7 @@ class ProcessDecoder(Decoder):
                 break
             except OSError:
                 if attempt or not self._replied:
-                    raise BackendError("the processes that decode cannot be started; see above") from None
+                    raise _not_started() from None
                 self._end_server()
         theirs.close()
         worker = _Worker(ours)
@@ -306,3 +303,10 @@ class ProcessDecoder(Decoder):
         for worker in self._workers:
             worker.connection.close()
         self._workers = []
+
+
+def _not_started() -> BackendError:
+    return BackendError(
+        "the processes that decode cannot be started (what they said stands above); set workers = 0 in [extract], or "
+        "--workers 0, to decode in this process"
+    )
