@@ -67,7 +67,7 @@ class ObjectShardWriter(ShardWriter):
     address: ObjectAddress
     owner: tuple[str, int]
 
-    def open(self, shard: Shard, error: Int8Error | None = None) -> ShardStream | None:
+    def open(self, shard: Shard, error: Int8Error | None = None, *, owned: bool = False) -> ShardStream | None:
         """Begin a shard in a folder of this machine, from where it is put when it is finished; see `ShardWriter.open`.
 
         Raises:
@@ -84,7 +84,9 @@ class ObjectShardWriter(ShardWriter):
             seen = seen_tags(mirror, layout, shard.index)
             inner = ShardWriter(layout=layout, provenance=self.provenance, num_records=self.num_records)
             lock = inner.lock(shard)
-            return None if lock is None else _ObjectShardStream(self, inner, shard, lock, error, mirror, seen)
+            return (
+                None if lock is None else _ObjectShardStream(self, inner, shard, lock, error, mirror, seen, owned=owned)
+            )
 
     def receipt(self, shard: Shard) -> NDArray[np.uint64]:
         """Return the receipt (fields,) of a shard as it is known on this machine, zeros where it has none."""
@@ -155,9 +157,11 @@ class _ObjectShardStream(ShardStream):
         error: Int8Error | None,
         mirror: Mirror,
         seen: Mapping[str, str],
+        *,
+        owned: bool,
     ) -> None:
         self._owner, self._mirror, self._seen = owner, mirror, seen
-        super().__init__(inner, shard, lock, error)
+        super().__init__(inner, shard, lock, error, owned=owned)
 
     def finish(self, shard: Shard | None = None) -> NDArray[np.uint64]:
         """Finish the shard here and put it; see `ShardStream.finish`.

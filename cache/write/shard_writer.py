@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,19 +99,21 @@ class ShardWriter:
         finally:
             stream.close()
 
-    def open(self, shard: Shard, error: Int8Error | None = None) -> ShardStream | None:
+    def open(self, shard: Shard, error: Int8Error | None = None, *, owned: bool = False) -> ShardStream | None:
         """Begin a shard whose states come one by one; None if it is stored already.
 
         Args:
             shard: the shard.
             error: accumulates the rounding error of int8.
+            owned: this process plans the boundary's rows too, and may give some up while the shard is being written;
+                otherwise nobody may until then.
 
         Raises:
             StoreLockedError: another process is writing this shard.
             StoreMismatchError: the shard's rows have changed.
         """
         lock = self.lock(shard)
-        return None if lock is None else ShardStream(self, shard, lock, error)
+        return None if lock is None else ShardStream(self, shard, lock, error, owned=owned)
 
     def lock(self, shard: Shard) -> ShardLock | None:
         """Take the lock on a shard that is to be written, and return it; None if the shard is stored already.
@@ -172,9 +175,18 @@ class ShardStream:
         shard: its items and rows.
         lock: on the shard; given back by `close`.
         error: accumulates the rounding error of int8.
+        owned: see `ShardWriter.open`.
     """
 
-    def __init__(self, writer: ShardWriter, shard: Shard, lock: ShardLock, error: Int8Error | None = None) -> None:
+    def __init__(
+        self,
+        writer: ShardWriter,
+        shard: Shard,
+        lock: ShardLock,
+        error: Int8Error | None = None,
+        *,
+        owned: bool = True,
+    ) -> None:
         self.writer = writer
         self.shard = shard
         self._lock: ShardLock | None = lock
@@ -182,7 +194,11 @@ class ShardStream:
         self._added: list[int] = []
         self._checksums = np.zeros(writer.layout.grid.rows_per_shard, np.uint32)  # of each row, if it is ragged
         self._files: list[ShardFile] = []
+        self._rows_kept = ExitStack()
         try:
+            if not owned:
+                self._rows_kept.enter_context(shards_being_written(writer.layout))
+                writer.check_plan(shard)
             for array in writer.layout.data:
                 self._files.append(ShardFile(array, shard.index))
         except BaseException:
@@ -265,6 +281,7 @@ class ShardStream:
         lock, self._lock = self._lock, None
         if lock is not None:
             lock.release()
+        self._rows_kept.close()
 
     def _converted(self, number: int, hidden: NDArray[Any], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Return `hidden` and then the inputs in order of name, as they are stored."""

@@ -218,7 +218,9 @@ class ClipWorker(ShardWorker):
         self, unit: ShardUnit | None, task: ShardTask, left_out: frozenset[str], threads: WriterThreads
     ) -> _UnitInHand:
         output = UnitOutput(task, threads)
-        return _UnitInHand(task=task, unit=unit, output=output, places=output.open(), left_out=left_out)
+        return _UnitInHand(
+            task=task, unit=unit, output=output, places=output.open(owned=unit is not None), left_out=left_out
+        )
 
     def _requests(self, unit: _UnitInHand) -> Iterator[DecodeRequest]:
         """Yield what is to be decoded for a unit: each of its clips, once."""

@@ -72,8 +72,11 @@ class UnitOutput:
     _stored: dict[int, NDArray[np.uint64]] = field(default_factory=dict)  # receipts of shards that others wrote
     _broken: dict[int, BaseException] = field(default_factory=dict)  # what writing a target's states has raised
 
-    def open(self) -> dict[Place, BoundarySpec]:
+    def open(self, *, owned: bool) -> dict[Place, BoundarySpec]:
         """Begin every shard that is not stored yet; return their places.
+
+        Args:
+            owned: this process plans the boundaries' rows too (see `ShardWriter.open`).
 
         Raises:
             StoreLockedError: another process is writing one.
@@ -81,7 +84,7 @@ class UnitOutput:
         try:
             for number, (writer, shard) in enumerate(self.task.targets):
                 error = self._errors[number] = Int8Error()
-                stream = writer.open(shard, error)
+                stream = writer.open(shard, error, owned=owned)
                 if stream is None:
                     self._stored[number] = writer.receipt(shard)
                 else:

@@ -233,4 +233,4 @@ def test_digests_of_another_version_are_taken_anew(
     find(store, tmp_path / "set")
     make_set(tmp_path / "set", {}, named=["0.wav", "1.wav"])
     find(store, tmp_path / "set")
-    assert digested == ["0.wav", "1.wav", "1.wav", "0.wav"]
+    assert (sorted(digested[:2]), digested[2:]) == (["0.wav", "1.wav"], ["1.wav", "0.wav"])
