@@ -9,13 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from ...cache.atomic_io import make_folder, write_file
-from ...cache.format.digests import digest_json
+from ...cache.format.digests import digest_text
 
 
 def cache_folder() -> Path:
     """Return the user's cache folder: $TALIK_CACHE, or ~/.cache/talik."""
     named = os.environ.get("TALIK_CACHE")
     return Path(named).expanduser() if named else Path.home() / ".cache" / "talik"
+
+
+def record_digest(record: object) -> str:
+    r"""Return the SHA-256 of plain JSON, 64 hex digits; names of files that are no text may be in it.
+
+    Example:
+        >>> record_digest({"file": "caf\udce9"})[:8]
+        '9897a19c'
+    """
+    return digest_text(json.dumps(record, sort_keys=True))
 
 
 def keep_record(kind: str, key: str, record: dict[str, Any]) -> None:
@@ -29,7 +39,7 @@ def keep_record(kind: str, key: str, record: dict[str, Any]) -> None:
     path = _path(kind, key)
     with suppress(OSError):
         make_folder(path.parent)
-        write_file(path, json.dumps({"record": record, "digest": digest_json(record)}).encode())
+        write_file(path, json.dumps({"record": record, "digest": record_digest(record)}).encode())
 
 
 def kept_record(kind: str, key: str) -> dict[str, Any] | None:
@@ -37,7 +47,7 @@ def kept_record(kind: str, key: str) -> dict[str, Any] | None:
     try:
         found = json.loads(_path(kind, key).read_text(encoding="utf-8"))
         record: dict[str, Any] = found["record"]
-        return record if isinstance(record, dict) and found["digest"] == digest_json(record) else None
+        return record if isinstance(record, dict) and found["digest"] == record_digest(record) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

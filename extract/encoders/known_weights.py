@@ -11,8 +11,7 @@ import dataclasses
 
 from torch import nn
 
-from ...cache.format.digests import digest_json
-from .cache_folder import keep_record, kept_record
+from .cache_folder import keep_record, kept_record, record_digest
 from .file_stamps import FileStamps
 from .fingerprint import named_weights, weight_digests
 from .options import EncoderOptions
@@ -32,7 +31,7 @@ def known_weight_digests(model: nn.Module, options: EncoderOptions, read_from: F
     if read_from is None:
         return weight_digests(model)
     record = {"software": software(), "read_from": read_from.to_json()}
-    key = digest_json([_VERSION, _plain(options)])
+    key = record_digest([_VERSION, _plain(options)])
     kept = kept_record(_KIND, key) or {}
     digests: dict[str, str] = kept.get("digests", {})
     if (

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...cache.feature_store import BoundarySpec
-from ...cache.format.digests import digest_json
-from ..encoders.cache_folder import keep_record, kept_record
+from ..encoders.cache_folder import keep_record, kept_record, record_digest
 from ..encoders.file_stamps import FileStamps
 from ..encoders.model_folders import place_of
 from ..encoders.model_sources import is_own_source
@@ -97,7 +96,7 @@ def _key(settings: ExtractSettings) -> str:
         "dtype": settings.store.dtype,
         "base": str(settings.base.resolve()),
     }
-    return digest_json([_VERSION, chosen])
+    return record_digest([_VERSION, chosen])
 
 
 def _places(encoders: EncodersSettings, base: Path) -> list[list[str]]:
