@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,8 @@ from .extent import TAIL_SECONDS, Extent, film_extent, folder_extent, sound_begi
 from .frame_folder import FrameFolder, frame_files, read_frame_files
 from .geometry import Pixels
 from .video import frame_times, read_frames, shown_at
+
+T = TypeVar("T")
 
 FrameFunction = Callable[[Pixels], Any]
 """Makes of a frame (H, W, 3) uint8 RGB what is kept of it."""
@@ -214,16 +216,37 @@ def iter_media(
             yield media_outcome(path, settings, of_file(place))
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="talik-media")
-    waiting: deque[Future[MediaOutcome]] = deque()
+    jobs = ((path, partial(media_outcome, path, settings, of_file(place))) for place, path in enumerate(paths))
     try:
-        for place, path in enumerate(paths):
-            waiting.append(pool.submit(media_outcome, path, settings, of_file(place)))
-            if len(waiting) >= 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        for _, outcome in done_ahead(pool, jobs, most=2 * workers):
+            yield outcome
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def done_ahead(
+    pool: ThreadPoolExecutor, jobs: Iterable[tuple[T, Callable[[], MediaOutcome]]], *, most: int
+) -> Iterator[tuple[T, MediaOutcome]]:
+    """Have jobs done by a pool ahead of the caller, and yield what comes of each in their order.
+
+    Args:
+        pool: that does them; closed early, those that it has not begun are not done.
+        jobs: each with what its outcome is to come back with.
+        most: how many may be under way or wait.
+    """
+    waiting: deque[tuple[T, Future[MediaOutcome]]] = deque()
+    try:
+        for given, job in jobs:
+            waiting.append((given, pool.submit(job)))
+            if len(waiting) >= most:
+                first, outcome = waiting.popleft()
+                yield first, outcome.result()
+        while waiting:
+            first, outcome = waiting.popleft()
+            yield first, outcome.result()
+    finally:
+        for _, outcome in waiting:
+            outcome.cancel()
 
 
 def media_outcome(

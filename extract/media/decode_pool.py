@@ -11,16 +11,17 @@ import sys
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
 
 from ...errors import BackendError, MediaError
 from .clip_media import SegmentSettings
-from .decode import MediaOutcome, media_outcome
+from .decode import MediaOutcome, done_ahead, media_outcome
 from .decode_server import ClipFrames, Request, receive_outcome
 from .frame_folder import FrameFolder
 
@@ -99,19 +100,8 @@ class ThreadDecoder(Decoder):
 
     def outcomes(self, requests: Iterable[DecodeRequest]) -> Iterator[tuple[DecodeRequest, MediaOutcome]]:
         """See `Decoder.outcomes`."""
-        waiting: deque[tuple[DecodeRequest, Future[MediaOutcome]]] = deque()
-        try:
-            for request in requests:
-                waiting.append((request, self._pool.submit(self._decode, request)))
-                if len(waiting) >= 2 * _THREADS:
-                    first, outcome = waiting.popleft()
-                    yield first, outcome.result()
-            while waiting:
-                first, outcome = waiting.popleft()
-                yield first, outcome.result()
-        finally:
-            for _, outcome in waiting:
-                outcome.cancel()
+        jobs = ((request, partial(self._decode, request)) for request in requests)
+        return done_ahead(self._pool, jobs, most=2 * _THREADS)
 
     def _decode(self, request: DecodeRequest) -> MediaOutcome:
         frames = self._frames.of_clip(request.key, request.views) if self._frames and request.views else None
@@ -126,6 +116,16 @@ class ThreadDecoder(Decoder):
 class _Worker:
     connection: Connection
     given: deque[int] = field(default_factory=deque)  # numbers, the one that it is at first
+
+
+@dataclass(eq=False)
+class _Session:
+    """The requests of one iterator, by number."""
+
+    taken: dict[int, DecodeRequest] = field(default_factory=dict)  # and not yielded yet
+    waiting: deque[int] = field(default_factory=deque)  # to be given out
+    lost: dict[int, int] = field(default_factory=dict)  # how often the worker of a clip died
+    done: dict[int, MediaOutcome] = field(default_factory=dict)
 
 
 class ProcessDecoder(Decoder):
@@ -147,66 +147,54 @@ class ProcessDecoder(Decoder):
         self._workers: list[_Worker] = []
         self._replied = False  # whether any worker ever gave a clip
         self._closed = False
-        self._running: object = None  # the iterator that the workers decode for
+        self._session = _Session()  # of the iterator that the workers decode for
 
     def outcomes(self, requests: Iterable[DecodeRequest]) -> Iterator[tuple[DecodeRequest, MediaOutcome]]:
         """See `Decoder.outcomes`."""
         if any(worker.given for worker in self._workers):  # of an iterator that was left where it stood
             self._end()
-        self._running = mine = object()
+        session = self._session = _Session()
         coming = enumerate(requests)
-        taken: dict[int, DecodeRequest] = {}  # and not yielded yet
-        again: deque[int] = deque()  # to be given out
-        lost: dict[int, int] = {}  # how often the worker of a clip died
-        done: dict[int, MediaOutcome] = {}
         turn, exhausted = 0, False
         try:
             while True:
-                if self._running is not mine:
+                if self._session is not session:
                     raise BackendError("another iterator of this decoder was begun before this one ended")
-                while not exhausted and len(taken) < (_QUEUED + _AHEAD) * self._num_workers:
+                while not exhausted and len(session.taken) < (_QUEUED + _AHEAD) * self._num_workers:
                     number, request = next(coming, (-1, None))
                     exhausted = request is None
                     if request is not None:
-                        taken[number] = request
-                        again.append(number)
-                if not taken:
+                        session.taken[number] = request
+                        session.waiting.append(number)
+                if not session.taken:
                     return
-                self._hand_out(again, taken)
-                self._receive(again, lost, done, taken, block=turn not in done)
-                self._hand_out(again, taken)
-                if turn in done:
-                    yield taken.pop(turn), done.pop(turn)
+                self._hand_out(session)
+                self._receive(session, block=turn not in session.done)
+                self._hand_out(session)
+                if turn in session.done:
+                    yield session.taken.pop(turn), session.done.pop(turn)
                     turn += 1
         finally:
-            if self._running is mine and any(worker.given for worker in self._workers):
+            if self._session is session and any(worker.given for worker in self._workers):
                 self._end()  # what they are at would be taken for answers to other requests
 
-    def _hand_out(self, numbers: deque[int], requests: dict[int, DecodeRequest]) -> None:
+    def _hand_out(self, session: _Session) -> None:
         """Give clips to workers that have room, started where there are fewer than wanted."""
-        while numbers:
+        while session.waiting:
             worker = min(self._workers, key=lambda one: len(one.given), default=None)
             if len(self._workers) < self._num_workers and (worker is None or worker.given):
                 worker = self._start()
             assert worker is not None
             if len(worker.given) >= _QUEUED:
                 return
-            number = numbers.popleft()
-            one = requests[number]
+            number = session.waiting.popleft()
+            one = session.taken[number]
             message: Request = (number, one.source, one.settings, one.key, one.views)
             worker.given.append(number)
             with suppress(OSError):  # it is gone, as its socket will say
                 worker.connection.send(message)
 
-    def _receive(
-        self,
-        again: deque[int],
-        lost: dict[int, int],
-        done: dict[int, MediaOutcome],
-        requests: dict[int, DecodeRequest],
-        *,
-        block: bool,
-    ) -> None:
+    def _receive(self, session: _Session, *, block: bool) -> None:
         """Take the outcomes that have come, and what workers that died had been given."""
         busy = {worker.connection: worker for worker in self._workers if worker.given}
         for ready in wait(list(busy), None if block else 0):
@@ -214,22 +202,15 @@ class ProcessDecoder(Decoder):
             try:
                 number, outcome = receive_outcome(worker.connection)
             except (EOFError, OSError, RuntimeError):
-                self._buried(worker, again, lost, done, requests)
+                self._bury(worker, session)
                 continue
             self._replied = True
             worker.given.remove(number)
             if isinstance(outcome, Exception):
                 raise outcome
-            done[number] = outcome
+            session.done[number] = outcome
 
-    def _buried(
-        self,
-        worker: _Worker,
-        again: deque[int],
-        lost: dict[int, int],
-        done: dict[int, MediaOutcome],
-        requests: dict[int, DecodeRequest],
-    ) -> None:
+    def _bury(self, worker: _Worker, session: _Session) -> None:
         """Forget a worker that died; the clip that it was at is tried once more."""
         self._workers.remove(worker)
         worker.connection.close()
@@ -237,17 +218,17 @@ class ProcessDecoder(Decoder):
         if not self._replied and self._server.poll() is not None:
             raise _not_started()
         first, *others = worker.given
-        again.extendleft(reversed(others))
-        lost[first] = lost.get(first, 0) + 1
-        if lost[first] < _ATTEMPTS:
-            again.appendleft(first)
+        session.waiting.extendleft(reversed(others))
+        session.lost[first] = session.lost.get(first, 0) + 1
+        if session.lost[first] < _ATTEMPTS:
+            session.waiting.appendleft(first)
             return
-        source = requests[first].source
+        source = session.taken[first].source
         path = source.path if isinstance(source, FrameFolder) else source
         error = MediaError(
             f"{path}: each of {_ATTEMPTS} processes that decoded it died: the decoder crashed, or memory ran out"
         )
-        done[first] = MediaOutcome(path=path, media=None, error=error)
+        session.done[first] = MediaOutcome(path=path, media=None, error=error)
 
     def _start(self) -> _Worker:
         """Have a worker forked."""

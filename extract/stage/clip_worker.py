@@ -61,6 +61,11 @@ class _UnitInHand:
             found.setdefault(item.key, []).append(number)
         return found
 
+    @property
+    def has_unstorable(self) -> bool:
+        """Whether an item's state is NaN or beyond the storage type, while others of that item may be written."""
+        return any(failed.boundary for failed in self.failed.values())
+
     def views(self, modality: str) -> tuple[int, ...]:
         """The numbers of the views that are computed of a modality."""
         return tuple(sorted({view for found, _, view in self.places if found == modality}))
@@ -125,7 +130,8 @@ class ClipWorker(ShardWorker):
         """Compute and write a unit; if an item has no states that can be stored, write nothing.
 
         Returns:
-            JSON: `written` (see `write_shards`), or `failed`; and `unseen`, by source, what of clips is not looked at.
+            JSON: `written` (see `written_record`), or `failed`; and `unseen`, by source, what of clips is not looked
+            at.
         """
         (done,) = self._run([(None, task)], frozenset())
         return done.result
@@ -302,7 +308,7 @@ class ClipWorker(ShardWorker):
                     continue
                 inputs = {name: value[number] for name, value in small.items()}
                 stored.setdefault(place, []).extend((n, (hidden, inputs)) for n in unit.numbers[key])
-        if not any(failed.boundary for failed in unit.failed.values()):
+        if not unit.has_unstorable:
             for place, some in stored.items():
                 unit.output.add(place, some)
 
@@ -311,11 +317,10 @@ class ClipWorker(ShardWorker):
         gone = unit.left_out | unit.failed.keys()
         if unit.failed and self.failed is not None:
             self.failed(list(unit.failed.values()))
-        nothing_known = unit.unit is None and gone
-        if nothing_known or any(failed.boundary for failed in unit.failed.values()):
+        owner = unit.unit
+        if unit.has_unstorable or (owner is None and gone):  # only who plans the rows can give some up
             unit.output.give_up()
             return None
-        owner = unit.unit
         if owner is None:
             return unit.output.finish()
 

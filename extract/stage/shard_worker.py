@@ -13,11 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ...cache.feature_store import BoundarySpec, BoundaryWriter, Item, Shard
 from ...cache.format.catalog import read_receipt
 from ...cache.format.int8 import Int8Error
+from ...cache.format.layout import RECEIPT_FIELDS
 from ...cache.write.shard_writer import ShardWriter
 from ..encoders.encoder import Encoder
 from ..media.augment_settings import view_number
@@ -39,6 +41,12 @@ Place = tuple[str, int, int]
 
 States = dict[Place, dict[str, ItemState]]
 """States by place and item key."""
+
+
+def written_record(spec: BoundarySpec, shard: Shard, receipt: NDArray[np.uint64], error: Int8Error) -> dict[str, Any]:
+    """Return JSON of a written shard: its boundary's path, items, bytes, and what int8 changed in it."""
+    size = int(receipt[RECEIPT_FIELDS:].sum())
+    return {"boundary": spec.path, "items": len(shard.items), "size_bytes": size, "int8": vars(error)}
 
 
 def place_of(spec: BoundarySpec) -> Place:

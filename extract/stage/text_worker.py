@@ -11,12 +11,11 @@ import torch
 from ...cache.feature_store import BoundarySpec, Item, Shard
 from ...cache.format.dtypes import checked
 from ...cache.format.int8 import Int8Error
-from ...cache.format.layout import RECEIPT_FIELDS
 from ...errors import NumericsError
 from .in_hand import in_hand
 from .prefix import boundary_states
 from .run_records import FailedClip
-from .shard_worker import ItemState, Place, ShardTask, ShardWorker, States, place_of
+from .shard_worker import ItemState, Place, ShardTask, ShardWorker, States, place_of, written_record
 
 TEXTS_PER_FORWARD = 64
 
@@ -94,21 +93,13 @@ def write_shards(task: ShardTask, states: States) -> list[dict[str, Any]]:
     """Write a unit's shards; one that another process has written already is left as it is.
 
     Returns:
-        JSON of each shard: its boundary's path, items, bytes, and what int8 changed in it (zeros where it is not int8,
-        or was written before).
+        JSON of each shard: see `written_record`.
     """
     written = []
     for writer, shard in task.targets:
         error = Int8Error()
         receipt = writer.write(shard, _rows(task, states, writer.layout.spec, shard), error)
-        written.append(
-            {
-                "boundary": writer.layout.spec.path,
-                "items": len(shard.items),
-                "size_bytes": int(receipt[RECEIPT_FIELDS:].sum()),
-                "int8": vars(error),
-            }
-        )
+        written.append(written_record(writer.layout.spec, shard, receipt, error))
     return written
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from ...cache.feature_store import BoundarySpec, Shard
 from ...cache.format.int8 import Int8Error
-from ...cache.format.layout import RECEIPT_FIELDS
 from ...cache.write.shard_writer import ShardStream
-from .shard_worker import ItemState, Place, ShardTask, place_of
+from .shard_worker import ItemState, Place, ShardTask, place_of, written_record
 
 _BATCHES_WAITING = 3  # of a boundary, computed and not yet written: what bounds memory
 
@@ -120,11 +119,9 @@ class UnitOutput:
                 the rows of items without states were given up, None where no item is left.
             measured: called there with the number of each target that was written, and the error of int8 in it.
         """
-        futures = {
-            number: self.threads.submit(self._spec(number).path, partial(self._finish, number, shard_now, measured))
-            for number in range(len(self.task.targets))
-        }
-        return UnitResult(self, futures)
+        numbers = range(len(self.task.targets))
+        finish = [partial(self._finish, number, shard_now, measured) for number in numbers]
+        return UnitResult([self.threads.submit(self._spec(number).path, finish[number]) for number in numbers])
 
     def give_up(self) -> None:
         """Give up all shards, after what was handed over for them is written."""
@@ -167,31 +164,25 @@ class UnitOutput:
                 stream.close()
         if stream is not None and measured is not None:
             measured(number, self._errors[number])
-        return {
-            "boundary": self._spec(number).path,
-            "items": len(shard.items),
-            "size_bytes": int(receipt[RECEIPT_FIELDS:].sum()),
-            "int8": vars(self._errors[number]),
-        }
+        return written_record(self._spec(number), shard, receipt, self._errors[number])
 
 
 @dataclass(frozen=True)
 class UnitResult:
     """The shards of a unit that are being finished."""
 
-    output: UnitOutput
-    futures: Mapping[int, Future[dict[str, Any] | None]]
+    futures: Sequence[Future[dict[str, Any] | None]]
 
     @property
     def is_done(self) -> bool:
         """Whether `written` would not wait."""
-        return all(future.done() for future in self.futures.values())
+        return all(future.done() for future in self.futures)
 
     def written(self) -> list[dict[str, Any]]:
-        """Wait for the shards, and return JSON of each: see `write_shards`.
+        """Wait for the shards, and return JSON of each: see `written_record`.
 
         Raises:
             Exception: what finishing one has raised.
         """
-        found = [future.result() for future in self.futures.values()]
+        found = [future.result() for future in self.futures]
         return [one for one in found if one is not None]
