@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from ...errors import MissingItemError
 from ...extract.datasets.types import Question
+from ...extract.executors.device import sent
 from ...extract.trunk.state import State
 from ...extract.trunk.tracing import tensors
-from .device_transfer import sent
 
 
 @dataclass(frozen=True, eq=False)

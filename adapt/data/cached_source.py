@@ -21,6 +21,7 @@ from ...errors import MissingItemError
 from ...extract.datasets.types import Manifest, Question
 from ...extract.encoders.encoder import Encoder
 from ...extract.encoders.imported_features import imported_key
+from ...extract.executors.device import sent
 from ...extract.stage.in_hand import in_hand
 from ...extract.stage.items import ClipDigests
 from ...extract.stage.missing_streams import is_older, replaced_key
@@ -31,7 +32,7 @@ from ...extract.stage.settings import EncoderSettings
 from ...extract.trunk.state import State
 from .augmented_views import mixed_views, view_readers
 from .batch import Batch, ClipRows, distinct, distinct_index, tensors_of
-from .device_transfer import ReadSettings, SideStream, Transfers, made_ahead, pinned_allocator, sent
+from .device_transfer import ReadSettings, SideStream, Transfers, made_ahead, pinned_allocator
 
 
 class CachedSource:

@@ -66,13 +66,6 @@ def recorded(device: torch.device) -> torch.cuda.Event:
     return event
 
 
-def sent(values: Tensor, device: torch.device | str) -> Tensor:
-    """Return a small tensor of the CPU on a device; to a GPU by way of pinned memory, without waiting for the copy."""
-    if torch.device(device).type != "cuda":
-        return values.to(device)
-    return values.pin_memory().to(device, non_blocking=True)
-
-
 class Transfers:
     """Copies batches to a device and releases each one when its copy is complete."""
 

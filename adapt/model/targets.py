@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...errors import ManifestError, SettingsError
 from ...extract.datasets.types import Manifest, Question
-from ..data.device_transfer import sent
+from ...extract.executors.device import sent
 from .heads import AnswerHead, EventHead, TaskSettings
 from .registry import HEADS, make_part
 

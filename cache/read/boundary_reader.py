@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
@@ -212,13 +212,16 @@ def _is_hex(text: str) -> bool:
     return all(c in "0123456789abcdefABCDEF" for c in text)
 
 
-def prefetched(read: Callable[[K], V], wanted: Iterable[K], depth: int) -> Iterator[V]:
+def prefetched(
+    read: Callable[[K], V], wanted: Iterable[K], depth: int, *, patience_seconds: float | None = None
+) -> Generator[V, None, None]:
     """Yield `read(w)` for each `w` of `wanted`, up to `depth` results ahead of the consumer, read by one thread.
 
     Args:
         read: called in the thread.
         wanted: iterated in the thread. An error of it or of `read` is raised here, after the results before it.
         depth: most results read ahead, at least 1.
+        patience_seconds: how long to wait for the thread at the end; None for as long as it takes.
 
     Closing the generator, or dropping it, ends the thread and waits for it.
     """
@@ -258,4 +261,4 @@ def prefetched(read: Callable[[K], V], wanted: Iterable[K], depth: int) -> Itera
         stop.set()
         while not done.empty():
             done.get_nowait()
-        thread.join()
+        thread.join(patience_seconds)

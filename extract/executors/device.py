@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ...errors import SettingsError
@@ -82,6 +83,13 @@ def device_line(device: str, engine: EngineSettings | None = None) -> str:
 def say_device(device: str, engine: EngineSettings | None = None) -> None:
     """Write `device_line` to standard error, beside the progress bars that are there."""
     tqdm.write(device_line(device, engine), file=sys.stderr)
+
+
+def sent(values: Tensor, device: torch.device | str) -> Tensor:
+    """Return a tensor of the CPU on a device; to a GPU by way of pinned memory, without waiting for the copy."""
+    if torch.device(device).type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 def processor_name() -> str:

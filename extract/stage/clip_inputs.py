@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..encoders.encoder import Encoder
 from ..encoders.image_preprocess import PicturePreprocess
+from ..executors.device import sent
 
 
 def joined_frames(encoder: Encoder, clips: list[list[Any]]) -> dict[str, Tensor]:
@@ -24,7 +25,7 @@ def joined_frames(encoder: Encoder, clips: list[list[Any]]) -> dict[str, Tensor]
     """
     if isinstance(encoder.preprocess, PicturePreprocess):
         pictures = np.stack([picture for clip in clips for picture in clip])  # (B*T, height, width, C) uint8
-        return encoder.preprocess.normalise(on_device(torch.from_numpy(pictures), encoder.device))
+        return encoder.preprocess.normalise(sent(torch.from_numpy(pictures), encoder.device))
     if encoder.num_frames is None:
         frames = [frame for clip in clips for frame in clip]
         return {name: torch.from_numpy(np.concatenate([one[name] for one in frames])) for name in frames[0]}
@@ -34,10 +35,3 @@ def joined_frames(encoder: Encoder, clips: list[list[Any]]) -> dict[str, Tensor]
 def joined(inputs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Return the inputs of several batches as those of one."""
     return {name: torch.cat([one[name] for one in inputs]) for name in inputs[0]}
-
-
-def on_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor of this machine's memory on a device; to CUDA it is copied while this thread goes on."""
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from ...cache.feature_store import BoundarySpec, Item, Shard
 from ...cache.format.int8 import Int8Error
+from ...cache.read.boundary_reader import prefetched
 from ...errors import MediaError, NumericsError
 from ..media.clip_media import ClipMedia
 from ..media.decode_pool import Decoder, DecodeRequest, open_decoder
 from ..media.frame_folder import stat_media
 from .augment import view_inputs
-from .background import in_background
 from .frame_inputs import FrameInputs
 from .host_states import HostStates
 from .in_hand import in_hand
@@ -38,6 +38,7 @@ from .unit_output import UnitOutput, UnitResult, WriterThreads
 _BATCHES_READY = 2  # put together ahead of the device
 _BATCHES_RUNNING = 1  # on the device, beside the one whose states are being copied
 _UNITS_FINISHING = 2
+_SECONDS_TO_END = 1.0  # that an interrupt waits for the clip in hand
 
 
 @dataclass(eq=False)
@@ -160,7 +161,8 @@ class ClipWorker(ShardWorker):
         on_cpu = torch.device(self.device).type == "cpu"
         room = 0 if on_cpu else _BATCHES_RUNNING
         events: Iterator[_Batch | _UnitEnd] = self._events(tasks, left_out, threads, open_)
-        events = events if on_cpu else in_background(events, ahead=_BATCHES_READY)
+        if not on_cpu:
+            events = prefetched(lambda event: event, events, _BATCHES_READY, patience_seconds=_SECONDS_TO_END)
         try:
             while True:
                 event = next(events, None)

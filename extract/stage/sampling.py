@@ -13,8 +13,9 @@ import numpy as np
 from torch import Tensor
 
 from ..encoders.encoder import Encoder
+from ..executors.device import sent
 from ..media.clip_media import ClipMedia, SegmentSettings
-from .clip_inputs import joined, joined_frames, on_device
+from .clip_inputs import joined, joined_frames
 from .settings import ExtractSettings
 
 
@@ -102,7 +103,7 @@ class Sampling:
             inputs = encoder.preprocess(np.concatenate(arrays))
         else:
             inputs = joined([encoder.preprocess(array) for array in arrays])
-        return {name: on_device(value, encoder.device) for name, value in inputs.items()}
+        return {name: sent(value, encoder.device) for name, value in inputs.items()}
 
 
 def sampling_of(settings: ExtractSettings, encoders: Mapping[str, Encoder]) -> Sampling:
