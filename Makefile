@@ -32,7 +32,7 @@ check: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@mkdir -p $(VENV)/src && ln -sfn "$(CURDIR)" $(VENV)/src/talik
-	MYPYPATH=$(VENV)/src $(BIN)/mypy -p talik.cache -p talik.extract -p talik.adapt -p talik.demo -p talik.testing -m talik.cli -m talik.__main__
+	MYPYPATH=$(VENV)/src $(BIN)/mypy -p talik.cache -p talik.extract -p talik.adapt -p talik.demo -p talik.commands -p talik.testing -m talik.cli -m talik.__main__
 	$(BIN)/lint-imports
 
 reference: $(VENV)/installed-test

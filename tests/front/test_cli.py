@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -90,6 +94,55 @@ def test_an_unknown_variant_lists_the_known_ones(talik: Run, write_experiment: C
     assert code == 1
     assert "unknown variant 'trimodel'; did you mean 'trimodal'? (known: probe, trimodal)" in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("extrct", "exp.toml"), "no such command 'extrct'; did you mean 'extract'? (see talik --help)"),
+        (("store", "lss"), "no such command 'lss'; did you mean 'ls'? (see talik store --help)"),
+        (("adapt", "exp.toml", "--varint", "a"), "no such option: --varint; did you mean --variant?"),
+        (("extract",), "missing argument 'experiment' (see talik extract --help)"),
+        (("sweep", "exp.toml", "--seeds", "0"), "'--seeds'"),
+        (("adapt", "exp.toml", "--variant"), "'--variant' requires an argument"),
+    ],
+)
+def test_a_command_line_that_cannot_be_understood_is_one_line(
+    talik: Run, arguments: tuple[str, ...], message: str
+) -> None:
+    code, out, err = talik(*arguments)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith("error: ")
+    assert message in err
+
+
+def test_it_says_its_version_and_its_exit_codes(talik: Run) -> None:
+    assert talik("--version")[:2] == (0, f"talik {version('talik')}\n")
+    code, out, _ = talik("--help")
+    assert (code, "Exit codes: 0 done" in out, "--install-completion" in out) == (0, True, True)
+
+
+def test_verbose_names_the_modules_that_speak_and_quiet_shows_warnings_alone(
+    talik: Run, write_experiment: Callable[..., Path]
+) -> None:
+    path = write_experiment()
+    for options, expected in (
+        (["-v"], ["DEBUG talik.own: small", "INFO talik.own: note", "WARNING talik.own: beware"]),
+        ([], ["note", "beware"]),
+    ):
+        assert talik("data", path, *options)[0] == 0
+        assert told(logging.getLogger("talik.own")) == expected
+    assert talik("plan", path.parent, "--quiet")[0] == 1
+    assert told(logging.getLogger("talik.own")) == ["beware"]
+
+
+def told(logger: logging.Logger) -> list[str]:
+    """What is shown of a record of each level."""
+    with redirect_stderr(io.StringIO()) as shown:
+        logger.debug("small")
+        logger.info("note")
+        logger.warning("beware")
+    return shown.getvalue().splitlines()
 
 
 def test_an_interrupted_command_runs_exit_handlers_and_leaves_the_interpreter_as_it_is(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 import talik
 
 ROOT = Path(talik.__file__).parent
-ROOMS = ("adapt", "cache", "demo", "extract", "testing")
+ROOMS = ("adapt", "cache", "commands", "demo", "extract", "testing")
 
 
 def test_what_the_module_shows_is_what_all_names() -> None:

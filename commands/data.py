@@ -1,0 +1,80 @@
+"""The commands before anything is computed: an experiment file, its schema, its data set, its plan."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import AllowMissing, Device, ExperimentPath, Quiet
+from .usage import Command
+
+app = typer.Typer()
+
+
+@app.command(cls=Command)
+def init(
+    dataset: Annotated[str, typer.Argument(help="music-avqa, ave, avqa, manifest or demo.")],
+    folder: Annotated[Path, typer.Argument(help="Where experiment.toml is written.")],
+    preset: Annotated[str, typer.Option(help="lavish, trimodal or small.")] = "small",
+) -> None:
+    """Write a commented experiment file for a data set, with an estimate of its disk and time."""
+    from ..extract.presets.write_experiment import init as write
+
+    for line in write(dataset, folder, preset=preset):
+        typer.echo(line)
+
+
+@app.command(cls=Command)
+def schema() -> None:
+    """Print the JSON Schema of the experiment file, from which editors complete and check it."""
+    from ..adapt.config.experiment_schema import experiment_schema
+
+    typer.echo(json.dumps(experiment_schema(), indent=1, ensure_ascii=False))
+
+
+@app.command(cls=Command)
+def data(experiment: ExperimentPath, allow_missing: AllowMissing = False) -> None:
+    """Say what the data set holds: counts, release, duplicates, clips shared between splits, the blind baseline."""
+    from ..extract.datasets.describe import describe
+    from ..extract.datasets.load import load_manifest
+    from ..extract.stage.settings import read_settings
+
+    settings = read_settings(experiment, allow_missing=allow_missing)
+    for line in describe(load_manifest(settings.manifest_settings, base=settings.base)):
+        typer.echo(line)
+
+
+@app.command(cls=Command)
+def plan(
+    experiment: ExperimentPath,
+    simulate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="gpus=64,…",
+            help="Measure nothing; count, and simulate clusters: gpus=1,8,64 and, if you like, tflops=, cores=, "
+            "decode= (core seconds a clip), disk= (GB/s), hours=. Needs neither weights nor clips.",
+        ),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what an earlier plan measured.")] = False,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Measure this machine on a few clips; say what to cache, and what every variant will cost with it and without."""
+    if simulate is not None:
+        from ..adapt.plan.cluster import parse_simulate
+        from ..adapt.plan.simulate import simulate as run_simulation
+        from ..adapt.plan.text import simulated_lines
+
+        cluster = parse_simulate(simulate)
+        simulation = run_simulation(experiment, cluster, device=device, fresh=fresh, progress=not quiet)
+        for line in simulated_lines(simulation):
+            typer.echo(line)
+        return
+    from ..adapt.plan.plan import plan as run
+    from ..adapt.plan.text import plan_lines
+
+    for line in plan_lines(run(experiment, device=device, fresh=fresh, progress=not quiet)):
+        typer.echo(line)

@@ -1,0 +1,43 @@
+"""`talik demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Device
+from .usage import Command
+
+app = typer.Typer(invoke_without_command=True, help="The whole story on a small made data set.")
+
+
+@app.callback()
+def demo(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Option("--dir", help="Where everything is made.")] = Path("talik-demo"),
+    full: Annotated[bool, typer.Option("--full", help="The size at which the variants really learn.")] = False,
+    clips: Annotated[int | None, typer.Option(min=1, help="How many clips, in place of the size's own number.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds, in place of the size's own number.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Make a data set, extract, train variants and write the table: the whole story."""
+    if context.invoked_subcommand is not None:
+        return
+    from ..demo.experiment import demo as tell
+
+    tell(folder, full=full, num_clips=clips, num_seeds=seeds, device=device)
+
+
+@app.command("make", cls=Command)
+def demo_make(
+    folder: Annotated[Path, typer.Argument(help="The folder to fill.")],
+    clips: Annotated[int, typer.Option(help="How many clips.")] = 240,
+    seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
+) -> None:
+    """Make the data set alone: clips and questions. A second run makes only what is missing."""
+    from ..demo.make import make_demo
+
+    made = make_demo(folder, num_clips=clips, seed=seed)
+    typer.echo(made.summary())

@@ -1,0 +1,80 @@
+"""The commands of stage 1: `extract` and `features`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import AllowMissing, Deep, Device, EngineName, ExperimentPath, Jobs, Quiet, Workers
+from .usage import Command
+
+app = typer.Typer()
+
+
+@app.command(cls=Command)
+def extract(
+    experiment: ExperimentPath,
+    allow_missing: AllowMissing = False,
+    device: Device = "auto",
+    deep: Deep = False,
+    engine: EngineName = None,
+    jobs: Jobs = None,
+    workers: Workers = None,
+    quiet: Quiet = False,
+) -> None:
+    """Stage 1: compute and store the states that an experiment names. Resumable; a second run does nothing."""
+    from ..extract.executors.settings import with_engine
+    from ..extract.stage.extract import extract as run
+    from ..extract.stage.settings import read_settings
+
+    settings = read_settings(experiment, allow_missing=allow_missing)
+    chosen = with_engine(settings.engine, engine, jobs)
+    report = run(settings, device=device, progress=not quiet, deep=deep, engine=chosen, workers=workers)
+    for line in report.lines():
+        typer.echo(line)
+
+
+@app.command(cls=Command)
+def features(
+    paths: Annotated[list[Path], typer.Argument(help="Videos, sounds, pictures, texts, or folders of them.")],
+    encoder: Annotated[str, typer.Option(help='"timm:NAME", "hf:NAME-or-folder" or "pip:NAME".')],
+    layer: Annotated[int, typer.Option(help="The boundary: 0 before the first unit, n after the last, -1 before it.")],
+    out: Annotated[Path, typer.Option(help="A store (.zarr), or a file: .npz, .h5, .parquet.")],
+    modality: Annotated[
+        str | None, typer.Option(help="visual, audio or text; by the files' endings if absent.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help='A file in place of its own weights, or "random".')] = None,
+    segments: Annotated[
+        int | None,
+        typer.Option(min=1, help="Parts of a film or sound, each gives one frame or window; 10, or 1 of pictures."),
+    ] = None,
+    pool: Annotated[str, typer.Option(help='"mean" averages the tokens of a segment, "none" keeps them.')] = "none",
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16, in the store.")] = "float32",
+    compute: Annotated[str, typer.Option(help="What it is computed in: float32, tf32 or bfloat16.")] = "float32",
+    allow_missing: AllowMissing = False,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Compute what a layer of an encoder gives for a folder of files; no experiment needed. Resumable."""
+    from ..extract.stage.features import features as run
+
+    found = run(
+        paths,
+        encoder=encoder,
+        layer=layer,
+        out=out,
+        modality=modality,  # type: ignore[arg-type]  # checked there
+        weights=weights,
+        segments=segments,
+        pool=pool,  # type: ignore[arg-type]
+        dtype=dtype,  # type: ignore[arg-type]
+        compute=compute,  # type: ignore[arg-type]
+        allow_missing=allow_missing,
+        device=device,
+        progress=not quiet,
+    )
+    for source, reason in found.skipped:
+        typer.echo(f"left out {source}: {reason}")
+    typer.echo(f"{out}: {len(found)} files, layer {found.spec.boundary}, {found.spec.dtype}")

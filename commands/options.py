@@ -1,0 +1,41 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ExperimentPath = Annotated[Path, typer.Argument(help="An experiment's TOML file.")]
+RunPath = Annotated[Path, typer.Argument(help="A run's folder: runs/<experiment>/<variant>/seed<k>.")]
+StorePath = Annotated[str, typer.Argument(help="A store's folder, or its URL: s3://bucket/name.")]
+Device = Annotated[
+    str, typer.Option(help='Where to run: "cpu", "cuda", "cuda:1", "mps"; "auto" is a GPU where there is one.')
+]
+Deep = Annotated[bool, typer.Option("--deep", help="Digest every media file, whatever its size and time.")]
+EngineName = Annotated[
+    str | None,
+    typer.Option("--engine", help='Who works: "local", "ray[:ADDRESS]" or "submitit"; the experiment\'s by default.'),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option("--jobs", help="How many workers; locally 1 by default, this process; of extract one a GPU."),
+]
+Workers = Annotated[
+    int | None, typer.Option(min=0, help="Processes that decode clips, 0 for threads; as many as fit the machine.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bars, and of all notes only warnings.")]
+Places = Annotated[
+    Path | None,
+    typer.Option(
+        "--experiment", help="Where data set, encoders and store lie, if the run's folder was moved from them."
+    ),
+]
+OnMissing = Annotated[
+    str, typer.Option(help='What states that the store lacks are: an "error", or to "compute" first, as extract does.')
+]
+AllowMissing = Annotated[
+    bool, typer.Option("--allow-missing", help="Go on without clips that are not there, or cannot be decoded.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -1,0 +1,75 @@
+"""The commands of finished runs: `evaluate`, `predict`, `report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Device, Places, RunPath
+from .printing import say_device
+from .usage import Command
+
+app = typer.Typer()
+
+
+@app.command(cls=Command)
+def evaluate(
+    run: RunPath,
+    split: Annotated[str, typer.Option(help="Which questions.")] = "test",
+    live: Annotated[bool, typer.Option("--live", help="From the media files, without the store.")] = False,
+    gates: Annotated[
+        bool, typer.Option("--gates", help="Also write what the adapter's selection kept: gates-SPLIT.jsonl.")
+    ] = False,
+    experiment: Places = None,
+    device: Device = "auto",
+) -> None:
+    """Score a finished run on a split, by question type."""
+    from ..adapt.evaluation.evaluate import evaluate as score
+
+    evaluation = score(run, split=split, live=live, gates=gates, experiment=experiment, device=device)
+    say_device(device)
+    for note in evaluation.notes:
+        typer.echo(note, err=True)
+    for name, tally in evaluation.scores.by_type.items():
+        typer.echo(f"{name:10s} {100 * tally.accuracy:6.2f} %  ({tally.correct} of {tally.total})")
+    for name, tally in evaluation.scores.by_subset.items():
+        typer.echo(f"{name:10s} {100 * tally.accuracy:6.2f} %  ({tally.correct} of {tally.total})")
+    overall = evaluation.scores.overall
+    typer.echo(f"{'Avg':10s} {100 * overall.accuracy:6.2f} %  ({overall.correct} of {overall.total})")
+
+
+@app.command(cls=Command)
+def predict(
+    run: RunPath,
+    video: Annotated[Path, typer.Option(help="A video file.")],
+    question: Annotated[str, typer.Option(help="What to ask about it.")] = "",
+    top: Annotated[int, typer.Option(help="How many answers to show.")] = 5,
+    experiment: Places = None,
+    device: Device = "auto",
+) -> None:
+    """Answer a question about a video with a finished run, from the file itself."""
+    from ..adapt.evaluation.predict import predict as answer
+
+    found = answer(run, video=video, question=question, top=top, experiment=experiment, device=device)
+    say_device(device)
+    for line in found.lines():
+        typer.echo(line)
+
+
+@app.command(cls=Command)
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders above them.")],
+    baseline: Annotated[
+        str | None, typer.Option(help="The variant that the others are compared with; the first by default.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("report"),
+    skip_unfinished: Annotated[bool, typer.Option("--skip-unfinished", help="Leave unfinished runs out.")] = False,
+) -> None:
+    """Write the table of finished runs, with what it cost: Markdown, LaTeX, CSV, JSON, figures and one HTML page."""
+    from ..adapt.report.write import report as write
+
+    files = write(runs, out=out, baseline=baseline, skip_unfinished=skip_unfinished)
+    for line in (*files.notes, "", files.text, *files.costs.lines(), str(files.html)):
+        typer.echo(line)

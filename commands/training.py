@@ -1,0 +1,119 @@
+"""The commands of stage 2: `adapt` and `sweep`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Annotated
+
+import typer
+
+from ..errors import SettingsError
+from .options import AllowMissing, Device, EngineName, ExperimentPath, Jobs, OnMissing, Quiet
+from .printing import say_device
+from .usage import Command
+
+app = typer.Typer()
+
+
+@app.command(cls=Command)
+def adapt(
+    experiment: ExperimentPath,
+    variant: Annotated[str | None, typer.Option(help="The name of one of the experiment's variants.")] = None,
+    list_kinds: Annotated[
+        bool, typer.Option("--list", help="Train nothing; print the adapters, their settings, what each trains here.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, data order and dropout.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Train anew; a run that is there stays until the new one has ended.")
+    ] = False,
+    allow_missing: AllowMissing = False,
+    on_missing: OnMissing = "error",
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Stage 2: train one variant on the stored states and evaluate it; under torchrun, by all processes together."""
+    from ..adapt.config.experiment import load_experiment
+
+    if list_kinds:
+        from ..adapt.evaluation.describe_variants import listing
+
+        listed = load_experiment(experiment, allow_missing=allow_missing)
+        for line in listing(listed, device=say_device(device)):
+            typer.echo(line)
+        return
+    if variant is None:
+        raise SettingsError("--variant: missing; name one of the experiment's variants, or ask for --list")
+    from ..adapt.training.adapt import adapt as run
+    from ..adapt.training.distributed import leads
+
+    loaded = load_experiment(experiment, allow_missing=allow_missing)
+    result = run(
+        loaded,
+        variant=variant,
+        seed=seed,
+        resume=resume,
+        retrain=retrain,
+        on_missing=on_missing,  # type: ignore[arg-type]
+        device=device,
+        progress=not quiet,
+    )
+    if not leads():
+        return
+    for note in result.notes:
+        typer.echo(f"{result.folder}: {note}", err=True)
+    done = "was done before" if result.skipped else f"done in {result.seconds:.0f} s"
+    typer.echo(f"{result.folder}: {done}, accuracy {100 * result.accuracy:.2f} %, {result.trainable_params:,} trained")
+
+
+@app.command(cls=Command)
+def sweep(
+    experiment: ExperimentPath,
+    variants: Annotated[str | None, typer.Option(help="Names, separated by commas; all by default.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="How many seeds, from 0; the experiment's by default.")
+    ] = None,
+    fuse: Annotated[bool, typer.Option(help="Train variants that see the same batches in lockstep.")] = True,
+    live: Annotated[bool, typer.Option("--live", help="Decode and encode for every batch, without the store.")] = False,
+    retrain: Annotated[
+        bool,
+        typer.Option("--retrain", help="Train anew the runs of other settings or data; each stays until then."),
+    ] = False,
+    allow_missing: AllowMissing = False,
+    on_missing: OnMissing = "error",
+    device: Device = "auto",
+    engine: EngineName = None,
+    jobs: Jobs = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train every variant with every seed, those that see the same batches in lockstep; what is done stays done."""
+    from ..adapt.config.experiment import load_experiment
+    from ..adapt.sweep.sweep import sweep as run
+    from ..extract.executors.settings import with_engine
+
+    loaded = load_experiment(experiment, allow_missing=allow_missing)
+    workers = with_engine(loaded.extraction.engine, engine, jobs)
+    names = None if variants is None else [name.strip() for name in variants.split(",") if name.strip()]
+    counted = None if seeds is None else tuple(range(seeds))
+    result = run(
+        loaded,
+        variants=names,
+        seeds=counted,
+        fuse=fuse,
+        live=live,
+        on_missing=on_missing,  # type: ignore[arg-type]
+        device=device,
+        progress=not quiet,
+        engine=workers,
+        retrain=retrain,
+    )
+    for done in result.runs:
+        typer.echo(f"{done.folder}: {done.how}, accuracy {100 * done.accuracy:.2f} %")
+    for note, count in Counter(note for done in result.runs for note in done.notes).items():
+        typer.echo(f"{count} of {len(result.runs)} runs: {note}", err=True)
+    for name, reason in result.retried:
+        typer.echo(f"{name} was begun again: {reason}")
+    for name, reason in result.failures:
+        typer.echo(f"failed {name}: {reason}", err=True)
+    if result.failures:
+        raise typer.Exit(1)
