@@ -172,16 +172,16 @@ def _settings_error(hint: Any, value: Any, error: ValidationError, *, where: str
     for one in found:
         if one["type"] == "unexpected_keyword_argument":
             *parents, key = one["loc"]
-            owner = _follow(hint, value, parents, where)
-            known = [f.name for f in dataclasses.fields(_choices(owner.hint)[0]) if f.init]
+            owner = _follow(hint, value, parents, where, into_tables=True)
+            (table, *_) = (c for c in _choices(owner.hint) if dataclasses.is_dataclass(c))
+            known = [f.name for f in dataclasses.fields(table) if f.init]
             return SettingsError(f"{owner.of(key).name}: {unknown_name('key', str(key), known)}")
     first = found[0]
     place = _follow(hint, value, first["loc"], where)
     if len(_choices(place.hint)) > 1 and isinstance(place.value, Mapping):
         # Of a union, the mistake inside the table says more than "expected a table".
-        first = max(
-            (e for e in found if e["loc"][: place.depth] == first["loc"][: place.depth]), key=lambda e: len(e["loc"])
-        )
+        inside = [e for e in found if e["loc"][: place.depth] == first["loc"][: place.depth]]
+        first = max(inside, key=lambda e: (e["type"] == "value_error", len(e["loc"])))
         place = _follow(hint, value, first["loc"], where, into_tables=True)
     start = f"{place.name}: " if place.name else ""
     if first["type"] == "value_error":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
@@ -16,6 +17,8 @@ from ..model.heads import TaskSettings
 from ..model.precision import PrecisionName
 from ..model.registry import LOSSES, check_part
 from .check_experiment import check_experiment
+from .search_space import SearchPoint, same_settings, written_out
+from .sweep_settings import SweepSettings
 
 
 @settings_class
@@ -121,27 +124,6 @@ def _left_to_the_run() -> Iterator[None]:
 
 
 @settings_class
-class SweepSettings:
-    """Seeds that every variant is trained with, and how the variants of a group run.
-
-    Args:
-        seeds: of the weights, the order of the data and dropout.
-        stack: run units that several variants of a group need on their states stacked along the batch: true, false, or
-            "auto" for on CUDA only (on a CPU it costs more than one after another).
-        stack_size: variants stacked at most, each of which holds its activations until the backward pass; 0 for all,
-            on CUDA as many as memory holds.
-    """
-
-    seeds: tuple[int, ...] = (0,)
-    stack: Literal["auto"] | bool = "auto"
-    stack_size: CountOrZero = 0
-
-    def stacks(self, device: str) -> bool:
-        """Whether variants are stacked on a kind of device ("cpu", "cuda", …)."""
-        return device == "cuda" if self.stack == "auto" else self.stack
-
-
-@settings_class
 class LogSettings:
     """Loggers of a run's numbers beside metrics.jsonl.
 
@@ -167,11 +149,19 @@ class Tables:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment(Tables):
-    """A whole experiment; `name` is the file's stem and `base` the folder that relative paths count from."""
+    """A whole experiment; `name` is the file's stem and `base` the folder that relative paths count from.
+
+    Attributes:
+        variants: those of the file; in place of one that a grid or a random search starts from, its points.
+        points: by the variant's name, where a variant stands in a grid or a random search.
+        notes: on points that stand there twice, and variants of equal settings; a line each.
+    """
 
     name: str
     base: Path
     extraction: ExtractSettings
+    points: Mapping[str, SearchPoint] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def runs(self) -> Path:
@@ -184,6 +174,12 @@ class Experiment(Tables):
             raise SettingsError(f"{self.name}: no [[variants]]; expected at least one")
         known = [v.name for v in self.variants]
         if name not in known:
+            points = [point for point, found in self.points.items() if found.base == name]
+            if points:
+                raise SettingsError(
+                    f"variant {name!r} is what a grid or random search of [sweep] starts from; name one of its "
+                    f"{len(points)} points, {points[0]!r} for instance (talik sweep --dry-run lists them)"
+                )
             raise SettingsError(unknown_name("variant", name, known))
         return self.variants[known.index(name)]
 
@@ -233,9 +229,41 @@ def experiment_from_tables(tables: Mapping[str, Any], *, path: Path) -> Experime
                 raise SettingsError(f"variants: the name {variant.name!r} stands twice; expected one name a variant")
             seen.add(variant.name)
             experiment.train_settings(variant)
+        if parsed.sweep.grid or parsed.sweep.random:
+            experiment = _with_points(experiment)
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from None
     return experiment
+
+
+def _with_points(experiment: Experiment) -> Experiment:
+    """Return an experiment with the points of its grids and random searches among its variants."""
+
+    def built(table: Mapping[str, Any]) -> VariantSettings:
+        variant = from_mapping(VariantSettings, table, where="")
+        experiment.train_settings(variant)
+        return variant
+
+    tables, points, notes = written_out(
+        [to_mapping(v) for v in experiment.variants],
+        experiment.sweep.grid,
+        experiment.sweep.random,
+        train_keys=[f.name for f in fields(TrainSettings)],
+        check=built,
+    )
+    variants = tuple(map(built, tables))
+    resolved = {v.name: _resolved(experiment, v) for v in variants}
+    return replace(experiment, variants=variants, points=points, notes=(*notes, *same_settings(resolved)))
+
+
+def _resolved(experiment: Experiment, variant: VariantSettings) -> str:
+    """Return a text of all settings of a variant but its name, defaults filled in."""
+    adapter = dict(variant.adapter)
+    with _left_to_the_run():
+        adapter |= to_mapping(adapter_settings(variant.adapter))
+    train = to_mapping(experiment.train_settings(variant))
+    found = [adapter, to_mapping(variant.insertion), variant.placement, train]
+    return json.dumps(found, sort_keys=True, default=str)
 
 
 #: Values of `precision` for those of `amp`, as files of earlier versions have it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ...config import json_schema
@@ -11,6 +12,7 @@ from ...extract.stage.settings import ExtractTables
 from ..adapters.peft_settings import TUNERS, config_fields
 from ..adapters.registry import adapter_kind, known_adapters
 from .experiment import Tables
+from .search_space import RangeSettings
 
 
 def experiment_schema() -> dict[str, Any]:
@@ -30,6 +32,11 @@ def experiment_schema() -> dict[str, Any]:
     definitions["DataSettings"]["properties"]["dataset"]["enum"] = sorted(DATASETS.names())
     adapter = definitions["VariantSettings"]["properties"]["adapter"]
     adapter.update(required=["kind"], anyOf=[{"$ref": f"#/$defs/adapter {name}"} for name in kinds])
+    definitions |= _search_schemas(definitions["TrainSettings"]["properties"])
+    for search in ("grid", "random"):
+        table = {"$ref": f"#/$defs/sweep {search}"}
+        one = definitions["SweepSettings"]["properties"][search]
+        one["anyOf"] = [table, {"type": "array", "items": table}]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "An experiment of talik",
@@ -39,6 +46,59 @@ def experiment_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "$defs": definitions,
     }
+
+
+def _search_schemas(train: dict[str, Any]) -> dict[str, Any]:
+    """Return the schemas of one grid and of one random search, with the keys of [train] as they are written there."""
+    ranges = json_schema(RangeSettings)
+    found = {"RangeSettings": {name: value for name, value in ranges.items() if name != "$defs"}}
+    fixed = {
+        "variant": {
+            "description": "The variants that it starts from; all of the experiment's by default.",
+            "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}],
+        }
+    }
+    drawn = {
+        "trials": {"type": "integer", "minimum": 1, "description": "How many different combinations are drawn."},
+        "seed": {"type": "integer", "default": 0, "description": "Of the draw."},
+    }
+    for search, own in (("grid", fixed), ("random", fixed | drawn)):
+        of = _sources(search)
+        keys = {
+            f"train.{name}": {**of(value), "description": value.get("description", "")} for name, value in train.items()
+        }
+        found[f"sweep {search}"] = {
+            "type": "object",
+            "properties": {
+                **own,
+                **keys,
+                "insertion": of({}),
+                "placement": of({"enum": ["between", "parallel"]}),
+                "adapter": {"type": "object", "additionalProperties": of({})},
+                "train": {
+                    "type": "object",
+                    "properties": {name: of(value) for name, value in train.items()},
+                    "additionalProperties": False,
+                },
+            },
+            "patternProperties": {r"^(adapter|insertion)\.": of({})},
+            "additionalProperties": False,
+            "required": ["trials"] if search == "random" else [],
+        }
+    return found
+
+
+def _sources(search: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Return what makes the schema of a key's values in a search from the schema of one value."""
+
+    def listed(value: dict[str, Any]) -> dict[str, Any]:
+        one = {name: found for name, found in value.items() if name not in ("default", "title", "description")}
+        return {"type": "array", "items": one, "minItems": 1}
+
+    def listed_or_range(value: dict[str, Any]) -> dict[str, Any]:
+        return {"anyOf": [listed(value), {"$ref": "#/$defs/RangeSettings"}]}
+
+    return listed if search == "grid" else listed_or_range
 
 
 def _adapter_schema(name: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ numbers. An executor distributes the groups: over this process, several of this 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,6 +96,8 @@ def sweep(
     device = chosen_device(device, engine=chosen)
     if progress:
         say_device(device, chosen)
+        for note in experiment.notes:
+            tqdm.write(note, file=sys.stderr)
     if not live:
         fill_store(experiment, on_missing, device=device, progress=progress)
     job = SweepJob(experiment=experiment, live=live, device=device, retrain=retrain)
