@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
 from torch import Tensor, nn
 
@@ -14,6 +14,7 @@ from ..data.batch import Batch
 from .forward_state import ForwardState, Stop
 from .insertion import ResolvedInsertions
 from .precision import Precision
+from .structure import structure_of
 
 
 class JointModel(nn.Module):
@@ -95,6 +96,13 @@ class JointModel(nn.Module):
         gates: list[Gates] = []
         with self.precision.autocast(batch.device):
             return self.head(self.features(batch, gates=gates), batch.text_mask), gates
+
+    def structure(self) -> Hashable:
+        """Return a key that is equal for models that compute the same, with other numbers, on the same states."""
+        stops = tuple((s.insertion, s.action, tuple(sorted(s.boundaries.items()))) for s in self.stops)
+        encoders = tuple((m, id(e)) for m, e in self.encoders.items())
+        parts = (structure_of(self.adapter), structure_of(self.head))
+        return (*parts, stops, tuple(sorted(self.ends.items())), encoders, self.precision)
 
     @property
     def tunes_units(self) -> bool:

@@ -11,7 +11,7 @@ rounding where the units that several need run on all their states at once (see 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -122,6 +122,9 @@ class _Group:
         self.outcome = Outcome()
         self._shared: tuple[tuple[Trainer, ...], SharedBatches] | None = None
         self._stacking = Stacking(self.members[0].context, self.size)
+        known_flops: dict[Hashable, dict[str, int]] = {}
+        for training in self.members:
+            training.share_flops(known_flops)
 
     def run(self) -> Outcome:
         """Epoch after epoch; after each, those that have ended are evaluated and leave."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 
@@ -121,6 +121,7 @@ class Trainer:
         self._labels = {answer: index for index, answer in enumerate(self.classes)}
         self._flops: dict[str, int] | None = None  # of the final evaluation's first batch
         self._counts_flops = False
+        self._known_flops: dict[Hashable, dict[str, int]] = {}
         self._random = RandomStream(context.device, seed=derived_seed(seed, "dropout"))
         self.checkpointer = Checkpointer(folder.checkpoint, self.model, self.optimizer, self.averages)
         restored = self.checkpointer.load()
@@ -289,7 +290,14 @@ class Trainer:
     def count_flops(self, batch: Batch) -> None:
         """Count, once in the final evaluation, what answering a question costs that shares its clip with no other."""
         if self._counts_flops and self._flops is None:
-            self._flops = forward_flops(self.model, batch.by_question())
+            key = self.model.structure()
+            if key not in self._known_flops:
+                self._known_flops[key] = forward_flops(self.model, batch.by_question())
+            self._flops = self._known_flops[key]
+
+    def share_flops(self, known: dict[Hashable, dict[str, int]]) -> None:
+        """Take what others with the same batches have counted, by the structure of their models, and add to it."""
+        self._known_flops = known
 
     def end_epoch(self, predictions: Sequence[Prediction], *, seconds: float) -> None:
         """Take in the epoch's validation: keep the best weights, record the epoch, save a checkpoint.
