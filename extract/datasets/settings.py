@@ -92,13 +92,13 @@ class DataSettings:
         frames_fps: frames a second at which clips that are folders of frames were extracted.
         answers: the vocabulary of a `manifest`, in the order of its classes; by default all answers of its splits, in
             alphabetical order.
-        answers: the vocabulary of a `manifest`, in the order of its classes; by default all answers of its splits, in
-            alphabetical order.
         extracted_from: the root at which the store's states were extracted, where the media themselves are not here and
             the store lies elsewhere in relation to the root than it did then; a message says so, and names it.
         allow_missing: go on where media files are not there, and record which.
         missing_sound: what a file without sound is: an error, or silence.
         missing_picture: what a file without picture is: an error, or black.
+        decoder: of pictures: `pyav`; `torchcodec`, where that package and FFmpeg's shared libraries are installed; or
+            `nvdec`, torchcodec on the first GPU's own decoder. The states of another decoder are other states.
         split: `official` as the files say, or `by-video`, which deals the same questions anew so that no clip is in
             two splits.
         seed: of the `by-video` split.
@@ -118,6 +118,7 @@ class DataSettings:
     allow_missing: bool = False
     missing_sound: Literal["error", "silence"] = "error"
     missing_picture: Literal["error", "black"] = "error"
+    decoder: Literal["pyav", "torchcodec", "nvdec"] = "pyav"
     split: Literal["official", "by-video"] = "official"
     seed: int = 0
 

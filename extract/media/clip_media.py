@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 from ...errors import SettingsError
 
+Decoder = Literal["pyav", "torchcodec", "nvdec"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentSettings:
@@ -28,6 +30,7 @@ class SegmentSettings:
         missing_sound: what a file without sound gives: an error, or silence.
         missing_picture: what a file without picture gives: an error, or black.
         stride_seconds: length of a segment; None where the T segments fill the clip.
+        decoder: of pictures: "pyav", "torchcodec" or "nvdec" (`torchcodec_frames`).
     """
 
     num_segments: int
@@ -39,6 +42,7 @@ class SegmentSettings:
     missing_sound: Literal["error", "silence"] = "error"
     missing_picture: Literal["error", "black"] = "error"
     stride_seconds: float | None = None
+    decoder: Decoder = "pyav"
 
     def __post_init__(self) -> None:
         if self.num_frames is not None and self.num_frames < 1:

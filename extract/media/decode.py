@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from ...errors import MediaError, SettingsError, name_item
 from .audio import read_sound
-from .clip_media import ClipMedia, SegmentSettings
+from .clip_media import ClipMedia, Decoder, SegmentSettings
 from .container import MediaFile, open_media
 from .extent import TAIL_SECONDS, Extent, film_extent, folder_extent, sound_begin
 from .frame_folder import FrameFolder, frame_files, read_frame_files
@@ -134,7 +134,9 @@ def decode_segments(
         extent = film_extent(file, times)
         centres, shown = _instants(settings, extent.seconds)  # (T,), (F,)
         return ClipMedia(
-            **_frames(file, times, extent.begin + shown, each_frame) if settings.frames else {"frames": None},
+            **_frames(file, times, extent.begin + shown, each_frame, settings.decoder)
+            if settings.frames
+            else {"frames": None},
             waveforms=_waveforms(file, extent.begin + centres, settings) if settings.sound else None,
             instants_seconds=centres,
             duration_seconds=extent.seconds,
@@ -292,10 +294,11 @@ def _frames(
     times: npt.NDArray[np.float64] | None,
     instants: npt.NDArray[np.float64],
     each_frame: FrameFunction | None,
+    decoder: Decoder,
 ) -> dict[str, Any]:
     if times is None:
         return _kept(partial(_black_frames, len(instants)), each_frame)
-    return _kept(partial(read_frames, file, shown_at(times, instants)), each_frame)
+    return _kept(partial(read_frames, file, shown_at(times, instants), decoder=decoder), each_frame)
 
 
 def _black_frames(count: int, each: FrameFunction) -> list[Any]:

@@ -74,6 +74,12 @@ def stream_geometry(path: Path, container: InputContainer, stream: VideoStream) 
     return Geometry(crop=crop, aspect=_pixel_aspect(stream))
 
 
+def displays_upright(frame: VideoFrame) -> bool:
+    """Return whether a frame is shown as it is coded, neither turned nor mirrored."""
+    a, b, c, d = _display_matrix(frame)
+    return (b, c) == (0, 0) and a > 0 and d > 0
+
+
 def _pixel_aspect(stream: VideoStream) -> Fraction:
     """Return the width of a stream's pixels relative to their height, 1 where it is not stated or nearly so."""
     aspect = stream.sample_aspect_ratio

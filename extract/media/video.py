@@ -13,8 +13,10 @@ import numpy.typing as npt
 from av.video.frame import VideoFrame
 
 from ...errors import MediaError
+from .clip_media import Decoder
 from .container import MediaFile, Track, demux, reopened
 from .geometry import Pixels, stream_geometry
+from .torchcodec_frames import torchcodec_frames
 
 T = TypeVar("T")
 
@@ -48,7 +50,9 @@ def shown_at(times: npt.NDArray[np.float64], instants: npt.NDArray[np.float64]) 
     return np.maximum(np.searchsorted(times, instants + _EPSILON_SECONDS, side="right") - 1, 0)
 
 
-def read_frames(file: MediaFile, ordinals: npt.NDArray[np.intp], each: Callable[[Pixels], T]) -> list[T]:
+def read_frames(
+    file: MediaFile, ordinals: npt.NDArray[np.intp], each: Callable[[Pixels], T], *, decoder: Decoder = "pyav"
+) -> list[T]:
     """Return some frames of a file as a player shows them, in RGB; of the whole frames one at a time is kept.
 
     Args:
@@ -56,6 +60,7 @@ def read_frames(file: MediaFile, ordinals: npt.NDArray[np.intp], each: Callable[
         ordinals: which frames in order of display, (T,), sorted; one may be listed several times.
         each: called once with each frame, (H, W, 3) uint8; what it returns takes the frame's place. H and W are the
             first frame's, to which others of another size are scaled.
+        decoder: what decodes them; where another cannot show a frame as a player does, PyAV takes its place.
 
     Returns:
         T results, the same one where a frame is listed several times.
@@ -69,8 +74,12 @@ def read_frames(file: MediaFile, ordinals: npt.NDArray[np.intp], each: Callable[
     source = _frames_by_time if file.picture.exact else _frames_by_count
     geometry = stream_geometry(file.path, file.container, file.video)
     made: dict[int, T] = {}
+    if decoder != "pyav":
+        for ordinal, pixels in torchcodec_frames(file, file.picture, wanted, geometry, decoder):
+            made[ordinal] = each(pixels)
     size: tuple[int, int] | None = None
-    for ordinal, frame in source(file, file.picture, wanted):
+    left = [ordinal for ordinal in wanted if ordinal not in made]
+    for ordinal, frame in source(file, file.picture, left) if left else ():
         if frame.is_corrupt:
             raise file.error(f"damaged: frame {ordinal} cannot be decoded whole")
         shown = geometry.size(frame.width, frame.height)

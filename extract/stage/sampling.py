@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..encoders.encoder import Encoder
 from ..executors.device import sent
-from ..media.clip_media import ClipMedia, SegmentSettings
+from ..media.clip_media import ClipMedia, Decoder, SegmentSettings
+from ..media.torchcodec_frames import check_decoder
 from .clip_inputs import joined, joined_frames
 from .settings import ExtractSettings
 
@@ -29,6 +30,7 @@ class Sampling:
         window_seconds: length of the sound window around each segment's centre, in seconds; None without sound.
         missing_sound, missing_picture: what stands for a stream that a file does not have.
         stride_seconds: length of a segment, counted from the clip's beginning; None where T segments fill the clip.
+        decoder: what decodes pictures.
     """
 
     num_segments: int
@@ -37,6 +39,7 @@ class Sampling:
     missing_sound: Literal["error", "silence"] = "error"
     missing_picture: Literal["error", "black"] = "error"
     stride_seconds: float | None = None
+    decoder: Decoder = "pyav"
 
     def identity(self, modality: str, *, stand_ins: bool = False) -> dict[str, Any]:
         """Return what of the sampling the states of `modality` depend on, as JSON.
@@ -50,7 +53,8 @@ class Sampling:
         replaced = self.stand_ins(modality) if stand_ins else {}
         if modality == "visual":
             whole = {} if self.num_frames is None else {"num_segments": self.num_frames}  # T only groups its tokens
-            return {**common, **whole, "frame": "nearest", **replaced}
+            other = {} if self.decoder == "pyav" else {"decoder": self.decoder}
+            return {**common, **whole, "frame": "nearest", **replaced, **other}
         return {**common, "window_seconds": self.window_seconds, "channels": "mean", **replaced}
 
     def stand_ins(self, modality: str) -> dict[str, Any]:
@@ -64,7 +68,13 @@ class Sampling:
         return (modality == "visual" and self.num_frames) or self.num_segments
 
     def media_settings(self, modalities: set[str], encoders: Mapping[str, Encoder]) -> SegmentSettings:
-        """What to decode for these modalities, in one pass over a file."""
+        """What to decode for these modalities, in one pass over a file.
+
+        Raises:
+            SettingsError: this machine lacks the decoder.
+        """
+        if "visual" in modalities:
+            check_decoder(self.decoder)
         sound = "audio" in modalities
         return SegmentSettings(
             num_segments=self.num_segments,
@@ -76,6 +86,7 @@ class Sampling:
             missing_sound=self.missing_sound,
             missing_picture=self.missing_picture,
             stride_seconds=self.stride_seconds,
+            decoder=self.decoder,
         )
 
     def blank(self, encoder: Encoder) -> np.ndarray:
@@ -116,4 +127,5 @@ def sampling_of(settings: ExtractSettings, encoders: Mapping[str, Encoder]) -> S
         missing_sound=data.missing_sound,
         missing_picture=data.missing_picture,
         stride_seconds=data.stride_seconds,
+        decoder=data.decoder,
     )
