@@ -11,10 +11,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from ...errors import RunError, SettingsError, TalikError
+from ...errors import RunError, RunLockedError, SettingsError, TalikError
+from ...extract.executors.base import Executor
 from ...extract.executors.device import chosen_device, say_device
 from ...extract.executors.open import open_executor
 from ...extract.executors.settings import EngineSettings
@@ -24,6 +26,9 @@ from ..config.experiment import Experiment, load_experiment
 from ..config.run_config import run_config
 from ..training.adapt import OnMissing, RunResult, fill_store, result_of
 from ..training.run_folder import RunFolder
+from ..training.stopped_runs import Stopped, read_stopped, stop_is_requested, write_stopped
+from .halving import Halving, num_epochs, trained_folder
+from .run_list import recorded_sweep
 from .worker import RunGroup, SweepJob
 
 
@@ -35,11 +40,13 @@ class SweepResult:
         runs: the finished runs, of now or before, by seed, then by variant.
         failures: ("VARIANT/seedN", reason) of each run that failed.
         retried: (group, reasons) of each group that was begun more than once: a worker was lost, or a run was locked.
+        stopped: the runs that were ended early, by halving or by request, with what their folders say of it.
     """
 
     runs: tuple[RunResult, ...]
     failures: tuple[tuple[str, str], ...]
     retried: tuple[tuple[str, str], ...] = ()
+    stopped: tuple[tuple[Path, Stopped], ...] = ()
 
 
 def sweep(
@@ -56,6 +63,9 @@ def sweep(
     retrain: bool = False,
 ) -> SweepResult:
     """Train every variant with every seed; unfinished runs resume, finished ones are kept.
+
+    With `[sweep] early_stop` variants whose validation is behind are stopped at rungs of the training (`halving`), and
+    stay so in later calls; the others end as they would without it.
 
     A run that was made with other settings, labels, clips, states or weights fails with what differs, as in `adapt`.
 
@@ -87,11 +97,7 @@ def sweep(
     """
     if not isinstance(experiment, Experiment):
         experiment = load_experiment(experiment)
-    names = [v.name for v in experiment.variants] if variants is None else list(variants)
-    seeds = experiment.sweep.seeds if seeds is None else seeds
-    if not names or not seeds:
-        raise SettingsError(f"{experiment.name}: no {'seed' if names else '[[variants]]'}; expected at least one")
-    pairs = [(experiment.variant(name).name, seed) for seed in seeds for name in names]
+    pairs = chosen_pairs(experiment, variants, seeds)
     chosen = engine or experiment.extraction.engine
     device = chosen_device(device, engine=chosen)
     if progress:
@@ -101,7 +107,23 @@ def sweep(
     if not live:
         fill_store(experiment, on_missing, device=device, progress=progress)
     job = SweepJob(experiment=experiment, live=live, device=device, retrain=retrain)
-    return _Sweep(job, chosen).run(pairs, fuse=fuse, progress=progress)
+    with recorded_sweep(experiment.runs, pairs):
+        return _Sweep(job, chosen).run(pairs, fuse=fuse, progress=progress)
+
+
+def chosen_pairs(
+    experiment: Experiment, variants: Sequence[str] | None, seeds: Sequence[int] | None
+) -> list[tuple[str, int]]:
+    """Return (variant, seed) of each run of a sweep, seed by seed.
+
+    Raises:
+        SettingsError: an unknown variant, or none, or no seed.
+    """
+    names = [v.name for v in experiment.variants] if variants is None else list(variants)
+    seeds = experiment.sweep.seeds if seeds is None else seeds
+    if not names or not seeds:
+        raise SettingsError(f"{experiment.name}: no {'seed' if names else '[[variants]]'}; expected at least one")
+    return [(experiment.variant(name).name, seed) for seed in seeds for name in names]
 
 
 class _Sweep:
@@ -110,36 +132,106 @@ class _Sweep:
         self.results: dict[tuple[str, int], RunResult] = {}
         self.failures: dict[tuple[str, int], str] = {}
         self.retried: list[tuple[str, str]] = []
+        self.stopped: dict[tuple[str, int], Stopped] = {}
+        self.locked: set[tuple[str, int]] = set()  # failed, since another process trains them
 
     def run(self, pairs: Sequence[tuple[str, int]], *, fuse: bool, progress: bool) -> SweepResult:
+        names, seeds = (list(dict.fromkeys(found)) for found in zip(*pairs, strict=True))
+        settings = self.experiment.sweep.halving
+        halving = None if settings is None else Halving(self.experiment, names, seeds, settings)
         in_process = self.engine.in_process
         # other engines begin a group again a little later, where a run of it is locked
         job = replace(self.job, progress=progress and in_process, skip_locked=in_process)
-        receipts = None if in_process else ReceiptFile(receipts_path(self.experiment), run="sweep")
         with (
             tqdm(total=len(pairs), desc="runs", unit="run", disable=not progress) as bar,
             open_executor(self.engine, device=self.job.device, base=self.experiment.base) as workers,
         ):
-            groups = run_groups(self.experiment, pairs, fuse=fuse, num_workers=workers.num_workers())
-            peaks = {} if in_process else _planned_peaks(self.experiment, self.job.device)
-            tasks = {}
-            for number, group in enumerate(groups):
-                known = peaks.keys() >= set(group.names)
-                peak = sum(peaks[name] for name in group.names) if known else 0
-                task = Task(name=f"seed {group.seed}, group {number}", given=group, memory_bytes=peak)
-                tasks[task.name] = task
-            for receipt in workers.run(job, list(tasks.values())):
-                if receipts is not None:
-                    receipts.add(receipt)
-                self._record(tasks[receipt.task].given, receipt)
-                bar.update(len(tasks[receipt.task].given.names))
+            for until in (*(() if halving is None else halving.rungs), None):
+                alive = self._alive(pairs, halving)
+                bar.update(max(0, len(pairs) - len(alive) - bar.n))
+                if all(pair in self.results or pair in self.failures for pair in alive):
+                    break
+                self._train(workers, job, alive, until=until, fuse=fuse, bar=bar)
+                if halving is not None and until is not None:
+                    self._halve(halving, until, progress=progress)
+            bar.update(max(0, len(pairs) - bar.n))
+        self._alive(pairs, halving)
         failures = [
             (f"{name}/seed{seed}", self.failures[name, seed]) for name, seed in pairs if (name, seed) in self.failures
         ]
-        if failures and not self.results:
+        if failures and not self.results and not self.stopped:
             raise RunError(f"all {len(failures)} runs failed; the first: {': '.join(failures[0])}")
-        runs = tuple(self.results[pair] for pair in pairs if pair in self.results)
-        return SweepResult(runs=runs, failures=tuple(failures), retried=tuple(self.retried))
+        return SweepResult(
+            runs=tuple(self.results[pair] for pair in pairs if pair in self.results),
+            failures=tuple(failures),
+            retried=tuple(self.retried),
+            stopped=tuple((self._folder(*pair).path, self.stopped[pair]) for pair in pairs if pair in self.stopped),
+        )
+
+    def _folder(self, name: str, seed: int) -> RunFolder:
+        return trained_folder(self.experiment, name, seed)
+
+    def _alive(self, pairs: Sequence[tuple[str, int]], halving: Halving | None) -> list[tuple[str, int]]:
+        """Return the runs that are not stopped; a request that nobody has honoured yet is, here."""
+        found = []
+        for name, seed in pairs:
+            folder = self._folder(name, seed)
+            stopped = read_stopped(folder)
+            if stop_is_requested(folder) and not folder.done:
+                write_stopped(folder, Stopped(by="request", epoch=num_epochs(folder), reason="talik runs stop"))
+                stopped = read_stopped(folder)
+            ruled = stopped is not None and (
+                stopped.by == "request" or (halving is not None and name in halving.stopped)
+            )
+            if stopped is not None and ruled:
+                self.stopped[name, seed] = stopped
+            else:
+                found.append((name, seed))
+        return found
+
+    def _halve(self, halving: Halving, rung: int, *, progress: bool) -> None:
+        busy = [f"{n}/seed{s}" for (n, s), reason in self.failures.items() if (n, s) in self.locked]
+        if busy:
+            raise RunLockedError(
+                f"epoch {rung} cannot be decided: another process is training {', '.join(busy)}; run the sweep again "
+                "when it has ended"
+            )
+        out = halving.decide(rung, failed=set(self.failures))
+        if out and progress:
+            tqdm.write(f"epoch {rung}: {len(halving.alive)} variants go on; stopped: {', '.join(out)}", file=sys.stderr)
+
+    def _train(
+        self,
+        workers: Executor,
+        job: SweepJob,
+        pairs: Sequence[tuple[str, int]],
+        *,
+        until: int | None,
+        fuse: bool,
+        bar: Any,
+    ) -> None:
+        """Train runs to an epoch, or to their end."""
+        in_process = self.engine.in_process
+        receipts = None if in_process else ReceiptFile(receipts_path(self.experiment), run="sweep")
+        left = [pair for pair in pairs if pair not in self.results and pair not in self.failures]
+        groups = run_groups(self.experiment, left, fuse=fuse, num_workers=workers.num_workers())
+        peaks = {} if in_process else _planned_peaks(self.experiment, self.job.device)
+        tasks = {}
+        for number, group in enumerate(groups):
+            known = peaks.keys() >= set(group.names)
+            peak = sum(peaks[name] for name in group.names) if known else 0
+            rung = "" if until is None else f", to epoch {until}"
+            task = Task(
+                name=f"seed {group.seed}, group {number}{rung}", given=replace(group, until=until), memory_bytes=peak
+            )
+            tasks[task.name] = task
+        for receipt in workers.run(job, list(tasks.values())):
+            if receipts is not None:
+                receipts.add(receipt)
+            group = tasks[receipt.task].given
+            self._record(group, receipt)
+            ended = [(name, group.seed) for name in group.names]
+            bar.update(sum(pair in self.results or pair in self.failures for pair in ended))
 
     def _record(self, group: RunGroup, receipt: Receipt) -> None:
         """Record each run of a group as finished or failed: a run is finished if its folder says so."""
@@ -148,9 +240,15 @@ class _Sweep:
         reasons = receipt.result.get("failures", {})
         for name in group.names:
             folder = RunFolder(self.experiment.runs / name / f"seed{group.seed}")
-            reason = reasons.get(name) or ("" if self._is_trained(folder, name, group.seed) else receipt.error)
+            trained = self._is_trained(folder, name, group.seed)
+            reason = reasons.get(name) or ("" if trained else receipt.error)
             if reason:
                 self.failures[name, group.seed] = reason
+                if name in receipt.result.get("locked", ()) or receipt.kind == RunLockedError.__name__:
+                    self.locked.add((name, group.seed))
+                continue
+            trains = self._folder(name, group.seed)
+            if not trained and not trains.done and (group.until is not None or read_stopped(trains)):
                 continue
             try:
                 how, notes = receipt.result.get("how", {}), receipt.result.get("notes", {})

@@ -27,10 +27,12 @@ class RunGroup:
     Args:
         seed: of all of them.
         names: of their variants.
+        until: epochs after which they wait for a later call; None for to the end.
     """
 
     seed: int
     names: tuple[str, ...]
+    until: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -67,12 +69,13 @@ class SweepJob:
 
         Returns:
             `how`, what was done for each run by its variant's name; `notes`, what could not be compared of those that
-            were finished before; `failures`, the reason of each that failed.
+            were finished before; `failures`, the reason of each that failed; `locked`, those that another process has.
 
         Raises:
             RunLockedError: another process is training one of them, and they are not skipped.
         """
         failures: dict[str, str] = {}
+        locked: list[str] = []
         with ExitStack() as stack:
             stack.enter_context(torch_threads())
             stack.enter_context(exact_float32())
@@ -83,7 +86,8 @@ class SweepJob:
                     if isinstance(error, RunLockedError) and not self.skip_locked:
                         raise
                     failures[name] = str(error)
-            return self._train(given, failures)
+                    locked += [name] * isinstance(error, RunLockedError)
+            return {**self._train(given, failures), "locked": locked}
 
     def _train(self, group: RunGroup, failures: dict[str, str]) -> dict[str, Any]:
         how: dict[str, RunOutcome] = {}
@@ -101,6 +105,7 @@ class SweepJob:
             if isinstance(opened, RunResult):
                 notes[name] = list(opened.notes)
             else:
+                opened.pause_after = group.until
                 lockstep.setdefault(group_key(opened), []).append(opened)
         for trainers in lockstep.values():
             failures.update(self._train_together(trainers))

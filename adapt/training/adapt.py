@@ -30,6 +30,7 @@ from .experiment_context import ExperimentContext
 from .failures import failures_recorded, raised_in_one_line
 from .run_data import collect_data, earlier_digests
 from .run_folder import RunFolder, RunOutcome
+from .stopped_runs import clear_stopped, read_stopped
 from .trainer import Trainer
 
 OnMissing = Literal["error", "compute"]
@@ -136,6 +137,8 @@ def adapt(
         with raised_in_one_line(folder), failures_recorded(folder) if processes.leads else nullcontext():
             trainer.fit(show_progress=progress and processes.leads)
         processes.wait()  # until the result is written
+        if stopped := read_stopped(trainer.folder):
+            raise RunError(f"{trainer.folder.path}: {stopped.line}; the same command goes on from there")
         return result_of(folder, how=trainer.how)
 
 
@@ -206,6 +209,10 @@ def open_trainer(
     if folder.done:
         notes = compare_finished(context, chosen, folder, live=live) if leads else ()
         return result_of(folder, how="kept", notes=notes)
+    if leads:
+        clear_stopped(folder)
+        if point := context.experiment.points.get(variant):
+            folder.write_json("search.json", point.to_json())
     if settings.num_threads and torch.device(context.device).type == "cpu":
         torch.set_num_threads(settings.num_threads)
     begun = folder.data() if folder.status == "unfinished" else None

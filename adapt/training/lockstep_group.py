@@ -49,7 +49,7 @@ class Outcome:
 
 
 def train_together(trainings: Sequence[Trainer], *, progress: bool = True) -> Outcome:
-    """Train a group of one data order to the end; each leaves when it has ended, or fails, and the rest go on.
+    """Train a group of one data order to the end; each leaves when it has ended, pauses or fails, and the rest go on.
 
     Args:
         trainings: of one context, equal in `group_key`; those that were interrupted go on from their checkpoints.
@@ -131,15 +131,17 @@ class _Group:
         lead = self.members[0]
         label = f"{self.size} variants, seed {lead.seed}"
         each = lead.data.questions_per_epoch
-        total = each * max(t.settings.epochs for t in self.members)
+        total = each * max(min(t.settings.epochs, t.pause_after or t.settings.epochs) for t in self.members)
         first = each * min(t.progress.epoch for t in self.members)
         with tqdm(total=total, initial=first, desc=label, unit=" questions", disable=not self.progress) as bar:
             bar.set_postfix_str(lead.last_validation, refresh=False)  # of a run that goes on
             self._finish([t for t in self.members if t.ended])
+            self.members = [t for t in self.members if not t.paused]
             while self.members:
                 epoch = min(t.progress.epoch for t in self.members)  # after a kill, some may be an epoch behind
                 self._epoch([t for t in self.members if t.progress.epoch == epoch], epoch, bar)
                 self._finish([t for t in self.members if t.ended])
+                self.members = [t for t in self.members if not t.paused]
         return self.outcome
 
     def _shared_by(self, active: Sequence[Trainer]) -> SharedBatches:

@@ -10,6 +10,9 @@ runs/<experiment>/<variant>/seed<k>/
     result.json         accuracy by question type; written last: its presence says that the run is done
     checkpoint/         the state after the last epoch, while the run is not done
     error.txt           message and traceback of the last error, until the run goes on
+    search.json         the grid's or random search's values of this run's variant
+    stop.json           a request to end the run after the epoch in hand
+    stopped.json        who ended the run early, when and why, until it goes on
     retrain/            a run that is trained in place of this one, while it is not done
 """
 

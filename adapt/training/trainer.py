@@ -41,6 +41,7 @@ from .run_data import RunData, collect_data
 from .run_folder import RunFolder, RunOutcome
 from .run_recorder import RunRecorder, epoch_line
 from .step_losses import StepLosses
+from .stopped_runs import Stopped, stop_is_requested, write_stopped
 
 
 class Trainer:
@@ -61,6 +62,7 @@ class Trainer:
         run_data: what the run is trained on.
         how: whether it is trained from its beginning, or resumed.
         progress: epochs and steps done, the best epoch, the records of all epochs.
+        pause_after: epochs after which the run waits for a later call, its checkpoint saved; None for to the end.
         own_seconds: time spent in `own_random_stream` since the epoch, or the final evaluation, began.
 
     Raises:
@@ -117,6 +119,8 @@ class Trainer:
             self.processes,
             StepLosses(self.label, context.device),
         )
+        self.pause_after: int | None = None
+        self._stop_requested = False
         self.own_seconds = 0.0
         self._labels = {answer: index for index, answer in enumerate(self.classes)}
         self._flops: dict[str, int] | None = None  # of the final evaluation's first batch
@@ -156,7 +160,7 @@ class Trainer:
             self.own_random_stream(),
         ):
             bar.set_postfix_str(self.last_validation, refresh=False)
-            while not self.ended:
+            while not (self.ended or self.paused):
                 started = time.perf_counter()
                 self.begin_epoch()
                 for index, batch in enumerate(self.train_batches()):
@@ -166,6 +170,8 @@ class Trainer:
                 predictions = self.evaluate("val")
                 self.end_epoch(predictions, seconds=time.perf_counter() - started)
                 bar.set_postfix_str(self.last_validation)
+            if self.paused:
+                return
             started = time.perf_counter()
             self.load_best_weights()
             predictions = self.evaluate(self.data.final_split)
@@ -176,6 +182,12 @@ class Trainer:
         """Whether no epoch is left: all are done, or validation has not improved for `patience` of them."""
         out_of_patience = 0 < self.settings.patience <= self.progress.epoch - self.progress.best_epoch
         return self.progress.epoch >= self.settings.epochs or out_of_patience
+
+    @property
+    def paused(self) -> bool:
+        """Whether the run is not trained on in this call though epochs are left: see `pause_after`, `request_stop`."""
+        at_pause = self.pause_after is not None and self.progress.epoch >= self.pause_after
+        return not self.ended and (at_pause or self._stop_requested)
 
     @property
     def last_validation(self) -> str:
@@ -321,6 +333,16 @@ class Trainer:
             self.recorder.record_epoch()
             with self.own_random_stream():  # the checkpoint keeps this stream's state
                 self.checkpointer.save(self.progress, self.best)
+        self._look_for_request()
+
+    def _look_for_request(self) -> None:
+        """See whether somebody asked for the run's early end; all processes together."""
+        self._stop_requested = any(self.processes.gather([self.processes.leads and stop_is_requested(self.folder)]))
+        if self._stop_requested and not self.ended and self.processes.leads:
+            epochs = f"after epoch {self.progress.epoch} of {self.settings.epochs}"
+            write_stopped(
+                self.folder, Stopped(by="request", epoch=self.progress.epoch, reason=f"talik runs stop, {epochs}")
+            )
 
     def load_best_weights(self) -> None:
         """Take the best epoch's weights, for the final evaluation."""
