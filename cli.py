@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .commands import data, demo, encoders, extraction, runs, store, training
+from .commands import data, demo, encoders, extraction, run_list, runs, store, training
 from .commands.usage import EXIT_CODES, run_command_line
 
 app = typer.Typer(
@@ -18,7 +18,7 @@ app = typer.Typer(
 )
 for commands in (data, extraction, training, runs):
     app.add_typer(commands.app)
-for name, group in (("demo", demo), ("store", store), ("encoders", encoders)):
+for name, group in (("runs", run_list), ("demo", demo), ("store", store), ("encoders", encoders)):
     app.add_typer(group.app, name=name)
 
 

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from ..errors import SettingsError
-from .options import AllowMissing, Device, EngineName, ExperimentPath, Jobs, OnMissing, Quiet
-from .printing import say_device
+from .options import AllowMissing, AsJson, Device, EngineName, ExperimentPath, Jobs, OnMissing, Quiet
+from .printing import say_device, show
 from .usage import Command
 
 app = typer.Typer()
@@ -79,11 +79,15 @@ def sweep(
         bool,
         typer.Option("--retrain", help="Train anew the runs of other settings or data; each stays until then."),
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Train nothing; list the runs, their groups, rungs and planned time.")
+    ] = False,
     allow_missing: AllowMissing = False,
     on_missing: OnMissing = "error",
     device: Device = "auto",
     engine: EngineName = None,
     jobs: Jobs = None,
+    as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Train every variant with every seed, those that see the same batches in lockstep; what is done stays done."""
@@ -95,6 +99,12 @@ def sweep(
     workers = with_engine(loaded.extraction.engine, engine, jobs)
     names = None if variants is None else [name.strip() for name in variants.split(",") if name.strip()]
     counted = None if seeds is None else tuple(range(seeds))
+    if dry_run:
+        from ..adapt.sweep.dry_run import outline
+
+        outlined = outline(loaded, variants=names, seeds=counted, fuse=fuse, engine=workers)
+        show(outlined.lines(), outlined.to_json(), as_json=as_json)
+        return
     result = run(
         loaded,
         variants=names,
@@ -107,12 +117,13 @@ def sweep(
         engine=workers,
         retrain=retrain,
     )
-    for done in result.runs:
-        typer.echo(f"{done.folder}: {done.how}, accuracy {100 * done.accuracy:.2f} %")
+    lines = [f"{done.folder}: {done.how}, accuracy {100 * done.accuracy:.2f} %" for done in result.runs]
+    lines += [f"{folder}: {stopped.line}" for folder, stopped in result.stopped]
+    show(lines, result, as_json=as_json)
     for note, count in Counter(note for done in result.runs for note in done.notes).items():
         typer.echo(f"{count} of {len(result.runs)} runs: {note}", err=True)
     for name, reason in result.retried:
-        typer.echo(f"{name} was begun again: {reason}")
+        typer.echo(f"{name} was begun again: {reason}", err=True)
     for name, reason in result.failures:
         typer.echo(f"failed {name}: {reason}", err=True)
     if result.failures:

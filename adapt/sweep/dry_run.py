@@ -23,7 +23,7 @@ class OutlinedGroup:
 
     Attributes:
         seed: of all of them.
-        runs: what there is of each, by its variant: "new", "epoch 2 of 8", "finished", "stopped by halving after epoch 1".
+        runs: what there is of each, by its variant: "new", "epoch 2 of 8", "finished" or who stopped it.
         batches: the settings that the members share; "" of one that is trained alone.
         seconds: of training all of them from the beginning, by the plan; None where it does not know one of them.
     """

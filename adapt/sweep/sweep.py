@@ -7,7 +7,7 @@ numbers. An executor distributes the groups: over this process, several of this 
 from __future__ import annotations
 
 import json
-import sys
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +30,8 @@ from ..training.stopped_runs import Stopped, read_stopped, stop_is_requested, wr
 from .halving import Halving, num_epochs, trained_folder
 from .run_list import recorded_sweep
 from .worker import RunGroup, SweepJob
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +104,8 @@ def sweep(
     device = chosen_device(device, engine=chosen)
     if progress:
         say_device(device, chosen)
-        for note in experiment.notes:
-            tqdm.write(note, file=sys.stderr)
+    for note in experiment.notes:
+        _log.info(note)
     if not live:
         fill_store(experiment, on_missing, device=device, progress=progress)
     job = SweepJob(experiment=experiment, live=live, device=device, retrain=retrain)
@@ -153,7 +155,7 @@ class _Sweep:
                     break
                 self._train(workers, job, alive, until=until, fuse=fuse, bar=bar)
                 if halving is not None and until is not None:
-                    self._halve(halving, until, progress=progress)
+                    self._halve(halving, until)
             bar.update(max(0, len(pairs) - bar.n))
         self._alive(pairs, halving)
         failures = [
@@ -189,7 +191,7 @@ class _Sweep:
                 found.append((name, seed))
         return found
 
-    def _halve(self, halving: Halving, rung: int, *, progress: bool) -> None:
+    def _halve(self, halving: Halving, rung: int) -> None:
         busy = [f"{n}/seed{s}" for (n, s), reason in self.failures.items() if (n, s) in self.locked]
         if busy:
             raise RunLockedError(
@@ -197,8 +199,8 @@ class _Sweep:
                 "when it has ended"
             )
         out = halving.decide(rung, failed=set(self.failures))
-        if out and progress:
-            tqdm.write(f"epoch {rung}: {len(halving.alive)} variants go on; stopped: {', '.join(out)}", file=sys.stderr)
+        if out:
+            _log.info("epoch %d: %d variants go on; stopped: %s", rung, len(halving.alive), ", ".join(out))
 
     def _train(
         self,
