@@ -66,10 +66,13 @@ def report(
     ] = None,
     out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("report"),
     skip_unfinished: Annotated[bool, typer.Option("--skip-unfinished", help="Leave unfinished runs out.")] = False,
+    every_point: Annotated[
+        bool, typer.Option("--every-point", help="Show all points of a search on test, not its choice on validation.")
+    ] = False,
 ) -> None:
     """Write the table of finished runs, with what it cost: Markdown, LaTeX, CSV, JSON, figures and one HTML page."""
     from ..adapt.report.write import report as write
 
-    files = write(runs, out=out, baseline=baseline, skip_unfinished=skip_unfinished)
+    files = write(runs, out=out, baseline=baseline, skip_unfinished=skip_unfinished, every_point=every_point)
     for line in (*files.notes, "", files.text, *files.costs.lines(), str(files.html)):
         typer.echo(line)

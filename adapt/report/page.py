@@ -81,6 +81,7 @@ def to_html(
     notes: Sequence[str],
     blind: Mapping[str, str] | None,
     clips: Sequence[ShownClip],
+    tried: tables_text.Cells | None = None,
 ) -> str:
     """Render page.html.jinja.
 
@@ -90,6 +91,7 @@ def to_html(
         title: of the page. notes: paragraphs above everything.
         blind: the baseline's answers by question id, where the table has its row.
         clips: clips to show; each must have questions among the predictions.
+        tried: the table of what searches tried and what was stopped early.
 
     Raises:
         SettingsError: a clip without a question.
@@ -111,6 +113,7 @@ def to_html(
         formats=formats,
         method=method_note(table),
         costs=costs,
+        tried=tried,
         figures=figures,
         gates=_shown_gates(variants, table.labels, clips),
         clips=[(shown, _answers(shown.clip_id, variants, blind)) for shown in clips],

@@ -10,12 +10,15 @@ from typing import Any
 
 from ...cache.atomic_io import write_file
 from ...errors import RunError, SettingsError, unknown_name
+from ..training.run_folder import RunFolder
+from ..training.stopped_runs import read_stopped
 from .costs import CostTable, make_cost_table
 from .dataset import ShownClip, find_data_set, some_clips
 from .figures import make_figures
 from .notes import make_notes
 from .page import method_note, to_html
 from .runs import Run, find_runs, group_by_variant, is_finished, read_run
+from .search import summarise_search
 from .statistics import MeanInterval
 from .table import BLIND, Table, build_table
 from .tables_text import (
@@ -68,9 +71,13 @@ def report(
     notes: Sequence[str] = (),
     title: str | None = None,
     skip_unfinished: bool = False,
+    every_point: bool = False,
     resamples: int = 10_000,
 ) -> ReportFiles:
     """Build the tables and figures of finished runs and write them to `out` in every format.
+
+    Of a grid or a random search the point with the best validation is a row of the table; what else was tried is
+    listed with its validation, and so are runs that were stopped early.
 
     Args:
         run_folders: run folders, or folders above them (a variant's, an experiment's).
@@ -88,6 +95,7 @@ def report(
         title: of the page; the experiments' names where absent.
         skip_unfinished: rather than stop, leave out unfinished runs, and names in `order`, `labels` and `comparisons`
             that no finished run has; a note says which.
+        every_point: show all finished points of a search on test.
         resamples: of the bootstrap.
 
     Example:
@@ -100,6 +108,8 @@ def report(
         SettingsError: names in `order`, `labels`, `comparisons`, `baseline` or `clips` that the runs do not have.
     """
     folders = find_runs(run_folders)
+    stopped = [folder for folder in folders if read_stopped(RunFolder(folder)) is not None]
+    folders = tuple(folder for folder in folders if folder not in stopped)
     left_out = [folder for folder in folders if skip_unfinished and not is_finished(folder)]
     variants = group_by_variant(read_run(folder) for folder in folders if folder not in left_out)
     order, labels = list(order or ()), dict(labels or {})
@@ -118,7 +128,14 @@ def report(
     for name in order:
         if name not in variants:
             raise SettingsError(unknown_name("variant in order", name, variants))
-    variants = {name: variants[name] for name in dict.fromkeys([*order, *variants])}
+    shown = {*order, *labels, *(name for pair in pairs or () for name in pair), baseline or ""}
+    variants, search = summarise_search(
+        {name: variants[name] for name in dict.fromkeys([*order, *variants])},
+        stopped,
+        named=shown,
+        every_point=every_point,
+    )
+    notes = (*notes, *search.notes())
     if variants:
         first = next(iter(variants.values()))[0]
         data = find_data_set(first)
@@ -131,7 +148,10 @@ def report(
     experiments = dict.fromkeys(run.experiment for runs in variants.values() for run in runs)
     title = title or f"talik: {', '.join(experiments)}"
     figures = make_figures(table, variants, costs)
-    page = to_html(table, variants, costs, figures, title=title, notes=notes, blind=blind, clips=list(clips or ()))
+    tried = search.cells()
+    page = to_html(
+        table, variants, costs, figures, title=title, notes=notes, blind=blind, clips=list(clips or ()), tried=tried
+    )
     out = Path(out)
     files = ReportFiles(
         markdown=out / "report.md",
@@ -150,8 +170,10 @@ def report(
     method = f"\n{method_note(table)}\n" if table.comparisons else ""
     cost_lines = "\n".join([cells_to_markdown(cost_table_cells(costs, table.labels)), *costs.lines()])
     values = _as_json(table, variants, costs, title=title, notes=notes)
+    values["tried"] = [one.to_json() for one in search.tried]
+    tried_lines = "" if tried is None else f"\n{cells_to_markdown(tried)}"
     contents: dict[Path, str | bytes] = {
-        files.markdown: f"{quoted}\n{to_markdown(table)}{method}\n{cost_lines}\n",
+        files.markdown: f"{quoted}\n{to_markdown(table)}{method}{tried_lines}\n{cost_lines}\n",
         files.latex: to_latex(table),
         files.csv: to_csv(table),
         files.comparisons_csv: comparisons_to_csv(table),
