@@ -98,6 +98,21 @@ class Selection(nn.Module):
             gates[modality] = gate if modality == "text" else gate.unsqueeze(2)
         return gates
 
+    @torch.no_grad()
+    def largest_gate_change(self) -> float:
+        """Return a bound on how far any gate can be from 1 on any input, from the weights alone; 0 to 1.
+
+        What the gates' weights W multiply is a layer norm's output γ·n + β with ‖n‖ ≤ √d, so that a gate's argument is
+        at most s(‖W γ‖·√d + |W β + b|).
+        """
+        gamma, beta = self.out_norm.weight, self.out_norm.bias
+        bounds = [
+            (linear.weight * gamma).norm(dim=1) * len(gamma) ** 0.5 + (linear.weight @ beta + linear.bias).abs()
+            for linear in self.gate.values()
+            if isinstance(linear, nn.Linear)
+        ]
+        return float(torch.tanh(self.scale * torch.cat(bounds).max())) if bounds else 0.0
+
     def _line(self, triple: Triple) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         parts, masks, places = [], [], {}
         length = 0

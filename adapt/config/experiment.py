@@ -125,15 +125,18 @@ def _left_to_the_run() -> Iterator[None]:
 
 @settings_class
 class LogSettings:
-    """Loggers of a run's numbers beside metrics.jsonl.
+    """Loggers of a run's numbers beside metrics.jsonl, and when a run that learns nothing is spoken of.
 
     Args:
         tensorboard: write events for TensorBoard into the run's folder, tensorboard/.
         wandb: the Weights & Biases project to log to; "" for none. WANDB_MODE=offline is honoured.
+        warn_after: epochs after which a line is printed, once a run, where validation has not left the blind baseline,
+            the training loss is flat, or all gates are one; 0 for never.
     """
 
     tensorboard: bool = False
     wandb: str = ""
+    warn_after: CountOrZero = 3
 
 
 @settings_class

@@ -11,6 +11,7 @@ import torch
 
 from ...cache.feature_store import FeatureStore
 from ...errors import ManifestError, SettingsError
+from ...extract.datasets.describe import blind_baseline, fraction_correct, most_frequent_label
 from ...extract.datasets.load import load_manifest
 from ...extract.datasets.types import Manifest, Question
 from ...extract.encoders.encoder import Encoder
@@ -63,6 +64,22 @@ class ExperimentContext:
         if not manifest.answers:
             raise ManifestError(f"{manifest.root}: no answers in the data set; expected at least one question with one")
         return manifest
+
+    @cached_property
+    def blind_validation(self) -> float | None:
+        """The share of the validation questions that the blind baseline answers right, 0 to 1; None where it has none.
+
+        Of clips whose segments are labelled, the share of segments that are of train's most frequent class.
+        """
+        manifest = self.manifest
+        if not {"train", "val"} <= {*manifest.splits}:
+            return None
+        questions = manifest.split("val")
+        if all(q.labels for q in manifest.questions):
+            label = most_frequent_label(manifest)
+            labels = [found for q in questions for found in q.labels]
+            return labels.count(label) / len(labels)
+        return fraction_correct(questions, blind_baseline(manifest, "val"))
 
     @property
     def classes(self) -> tuple[str, ...]:

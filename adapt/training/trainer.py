@@ -7,6 +7,7 @@ frozen encoders and the batches, nothing else.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -42,6 +43,9 @@ from .run_folder import RunFolder, RunOutcome
 from .run_recorder import RunRecorder, epoch_line
 from .step_losses import StepLosses
 from .stopped_runs import Stopped, stop_is_requested, write_stopped
+from .watch import TrainingWatch
+
+_log = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -136,6 +140,8 @@ class Trainer:
         self.how: RunOutcome = fresh if restored is None else "resumed"
         if self.model.adapter is not None:
             self.model.adapter.begin_training(settings.epochs * self.data.steps_per_epoch)
+        warn_after = context.experiment.log.warn_after
+        self._watch = TrainingWatch(after=warn_after, blind=lambda: context.blind_validation, model=self.model)
         self.recorder = RunRecorder(
             folder,
             name=f"{context.experiment.name}/{self.label}",
@@ -330,6 +336,8 @@ class Trainer:
             with self.averaged():
                 self.best = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
         if self.processes.leads:
+            for line in self._watch.look(self.progress.history):
+                _log.warning("%s: %s", self.label, line)
             self.recorder.record_epoch()
             with self.own_random_stream():  # the checkpoint keeps this stream's state
                 self.checkpointer.save(self.progress, self.best)
