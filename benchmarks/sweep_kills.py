@@ -88,7 +88,7 @@ adapter = {{{{ kind = "norm" }}}}
 train = {{{{ batch_size = 32 }}}}
 """
 #: What tells time, or depends on when a sweep was killed, and is no part of a result.
-TIMES = {"seconds", "costs", "together"}
+TIMES = {"seconds", "costs", "together", "time"}
 
 
 @dataclass

@@ -39,3 +39,10 @@ def test_what_differs_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (run / "adapter.safetensors").write_text("v")
     kills.look(tmp_path, whole, seen)
     assert seen.faults == ["after 0 kills: probe/seed0/adapter.safetensors of a finished run differs"]
+
+
+def test_a_sweep_with_halving_killed_four_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    seen = importlib.import_module("halving").killed_sweeps(tmp_path, kills=4, seed=2)
+    assert seen.faults == []
+    assert (seen.killed, seen.finished > 0) == (4, True)

@@ -70,8 +70,8 @@ def test_the_bound_of_the_gates_holds_on_any_input_and_is_zero_at_first() -> Non
     assert watch.look(epochs([1.0], [0.5])) == []  # the gates have moved
     watch = TrainingWatch(after=1, blind=lambda: None, model=nn.ModuleList([selection()]))  # type: ignore[arg-type]
 
-
-XX
+    (line,) = watch.look(epochs([1.0], [0.5]))
+    assert line.startswith("after epoch 1 every gate is within 0 % of 1")
 
 
 def test_a_run_that_learns_nothing_says_so(extracted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
