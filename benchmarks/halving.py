@@ -1,6 +1,6 @@
 """Successive halving beside the full sweep: is the winner the same, how long does each take, and what do kills change?
 
-    python benchmarks/halving.py FOLDER [--clips 40] [--epochs 8] [--seeds 10] [--kills 20] [--output benchmarks/halving.md]
+    python benchmarks/halving.py FOLDER [--clips 40] [--epochs 8] [--seeds 10] [--kills 20] [--output PAGE.md]
 
 A grid of 24 probes (which modalities the head reads, its learning rate) on the clips and encoders of `talik demo`, each
 seed a sweep of its own: all variants to their end, and with halving at the rungs 1, 2 and 4. The winner has the best
