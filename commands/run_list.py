@@ -1,4 +1,4 @@
-"""The commands of runs under training: `runs` lists them, `runs stop` ends one early."""
+"""The commands of runs under training: `runs` lists them, `stop` ends one early, `extend` trains one for longer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from .options import AsJson, RunPath
+from .options import AsJson, Device, Places, Quiet, RunPath
 from .printing import show
 from .usage import Command
 
@@ -23,7 +23,9 @@ class _ListByDefault(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-app = typer.Typer(cls=_ListByDefault, help="List runs with state, epoch, validation and time left; stop one.")
+app = typer.Typer(
+    cls=_ListByDefault, help="List runs with state, epoch, validation and time left; stop one, or train it for longer."
+)
 
 
 @app.command("list", cls=Command)
@@ -46,3 +48,24 @@ def stop(run: RunPath) -> None:
     from ..adapt.sweep.run_list import stop_run
 
     typer.echo(stop_run(run))
+
+
+@app.command(cls=Command)
+def extend(
+    run: RunPath,
+    epochs: Annotated[int, typer.Option(min=1, help="How many more.")],
+    experiment: Places = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Train a finished run for more epochs: a new run from its weights, with a schedule of its own; it stays itself.
+
+    More seeds of all variants: `talik sweep --seeds`. A run that has not ended goes on with `talik adapt`.
+    """
+    from ..adapt.sweep.run_list import extend_run
+
+    done = extend_run(run, epochs=epochs, device=device, progress=not quiet, places=experiment)
+    typer.echo(
+        f"{done.folder}: {done.how}, from the weights of {run}, {epochs} epochs with a schedule of their own, accuracy "
+        f"{100 * done.accuracy:.2f} %"
+    )

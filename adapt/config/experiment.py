@@ -99,6 +99,8 @@ class VariantSettings:
             inside units it names the units, each by the boundary before it.
         placement: "between" adds at the boundary; "parallel" computes from a unit's input and adds to its output.
         train: keys of [train] that differ for this variant.
+        start_from: a variant of the same adapter, whose finished run of the same seed gives the first weights; the
+            learning rates' schedule is this variant's own, from its beginning. "" to start anew.
     """
 
     name: str
@@ -106,6 +108,7 @@ class VariantSettings:
     insertion: str | tuple[float, ...] | dict[str, str | tuple[int | float, ...]] | None = None
     placement: Literal["between", "parallel"] = "between"
     train: dict[str, Any] = field(default_factory=dict)
+    start_from: str = ""
 
     def __post_init__(self) -> None:
         if not self.name or any(c in self.name for c in "/\\ \t\n") or self.name.startswith("."):

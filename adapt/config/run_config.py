@@ -56,6 +56,8 @@ def run_config(experiment: Experiment, variant: VariantSettings, train: TrainSet
     config["adapter"] = to_mapping(variant.adapter)
     config["insertion"] = to_mapping(variant.insertion if variant.insertion is not None else "none")
     config["placement"] = variant.placement
+    if variant.start_from:
+        config["start_from"] = variant.start_from
     return config
 
 
@@ -141,6 +143,8 @@ def experiment_from_config(config: Mapping[str, Any], *, base: Path) -> tuple[Ex
     variant = {"name": config["variant"], "adapter": config["adapter"], "placement": config["placement"]}
     if config["insertion"] != "none":
         variant["insertion"] = config["insertion"]
+    if "start_from" in config:
+        variant["start_from"] = config["start_from"]
     path = base / f"{config['experiment']}.toml"
     experiment = experiment_from_tables({**tables, "variants": [variant]}, path=path)
     return experiment, experiment.variants[0]

@@ -21,7 +21,7 @@ _EVERY_BLOCK = {"lavish": "LAVISH", "dgsct": "DG-SCT"}
 def make_notes(table: Table, variants: Mapping[str, Sequence[Run]]) -> tuple[str, ...]:
     """Write the notes that apply to these runs, most important first; each is one sentence or two."""
     notes = [_size(table), *_doubts(table), _other_training(table, variants), _other_data(table, variants)]
-    notes += [_unknown_data(table, variants), _other_insertion(table, variants)]
+    notes += [_unknown_data(table, variants), _other_insertion(table, variants), _first_weights(table, variants)]
     return tuple(note for note in notes if note)
 
 
@@ -109,3 +109,13 @@ def _other_insertion(table: Table, variants: Mapping[str, Sequence[Run]]) -> str
             places = f"{run.insertions} place{'s' * (run.insertions > 1)} of {run.num_units}"
             told.append(f"{table.labels[name]} sits at {places}, {paper} as published at every block")
     return f"Not where their papers have them: {'; '.join(told)}." if told else ""
+
+
+def _first_weights(table: Table, variants: Mapping[str, Sequence[Run]]) -> str:
+    """Name variants that began with another run's weights: they were trained for longer than their settings say."""
+    told = [
+        f"{table.labels[n]} from {r.config['start_from']}"
+        for n, (r, *_) in variants.items()
+        if "start_from" in r.config
+    ]
+    return f"Started from the weights of another run, with a schedule of their own: {'; '.join(told)}." if told else ""

@@ -16,6 +16,7 @@ from ...cache.atomic_io import make_folder
 from ...cache.file_locks import LocksUnsupportedError, open_locked, owner
 from ...errors import RunError
 from ..config.experiment import load_experiment
+from ..training.adapt import RunResult, adapt
 from ..training.run_folder import RunFolder, writing
 from ..training.stopped_runs import Stopped, read_stopped, request_stop, stop_is_requested, write_stopped
 
@@ -128,6 +129,38 @@ def stop_run(run: Path | str) -> str:
     epoch = _history(folder.path)[-1]["epoch"] if _history(folder.path) else 0
     write_stopped(folder, Stopped(by="request", epoch=epoch, reason="talik runs stop, while nobody trained it"))
     return f"{folder.path}: stopped after epoch {epoch}; nobody was training it"
+
+
+def extend_run(
+    run: Path | str, *, epochs: int, device: str = "auto", progress: bool = True, places: Path | str | None = None
+) -> RunResult:
+    """Train a finished run for more epochs: a new run beside it, with a schedule of its own, from its best weights.
+
+    The learning rates of the finished run have come to zero, so that its schedule cannot go on; the new run warms up
+    and decays anew over `epochs`. The old one stays as it is. Called again, an unfinished extension goes on.
+
+    Args:
+        run: the finished run's folder.
+        epochs: how many more.
+        device: where it runs; "auto" is a GPU where there is one.
+        progress: show tqdm bars.
+        places: an experiment's file that says where data set, encoders and store lie now.
+
+    Raises:
+        RunError: the run has not ended; talik adapt goes on with it.
+    """
+    folder = RunFolder(run)
+    folder.check_done()
+    seed = int(folder.config()["seed"])
+    experiment, variant = folder.experiment(places=places)
+    longer = replace(
+        variant,
+        name=f"{variant.name}+{epochs}-more",
+        start_from=variant.name,
+        train={**variant.train, "epochs": epochs},
+    )
+    experiment = replace(experiment, variants=(variant, longer))
+    return adapt(experiment, variant=longer.name, seed=seed, resume=True, device=device, progress=progress)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ...errors import RunError
 from ...extract.datasets.types import Question
 from ..config.experiment import LogSettings, TrainSettings, VariantSettings
 from ..config.run_config import run_config
@@ -30,7 +31,7 @@ from ..model.precision import Precision
 from ..model.registry import LOSSES, make_part
 from ..model.targets import labels_of, loss_of
 from ..scoring.predictions import Prediction, answer_batch
-from .adapter_files import save_adapter
+from .adapter_files import load_adapter, save_adapter
 from .checkpoint import Checkpointer, Progress
 from .data_order import DataOrder
 from .distributed import Processes
@@ -135,6 +136,8 @@ class Trainer:
         restored = self.checkpointer.load()
         if restored is not None:
             self._random.set_to_current()
+        elif variant.start_from:
+            self._take_weights_of(RunFolder(context.experiment.runs / variant.start_from / f"seed{seed}"))
         self.progress, self.best = restored or (Progress(), {})
         fresh: RunOutcome = "trained anew" if folder.replaces_another else "trained"
         self.how: RunOutcome = fresh if restored is None else "resumed"
@@ -182,6 +185,20 @@ class Trainer:
             self.load_best_weights()
             predictions = self.evaluate(self.data.final_split)
             self.finish(predictions, seconds=time.perf_counter() - started)
+
+    def _take_weights_of(self, other: RunFolder) -> None:
+        """Start from the best weights of another run, with its classes in the same order.
+
+        Raises:
+            RunError: it has not ended, or its weights are of another adapter, other encoders or other answers.
+        """
+        other.check_done()
+        answers = tuple(load_adapter(other, self.model)["answers"])
+        if answers != self.classes:
+            raise RunError(
+                f"{other.path}: has {len(answers)} answers, or another order of them, than {self.label} "
+                f"({len(self.classes)}); start_from wants a run on the same answers"
+            )
 
     @property
     def ended(self) -> bool:
