@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from ...config import Count, Positive, settings_class
 from ...errors import SettingsError, unknown_name
 from ...registry import Registry
+from ..media.clip_media import check_instants
 
 if TYPE_CHECKING:
     from .types import Manifest
@@ -79,6 +80,10 @@ class DataSettings:
         segments: the number T of time steps that a clip is cut into.
         stride_seconds: length of a segment, for segments of that length from the clip's beginning on, whatever its
             length (1.0: one frame a second); by default the T segments fill the clip.
+        instants: `centres` of the segments; or `first-to-last`: the first, the last and equally many frames between, of
+            those that FFmpeg's filter `fps` takes out at `instants_fps` (of a folder of frames, of all of them), and
+            windows of sound from the first sample to 0.1 s before the last. It is what LAVISH's loader does.
+        instants_fps: the frames a second among which `first-to-last` chooses.
         annotations: the folder of the annotation files, or for `manifest` the file; by default `annotations` in the
             root if there is one, else the root (`manifest.jsonl` or `manifest.csv` in the root for `manifest`).
         files: annotation file of each split where the names differ from `avqa-<split>.json`, for instance
@@ -99,6 +104,8 @@ class DataSettings:
         missing_picture: what a file without picture is: an error, or black.
         decoder: of pictures: `pyav`; `torchcodec`, where that package and FFmpeg's shared libraries are installed; or
             `nvdec`, torchcodec on the first GPU's own decoder. The states of another decoder are other states.
+        deinterlace: FFmpeg's filter that makes interlaced frames whole, `yadif` or `bwdif`; `off` leaves them with both
+            fields in each, as FFmpeg's command does.
         split: `official` as the files say, or `by-video`, which deals the same questions anew so that no clip is in
             two splits.
         seed: of the `by-video` split.
@@ -108,6 +115,8 @@ class DataSettings:
     root: str
     segments: Count = 10
     stride_seconds: Positive | None = None
+    instants: Literal["centres", "first-to-last"] = "centres"
+    instants_fps: Positive | None = None
     annotations: str | None = None
     files: dict[str, str | tuple[str, ...]] = field(default_factory=dict)
     release: Release | None = None
@@ -119,6 +128,7 @@ class DataSettings:
     missing_sound: Literal["error", "silence"] = "error"
     missing_picture: Literal["error", "black"] = "error"
     decoder: Literal["pyav", "torchcodec", "nvdec"] = "pyav"
+    deinterlace: Literal["off", "yadif", "bwdif"] = "off"
     split: Literal["official", "by-video"] = "official"
     seed: int = 0
 
@@ -127,6 +137,7 @@ class DataSettings:
             raise SettingsError(f"dataset: {unknown_name('data set', self.dataset, DATASETS.names())}")
         if not self.root:
             raise SettingsError("root: found an empty string, expected the folder that holds the media")
+        check_instants(self.instants, self.instants_fps, self.stride_seconds)
         if self.answers and self.dataset in _OWN_ANSWERS:
             raise SettingsError(f"answers: {self.dataset} has its own {_OWN_ANSWERS[self.dataset]}; leave this out")
         if self.files and self.dataset == "manifest":

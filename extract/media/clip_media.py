@@ -6,12 +6,35 @@ T: segments, F: frames, H: height, W: width, S: samples of a window.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import SettingsError
+from ...errors import SettingsError, unknown_name
+from .deinterlace import Deinterlace
+
+Instants = Literal["centres", "first-to-last"]
+"""Where in a clip its segments are looked at."""
+
+
+def check_instants(instants: str, fps: float | None, stride_seconds: float | None) -> None:
+    """Refuse settings of the instants that do not go together.
+
+    Raises:
+        SettingsError: they do not; with the key.
+    """
+    if instants not in get_args(Instants):
+        raise SettingsError(f"instants: {unknown_name('choice', instants, get_args(Instants))}")
+    if (instants == "centres") != (fps is None):
+        raise SettingsError(
+            "instants_fps: the frames a second among which 'first-to-last' chooses; set both instants and this, or none"
+        )
+    if fps is not None and not 0.0 < fps < float("inf"):
+        raise SettingsError(f"instants_fps: found {fps}, expected more than 0")
+    if instants != "centres" and stride_seconds is not None:
+        raise SettingsError("stride_seconds: 'first-to-last' goes over the whole clip; leave this or instants out")
+
 
 Decoder = Literal["pyav", "torchcodec", "nvdec"]
 
@@ -31,6 +54,9 @@ class SegmentSettings:
         missing_picture: what a file without picture gives: an error, or black.
         stride_seconds: length of a segment; None where the T segments fill the clip.
         decoder: of pictures: "pyav", "torchcodec" or "nvdec" (`torchcodec_frames`).
+        deinterlace: FFmpeg's filter that makes interlaced frames whole; "off" leaves them with both fields in each.
+        instants: whether segments are looked at in their centres, or from the first to the last frame (`instants.py`).
+        instants_fps: the rate of the frames among which the first and the last are; with "first-to-last".
     """
 
     num_segments: int
@@ -43,6 +69,14 @@ class SegmentSettings:
     missing_picture: Literal["error", "black"] = "error"
     stride_seconds: float | None = None
     decoder: Decoder = "pyav"
+    deinterlace: Deinterlace = "off"
+    instants: Instants = "centres"
+    instants_fps: float | None = None
+
+    @property
+    def frames_wanted(self) -> int:
+        """F."""
+        return self.num_frames or self.num_segments
 
     def __post_init__(self) -> None:
         if self.num_frames is not None and self.num_frames < 1:
@@ -63,6 +97,9 @@ class SegmentSettings:
             raise SettingsError(f"missing_sound: found {self.missing_sound!r}, expected 'error' or 'silence'")
         if self.missing_picture not in ("error", "black"):
             raise SettingsError(f"missing_picture: found {self.missing_picture!r}, expected 'error' or 'black'")
+        check_instants(self.instants, self.instants_fps, self.stride_seconds)
+        if self.deinterlace not in get_args(Deinterlace):
+            raise SettingsError(f"deinterlace: {unknown_name('filter', self.deinterlace, get_args(Deinterlace))}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +110,10 @@ class ClipMedia:
         frames: (F, H, W, 3) uint8 RGB as shown (F = T unless `num_frames` says otherwise); None without pictures, or
             where each was made into something else as it came.
         waveforms: (T, S) float32 mono in [-1, 1]; None without sound.
-        instants_seconds: (T,) float64, the segments' centres.
+        instants_seconds: (T,) float64, the segments' centres, or the instants of the frames from the first to the last.
         duration_seconds: from the first frame to the end of the last, or of a sound that goes on after it.
         prepared: what `each_frame` of `decode_segments` made of the F frames; None where it was not given.
-        notes: what of the file is not looked at, a line each.
+        notes: what of the file is not looked at, or not as a screen would show it, a line each.
     """
 
     frames: npt.NDArray[np.uint8] | None

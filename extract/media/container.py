@@ -118,8 +118,12 @@ def reopened(file: MediaFile) -> Iterator[MediaFile]:
 
 
 def open_container(path: Path) -> InputContainer:
-    """Open a local file as media; a file that names others (a playlist) cannot reach beyond local files."""
-    return av.open(f"file:{path}", mode="r", options={"protocol_whitelist": "file"}, metadata_errors="replace")
+    """Open a local file as media; a file that names others (a playlist) cannot reach beyond local files.
+
+    The name of a picture is that of one file, also where it looks like a pattern (a%03d.png).
+    """
+    options = {"protocol_whitelist": "file", "pattern_type": "none"}
+    return av.open(f"file:{path}", mode="r", options=options, metadata_errors="replace")
 
 
 @contextlib.contextmanager

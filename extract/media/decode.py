@@ -26,11 +26,13 @@ import numpy.typing as npt
 
 from ...errors import MediaError, SettingsError, name_item
 from .audio import read_sound
-from .clip_media import ClipMedia, Decoder, SegmentSettings
+from .clip_media import ClipMedia, Instants, SegmentSettings
 from .container import MediaFile, open_media
+from .deinterlace import Deinterlace
 from .extent import TAIL_SECONDS, Extent, film_extent, folder_extent, sound_begin
 from .frame_folder import FrameFolder, frame_files, read_frame_files
 from .geometry import Pixels
+from .instants import folder_instants, frame_instants, window_centres
 from .video import frame_times, read_frames, shown_at
 
 T = TypeVar("T")
@@ -40,6 +42,9 @@ FrameFunction = Callable[[Pixels], Any]
 
 #: Height and width of the black frames that stand for a picture that is not there.
 _BLACK_SIZE = (224, 224)
+
+#: The field of a ClipMedia without pictures.
+_NONE: dict[str, Any] = {"frames": None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +68,9 @@ def decode_clip(
     missing_sound: Literal["error", "silence"] = "error",
     missing_picture: Literal["error", "black"] = "error",
     stride_seconds: float | None = None,
+    deinterlace: Deinterlace = "off",
+    instants: Instants = "centres",
+    instants_fps: float | None = None,
 ) -> ClipMedia:
     """Decode F frames and T windows of sound of one file.
 
@@ -80,11 +88,17 @@ def decode_clip(
         missing_sound: whether a file without sound is an error, or silence.
         missing_picture: whether a file without picture is an error, or black.
         stride_seconds: length of a segment; None where the T segments fill the clip.
+        deinterlace: FFmpeg's filter that makes interlaced frames whole, "yadif" or "bwdif"; "off" leaves them with both
+            fields in each, as FFmpeg's command does.
+        instants: "centres" of the segments; or "first-to-last" of the frames that FFmpeg's filter `fps` takes out at
+            `instants_fps` (of a folder, of all frames), with windows of sound from the first sample to 0.1 s before the
+            last, as LAVISH's loader does.
+        instants_fps: see there.
 
     Returns:
         frames (F, H, W, 3) uint8 RGB or None, waveforms (T, S) float32 mono in [-1, 1] or None with S =
-        round(window_seconds * sample_rate_hz), the segments' centres (T,), the duration in seconds, and notes on what
-        of the file is not looked at.
+        round(window_seconds * sample_rate_hz), the segments' instants (T,), the duration in seconds, and notes on what
+        of the file is not looked at, or not as a screen would show it.
 
     Raises:
         MissingMediaError: no such file.
@@ -111,6 +125,9 @@ def decode_clip(
         missing_sound=missing_sound,
         missing_picture=missing_picture,
         stride_seconds=stride_seconds,
+        deinterlace=deinterlace,
+        instants=instants,
+        instants_fps=instants_fps,
     )
     return decode_segments(path if isinstance(path, FrameFolder) else Path(path), settings)
 
@@ -132,35 +149,37 @@ def decode_segments(
         _check_streams(file, settings)
         times = frame_times(file) if file.picture is not None else None
         extent = film_extent(file, times)
-        centres, shown = _instants(settings, extent.seconds)  # (T,), (F,)
+        instants = partial(frame_instants, settings, extent.seconds, extent.picture_seconds)
+        centres, shown = instants(parts=settings.num_segments), instants(parts=settings.frames_wanted)  # (T,), (F,)
+        notes = list(_notes(settings, extent))
+        frames = _frames(file, times, extent.begin + shown, settings, each_frame, notes) if settings.frames else _NONE
         return ClipMedia(
-            **_frames(file, times, extent.begin + shown, each_frame, settings.decoder)
-            if settings.frames
-            else {"frames": None},
-            waveforms=_waveforms(file, extent.begin + centres, settings) if settings.sound else None,
+            **frames,
+            waveforms=_waveforms(file, centres, extent.begin, settings) if settings.sound else None,
             instants_seconds=centres,
             duration_seconds=extent.seconds,
-            notes=tuple(_notes(settings, extent)),
+            notes=tuple(notes),
         )
 
 
 def _decode_folder(folder: FrameFolder, settings: SegmentSettings, each_frame: FrameFunction | None) -> ClipMedia:
     files = frame_files(folder.path)
     extent = folder_extent(folder, len(files))
-    centres, shown = _instants(settings, extent.seconds)  # (T,), (F,)
+    instants = partial(folder_instants, settings, extent.seconds, count=len(files), fps=folder.fps)
+    centres, shown = instants(parts=settings.num_segments), instants(parts=settings.frames_wanted)  # (T,), (F,)
     waveforms: npt.NDArray[np.float32] | None = None
     if settings.sound and folder.sound is not None:
         with open_media(folder.sound) as file:
             if file.sound is None:
                 raise file.error("no sound in it, though it stands for the sound of a folder of frames")
-            waveforms = _waveforms(file, sound_begin(file) + centres, settings)
+            waveforms = _waveforms(file, centres, sound_begin(file), settings)
     elif settings.sound:
         if settings.missing_sound == "error":
             raise MediaError(f"{folder.path}: no sound file beside it; add one, or set missing_sound to 'silence'")
         waveforms = _silence(settings)
     ordinals = shown_at(np.arange(len(files)) / folder.fps, shown)
     return ClipMedia(
-        **_kept(partial(read_frame_files, files, ordinals), each_frame) if settings.frames else {"frames": None},
+        **_kept(partial(read_frame_files, files, ordinals), each_frame) if settings.frames else _NONE,
         waveforms=waveforms,
         instants_seconds=centres,
         duration_seconds=extent.seconds,
@@ -176,16 +195,6 @@ def _notes(settings: SegmentSettings, extent: Extent) -> Iterator[str]:
         end = settings.stride_seconds * settings.num_segments
         if extent.seconds - end > max(TAIL_SECONDS, settings.stride_seconds / 2):
             yield f"only the first {end:g} s are looked at"
-
-
-def _instants(settings: SegmentSettings, duration: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return the segments' centres, (T,), and the instants of the frames, (F,), in seconds from the beginning."""
-    seconds = duration if settings.stride_seconds is None else settings.stride_seconds * settings.num_segments
-
-    def centres(parts: int) -> npt.NDArray[np.float64]:
-        return (np.arange(parts, dtype=np.float64) + 0.5) * (seconds / parts)
-
-    return centres(settings.num_segments), centres(settings.num_frames or settings.num_segments)
 
 
 def iter_media(
@@ -293,12 +302,15 @@ def _frames(
     file: MediaFile,
     times: npt.NDArray[np.float64] | None,
     instants: npt.NDArray[np.float64],
+    settings: SegmentSettings,
     each_frame: FrameFunction | None,
-    decoder: Decoder,
+    notes: list[str],
 ) -> dict[str, Any]:
     if times is None:
         return _kept(partial(_black_frames, len(instants)), each_frame)
-    return _kept(partial(read_frames, file, shown_at(times, instants), decoder=decoder), each_frame)
+    ordinals = shown_at(times, instants)
+    chosen = {"decoder": settings.decoder, "deinterlace": settings.deinterlace}
+    return _kept(partial(read_frames, file, ordinals, **chosen, notes=notes), each_frame)
 
 
 def _black_frames(count: int, each: FrameFunction) -> list[Any]:
@@ -313,13 +325,18 @@ def _kept(read: Callable[[FrameFunction], list[Any]], each_frame: FrameFunction 
 
 
 def _waveforms(
-    file: MediaFile, instants: npt.NDArray[np.float64], settings: SegmentSettings
+    file: MediaFile, centres: npt.NDArray[np.float64], begin: float, settings: SegmentSettings
 ) -> npt.NDArray[np.float32]:
+    """Return the sound of a clip that begins at `begin` on the file's own clock, around its segments' centres."""
     assert settings.window_seconds is not None
     assert settings.sample_rate_hz is not None
     if file.sound is None:
         return _silence(settings)
-    return read_sound(file, instants, window_seconds=settings.window_seconds, sample_rate_hz=settings.sample_rate_hz)
+    first = sound_begin(file)
+    around = window_centres(
+        settings, centres, clip_begin=begin, sound_begin=first, sound_seconds=file.sound.end_seconds - first
+    )
+    return read_sound(file, around, window_seconds=settings.window_seconds, sample_rate_hz=settings.sample_rate_hz)
 
 
 def _silence(settings: SegmentSettings) -> npt.NDArray[np.float32]:

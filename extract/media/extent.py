@@ -28,14 +28,21 @@ class Extent:
 
     Attributes:
         begin, end: seconds on the file's own clock.
+        picture_end: when the picture ends; None where it ends with the film, or is not there.
         sound_goes_on: whether the end is the sound's; the last frame stays on display until then.
         sound_before: whether there is sound before `begin`.
     """
 
     begin: float
     end: float
+    picture_end: float | None = None
     sound_goes_on: bool = False
     sound_before: bool = False
+
+    @property
+    def picture_seconds(self) -> float:
+        """From the beginning to the end of the picture."""
+        return self.seconds if self.picture_end is None else self.picture_end - self.begin
 
     @property
     def seconds(self) -> float:
@@ -73,6 +80,7 @@ def _extent(file: MediaFile, times: npt.NDArray[np.float64] | None) -> Extent:
     return Extent(
         begin=begin,
         end=sound.end_seconds if goes_on else end,
+        picture_end=end if goes_on else None,
         sound_goes_on=goes_on,
         sound_before=begin - sound_begin(file) > TAIL_SECONDS,
     )

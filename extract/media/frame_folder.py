@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import av
 import numpy as np
 import numpy.typing as npt
 
 from ...cache.format.digests import digest_file, digest_json
 from ...errors import MediaError, MissingMediaError
-from .container import named_errors
-from .geometry import Pixels
+from .container import named_errors, open_container
+from .geometry import Pixels, stream_geometry
 from .shown_as import folder_shown_as, shown_as
 
 T = TypeVar("T")
@@ -62,8 +61,8 @@ def read_frame_files(files: Sequence[Path], ordinals: npt.NDArray[np.intp], each
     Args:
         files: in order.
         ordinals: which of them, (T,); one may be listed several times.
-        each: called once with each frame, (H, W, 3) uint8 RGB; what it returns takes the frame's place. H and W are the
-            first frame's, to which others are scaled.
+        each: called once with each frame as a viewer shows it, (H, W, 3) uint8 RGB; what it returns takes the frame's
+            place. H and W are the first frame's, to which others are scaled.
 
     Raises:
         MediaError: an image that cannot be decoded; names it.
@@ -71,18 +70,20 @@ def read_frame_files(files: Sequence[Path], ordinals: npt.NDArray[np.intp], each
     made: dict[int, T] = {}
     size: tuple[int, int] | None = None
     for ordinal in sorted({int(o) for o in ordinals}):
-        with named_errors(files[ordinal]), av.open(f"file:{files[ordinal]}", options=_LOCAL) as container:
+        path = files[ordinal]
+        with named_errors(path), open_container(path) as container:
             frame = next(container.decode(video=0), None) if container.streams.video else None
-        if frame is None or frame.is_corrupt:
-            raise MediaError(f"{files[ordinal]}: damaged: not a whole image")
-        size = size or (frame.width, frame.height)
-        pixels: npt.NDArray[Any] = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
+            if frame is None or frame.is_corrupt:
+                raise MediaError(f"{path}: damaged: not a whole image")
+            geometry = stream_geometry(path, container, container.streams.video[0])
+            size = size or geometry.shown_size(frame.width, frame.height)
+            pixels = geometry.upright(frame, geometry.shown_size(*size))
         made[ordinal] = each(pixels)
     return [made[int(o)] for o in ordinals]
 
 
 #: Of `digest_media`; raise it where the digest of some file changes, so that remembered ones are taken anew.
-DIGEST_VERSION = 1
+DIGEST_VERSION = 2
 
 
 def digest_media(source: Path | FrameFolder) -> str:
@@ -93,10 +94,11 @@ def digest_media(source: Path | FrameFolder) -> str:
     if isinstance(source, Path):
         shown = shown_as(source)
         return digest_json({"file": digest_file(source), "shown": shown}) if shown else digest_file(source)
-    frames = [digest_file(path) for path in frame_files(source.path)]
+    files = frame_files(source.path)
+    frames = [digest_file(path) for path in files]
     sound = None if source.sound is None else digest_file(source.sound)
     content: dict[str, Any] = {"frames": frames, "fps": source.fps, "sound": sound}
-    shown = folder_shown_as(source, len(frames))
+    shown = folder_shown_as(source, files)
     return digest_json({**content, "shown": shown} if shown else content)
 
 
@@ -131,7 +133,6 @@ def stat_media(source: Path | FrameFolder) -> MediaStat:
 
 
 _SIGNED = (1 << 63) - 1
-_LOCAL = {"protocol_whitelist": "file"}
 
 
 def _order(path: Path) -> tuple[int, str]:

@@ -16,7 +16,9 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from .colours import has_field_colours, rgb_of
 from .container_crop import NO_CROP, Crop, container_crop
+from .still import MATRICES, TRANSPOSED, is_still, orientation
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -29,15 +31,21 @@ _QUARTER_TURNS = {0: (1, 0, 0, 1), 1: (0, -1, 1, 0), 2: (-1, 0, 0, -1), 3: (0, 1
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """From a coded picture to the one that is shown, but for its turn, which each frame carries.
+    """From a coded picture to the one that is shown; how a film is turned, each of its frames carries.
 
     Attributes:
         crop: pixels that are not shown at the top, bottom, left and right of a coded frame.
         aspect: width of a coded pixel relative to its height.
+        orientation: EXIF's of a still picture; None where each frame has its display matrix.
+        over_white: whether what is transparent is shown over white; films are shown without their transparency.
+        by_field: whether the two fields of a frame have colours of their own.
     """
 
     crop: Crop = NO_CROP
     aspect: Fraction = Fraction(1)
+    orientation: int | None = None
+    over_white: bool = False
+    by_field: bool = False
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Return the width and height at which a coded frame is shown, before it is turned; no side gets shorter."""
@@ -47,19 +55,25 @@ class Geometry:
             return round(width * self.aspect), height
         return width, round(height / self.aspect)
 
+    def shown_size(self, width: int, height: int) -> tuple[int, int]:
+        """Return the sides of a still picture in the order in which its turn shows them; the same twice undoes it."""
+        return (height, width) if self.orientation in TRANSPOSED else (width, height)
+
     def upright(self, frame: VideoFrame, size: tuple[int, int]) -> Pixels:
         """Return a frame as (H, W, 3) RGB: cropped, scaled to `size` (width, height), and turned upright."""
         width, height = size
         top, bottom, left, right = self._crop(frame.width, frame.height)
-        matrix = _display_matrix(frame)
+        matrix = _display_matrix(frame) if self.orientation is None else MATRICES[self.orientation]
         if top or bottom or left or right:
-            whole: npt.NDArray[Any] = frame.to_ndarray(format="rgb24")
-            inner = whole[top : frame.height - bottom, left : frame.width - right]
+            inner = self._rgb(frame)[top : frame.height - bottom, left : frame.width - right]
             if inner.shape[:2] == (height, width):
                 return np.ascontiguousarray(_turned(inner, *matrix))
             frame = VideoFrame.from_ndarray(np.ascontiguousarray(inner), format="rgb24")
-        pixels: npt.NDArray[Any] = frame.to_ndarray(format="rgb24", width=width, height=height)
+        pixels = self._rgb(frame, size)
         return np.ascontiguousarray(_turned(pixels, *matrix))
+
+    def _rgb(self, frame: VideoFrame, size: tuple[int, int] | None = None) -> Pixels:
+        return rgb_of(frame, size=size, on_white=self.over_white, by_field=self.by_field)
 
     def _crop(self, width: int, height: int) -> Crop:
         """Return the crop, none where it would leave nothing of a frame."""
@@ -68,10 +82,12 @@ class Geometry:
 
 
 def stream_geometry(path: Path, container: InputContainer, stream: VideoStream) -> Geometry:
-    """Return how a player shows the frames of a stream, but for their turn."""
+    """Return how a player shows the frames of a stream, or a viewer a still picture."""
+    if is_still(container.format.name):
+        return Geometry(orientation=orientation(path), over_white=stream.codec_context.name != "mjpeg")
     number = [s.index for s in container.streams.video].index(stream.index)
     crop = container_crop(path, container.format.name, stream, number=number)
-    return Geometry(crop=crop, aspect=_pixel_aspect(stream))
+    return Geometry(crop=crop, aspect=_pixel_aspect(stream), by_field=has_field_colours(stream))
 
 
 def displays_upright(frame: VideoFrame) -> bool:

@@ -2,23 +2,28 @@
 
 A state belongs to a clip's content as it was decoded. Files of which every version of talik decodes the same are known
 by their digest alone; those that the first versions took for another film (another stream, the picture's length only,
-coded pixels for shown ones) by the digest and what is decoded of them now, so that old states are not theirs.
+coded pixels for shown ones, a picture that is not turned) by the digest and what is decoded of them now, so that old
+states are not theirs.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from av.container import InputContainer
 from av.stream import Disposition
+from av.video.stream import VideoStream
 
 from ...errors import MediaError
+from .colours import is_interpolated
 from .container import MediaFile, named_errors, open_container, open_media
 from .extent import TAIL_SECONDS, film_extent, folder_extent
-from .geometry import Geometry, stream_geometry
+from .geometry import stream_geometry
+from .still import is_tiled, is_transparent, orientation
 from .streams import Stream
 from .video import frame_times
 
@@ -48,14 +53,27 @@ def shown_as(path: Path) -> dict[str, Any]:
     return {}
 
 
-def folder_shown_as(folder: FrameFolder, num_frames: int) -> dict[str, Any]:
-    """Return the same of a clip that is a folder of frames, with its sound."""
+def folder_shown_as(folder: FrameFolder, files: Sequence[Path]) -> dict[str, Any]:
+    """Return the same of a clip that is a folder of frames, with its sound.
+
+    Args:
+        folder: the clip.
+        files: its frames in order.
+    """
     found: dict[str, Any] = {}
+    frames = {str(i): shown for i, file in enumerate(files) if (shown := _still_differences(file))}
+    found |= {"frames": frames} if frames else {}
     if folder.sound is not None:
         found |= {name: value for name, value in shown_as(folder.sound).items() if name == "sound"}
-    if folder_extent(folder, num_frames).sound_goes_on:
+    if folder_extent(folder, len(files)).sound_goes_on:
         found["until"] = _SOUND_END
     return found
+
+
+def _still_differences(path: Path) -> dict[str, Any]:
+    turned = orientation(path)
+    found: dict[str, Any] = {"orientation": turned} if turned != 1 else {}
+    return found | ({"ground": "white"} if is_transparent(path) else {})
 
 
 def _differences(file: MediaFile) -> dict[str, Any]:
@@ -63,14 +81,24 @@ def _differences(file: MediaFile) -> dict[str, Any]:
     audios = [s.index for s in file.container.streams.audio]
     found: dict[str, Any] = {}
     if file.video is not None:
-        geometry = stream_geometry(file.path, file.container, file.video)
         found |= {"picture": file.video.index} if file.video.index != videos[0] else {}
-        found |= {"aspect": str(geometry.aspect)} if geometry.aspect != 1 else {}
-        found |= {"crop": list(geometry.crop)} if any(geometry.crop) else {}
+        found |= _geometry_differences(file.path, file.container, file.video)
     if file.audio is not None and file.audio.index != audios[0]:
         found["sound"] = file.audio.index
     if film_extent(file, frame_times(file) if file.picture is not None else None).sound_goes_on:
         found["until"] = _SOUND_END
+    return found
+
+
+def _geometry_differences(path: Path, container: InputContainer, stream: VideoStream) -> dict[str, Any]:
+    geometry = stream_geometry(path, container, stream)
+    found: dict[str, Any] = {"aspect": str(geometry.aspect)} if geometry.aspect != 1 else {}
+    found |= {"crop": list(geometry.crop)} if any(geometry.crop) else {}
+    found |= {"orientation": geometry.orientation} if (geometry.orientation or 1) != 1 else {}
+    found |= {"ground": "white"} if geometry.over_white and is_transparent(path) else {}
+    found |= {"colours": "bicubic"} if is_interpolated(stream.codec_context.format) else {}
+    found |= {"fields": "apart"} if geometry.by_field else {}
+    found |= {"tiles": "Pillow"} if is_tiled(path, container) else {}
     return found
 
 
@@ -80,7 +108,7 @@ def _is_usual(path: Path, container: InputContainer) -> bool:
     audios = list(container.streams.audio)
     if len(videos) > 1 or len(audios) > 1 or any(s.codec_context is None for s in (*videos, *audios)):
         return False
-    if videos and stream_geometry(path, container, videos[0]) != Geometry():
+    if videos and _geometry_differences(path, container, videos[0]):
         return False
     if not videos or not audios:
         return True

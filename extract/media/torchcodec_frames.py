@@ -25,7 +25,7 @@ from .geometry import Geometry, Pixels, displays_upright
 GREY_LEVELS = {"torchcodec": 1, "nvdec": 3}
 
 #: Pixel formats that every decoder converts to RGB alike: 8 bits, chroma at half the resolution.
-_FORMATS = frozenset({"yuv420p", "yuvj420p", "nv12"})
+_FORMATS = frozenset({"yuv420p", "yuvj420p"})
 
 #: Frames are taken in blocks of at most this many bytes.
 _BLOCK_BYTES = 1 << 26

@@ -14,8 +14,12 @@ from av.video.frame import VideoFrame
 
 from ...errors import MediaError
 from .clip_media import Decoder
+from .colours import hdr_note
 from .container import MediaFile, Track, demux, reopened
+from .deinterlace import NOTE as WOVEN
+from .deinterlace import Deinterlace, deinterlaced, with_neighbours
 from .geometry import Pixels, stream_geometry
+from .still import is_tiled, tiled_pixels
 from .torchcodec_frames import torchcodec_frames
 
 T = TypeVar("T")
@@ -51,7 +55,13 @@ def shown_at(times: npt.NDArray[np.float64], instants: npt.NDArray[np.float64]) 
 
 
 def read_frames(
-    file: MediaFile, ordinals: npt.NDArray[np.intp], each: Callable[[Pixels], T], *, decoder: Decoder = "pyav"
+    file: MediaFile,
+    ordinals: npt.NDArray[np.intp],
+    each: Callable[[Pixels], T],
+    *,
+    decoder: Decoder = "pyav",
+    deinterlace: Deinterlace = "off",
+    notes: list[str] | None = None,
 ) -> list[T]:
     """Return some frames of a file as a player shows them, in RGB; of the whole frames one at a time is kept.
 
@@ -61,6 +71,8 @@ def read_frames(
         each: called once with each frame, (H, W, 3) uint8; what it returns takes the frame's place. H and W are the
             first frame's, to which others of another size are scaled.
         decoder: what decodes them; where another cannot show a frame as a player does, PyAV takes its place.
+        deinterlace: what makes interlaced frames whole.
+        notes: a line is added for each way in which the frames are not what a screen would show.
 
     Returns:
         T results, the same one where a frame is listed several times.
@@ -70,16 +82,26 @@ def read_frames(
     """
     assert file.picture is not None
     assert file.video is not None
+    if is_tiled(file.path, file.container):
+        return [each(tiled_pixels(file.path))] * len(ordinals)
     wanted = sorted({int(o) for o in ordinals})
     source = _frames_by_time if file.picture.exact else _frames_by_count
     geometry = stream_geometry(file.path, file.container, file.video)
+    said = set[str]() if (hdr := hdr_note(file.video)) is None else {hdr}
     made: dict[int, T] = {}
     if decoder != "pyav":
         for ordinal, pixels in torchcodec_frames(file, file.picture, wanted, geometry, decoder):
             made[ordinal] = each(pixels)
-    size: tuple[int, int] | None = None
     left = [ordinal for ordinal in wanted if ordinal not in made]
-    for ordinal, frame in source(file, file.picture, left) if left else ():
+    if deinterlace == "off" or not left:
+        frames = source(file, file.picture, left) if left else iter(())
+    else:
+        around = with_neighbours(np.array(left), len(file.picture.times)).tolist()
+        frames = deinterlaced(source(file, file.picture, around), left, deinterlace)
+    size: tuple[int, int] | None = None
+    for ordinal, frame in frames:
+        if frame.interlaced_frame and deinterlace == "off":
+            said.add(WOVEN)
         if frame.is_corrupt:
             raise file.error(f"damaged: frame {ordinal} cannot be decoded whole")
         shown = geometry.size(frame.width, frame.height)
@@ -89,6 +111,8 @@ def read_frames(
         made[ordinal] = each(geometry.upright(frame, size))
     if len(made) < len(wanted):
         raise file.error(f"damaged or cut off: {len(wanted) - len(made)} of {len(wanted)} frames are not there")
+    if notes is not None:
+        notes += sorted(said)
     return [made[int(o)] for o in ordinals]
 
 

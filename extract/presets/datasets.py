@@ -18,6 +18,7 @@ class DataPart:
         kind: the task.
         asks: whether there are questions, and so a text encoder.
         segments: T.
+        instants: the lines that say where in a clip its segments are looked at, unless the preset has its own.
         splits: questions of each split, where the set's paper gives them; {} otherwise.
         num_answers, num_texts, num_words: answers to choose from; distinct questions, and words of one (punctuation
             counts), as its annotation files have them.
@@ -29,6 +30,7 @@ class DataPart:
     kind: Literal["answers", "classes", "events"]
     asks: bool
     segments: int = 10
+    instants: str = ""
     splits: Mapping[str, int] = field(default_factory=dict)
     num_answers: int = 0
     num_texts: int = 0
@@ -51,6 +53,9 @@ AVE = """\
 [data]
 dataset = "ave"
 root = "AVE_Dataset"              # holds trainSet.txt, valSet.txt and testSet.txt, and the clips in AVE/<id>.mp4
+"""
+
+AVE_INSTANTS = """\
 stride_seconds = 1.0              # labels count seconds of the clip, also of one that lasts less than 10 s
 """
 
@@ -88,7 +93,7 @@ DATA: Mapping[str, DataPart] = {
         num_texts=2_138,
         num_words=10,
     ),
-    "ave": DataPart(table=AVE, num_clips=4_143, seconds=10.0, kind="events", asks=False),
+    "ave": DataPart(table=AVE, instants=AVE_INSTANTS, num_clips=4_143, seconds=10.0, kind="events", asks=False),
     "avqa": DataPart(table=AVQA, num_clips=57_015, seconds=10.0, kind="answers", asks=True),
     "manifest": DataPart(table=MANIFEST, num_clips=1_000, seconds=10.0, kind="answers", asks=True),
     "demo": DataPart(table=DEMO, num_clips=240, seconds=8.0, kind="answers", asks=True),

@@ -34,6 +34,8 @@ class Preset:
         batch_size: questions a step.
         segments: T in place of the data set's own.
         sound: from the data set's name, the lines of {sound}.
+        instants: from the data set's name, the lines of `[data]` that say where in a clip its segments are looked at;
+            "" where that is the data set's own choice.
     """
 
     about: str
@@ -45,6 +47,7 @@ class Preset:
     batch_size: int
     segments: int | None = None
     sound: Callable[[str], str] = lambda dataset: ""
+    instants: Callable[[str], str] = lambda dataset: ""
 
 
 ROBERTA = """\
@@ -82,12 +85,23 @@ fill = {mean}                  # a missing frame is 0 after the normalisation
 """
 
 
+def lavish_instants(dataset: str) -> str:
+    """Return where in a clip LAVISH's loaders look.
+
+    GenjiB/LAVISH: AVE/README.md (3 frames a second), AVQA/video_proc.py (1), and the loaders of `lavish_sound`.
+    """
+    return f"""\
+instants = "first-to-last"        # its loaders' instants: of frames extracted at that rate, and of windows of sound
+instants_fps = {3.0 if dataset == "ave" else 1.0}
+"""
+
+
 LAVISH = Preset(
     about="""\
 # LAVISH (Lin et al., CVPR 2023): one Swin-V2-L sees the frames and hears the sound as log-mel pictures, with adapters
 # between the two. Vision and sound are two encoders here, with the same frozen weights. Whole frames are seen, and
-# sound is heard through Kaldi's filter banks, as in the published code. Its instants are not talik's, which are the
-# segments' centres, and it resizes frames without smoothing.
+# sound is heard through Kaldi's filter banks, at the instants of the published code. It resizes frames without
+# smoothing, and hears the first channel; here they are smoothed, and channels averaged.
 #
 # The published method adapts every block from the first. Nothing of such a network stays frozen below an adapter, so
 # that only decoding and the embedding can be cached: that is variant "lavish", from boundary 0, and it saves little and
@@ -107,6 +121,7 @@ cut = [0, 19, 24]                 # for the variants "lavish", "lavish-top" and 
 model = "timm:swinv2_large_window12_192.ms_in22k"
 {sound}""",
     sound=lavish_sound,
+    instants=lavish_instants,
     text=ROBERTA.format(cut="12                          # the question enters at the head, as published"),
     variants="""\
 [[variants]]

@@ -92,7 +92,15 @@ def _key(settings: ExtractSettings) -> str:
     chosen: dict[str, Any] = {
         "encoders": dataclasses.asdict(settings.encoders),
         "places": _places(settings.encoders, settings.base),
-        "data": [data.segments, data.missing_sound, data.missing_picture, data.stride_seconds],
+        "data": [
+            data.segments,
+            data.missing_sound,
+            data.missing_picture,
+            data.stride_seconds,
+            data.deinterlace,
+            data.instants,
+            data.instants_fps,
+        ],
         "dtype": settings.store.dtype,
         "base": str(settings.base.resolve()),
     }

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..encoders.encoder import Encoder
 from ..executors.device import sent
-from ..media.clip_media import ClipMedia, Decoder, SegmentSettings
+from ..media.clip_media import ClipMedia, Decoder, Instants, SegmentSettings
+from ..media.deinterlace import Deinterlace
 from ..media.torchcodec_frames import check_decoder
 from .clip_inputs import joined, joined_frames
 from .settings import ExtractSettings
@@ -31,6 +32,8 @@ class Sampling:
         missing_sound, missing_picture: what stands for a stream that a file does not have.
         stride_seconds: length of a segment, counted from the clip's beginning; None where T segments fill the clip.
         decoder: what decodes pictures.
+        deinterlace: FFmpeg's filter that makes interlaced frames whole.
+        instants, instants_fps: where in a clip its segments are looked at (`media/instants.py`).
     """
 
     num_segments: int
@@ -40,6 +43,9 @@ class Sampling:
     missing_picture: Literal["error", "black"] = "error"
     stride_seconds: float | None = None
     decoder: Decoder = "pyav"
+    deinterlace: Deinterlace = "off"
+    instants: Instants = "centres"
+    instants_fps: float | None = None
 
     def identity(self, modality: str, *, stand_ins: bool = False) -> dict[str, Any]:
         """Return what of the sampling the states of `modality` depend on, as JSON.
@@ -48,14 +54,19 @@ class Sampling:
             modality: "visual" or "audio".
             stand_ins: with what stands for a missing stream, as older stores have it (see `missing_streams`).
         """
-        instants = "segment centres" if self.stride_seconds is None else f"every {self.stride_seconds!r} s, centred"
-        common = {"num_segments": self.num_segments, "instants": instants}
+        common = {"num_segments": self.num_segments, "instants": self._instants(modality)}
         replaced = self.stand_ins(modality) if stand_ins else {}
         if modality == "visual":
             whole = {} if self.num_frames is None else {"num_segments": self.num_frames}  # T only groups its tokens
             other = {} if self.decoder == "pyav" else {"decoder": self.decoder}
-            return {**common, **whole, "frame": "nearest", **replaced, **other}
+            fields = {} if self.deinterlace == "off" else {"deinterlace": self.deinterlace}
+            return {**common, **whole, "frame": "nearest", **fields, **replaced, **other}
         return {**common, "window_seconds": self.window_seconds, "channels": "mean", **replaced}
+
+    def _instants(self, modality: str) -> str:
+        if self.instants == "first-to-last":
+            return "first to last window" if modality == "audio" else f"first to last of {self.instants_fps!r} frames/s"
+        return "segment centres" if self.stride_seconds is None else f"every {self.stride_seconds!r} s, centred"
 
     def stand_ins(self, modality: str) -> dict[str, Any]:
         """Return what stands for the stream of `modality` in films that lack it, as JSON; {}: that is an error."""
@@ -87,6 +98,9 @@ class Sampling:
             missing_picture=self.missing_picture,
             stride_seconds=self.stride_seconds,
             decoder=self.decoder,
+            deinterlace=self.deinterlace,
+            instants=self.instants,
+            instants_fps=self.instants_fps,
         )
 
     def blank(self, encoder: Encoder) -> np.ndarray:
@@ -128,4 +142,7 @@ def sampling_of(settings: ExtractSettings, encoders: Mapping[str, Encoder]) -> S
         missing_picture=data.missing_picture,
         stride_seconds=data.stride_seconds,
         decoder=data.decoder,
+        deinterlace=data.deinterlace,
+        instants=data.instants,
+        instants_fps=data.instants_fps,
     )
