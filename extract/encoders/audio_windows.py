@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...errors import SettingsError
+from ...errors import EncoderError, SettingsError
 from .preprocess import AudioPreprocess
 
 _FRAME_SECONDS, _HOP_SECONDS = 0.025, 0.01  # Kaldi's, which spectrogram transformers are fed by
@@ -28,6 +28,7 @@ def fit_window(model: Any, extractor: Any, window_seconds: float | None) -> tupl
 
     Raises:
         SettingsError: a window that is not positive, or longer or shorter than the encoder takes.
+        EncoderError: an extractor of CLAP's other configuration.
     """
     frames = _spectrogram_frames(model, extractor)
     longest = float(getattr(extractor, "chunk_length", 0) or getattr(extractor, "max_length_s", 0) or 0) or None
@@ -43,10 +44,25 @@ def fit_window(model: Any, extractor: Any, window_seconds: float | None) -> tupl
     if frames is not None:
         return audio, [] if window_seconds is None else _cut_spectrogram(model, extractor, seconds)
     if hasattr(extractor, "nb_max_samples"):
+        _check_fusion(model, extractor)
         short = seconds < float(longest or 0)
         filled = f"windows of {seconds:g} s are filled up to {longest:g} s ({getattr(extractor, 'padding', 'pad')})"
         return audio, [filled] if short else []
     return audio, _cut_positions(model, extractor, seconds) if longest is not None else []
+
+
+def _check_fusion(model: Any, extractor: Any) -> None:
+    """Refuse CLAP's extractor of the other configuration: with and without fusion it has other mel bands.
+
+    Windows are never longer than CLAP's, so that neither draws a part of one at random.
+    """
+    fused, truncation = getattr(model.config, "enable_fusion", None), getattr(extractor, "truncation", None)
+    if fused is not None and bool(fused) != (truncation == "fusion"):
+        expected = "fusion" if fused else "rand_trunc"
+        raise EncoderError(
+            f"{type(extractor).__name__}: truncation is {truncation!r}, expected {expected!r} for a model with "
+            f"enable_fusion = {str(bool(fused)).lower()}: its bands are others; correct preprocessor_config.json"
+        )
 
 
 def _cut_positions(model: Any, extractor: Any, seconds: float) -> list[str]:
