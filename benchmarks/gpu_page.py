@@ -190,6 +190,7 @@ def _groups(found: Facts, suffix: float, by_clip: float | None, adapter: Facts) 
                 f"{members} × {name.partition(' ')[2]}",
                 _number(memory),
                 _number(one["store_ms"]),
+                _number(one.get("unbatched_ms")),
                 _number(one.get("alone_ms")),
                 _number(memory / one["alone_ms"], 2) if one.get("alone_ms") else "",
                 _number(bound),
@@ -198,7 +199,15 @@ def _groups(found: Facts, suffix: float, by_clip: float | None, adapter: Facts) 
                 _gigabytes(one["peak_device_bytes"]),
             )
         )
-    head = ("group", "memory, ms", "store, ms", "one by one, ms", "group / one by one", "members × bound, ms")
+    head = (
+        "group",
+        "memory, ms",
+        "store, ms",
+        "not batched, ms",
+        "one by one, ms",
+        "group / one by one",
+        "members × bound, ms",
+    )
     return _table((*head, "memory / bound", "stacked", "GB"), rows) if rows else []
 
 

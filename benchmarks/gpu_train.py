@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -232,18 +233,25 @@ class StageTwo:
         return facts
 
     def group(self, names: Sequence[str], *, alone: bool, rounds: int | None = None) -> Facts:
-        """Variants in lockstep: milliseconds a step of all, and with `alone` of the same ones after each other."""
+        """Variants in lockstep: milliseconds a step of all, and with `alone` of the same ones after each other.
+
+        "memory" and "store" batch adapters, heads and optimisers of the members; "unbatched" runs each one's its own.
+        """
         trainers = self.open(*names)
         by_clip = trainers[0].settings.group_by_clip
-        shared, stacking = SharedBatches(self.context, trainers), Stacking(self.context, len(trainers))
+        shared, sweep = SharedBatches(self.context, trainers), self.context.experiment.sweep
+        stacking, apart = (
+            Stacking(self.context, len(trainers), replace(sweep, stack=True, batch_members=batched))
+            for batched in (True, False)
+        )
         order = list(itertools.islice(trainers[0].data.train_batches(0), max(2, self.sizes.batches // 2)))
         ready = list(shared.batches(order, by_clip=by_clip))
         for trainer in trainers:
             trainer.begin_epoch()
 
-        def step(members: Sequence[Member]) -> None:
-            for some in stacking.measured_parts(members):
-                for error in stacking.step(some).values():
+        def step(members: Sequence[Member], by: Stacking = stacking) -> None:
+            for some in by.measured_parts(members):
+                for error in by.step(some).values():
                     raise error
 
         def memory() -> None:
@@ -254,12 +262,17 @@ class StageTwo:
             for batches in shared.batches(order, by_clip=by_clip):
                 step(list(zip(trainers, batches, strict=True)))
 
+        def unbatched() -> None:
+            for batches in ready:
+                step(list(zip(trainers, batches, strict=True)), apart)
+
         def one_by_one() -> None:
             for batches in ready:
                 for trainer, batch in zip(trainers, batches, strict=True):
                     self._step(trainer, batch)
 
-        ways = {"memory": memory, "store": store} | ({"alone": one_by_one} if alone else {})
+        ways = {"memory": memory, "store": store}
+        ways |= {"unbatched": unbatched, "alone": one_by_one} if alone else {}
         return {"members": len(trainers), **self._ways(ways, len(order), rounds), "stacked": stacking.size}
 
     def live(self, name: str, batches: int) -> Facts:

@@ -6,10 +6,21 @@ Letters: B items, L tokens, T positions, Q queries, K keys, d width, h heads.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..scan.member_axis import at_once, fold, has_members, of_each, unfold
+
+_KERNELS = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.MATH,
+]
 
 
 def masked_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
@@ -76,5 +87,24 @@ class CrossAttention(nn.Module):
         q = self.q(self.norm_q(queries)).view(b, num_queries, self.num_heads, -1).transpose(1, 2)  # (B, h, Q, d/h)
         k, v = self.kv(self.norm_kv(keys)).view(b, keys.shape[1], 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         seen = None if mask is None else mask.unsqueeze(-3)  # (B, 1, Q, K)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        mixed = _attention(q, k, v, seen)
         return self.out(mixed.transpose(1, 2).reshape(b, num_queries, width))
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
+    """Let queries (B, h, Q, e) see keys (B, h, K, e) where `seen` is true, a mask that broadcasts to (B, h, Q, K)."""
+    if has_members(q, k, v, seen):
+        return at_once(_attention_of_members, q, k, v, seen)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+
+
+def _attention_of_members(shared: Sequence[bool], q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
+    """Attend with the queries (P, B, h, Q, e) of several members as with those of a batch of P·B."""
+    num = next(len(x) for x, same in zip((q, k, v, seen), shared, strict=True) if x is not None and not same)
+    q, k, v = (of_each(x, same, num) for x, same in zip((q, k, v), shared, strict=False))
+    if seen is not None and not (shared[3] and (seen.dim() < 4 or len(seen) == 1)):
+        whole = of_each(seen, shared[3], num)
+        whole = whole.reshape(num, *[1] * (5 - whole.dim()), *whole.shape[1:])
+        seen = whole.expand(num, q.shape[1], *whole.shape[2:]).flatten(0, 1)
+    with sdpa_kernel(_KERNELS):  # a caller that runs vmap's own way to attention may have left the plain one alone
+        return unfold(F.scaled_dot_product_attention(*(fold(x, 0) for x in (q, k, v)), attn_mask=seen), 0, num)

@@ -28,6 +28,8 @@ def check_experiment(experiment: Experiment) -> None:
         raise SettingsError(f"sweep.seeds: found {list(sweep.seeds)}, expected each seed once")
     if sweep.stack is False and sweep.stack_size:
         raise SettingsError("sweep.stack_size: has no effect beside stack = false; remove one of them")
+    if sweep.stack is False and sweep.batch_members is True:
+        raise SettingsError("sweep.batch_members: true has no effect beside stack = false; remove one of them")
 
 
 def check_variant(experiment: Experiment, variant: VariantSettings) -> None:

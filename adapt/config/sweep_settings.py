@@ -64,6 +64,8 @@ class SweepSettings:
             "auto" for on CUDA only (on a CPU it costs more than one after another).
         stack_size: variants stacked at most, each of which holds its activations until the backward pass; 0 for all,
             on CUDA as many as memory holds.
+        batch_members: run adapters of one structure, and heads, as one batched module with one optimiser step for all:
+            true, which stacks as well; false; or "auto" for wherever variants are stacked.
     """
 
     seeds: tuple[int, ...] = (0,)
@@ -72,6 +74,7 @@ class SweepSettings:
     early_stop: Literal["none", "halving"] | HalvingSettings = "none"
     stack: Literal["auto"] | bool = "auto"
     stack_size: CountOrZero = 0
+    batch_members: Literal["auto"] | bool = "auto"
 
     @property
     def halving(self) -> HalvingSettings | None:
@@ -82,4 +85,8 @@ class SweepSettings:
 
     def stacks(self, device: str) -> bool:
         """Whether variants are stacked on a kind of device ("cpu", "cuda", …)."""
-        return device == "cuda" if self.stack == "auto" else self.stack
+        return device == "cuda" or self.batch_members is True if self.stack == "auto" else self.stack
+
+    def batches(self, device: str) -> bool:
+        """Whether stacked variants run adapters and heads of one structure as one module."""
+        return self.stacks(device) and self.batch_members is not False

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 
 from ...errors import SettingsError
+from ...extract.encoders.encoder import Encoder
 from ...extract.trunk.state import State
 from ..adapters.base import Adapter, BesideAdapter, Deltas, Gates, Triple
 from ..data.batch import Batch, text_mask
@@ -53,6 +54,8 @@ class ForwardState:
 
     Attributes:
         states: by modality, the current state.
+        by_clip: modalities whose states hold each clip's rows once.
+        pending: what is to be added after the unit, and the modalities to spread there.
     """
 
     def __init__(self, model: JointModel, batch: Batch, gates: list[Gates] | None = None) -> None:
@@ -62,9 +65,9 @@ class ForwardState:
         self.batch = batch.by_question() if whole else batch
         self.states = {m: model.encoders[m].enter(state) for m, state in self.batch.states.items()}
         self._above = {} if beside is None else self.batch.above  # what nothing was added to is known higher up, too
-        self._by_clip = set() if self.batch.clips is None else set(self.states) - {"text"}  # held once for each clip
+        self.by_clip = set() if self.batch.clips is None else set(self.states) - {"text"}  # held once for each clip
         self._gates = gates
-        self._pending: tuple[Deltas, set[str]] = (Deltas(), set())  # to add after the unit; modalities to spread
+        self.pending: tuple[Deltas, set[str]] = (Deltas(), set())
         self._read: list[Triple] = []
 
     def runs_to(self, boundaries: Mapping[str, int]) -> dict[str, UnitRun]:
@@ -94,64 +97,64 @@ class ForwardState:
     def apply_adapter(self, stop: Stop) -> None:
         """Do what a stop is for, every state being at its boundary."""
         if stop.action == "after unit":
-            deltas, spread = self._pending
-            self._add(self._met(stop, spread), deltas, spread)
+            deltas, spread = self.pending
+            self._add(self.met(stop, spread), deltas, spread)
             return
         if stop.action == "read":
-            self._read.append(self._tokens(self._met(stop, set())))
+            self._read.append(self.tokens(self.met(stop, set())))
             return
         adapter, index = self._adapter, stop.insertion
-        spread = self._to_spread(stop)
-        met = self._met(stop, spread)
+        spread = self.to_spread(stop)
+        met = self.met(stop, spread)
         if self._gates is None:
-            deltas = adapter.at(index)(self._tokens(met))
+            deltas = adapter.at(index)(self.tokens(met))
         else:
-            deltas, gates = adapter.with_gates_at(index, self._tokens(met))
+            deltas, gates = adapter.with_gates_at(index, self.tokens(met))
             self._gates.append(gates)
         if stop.action == "before unit":
-            self._pending = (deltas, spread)  # the unit itself still runs once for each clip
+            self.pending = (deltas, spread)  # the unit itself still runs once for each clip
         elif stop.action == "add":
             self._add(met, deltas, spread)
         else:
             self._add(*self._run_within_units(index, met, deltas), spread)
 
-    def features(self) -> dict[str, Tensor]:
+    def features(self, ends: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Return what the head reads, every state being at the model's `ends`.
+
+        Args:
+            ends: the encoders' own ends by modality (see `encoder_end`), where they are known.
 
         Returns:
             Visual and audio (B, T, N, D), text (B, L, D).
         """
-        out = {}
-        for modality in self.model.ends:
-            if modality in self.states:
-                state, encoder = self.states[modality], self.model.encoders[modality]
-                with graph_if(state.hidden.requires_grad):
-                    end = encoder.features(encoder.finish(state))
-                out[modality] = end if modality == "text" else self._by_segment(end)
+        if ends is None:
+            found = {m: self.states[m] for m in self.model.ends if m in self.states}
+            ends = {m: encoder_end(self.model.encoders[m], state) for m, state in found.items()}
+        out = {m: end if m == "text" else self._by_segment(end) for m, end in ends.items()}
         if self._read:
             self._add_beside(out)
         clips = self.batch.clips
-        return {m: clips.repeat(end) if clips and m in self._by_clip else end for m, end in out.items()}
+        return {m: clips.repeat(end) if clips and m in self.by_clip else end for m, end in out.items()}
 
     @property
     def _adapter(self) -> Adapter:
         assert self.model.adapter is not None
         return self.model.adapter
 
-    def _to_spread(self, stop: Stop) -> set[str]:
-        """The modalities that need rows for each question: the text meets them here, or reached one of them below."""
+    def to_spread(self, stop: Stop) -> set[str]:
+        """Return what needs rows for each question: the text meets it here, or reached one of those that meet below."""
         met = {m for m in stop.boundaries if m in self.states}
         enters = "text" in met and self._adapter.reads_question_at(stop.insertion)
-        return self._by_clip & met if enters or not met - {"text"} <= self._by_clip else set()
+        return self.by_clip & met if enters or not met - {"text"} <= self.by_clip else set()
 
-    def _met(self, stop: Stop, spread: set[str]) -> dict[str, State]:
-        """The states that meet at a stop, those of `spread` with rows for each question."""
+    def met(self, stop: Stop, spread: set[str]) -> dict[str, State]:
+        """Return the states that meet at a stop, those of `spread` with rows for each question."""
         clips, found = self.batch.clips, {m: self.states[m] for m in stop.boundaries if m in self.states}
         return {m: clips.spread(s) if clips and m in spread else s for m, s in found.items()}
 
     def _add(self, met: Mapping[str, State], deltas: Deltas, spread: set[str]) -> None:
-        self._by_clip -= spread
-        self.states |= {m: _added(m, s, deltas.get(m)) for m, s in met.items()}
+        self.by_clip -= spread
+        self.states |= {m: added(m, s, deltas.get(m)) for m, s in met.items()}
 
     def _run_within_units(
         self, index: int, met: Mapping[str, State], deltas: Deltas
@@ -171,7 +174,7 @@ class ForwardState:
                 places[key] = place_after_attention(encoder, state)
             flat = delta.reshape(state.tokens().shape)
             middle[modality], after[modality] = run_with_second(encoder, state, places[key], flat)
-        return after, second(self._tokens(middle))
+        return after, second(self.tokens(middle))
 
     def _add_beside(self, ends: dict[str, Tensor]) -> None:
         """Add what an adapter beside the encoders gives to their ends, or let it take their place."""
@@ -184,7 +187,8 @@ class ForwardState:
         for modality, delta in adapter(self._read, num_tokens).items():
             ends[modality] = ends[modality] + delta if modality in ends else delta
 
-    def _tokens(self, states: Mapping[str, State]) -> Triple:
+    def tokens(self, states: Mapping[str, State]) -> Triple:
+        """Return the tokens of states as an adapter takes them."""
         tokens = {m: s.tokens() if m == "text" else self._by_segment(s.tokens()) for m, s in states.items()}
         return Triple(**tokens, text_mask=text_mask(states))
 
@@ -192,8 +196,14 @@ class ForwardState:
         return tokens.reshape(-1, self.batch.num_segments, *tokens.shape[1:])
 
 
-def _added(modality: str, state: State, delta: Tensor | None) -> State:
-    """The state with `delta` added to its tokens."""
+def encoder_end(encoder: Encoder, state: State) -> Tensor:
+    """Return what a head reads of an encoder after its last unit: (B·T, N, D), or (B, L, D) of a text."""
+    with graph_if(state.hidden.requires_grad):
+        return encoder.features(encoder.finish(state))
+
+
+def added(modality: str, state: State, delta: Tensor | None) -> State:
+    """Return the state with `delta`, of as many numbers, added to its tokens."""
     if delta is None:
         return state
     tokens = state.tokens()

@@ -172,7 +172,7 @@ class MambaBlock(nn.Module):
 
     def _weights(self, *names: str) -> Tensor:
         """Return the named parameters of the directions there are, one after another, at least in float32."""
-        weights = [self.get_parameter(name) for name in names[: 1 + self.bidirectional]]
+        weights = [getattr(self, name) for name in names[: 1 + self.bidirectional]]
         return torch.cat([x.to(torch.promote_types(x.dtype, torch.float32)) for x in weights])
 
     def _check_input(self, hidden: Tensor, mask: Tensor | None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor
 from ...errors import BackendError, SettingsError, unknown_name
 from .chunk import chunked_scan
 from .fused_mamba import mamba_scan, obstacle
+from .member_axis import at_once, fold, has_members, of_each, unfold
 from .naive import scan_loop
 from .softplus import softplus
 from .triton_scan import obstacle as triton_obstacle
@@ -77,6 +78,11 @@ def selective_scan(
         torch.Size([2, 3, 5])
     """
     _check_shapes(u, delta, A, B, C, D, z, delta_bias)
+    if has_members(u, delta, A, B, C, D, z, delta_bias):
+        if return_last_state:
+            raise SettingsError("return_last_state: under torch.vmap the scan gives its output alone")
+        rule = functools.partial(_of_members, delta_softplus=delta_softplus, backend=backend)
+        return at_once(rule, u, delta, A, B, C, D, z, delta_bias)
     operands = (u, delta, A, B, C, D, z, delta_bias)
     tensors = [x for x in operands if x is not None]
     num_groups = _num_groups(B, C, u.shape[1])
@@ -110,6 +116,48 @@ def selective_scan(
             last = last.transpose(2, 3).flatten(1, 2)
         out = out.to(u.dtype)
     return (out, last) if return_last_state else out
+
+
+def _of_members(
+    shared: Sequence[bool],
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    *,
+    delta_softplus: bool,
+    backend: str,
+) -> Tensor:
+    """Scan the lines of several members, u (P, B, d, L), as one of P·d channels and P·G groups."""
+    tensors = (u, delta, A, B, C, D, z, delta_bias)
+    num = next(len(x) for x, same in zip(tensors, shared, strict=False) if x is not None and not same)
+    u, delta, A, B, C, D, z, delta_bias = (  # type: ignore[assignment]
+        None if x is None else of_each(x, same, num) for x, same in zip(tensors, shared, strict=False)
+    )
+
+    def groups(x: Tensor) -> Tensor:
+        if x.dim() == 3:  # constant in time, (P, d, N)
+            return x.flatten(0, 1)
+        return fold(x.unsqueeze(2) if x.dim() == 4 else x, 1)  # (B, P·G, N, L)
+
+    out = selective_scan(
+        fold(u, 1),
+        fold(delta, 1),
+        A.flatten(0, 1),
+        groups(B),
+        groups(C),
+        D=None if D is None else D.flatten(),
+        z=None if z is None else fold(z, 1),
+        delta_bias=None if delta_bias is None else delta_bias.flatten(),
+        delta_softplus=delta_softplus,
+        backend=backend,
+    )
+    assert isinstance(out, Tensor)
+    return unfold(out, 1, num)
 
 
 def _channels_last(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, ...]:

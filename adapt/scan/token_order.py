@@ -9,10 +9,14 @@ a valid token's past is the same as without it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .member_axis import at_once, fold, has_members, unfold
 
 
 class ScanOrder:
@@ -42,13 +46,23 @@ class ScanOrder:
 
     def spread(self, x: Tensor) -> Tensor:
         """Return the tokens x (B, L, K) in each direction's order, (B, L, G, K)."""
+        if has_members(x):
+            return at_once(partial(_of_members, self.spread), x)
         rows = _Spread.apply(x.flatten(0, 1), self._source, self._target)
         return rows.view(*self.shape, x.shape[-1])
 
     def merge(self, y: Tensor) -> Tensor:
         """Return, at each token's own place, the sum of the directions' y (B, L, G, K): (B, L, K)."""
+        if has_members(y):
+            return at_once(partial(_of_members, self.merge), y)
         rows = _Merge.apply(y.flatten(0, 2), self._source, self._target)
         return rows.view(*self.shape[:2], y.shape[-1])
+
+
+def _of_members(lay: Callable[[Tensor], Tensor], _: Sequence[bool], x: Tensor) -> Tensor:
+    """Lay out the tokens (P, …, K) of several members, which have one order, as tokens of P·K channels."""
+    out = lay(fold(x, x.ndim - 2))
+    return unfold(out, out.ndim - 1, len(x))
 
 
 class _Spread(torch.autograd.Function):

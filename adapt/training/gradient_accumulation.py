@@ -11,6 +11,7 @@ from ..config.experiment import TrainSettings
 from ..model.joint_model import JointModel
 from .data_order import DataOrder
 from .distributed import Processes
+from .group_optimizer import clip_together, step_together
 from .optimizer import Averages, learning_rate_scale
 from .step_losses import StepLosses
 
@@ -31,7 +32,7 @@ class GradientAccumulation:
     def __init__(
         self,
         model: JointModel,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.AdamW,
         averages: Averages | None,
         settings: TrainSettings,
         data: DataOrder,
@@ -116,9 +117,22 @@ class GradientAccumulation:
         Returns:
             The steps done now.
         """
+        if not self.prepare_step(step):
+            return step
+        if self._settings.clip_norm:
+            nn.utils.clip_grad_norm_(self._model.parameters(), self._settings.clip_norm)
+        self._optimizer.step()
+        return self.after_step(step)
+
+    def prepare_step(self, step: int) -> bool:
+        """Count a batch; where a step is due, bring gradients to the mean and rates to the schedule, and return true.
+
+        Args:
+            step: optimiser steps done since the training began.
+        """
         self._batches += 1
         if self._batches % self._settings.accumulate and self._batches < self._data.batches_per_epoch:
-            return step
+            return False
         count = sum(c for c, _ in self._held)
         mean = self._processes.to_mean(self._model.parameters(), base=self._base, count=count, loss=self._sum)
         self._steps.append(self._held if mean is None else mean)
@@ -127,11 +141,23 @@ class GradientAccumulation:
         scale = learning_rate_scale(step, total=total, warmup=self._settings.warmup)
         for group, peak in zip(self._optimizer.param_groups, self._peak_rates, strict=True):
             group["lr"] = peak * scale
-        if self._settings.clip_norm:
-            nn.utils.clip_grad_norm_(self._model.parameters(), self._settings.clip_norm)
-        self._optimizer.step()
+        return True
+
+    def after_step(self, step: int) -> int:
+        """Tell the adapter and the averages of a step, while its gradients are still set; return the steps done now."""
         if self._model.adapter is not None:
             self._model.adapter.after_step(step)
         if self._averages is not None:
             self._averages.update()
         return step + 1
+
+
+def steps_together(several: Sequence[GradientAccumulation]) -> None:
+    """Clip, and step the optimisers, of several models at once, after `prepare_step` and before `after_step` of each.
+
+    Args:
+        several: of models on one device.
+    """
+    gradients = [[p.grad for p in own._model.parameters() if p.grad is not None] for own in several]
+    clip_together(gradients, [own._settings.clip_norm for own in several])
+    step_together([own._optimizer for own in several])

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..config.sweep_settings import SweepSettings
 from ..data.batch import Batch
+from ..model.batched_module import BatchedModules
 from ..scoring.predictions import Prediction, predictions_of
 from .experiment_context import ExperimentContext
 from .failures import is_out_of_memory
+from .gradient_accumulation import steps_together
 from .stacked_forward import Pass, run_stacked
 from .trainer import Trainer
 
@@ -26,14 +29,16 @@ class Stacking:
     Args:
         context: of the experiment.
         num_members: of the group.
+        settings: in place of the experiment's [sweep].
 
     Attributes:
         size: members stacked at most; 1 for one after the other.
     """
 
-    def __init__(self, context: ExperimentContext, num_members: int) -> None:
-        settings, self._device = context.experiment.sweep, torch.device(context.device)
+    def __init__(self, context: ExperimentContext, num_members: int, settings: SweepSettings | None = None) -> None:
+        settings, self._device = settings or context.experiment.sweep, torch.device(context.device)
         self._wanted = min(settings.stack_size or num_members, num_members) if settings.stacks(self._device.type) else 1
+        self._modules = BatchedModules(_say) if settings.batches(self._device.type) else None
         fits_unasked = settings.stack_size > 0 or self._device.type != "cuda"
         self.size = self._wanted if fits_unasked else 1
 
@@ -61,11 +66,13 @@ class Stacking:
     def step(self, members: Sequence[Member]) -> dict[Trainer, Exception]:
         """Train each on its batch; return those that failed, with their errors.
 
-        Where memory does not hold the stack, it is halved, for good, and the batch is trained again. Where stacked
-        units, or the backward pass of all, fail otherwise, the members are trained on the batch one by one.
+        Where memory does not hold the stack, it is halved, for good, and the batch is trained again. Where batched
+        modules fail, they run by themselves, for good, and where stacked units, or the backward pass of all, fail
+        otherwise, the members are trained on the batch one by one.
         """
         if len(members) == 1:
             return _step_alone(*members[0])
+        refused = self._num_refused
         restores = [training.restore_point() for training, _ in members]
         failed: dict[Trainer, Exception] = {}
         try:
@@ -78,15 +85,35 @@ class Stacking:
             failed.clear()
             for restore in restores:
                 restore()
-            parts = self._halves(members) if full else ([member] for member in members)
+            parts = self._again(members, full=full, refused=refused)
             return {t: error for part in parts for t, error in self.step(part).items()}
-        for training in shares:
-            try:
-                with training.own_random_stream():
-                    training.end_batch()
-            except Exception as error:
-                failed[training] = error
+        self._end_batch(list(shares), failed)
         return failed
+
+    def _end_batch(self, trainings: Sequence[Trainer], failed: dict[Trainer, Exception]) -> None:
+        """Take the optimiser steps that are due, at once where members are batched; note those that fail in `failed`."""
+
+        def each(act: Callable[[Trainer], object], some: Sequence[Trainer]) -> list[Trainer]:
+            done = []
+            for training in some:
+                try:
+                    with training.own_random_stream():
+                        if act(training) is not False:
+                            done.append(training)
+                except Exception as error:
+                    failed[training] = error
+            return done
+
+        if self._modules is None:
+            each(lambda t: t.end_batch(), trainings)
+            return
+        due = each(lambda t: t.gradients.prepare_step(t.progress.step), trainings)
+        try:
+            steps_together([training.gradients for training in due])
+        except Exception as error:
+            failed.update(dict.fromkeys(due, error))
+            return
+        each(lambda t: t.after_step(), due)
 
     def _backward(self, members: Sequence[Member], failed: dict[Trainer, Exception]) -> dict[Trainer, Tensor]:
         """Return the loss of each, its gradients computed; those whose own modules or loss failed go into `failed`."""
@@ -101,10 +128,26 @@ class Stacking:
             torch.stack(list(shares.values())).sum().backward()
         return shares
 
+    @property
+    def _num_refused(self) -> int:
+        return 0 if self._modules is None else self._modules.num_refused
+
+    def _again(self, members: Sequence[Member], *, full: bool, refused: int) -> Iterator[Sequence[Member]]:
+        """Yield the parts in which a batch that failed runs again; `refused` counts the refusals before it."""
+        if full:
+            yield from self._halves(members)
+        elif self._modules is not None:
+            if self._num_refused == refused:  # the backward pass, or what is not batched at all
+                _say("stacked variants failed together; their adapters and heads are not batched from here on")
+                self._modules = None
+            yield members
+        else:
+            yield from ([member] for member in members)
+
     def _halves(self, members: Sequence[Member]) -> Iterator[Sequence[Member]]:
         """Halve the stack and yield the members in such parts."""
         self._wanted = self.size = max(1, min(self.size, len(members)) // 2)
-        tqdm.write(f"memory does not hold {len(members)} stacked variants; {self.size} from here on", file=sys.stderr)
+        _say(f"memory does not hold {len(members)} stacked variants; {self.size} from here on")
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         yield from self.parts(members)
@@ -117,6 +160,7 @@ class Stacking:
         """
         if len(members) == 1:
             return {training: _answers_alone(training, batch) for training, batch in members}
+        refused = self._num_refused
         try:
             for training, batch in members:
                 with training.own_random_stream():
@@ -134,11 +178,16 @@ class Stacking:
         if stacked and not full:
             return {t: _predicted(t, b, found) for (t, b), found in zip(members, stacked, strict=True)}
         stacked = []
-        parts = self._halves(members) if full else ([member] for member in members)
+        parts = self._again(members, full=full, refused=refused)
         return {t: found for part in parts for t, found in self.answers(part).items()}
 
     def _logits(self, members: Sequence[Member]) -> list[Tensor | Exception]:
-        return run_stacked([Pass(model=t.model, batch=b, turn=t.own_random_stream) for t, b in members])
+        passes = [Pass(model=t.model, batch=b, turn=t.own_random_stream) for t, b in members]
+        return run_stacked(passes, self._modules)
+
+
+def _say(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)
 
 
 def _step_alone(training: Trainer, batch: Batch) -> dict[Trainer, Exception]:

@@ -2,7 +2,8 @@
 
 Each pass goes from stop to stop (see `forward_state`). Of all units that are due, the lowest go first, and whatever
 else waits at the same boundary for the same units goes with them: states are joined along the batch, with their
-context, run, and split again. A model with units of its own (`peft:…`) runs those alone and shares the rest.
+context, run, and split again. A model with units of its own (`peft:…`) runs those alone and shares the rest. What
+follows the last unit runs once on joined states, too; adapters and heads of one structure as one (see `batched_stops`).
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from torch import Tensor
 
 from ...extract.trunk.state import Context, State
 from ..data.batch import Batch
-from ..model.forward_state import ForwardState
+from ..model.batched_module import BatchedModules
+from ..model.forward_state import ForwardState, Stop
 from ..model.frozen_units import UnitRun
 from ..model.joint_model import JointModel
+from .batched_stops import BatchedStops
 
 Place = tuple[int, str]  # of a pass, a modality
 
@@ -40,25 +43,31 @@ class Pass:
         return self.model.precision.autocast(self.batch.device)
 
 
-def run_stacked(passes: Sequence[Pass]) -> list[Tensor | Exception]:
+def run_stacked(passes: Sequence[Pass], modules: BatchedModules | None = None) -> list[Tensor | Exception]:
     """Drive all passes to their ends; return the logits of each, or the error that its own modules raised.
+
+    Args:
+        passes: of models of one precision.
+        modules: batches the adapters and heads of one structure; None runs each by itself.
 
     Raises:
         Exception: whatever units raised that ran for several models at once.
     """
-    return StackedForward(passes).run()
+    return StackedForward(passes, modules).run()
 
 
 class StackedForward:
     """Several passes, driven from stop to stop."""
 
-    def __init__(self, passes: Sequence[Pass]) -> None:
+    def __init__(self, passes: Sequence[Pass], modules: BatchedModules | None = None) -> None:
         self.passes = passes
+        self.batched = BatchedStops(self, modules) if modules is not None else None
         self.states: dict[int, ForwardState] = {}
         self.next_stop = [0] * len(passes)
         self.ended: dict[int, Tensor | Exception] = {}
         self.waiting: dict[int, dict[str, UnitRun]] = {}
         self.contexts: dict[tuple[int, ...], tuple[Context, Sequence[Context]]] = {}
+        self.whole: dict[tuple[int, ...], tuple[State, Sequence[State]]] = {}  # by the ids of its parts
 
     def run(self) -> list[Tensor | Exception]:
         """Drive all passes to their ends."""
@@ -66,8 +75,11 @@ class StackedForward:
             self._guarded(index, self._begin)
         while self.waiting:
             arrived = [i for i, rs in self.waiting.items() if all(r.state.boundary == r.stop for r in rs.values())]
-            for index in arrived:  # before any unit runs, so that all that can go together waits
-                self._guarded(index, self._go_on)
+            for alike in self._alike(arrived):  # before any unit runs, so that all that can go together waits
+                if len(alike) > 1 and self.batched is not None:
+                    self._go_on_together(alike)
+                else:
+                    self._guarded(alike[0], self._go_on)
             if not arrived:
                 self._run_lowest()
         return [self.ended[index] for index in range(len(self.passes))]
@@ -87,24 +99,52 @@ class StackedForward:
 
     def _wait(self, index: int) -> None:
         """Note the units up to the next stop, or to the end."""
-        model, number = self.passes[index].model, self.next_stop[index]
-        boundaries = model.stops[number].boundaries if number < len(model.stops) else model.ends
+        stop = self.stop(index)
+        boundaries = self.passes[index].model.ends if stop is None else stop.boundaries
         self.waiting[index] = self.states[index].runs_to(boundaries)
+
+    def stop(self, index: int) -> Stop | None:
+        """Return the stop that a pass waits for, None for the end."""
+        stops = self.passes[index].model.stops
+        return stops[self.next_stop[index]] if self.next_stop[index] < len(stops) else None
+
+    def _alike(self, arrived: Sequence[int]) -> list[list[int]]:
+        """Group the passes that can do together what is to be done where they have arrived."""
+        groups: dict[object, list[int]] = {}
+        for index in sorted(arrived):
+            self.states[index].states |= {m: run.state for m, run in self.waiting[index].items()}
+            key = None if self.batched is None else self.batched.key(index)
+            groups.setdefault(("alone", index) if key is None else key, []).append(index)
+        return list(groups.values())
+
+    def _go_on_together(self, alike: Sequence[int]) -> None:
+        assert self.batched is not None
+        stop = self.stop(alike[0])
+        for index in alike:
+            self.waiting.pop(index)
+        with self.passes[alike[0]].autocast():
+            if stop is None:
+                self.ended |= self.batched.answer(alike)
+                return
+            self.batched.apply(alike, stop)
+        for index in alike:
+            self.next_stop[index] += 1
+            self._wait(index)
 
     def _go_on(self, index: int) -> None:
         """Do what the stop is for at which every state of a pass has arrived; at the end, let the head answer."""
-        state, given = self.states[index], self.passes[index]
-        state.states |= {m: run.state for m, run in self.waiting.pop(index).items()}
-        number = self.next_stop[index]
-        if number == len(given.model.stops):
+        state, given, stop = self.states[index], self.passes[index], self.stop(index)
+        self.waiting.pop(index)
+        if stop is None:
             self.ended[index] = given.model.head(state.features(), given.batch.text_mask)
             return
-        state.apply_adapter(given.model.stops[number])
+        state.apply_adapter(stop)
         self.next_stop[index] += 1
         self._wait(index)
 
     def _run_lowest(self) -> None:
-        places = [(i, m) for i, rs in self.waiting.items() for m, r in rs.items() if r.state.boundary < r.stop]
+        waiting = sorted(self.waiting.items())  # so that what is joined here has the order of batched members
+        places = [(i, m) for i, rs in waiting for m, r in rs.items() if r.state.boundary < r.stop]
         lowest = min(places, key=self._depth)
         alike = [place for place in places if self._likeness(place) == self._likeness(lowest)]
         stop = self._common_stop(alike, places)
@@ -122,12 +162,17 @@ class StackedForward:
         """Run the units of `run` on states of several models at once."""
         if len(states) == 1:
             return [run.run()]
-        joined = replace(run, state=self.joined(states)).run()
-        parts = joined.hidden.split([state.batch_size for state in states])
-        return [
-            joined.replace(hidden=hidden, lengths=own.lengths, context=own.context)
-            for own, hidden in zip(states, parts, strict=True)
+        return self.parts_of(replace(run, state=self.joined(states)).run(), states)
+
+    def parts_of(self, joined: State, states: Sequence[State]) -> list[State]:
+        """Split a state that was joined from others; should its parts be joined again, it is taken itself."""
+        hidden = joined.hidden.split([state.batch_size for state in states])
+        parts = [
+            joined.replace(hidden=own, lengths=state.lengths, context=state.context)
+            for state, own in zip(states, hidden, strict=True)
         ]
+        self.whole[tuple(map(id, parts))] = (joined, parts)  # kept, so that ids stay theirs
+        return parts
 
     def _at(self, place: Place) -> UnitRun:
         return self.waiting[place[0]][place[1]]
@@ -159,9 +204,15 @@ class StackedForward:
 
     def joined(self, states: Sequence[State]) -> State:
         """Join states along the batch; the context that they take together is rebuilt once for all units."""
+        known = self.whole.get(tuple(map(id, states)))
+        if known is not None:
+            return known[0]
+        return State.concat(states, context=self.context_of(states))
+
+    def context_of(self, states: Sequence[State]) -> Context:
+        """Return the context that states take together, rebuilt once for all units."""
         key = tuple(id(state.context) for state in states)
         if key not in self.contexts:
-            joined = State.concat(states)
-            self.contexts[key] = (joined.context, [state.context for state in states])  # kept, so that ids stay theirs
-            return joined
-        return State.concat(states, context=self.contexts[key][0])
+            narrow = [state.replace(hidden=state.hidden.detach()[..., :0]) for state in states]  # copies no numbers
+            self.contexts[key] = (State.concat(narrow).context, [state.context for state in states])  # ids stay theirs
+        return self.contexts[key][0]

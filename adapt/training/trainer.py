@@ -294,6 +294,10 @@ class Trainer:
         """After a batch's backward pass: take the optimiser's step if it is due."""
         self.progress.step = self.gradients.end_batch(self.progress.step)
 
+    def after_step(self) -> None:
+        """After an optimiser step that was taken for several trainers at once: what `end_batch` does behind it."""
+        self.progress.step = self.gradients.after_step(self.progress.step)
+
     def check_losses(self) -> None:
         """Wait for the losses of the epoch so far; what is evaluated or saved afterwards was trained on finite ones.
 
