@@ -26,6 +26,7 @@ from ...config import Count, settings_class
 from ...extract.encoders.options import MODALITIES
 from .base import AdapterPerInsertion, Deltas, InsertionModule, Triple
 from .latents import real_text
+from .layers import scaled
 from .registry import register_adapter
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
@@ -79,7 +80,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) → what is to be added, (…, D)."""
-        return self.scale * self.up(self.activation(self.down(self.norm(x))))
+        return scaled(self.up(self.activation(self.down(self.norm(x)))), self.scale)
 
 
 class EachItsOwn(InsertionModule):

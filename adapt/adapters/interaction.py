@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Triple
-from .layers import CrossAttention, sinusoids
+from .layers import CrossAttention, scaled, sinusoids
 
 
 class Interaction(nn.Module):
@@ -118,7 +118,7 @@ class Interaction(nn.Module):
                 read = self.writes[modality](x.flatten(1, 2), latents.flatten(1, 2), near).view(x.shape)
             else:
                 read = self.writes[modality](x, latents.flatten(1, 2))
-            deltas[modality] = self.scale * self.up[modality](F.gelu(x + read))
+            deltas[modality] = scaled(self.up[modality](F.gelu(x + read)), self.scale)
         return deltas
 
     def _near(self, t: int, per_query: int, per_key: int, device: torch.device) -> Tensor | None:

@@ -5,6 +5,7 @@ Letters: B items, L tokens, T positions, Q queries, K keys, d width, h heads.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -39,20 +40,32 @@ def masked_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
 SLOWEST = 100.0  # of the wave lengths: clips have tens of segments and frames hundreds of tokens, not thousands
 
 
+@functools.lru_cache(maxsize=64)
 def sinusoids(length: int, width: int, device: torch.device) -> Tensor:
-    """Sines and cosines of 0 … T - 1 (Vaswani et al. 2017, sec. 3.5): (T, d), float32.
+    """Sines and cosines of 0 … T - 1 (Vaswani et al. 2017, sec. 3.5): (T, d), float32; the same tensor at each call.
 
     Args:
         length: T, segments or tokens.
         width: d.
         device: where the result lies.
     """
-    place = torch.arange(length, device=device, dtype=torch.float32)[:, None]
-    rate = torch.exp(torch.arange(0, width, 2, device=device, dtype=torch.float32) * (-math.log(SLOWEST) / width))
-    encoding = torch.zeros(length, width, device=device)
-    encoding[:, 0::2] = torch.sin(place * rate)
-    encoding[:, 1::2] = torch.cos(place * rate)[:, : width // 2]
+    with torch.inference_mode(False):  # an inference tensor could not be used by a later training step
+        place = torch.arange(length, device=device, dtype=torch.float32)[:, None]
+        rate = torch.exp(torch.arange(0, width, 2, device=device, dtype=torch.float32) * (-math.log(SLOWEST) / width))
+        encoding = torch.zeros(length, width, device=device, dtype=torch.float32)
+        encoding[:, 0::2] = torch.sin(place * rate)
+        encoding[:, 1::2] = torch.cos(place * rate)[:, : width // 2]
     return encoding
+
+
+def scaled(x: Tensor, scale: float) -> Tensor:
+    """Return scale · x; x itself where the scale is 1, which costs no kernel.
+
+    >>> x = torch.ones(2)
+    >>> scaled(x, 1.0) is x, scaled(x, 0.5).tolist()
+    (True, [0.5, 0.5])
+    """
+    return x if isinstance(scale, float) and scale == 1.0 else scale * x  # members of a group may have a tensor
 
 
 class CrossAttention(nn.Module):

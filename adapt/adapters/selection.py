@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ..scan.mamba_block import MambaBlock
 from .base import Triple
-from .layers import CrossAttention
+from .layers import CrossAttention, scaled
 
 
 def mean_gate(gate: Tensor, modality: str) -> Tensor:
@@ -94,7 +94,7 @@ class Selection(nn.Module):
         gates = {}
         for modality, index in places.items():
             here = mixed.gather(1, index[..., None].expand(-1, -1, mixed.shape[-1]))  # (B, places, d)
-            gate = torch.tanh(self.scale * self.gate[modality](here))
+            gate = torch.tanh(scaled(self.gate[modality](here), self.scale))
             gates[modality] = gate if modality == "text" else gate.unsqueeze(2)
         return gates
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ...extract.executors.device import sent
 from ..scan.member_axis import at_once, has_members, of_each
 from .structure import floats_of, structure_of
 
@@ -46,9 +47,12 @@ class BatchedModule:
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self._members = [dict(module.named_parameters()) for module in modules]
         floats = [floats_of(module) for module in modules]
+        device = next(iter(self._members[0].values())).device
         self._floats = {
             k: [given[k] for given in floats] for k, v in floats[0].items() if any(g[k] != v for g in floats)
         }
+        numbers = {k: torch.tensor(v, dtype=torch.float32) for k, v in self._floats.items()}
+        self._numbers = {k: sent(v, device) for k, v in numbers.items()}
         hollow = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in modules[0].parameters()}
         self._module = copy.deepcopy(modules[0], memo=hollow)  # without weights: the members' own take their place
         self._turns: Sequence[Turn] = ()
@@ -80,8 +84,6 @@ class BatchedModule:
         """
         first = self._members[0]
         weights = {name: torch.stack([own[name] for own in self._members]) for name in first}
-        like = next(iter(weights.values()))
-        floats = {k: torch.tensor(v, dtype=like.dtype).to(like.device) for k, v in self._floats.items()}
         axes = {name: None if name in shared else 0 for name in tensors}
 
         def one(own: Tensors, numbers: dict[tuple[str, str], Tensor], given: Tensors) -> Tensors:
@@ -94,7 +96,7 @@ class BatchedModule:
         try:
             with sdpa_kernel(SDPBackend.MATH):
                 run = torch.vmap(one, in_dims=(0, 0, axes), randomness="error")
-                return run(weights, floats, dict(tensors))  # type: ignore[no-any-return]
+                return run(weights, self._numbers, dict(tensors))  # type: ignore[no-any-return]
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)
             self._turns = ()

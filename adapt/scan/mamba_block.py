@@ -140,16 +140,17 @@ class MambaBlock(nn.Module):
 
     def _scan(self, x: Tensor, z: Tensor | None) -> Tensor:
         """Convolve and scan the lines x (B, L, G, d), each in its direction's order; return (B, L, G·d), gated by z."""
-        lines, projections = [], []
         directions = self._directions()
-        for line, (conv1d, x_proj, dt_proj) in zip(x.unbind(2), directions, strict=True):
-            line = F.silu(causal_conv(line, conv1d.weight, conv1d.bias))  # (B, L, d)
+        taps = torch.cat([conv1d.weight for conv1d, _, _ in directions])
+        biases = [conv1d.bias for conv1d, _, _ in directions if conv1d.bias is not None]
+        lines = F.silu(causal_conv(x.flatten(2), taps, torch.cat(biases) if biases else None))  # (B, L, G·d)
+        projections = []
+        for line, (_, x_proj, dt_proj) in zip(lines.chunk(len(directions), dim=-1), directions, strict=True):
             delta, B, C = x_proj(line).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-            lines.append(line)
             projections.append((F.linear(delta, dt_proj.weight), B, C))
         delta, B, C = (torch.stack(parts, dim=2) for parts in zip(*projections, strict=True))
         y = selective_scan(
-            torch.cat(lines, dim=-1).transpose(1, 2),
+            lines.transpose(1, 2),
             delta.flatten(2).transpose(1, 2),
             -torch.exp(self._weights("A_log", "A_b_log")),
             B.permute(0, 2, 3, 1),

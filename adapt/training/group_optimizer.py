@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from ...extract.executors.device import sent
+
 
 def clip_together(gradients: Sequence[Sequence[Tensor]], largest: Sequence[float]) -> None:
     """Scale each member's gradients in place to a norm of at most its `largest`; 0 leaves them as they are.
@@ -31,9 +33,7 @@ def clip_together(gradients: Sequence[Sequence[Tensor]], largest: Sequence[float
         return
     norms = iter(torch._foreach_norm([g for own, _ in clipped for g in own]))
     totals = torch.stack([torch.linalg.vector_norm(torch.stack([next(norms) for _ in own])) for own, _ in clipped])
-    limits = torch.tensor([limit for _, limit in clipped], dtype=totals.dtype)
-    if totals.is_cuda:
-        limits = limits.pin_memory().to(totals.device, non_blocking=True)
+    limits = sent(torch.tensor([limit for _, limit in clipped], dtype=totals.dtype), totals.device)
     scales = torch.clamp((totals + 1e-6).reciprocal() * limits, max=1.0)  # as `clip_grad_norm_` computes it
     for (own, _), scale in zip(clipped, scales.unbind(), strict=True):
         torch._foreach_mul_(list(own), scale)

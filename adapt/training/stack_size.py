@@ -91,7 +91,7 @@ class Stacking:
         return failed
 
     def _end_batch(self, trainings: Sequence[Trainer], failed: dict[Trainer, Exception]) -> None:
-        """Take the optimiser steps that are due, at once where members are batched; note those that fail in `failed`."""
+        """Take the steps that are due, at once where members are batched; those that fail go into `failed`."""
 
         def each(act: Callable[[Trainer], object], some: Sequence[Trainer]) -> list[Trainer]:
             done = []

@@ -71,6 +71,15 @@ class StackedForward:
 
     def run(self) -> list[Tensor | Exception]:
         """Drive all passes to their ends."""
+        try:
+            self._drive()
+        finally:  # at once, not when the garbage collector comes: states fill the device's memory
+            self.batched = None
+            for held in (self.states, self.waiting, self.whole, self.contexts):
+                held.clear()
+        return [self.ended[index] for index in range(len(self.passes))]
+
+    def _drive(self) -> None:
         for index in range(len(self.passes)):
             self._guarded(index, self._begin)
         while self.waiting:
@@ -82,7 +91,6 @@ class StackedForward:
                     self._guarded(alike[0], self._go_on)
             if not arrived:
                 self._run_lowest()
-        return [self.ended[index] for index in range(len(self.passes))]
 
     def _guarded(self, index: int, act: Callable[[int], None]) -> None:
         """Act on one pass in its turn; an error ends that pass alone."""
@@ -166,6 +174,7 @@ class StackedForward:
 
     def parts_of(self, joined: State, states: Sequence[State]) -> list[State]:
         """Split a state that was joined from others; should its parts be joined again, it is taken itself."""
+        self.whole.pop(tuple(map(id, states)), None)  # these are behind
         hidden = joined.hidden.split([state.batch_size for state in states])
         parts = [
             joined.replace(hidden=own, lengths=state.lengths, context=state.context)
