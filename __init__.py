@@ -7,11 +7,14 @@ imports no network library. `extract` and `adapt` are rooms (packages) that can 
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # at run time these are the rooms themselves, which `_callable_room` makes callable
     from .adapt.training.adapt import adapt
     from .extract.stage.extract import extract
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # a program that wants to see the records says so
 
 _HOMES = {
     "FeatureStore": "cache.feature_store",
@@ -21,10 +24,12 @@ _HOMES = {
     "evaluate": "adapt.evaluation.evaluate",
     "features": "extract.stage.features",
     "load_encoder": "extract.encoders.load",
+    "load_experiment": "adapt.config.experiment",
     "load_manifest": "extract.datasets.load",
     "open_store": "cache.open",
     "plan": "adapt.plan.plan",
     "predict": "adapt.evaluation.predict",
+    "stored_features": "extract.stage.stored_features",
     "register_adapter": "adapt.adapters.registry",
     "register_dataset": "extract.datasets.settings",
     "register_head": "adapt.model.registry",
@@ -44,6 +49,7 @@ __all__ = [
     "extract",
     "features",
     "load_encoder",
+    "load_experiment",
     "load_manifest",
     "open_store",
     "plan",
@@ -54,6 +60,7 @@ __all__ = [
     "register_loss",
     "report",
     "selective_scan",
+    "stored_features",
     "sweep",
 ]
 

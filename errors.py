@@ -125,6 +125,16 @@ class RunLockedError(RunError):
     """A run that another process is training."""
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless it is one.
+
+    >>> counted(1, "item"), counted(1200, "clip"), counted(0, "query")
+    ('1 item', '1,200 clips', '0 queries')
+    """
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Return the one-line message for a name that is not among `known`, with the nearest one first."""
     names = sorted(known)

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 from .errors import PlugInError, SettingsError, unknown_name
+from .user_code import is_user_name, user_object
 
 T = TypeVar("T")
 
@@ -46,7 +47,9 @@ class Registry(Generic[T]):
         return tuple(sorted({*self._built_in, *self._known, *(p.name for p in entry_points(group=self.group))}))
 
     def __contains__(self, name: str) -> bool:
-        """Say whether `get` knows `name`; an entry point is not imported for that."""
+        """Say whether `get` knows `name`; an entry point is not imported for that, code of one's own is."""
+        if is_user_name(name):
+            return name in self._known or bool(user_object(name))
         return name in self._built_in or name in self._known or bool(entry_points(group=self.group, name=name))
 
     def module_of(self, name: str) -> str:
@@ -63,6 +66,9 @@ class Registry(Generic[T]):
         Raises:
             SettingsError: an unknown name (the message lists the known ones), or an entry point that cannot be loaded.
         """
+        if name not in self._known and is_user_name(name):
+            found_here: T = user_object(name)
+            return found_here
         if name not in self._known and name in self._built_in:
             module, _, attribute = self._built_in[name].partition(":")
             self._known[name] = getattr(importlib.import_module(module), attribute)

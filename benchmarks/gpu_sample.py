@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from talik.extract.stage.settings import EXPERIMENT_TABLES, EncoderSettings
+from talik.extract.stage.experiment_file import EXPERIMENT_TABLES
+from talik.extract.stage.settings import EncoderSettings
 
 Pixels = NDArray[np.uint8]
 

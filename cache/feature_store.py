@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -85,6 +86,19 @@ class FeatureStore(ABC):
         self.path = path
         self.where = where
         self.mode = mode
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.where}, mode {self.mode!r})"
+
+    def _repr_html_(self) -> str:
+        """Return a table of the boundaries that the store holds."""
+        rows = []
+        for spec in self.boundaries():
+            shape = " x ".join([*(["tokens"] if spec.ragged else []), *map(str, spec.shape)])
+            cells = (spec.path, len(self.sources(spec)), shape, spec.dtype)
+            rows.append("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>")
+        head = "<tr><th>boundary</th><th>items</th><th>shape of one</th><th>data type</th></tr>"
+        return f"<p>{escape(repr(self))}</p><table>{head}{''.join(rows)}</table>"
 
     @staticmethod
     def open(

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from .options import AllowMissing, Device, ExperimentPath, Quiet
+from .options import AllowMissing, AsJson, Device, ExperimentPath, Imports, Quiet, Sets
+from .printing import show
 from .usage import Command
 
 app = typer.Typer()
@@ -21,9 +22,10 @@ def init(
     preset: Annotated[str, typer.Option(help="lavish, trimodal or small.")] = "small",
 ) -> None:
     """Write a commented experiment file for a data set, with an estimate of its disk and time."""
+    from ..adapt.config.experiment_schema import experiment_schema
     from ..extract.presets.write_experiment import init as write
 
-    for line in write(dataset, folder, preset=preset):
+    for line in write(dataset, folder, preset=preset, schema=experiment_schema()):
         typer.echo(line)
 
 
@@ -36,15 +38,28 @@ def schema() -> None:
 
 
 @app.command(cls=Command)
-def data(experiment: ExperimentPath, allow_missing: AllowMissing = False) -> None:
+def data(
+    experiment: ExperimentPath,
+    allow_missing: AllowMissing = False,
+    changes: Sets = None,
+    imports: Imports = None,
+    as_json: AsJson = False,
+) -> None:
     """Say what the data set holds: counts, release, duplicates, clips shared between splits, the blind baseline."""
     from ..extract.datasets.describe import describe
     from ..extract.datasets.load import load_manifest
+    from ..extract.stage.experiment_file import parse_changes
     from ..extract.stage.settings import read_settings
 
-    settings = read_settings(experiment, allow_missing=allow_missing)
-    for line in describe(load_manifest(settings.manifest_settings, base=settings.base)):
-        typer.echo(line)
+    settings = read_settings(
+        experiment, allow_missing=allow_missing, changes=parse_changes(changes), imports=imports or ()
+    )
+    manifest = load_manifest(settings.manifest_settings, base=settings.base)
+    lines = describe(manifest)
+    value = {"name": manifest.name, "root": manifest.root, "clips": len(manifest.clips), "answers": manifest.answers}
+    splits = {split: manifest.split(split) for split in manifest.splits}
+    counts = {s: {"questions": len(qs), "clips": len({q.clip_id for q in qs})} for s, qs in splits.items()}
+    show(lines, {**value, "splits": counts, "missing": manifest.missing, "lines": lines}, as_json=as_json)
 
 
 @app.command(cls=Command)
@@ -60,21 +75,27 @@ def plan(
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what an earlier plan measured.")] = False,
     device: Device = "auto",
+    changes: Sets = None,
+    imports: Imports = None,
+    as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure this machine on a few clips; say what to cache, and what every variant will cost with it and without."""
+    from ..adapt.config.experiment import load_experiment
+    from ..extract.stage.experiment_file import parse_changes
+
+    loaded = load_experiment(experiment, changes=parse_changes(changes), imports=imports or ())
     if simulate is not None:
         from ..adapt.plan.cluster import parse_simulate
         from ..adapt.plan.simulate import simulate as run_simulation
         from ..adapt.plan.text import simulated_lines
 
         cluster = parse_simulate(simulate)
-        simulation = run_simulation(experiment, cluster, device=device, fresh=fresh, progress=not quiet)
-        for line in simulated_lines(simulation):
-            typer.echo(line)
+        simulation = run_simulation(loaded, cluster, device=device, fresh=fresh, progress=not quiet)
+        show(simulated_lines(simulation), simulation, as_json=as_json)
         return
     from ..adapt.plan.plan import plan as run
     from ..adapt.plan.text import plan_lines
 
-    for line in plan_lines(run(experiment, device=device, fresh=fresh, progress=not quiet)):
-        typer.echo(line)
+    made = run(loaded, device=device, fresh=fresh, progress=not quiet)
+    show(plan_lines(made), made.to_json(), as_json=as_json)

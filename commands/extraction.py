@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from .options import AllowMissing, Deep, Device, EngineName, ExperimentPath, Jobs, Quiet, Workers
+from ..errors import SettingsError, counted
+from .options import AllowMissing, AsJson, Deep, Device, EngineName, ExperimentPath, Imports, Jobs, Quiet, Sets, Workers
+from .printing import show
 from .usage import Command
 
 app = typer.Typer()
@@ -22,25 +24,33 @@ def extract(
     engine: EngineName = None,
     jobs: Jobs = None,
     workers: Workers = None,
+    changes: Sets = None,
+    imports: Imports = None,
+    as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Stage 1: compute and store the states that an experiment names. Resumable; a second run does nothing."""
     from ..extract.executors.settings import with_engine
+    from ..extract.stage.experiment_file import parse_changes
     from ..extract.stage.extract import extract as run
-    from ..extract.stage.settings import read_settings
+    from ..extract.stage.settings import read_all_settings
 
-    settings = read_settings(experiment, allow_missing=allow_missing)
-    chosen = with_engine(settings.engine, engine, jobs)
+    settings = read_all_settings(
+        experiment, allow_missing=allow_missing, changes=parse_changes(changes), imports=imports or ()
+    )
+    chosen = with_engine(settings[0].engine, engine, jobs)
     report = run(settings, device=device, progress=not quiet, deep=deep, engine=chosen, workers=workers)
-    for line in report.lines():
-        typer.echo(line)
+    value = {name: one for name, one in vars(report).items() if name != "boundaries"}
+    show(report.lines(), {**value, "boundaries": [spec.path for spec in report.boundaries]}, as_json=as_json)
 
 
 @app.command(cls=Command)
 def features(
     paths: Annotated[list[Path], typer.Argument(help="Videos, sounds, pictures, texts, or folders of them.")],
     encoder: Annotated[str, typer.Option(help='"timm:NAME", "hf:NAME-or-folder" or "pip:NAME".')],
-    layer: Annotated[int, typer.Option(help="The boundary: 0 before the first unit, n after the last, -1 before it.")],
+    layer: Annotated[
+        str, typer.Option(help='The boundary: 0 before the first unit, "end" after the last, -1 before the last.')
+    ],
     out: Annotated[Path, typer.Option(help="A store (.zarr), or a file: .npz, .h5, .parquet.")],
     modality: Annotated[
         str | None, typer.Option(help="visual, audio or text; by the files' endings if absent.")
@@ -55,6 +65,7 @@ def features(
     compute: Annotated[str, typer.Option(help="What it is computed in: float32, tf32 or bfloat16.")] = "float32",
     allow_missing: AllowMissing = False,
     device: Device = "auto",
+    as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Compute what a layer of an encoder gives for a folder of files; no experiment needed. Resumable."""
@@ -63,7 +74,7 @@ def features(
     found = run(
         paths,
         encoder=encoder,
-        layer=layer,
+        layer=_boundary(layer),
         out=out,
         modality=modality,  # type: ignore[arg-type]  # checked there
         weights=weights,
@@ -75,6 +86,14 @@ def features(
         device=device,
         progress=not quiet,
     )
-    for source, reason in found.skipped:
-        typer.echo(f"left out {source}: {reason}")
-    typer.echo(f"{out}: {len(found)} files, layer {found.spec.boundary}, {found.spec.dtype}")
+    lines = [f"left out {source}: {reason}" for source, reason in found.skipped]
+    spec, files = found.spec, counted(len(found), "file")
+    value = {"out": out, "files": len(found), "layer": spec.boundary, "dtype": spec.dtype, "skipped": found.skipped}
+    show([*lines, f"{out}: {files}, layer {spec.boundary}, {spec.dtype}"], value, as_json=as_json)
+
+
+def _boundary(layer: str) -> int | Literal["end"]:
+    try:
+        return "end" if layer == "end" else int(layer)
+    except ValueError:
+        raise SettingsError(f'--layer: found {layer!r}, expected a number or "end"') from None

@@ -39,3 +39,16 @@ AllowMissing = Annotated[
     bool, typer.Option("--allow-missing", help="Go on without clips that are not there, or cannot be decoded.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A setting in place of the file's: train.lr=1e-4, variants.NAME.adapter.window=1; as often as you like.",
+    ),
+]
+Imports = Annotated[
+    list[str] | None,
+    typer.Option("--import", metavar="FILE.py", help="Code of your own to import first: a file, or a module."),
+]

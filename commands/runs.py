@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .options import Device, Places, RunPath
-from .printing import say_device
+from .options import AsJson, Device, Places, RunPath
+from .printing import say_device, show
 from .usage import Command
 
 app = typer.Typer()
@@ -24,6 +25,7 @@ def evaluate(
     ] = False,
     experiment: Places = None,
     device: Device = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Score a finished run on a split, by question type."""
     from ..adapt.evaluation.evaluate import evaluate as score
@@ -32,12 +34,10 @@ def evaluate(
     say_device(device)
     for note in evaluation.notes:
         typer.echo(note, err=True)
-    for name, tally in evaluation.scores.by_type.items():
-        typer.echo(f"{name:10s} {100 * tally.accuracy:6.2f} %  ({tally.correct} of {tally.total})")
-    for name, tally in evaluation.scores.by_subset.items():
-        typer.echo(f"{name:10s} {100 * tally.accuracy:6.2f} %  ({tally.correct} of {tally.total})")
-    overall = evaluation.scores.overall
-    typer.echo(f"{'Avg':10s} {100 * overall.accuracy:6.2f} %  ({overall.correct} of {overall.total})")
+    scores = evaluation.scores
+    rows = [*scores.by_type.items(), *scores.by_subset.items(), ("Avg", scores.overall)]
+    lines = [f"{name:10s} {100 * tally.accuracy:6.2f} %  ({tally.correct} of {tally.total})" for name, tally in rows]
+    show(lines, {**vars(evaluation), "accuracy": scores.overall.accuracy}, as_json=as_json)
 
 
 @app.command(cls=Command)
@@ -48,14 +48,14 @@ def predict(
     top: Annotated[int, typer.Option(help="How many answers to show.")] = 5,
     experiment: Places = None,
     device: Device = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Answer a question about a video with a finished run, from the file itself."""
     from ..adapt.evaluation.predict import predict as answer
 
     found = answer(run, video=video, question=question, top=top, experiment=experiment, device=device)
     say_device(device)
-    for line in found.lines():
-        typer.echo(line)
+    show(found.lines(), found, as_json=as_json)
 
 
 @app.command(cls=Command)
@@ -69,10 +69,11 @@ def report(
     every_point: Annotated[
         bool, typer.Option("--every-point", help="Show all points of a search on test, not its choice on validation.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write the table of finished runs, with what it cost: Markdown, LaTeX, CSV, JSON, figures and one HTML page."""
     from ..adapt.report.write import report as write
 
     files = write(runs, out=out, baseline=baseline, skip_unfinished=skip_unfinished, every_point=every_point)
-    for line in (*files.notes, "", files.text, *files.costs.lines(), str(files.html)):
-        typer.echo(line)
+    value = json.loads(files.json.read_text(encoding="utf-8")) if as_json else None
+    show([*files.notes, "", files.text, *files.costs.lines(), str(files.html)], value, as_json=as_json)

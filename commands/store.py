@@ -8,26 +8,31 @@ from typing import Annotated
 
 import typer
 
-from ..errors import StoreMismatchError, unknown_name
-from .options import Deep, Device, ExperimentPath, Quiet, StorePath
+from ..errors import SettingsError, StoreMismatchError, counted, unknown_name
+from .options import AsJson, Deep, Device, ExperimentPath, Imports, Quiet, Sets, StorePath
+from .printing import show
 from .usage import Command
 
 app = typer.Typer(no_args_is_help=True, help="Look into a feature store.")
 
 
 @app.command("ls", cls=Command)
-def store_ls(store: StorePath) -> None:
+def store_ls(store: StorePath, as_json: AsJson = False) -> None:
     """List the boundaries that a store holds: items, shape of one, data type, bytes; views and imported features."""
-    from ..cache.feature_store import FeatureStore
+    from ..cache.open import open_store
     from ..extract.media.augment_settings import kind_of
 
-    opened = FeatureStore.open(store)
+    opened, lines, rows = open_store(store), [], []
     for spec in opened.boundaries():
         with opened.reader(spec.modality, spec.boundary, key=spec.key) as reader:
-            shape = "tokens x " * spec.ragged + " x ".join(map(str, spec.shape))
-            size = f"{reader.size_bytes / 1e6:.1f} MB"
-            line = f"{spec.path:28s} {len(reader.items):>7} items  {shape:18s} {spec.dtype:9s} {size:>10s}"
-            typer.echo(f"{line}  {kind_of(spec.identity)}".rstrip())
+            count, size_bytes = len(reader.items), reader.size_bytes
+        shape = "tokens x " * spec.ragged + " x ".join(map(str, spec.shape))
+        items = f"{count:>7} item{'s' if count != 1 else ' '}"
+        line = f"{spec.path:28s} {items}  {shape:18s} {spec.dtype:9s} {size_bytes / 1e6:7.1f} MB"
+        lines.append(f"{line}  {kind_of(spec.identity)}".rstrip())
+        row = {"path": spec.path, "modality": spec.modality, "boundary": spec.boundary, "items": count}
+        rows.append({**row, "shape": spec.shape, "dtype": spec.dtype, "bytes": size_bytes, "ragged": spec.ragged})
+    show(lines, rows, as_json=as_json)
 
 
 @app.command("show", cls=Command)
@@ -47,8 +52,24 @@ def store_show(
 
 
 @app.command("export", cls=Command)
-def store_export(store: StorePath, file: Annotated[Path, typer.Argument(help="The .h5 file to write.")]) -> None:
-    """Write a store into one HDF5 file: the same names and values, provenance as attributes."""
+def store_export(
+    store: StorePath,
+    file: Annotated[Path, typer.Argument(help="The .h5 file to write; of one boundary also .npz or .parquet.")],
+    boundary: Annotated[str | None, typer.Option(help="One alone, as ls prints it: visual/b11-1f2e3d4c5b6a.")] = None,
+    pool: Annotated[str, typer.Option(help='Of one boundary: "mean" averages the tokens, "none" keeps them.')] = "none",
+    experiment: Annotated[
+        Path | None, typer.Option(help="Of one boundary: whose clip names to use in place of the files'.")
+    ] = None,
+) -> None:
+    """Write a store into one HDF5 file that import reads back; or the features of one boundary, by clip."""
+    if boundary is not None:
+        from ..extract.stage.stored_features import export_features
+
+        count = export_features(store, file, boundary=boundary, pool=pool, experiment=experiment)
+        typer.echo(f"{file}: {counted(count, 'item')} of {boundary}, {file.stat().st_size / 1e6:.1f} MB")
+        return
+    if pool != "none" or experiment is not None:
+        raise SettingsError("--pool, --experiment: are of one boundary; name it with --boundary")
     from ..cache.feature_store import FeatureStore
     from ..cache.maintenance.hdf5 import export_hdf5
 
@@ -85,17 +106,17 @@ def store_import(
 
 
 @app.command("verify", cls=Command)
-def store_verify(store: StorePath) -> None:
+def store_verify(store: StorePath, as_json: AsJson = False) -> None:
     """Check every stored byte against its checksum."""
     from ..cache.maintenance.verify import verify
     from ..cache.open import open_store
 
-    findings = verify(open_store(store, check=False))
-    for finding in findings:
-        typer.echo(str(finding), err=True)
+    findings = [str(finding) for finding in verify(open_store(store, check=False))]
+    for finding in findings if not as_json else ():
+        typer.echo(finding, err=True)
+    show(["every checksum holds"] * (not findings), {"store": store, "findings": findings}, as_json=as_json)
     if findings:
         raise typer.Exit(1)
-    typer.echo("every checksum holds")
 
 
 @app.command("repair", cls=Command)
@@ -105,13 +126,22 @@ def store_repair(
         Path | None, typer.Argument(help="What made the store; computes the bad shards again.")
     ] = None,
     device: Device = "auto",
+    changes: Sets = None,
+    imports: Imports = None,
+    as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Forget the shards that fail their checksums, and compute them again."""
+    from ..extract.stage.experiment_file import parse_changes
     from ..extract.stage.maintenance import repair_store
+    from ..extract.stage.settings import read_all_settings
 
-    for line in repair_store(store, experiment, device=device, progress=not quiet).lines():
-        typer.echo(line)
+    wanted = None
+    if experiment is not None:
+        wanted = read_all_settings(experiment, changes=parse_changes(changes), imports=imports or ())
+    report = repair_store(store, wanted, device=device, progress=not quiet)
+    value = {"findings": report.findings, "forgotten": report.forgotten, "lines": report.lines()}
+    show(report.lines(), value, as_json=as_json)
 
 
 @app.command("why", cls=Command)
@@ -120,13 +150,19 @@ def store_why(
     experiment: ExperimentPath,
     deep: Deep = False,
     device: Device = "auto",
+    changes: Sets = None,
+    imports: Imports = None,
+    as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Say what an experiment would compute, and why: fields that differ, items that are new, changed or gone."""
+    from ..extract.stage.experiment_file import parse_changes
     from ..extract.stage.maintenance import why_store
+    from ..extract.stage.settings import read_all_settings
 
-    for line in why_store(store, experiment, deep=deep, device=device, progress=not quiet).lines():
-        typer.echo(line)
+    wanted = read_all_settings(experiment, changes=parse_changes(changes), imports=imports or ())
+    report = why_store(store, wanted, deep=deep, device=device, progress=not quiet)
+    show(report.lines(), {"unrequested": report.unrequested, "lines": report.lines()}, as_json=as_json)
 
 
 @app.command("gc", cls=Command)
@@ -135,13 +171,20 @@ def store_gc(
     experiments: Annotated[list[Path], typer.Argument(help="Every experiment whose states are to stay.")],
     yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
     device: Device = "auto",
+    imports: Imports = None,
+    as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """List what no experiment given needs, ask, and delete it. Nothing else ever deletes states."""
     from ..extract.stage.maintenance import find_store_garbage
+    from ..extract.stage.settings import read_all_settings
 
-    report = find_store_garbage(store, experiments, device=device, progress=not quiet)
-    for line in report.lines():
-        typer.echo(line)
-    if report.garbage and (yes or typer.confirm("delete all of this?")):
-        typer.echo(f"{report.collect() / 1e6:.1f} MB deleted")
+    wanted = [one for path in experiments for one in read_all_settings(path, imports=imports or ())]
+    report = find_store_garbage(store, wanted, device=device, progress=not quiet)
+    if not as_json:
+        show(report.lines(), None, as_json=False)
+    delete = bool(report.garbage) and (yes or (not as_json and typer.confirm("delete all of this?")))
+    freed = report.collect() if delete else 0
+    listed = [str(one) for one in report.garbage]
+    value = {"garbage": listed, "bytes": report.size_bytes, "deleted_bytes": freed}
+    show([f"{freed / 1e6:.1f} MB deleted"] * delete, value, as_json=as_json)

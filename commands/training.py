@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from ..errors import SettingsError
-from .options import AllowMissing, AsJson, Device, EngineName, ExperimentPath, Jobs, OnMissing, Quiet
+from .options import (
+    AllowMissing,
+    AsJson,
+    Device,
+    EngineName,
+    ExperimentPath,
+    Imports,
+    Jobs,
+    OnMissing,
+    Quiet,
+    Sets,
+)
 from .printing import say_device, show
 from .usage import Command
 
@@ -18,9 +29,13 @@ app = typer.Typer()
 @app.command(cls=Command)
 def adapt(
     experiment: ExperimentPath,
+    only: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="With --list: a part of the names to list.")
+    ] = None,
     variant: Annotated[str | None, typer.Option(help="The name of one of the experiment's variants.")] = None,
     list_kinds: Annotated[
-        bool, typer.Option("--list", help="Train nothing; print the adapters, their settings, what each trains here.")
+        bool,
+        typer.Option("--list", help="Train nothing; list adapters and variants, with NAME their settings too."),
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, data order and dropout.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
@@ -30,24 +45,33 @@ def adapt(
     allow_missing: AllowMissing = False,
     on_missing: OnMissing = "error",
     device: Device = "auto",
+    changes: Sets = None,
+    imports: Imports = None,
+    as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Stage 2: train one variant on the stored states and evaluate it; under torchrun, by all processes together."""
     from ..adapt.config.experiment import load_experiment
+    from ..extract.stage.experiment_file import parse_changes
 
+    loaded = load_experiment(
+        experiment, allow_missing=allow_missing, changes=parse_changes(changes), imports=imports or ()
+    )
     if list_kinds:
         from ..adapt.evaluation.describe_variants import listing
 
-        listed = load_experiment(experiment, allow_missing=allow_missing)
-        for line in listing(listed, device=say_device(device)):
-            typer.echo(line)
+        device = "cpu" if only is None else say_device(device)
+        lines = list(listing(loaded, only=only, device=device))
+        show(lines, {"lines": lines}, as_json=as_json)
         return
+    if only is not None:
+        raise SettingsError(f"{only!r}: a name stands after --list alone; for a variant write --variant {only}")
     if variant is None:
-        raise SettingsError("--variant: missing; name one of the experiment's variants, or ask for --list")
+        names = ", ".join(one.name for one in loaded.variants) or "none: it has no [[variants]]"
+        raise SettingsError(f"--variant: missing; name one of {experiment}'s variants ({names}), or ask for --list")
     from ..adapt.training.adapt import adapt as run
     from ..adapt.training.distributed import leads
 
-    loaded = load_experiment(experiment, allow_missing=allow_missing)
     result = run(
         loaded,
         variant=variant,
@@ -63,7 +87,8 @@ def adapt(
     for note in result.notes:
         typer.echo(f"{result.folder}: {note}", err=True)
     done = "was done before" if result.skipped else f"done in {result.seconds:.0f} s"
-    typer.echo(f"{result.folder}: {done}, accuracy {100 * result.accuracy:.2f} %, {result.trainable_params:,} trained")
+    accuracy = f"accuracy {100 * result.accuracy:.2f} %"
+    show([f"{result.folder}: {done}, {accuracy}, {result.trainable_params:,} trained"], result, as_json=as_json)
 
 
 @app.command(cls=Command)
@@ -87,6 +112,8 @@ def sweep(
     device: Device = "auto",
     engine: EngineName = None,
     jobs: Jobs = None,
+    changes: Sets = None,
+    imports: Imports = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -94,8 +121,11 @@ def sweep(
     from ..adapt.config.experiment import load_experiment
     from ..adapt.sweep.sweep import sweep as run
     from ..extract.executors.settings import with_engine
+    from ..extract.stage.experiment_file import parse_changes
 
-    loaded = load_experiment(experiment, allow_missing=allow_missing)
+    loaded = load_experiment(
+        experiment, allow_missing=allow_missing, changes=parse_changes(changes), imports=imports or ()
+    )
     workers = with_engine(loaded.extraction.engine, engine, jobs)
     names = None if variants is None else [name.strip() for name in variants.split(",") if name.strip()]
     counted = None if seeds is None else tuple(range(seeds))

@@ -12,11 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ..cache.atomic_io import write_file
 from ..cache.cores import available_cores
 from ..errors import ManifestError, MediaError, SettingsError
+from ..progress import progress_bar
 from .questions import Record, blind_accuracy, make_records, make_scenes, short_type
 from .scene import SPLITS, Scene, scene_to_json
 from .video_file import write_video
@@ -146,7 +145,7 @@ def _check_folder(folder: Path, seed: int) -> None:
 
 
 def _render(folder: Path, scenes: Sequence[Scene], workers: int | None, progress: bool) -> None:
-    with tqdm(total=len(scenes), desc="clips", unit="clip", disable=not progress or not scenes) as bar:
+    with progress_bar(total=len(scenes), desc="clips", unit="clip", disable=not progress or not scenes) as bar:
         for _ in _films(folder, scenes, workers):
             bar.update()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch import nn
 from ...config import from_mapping
 from ...errors import SettingsError, TalikError, unknown_name
 from ...registry import load_entry_points
+from ...user_code import is_user_name, user_object, user_settings, ways_to_bring
 from .base import Adapter, as_adapter
 from .peft_settings import TUNERS
 
@@ -82,16 +84,31 @@ def register_adapter(name: str, settings: type, module: type[nn.Module] | None) 
 def adapter_kind(name: str) -> AdapterKind:
     """Return the adapter registered as `name`, importing it if it is built in or an entry point.
 
+    Args:
+        name: the kind; or `module:Class`, a class of one's own (see `user_code`), whose settings are the dataclass
+            `Settings` in it, or the annotation of its first argument.
+
     Raises:
         SettingsError: no adapter of that name; the message lists the known ones.
+        PlugInError: the code of an entry point, or of one's own, raises.
     """
+    if name not in _KINDS and is_user_name(name):
+        return _user_kind(name, user_object(name))
     if name not in _KINDS and name in BUILT_IN:
         importlib.import_module(f".{BUILT_IN[name]}", __package__)
     if name not in _KINDS:
         load_entry_points(GROUP, name)
     if name not in _KINDS:
-        raise SettingsError(unknown_name("adapter kind", name, known_adapters()))
+        ways = "" if name.startswith("peft:") else ways_to_bring("adapter", GROUP)
+        raise SettingsError(unknown_name("adapter kind", name, known_adapters()) + ways)
     return _KINDS[name]
+
+
+@functools.cache
+def _user_kind(name: str, module: Any) -> AdapterKind:
+    if not (isinstance(module, type) and issubclass(module, nn.Module)):
+        raise SettingsError(f"{name!r}: found {module!r}, expected a class that derives from torch.nn.Module")
+    return AdapterKind(name, user_settings(module), as_adapter(module))
 
 
 def known_adapters() -> tuple[str, ...]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any, Literal
 
 from ...config import Amount, Count, CountOrZero, ShareBelowOne, from_mapping, settings_class, to_mapping
 from ...errors import BackendError, PlugInError, SettingsError, unknown_name
-from ...extract.stage.settings import ExtractSettings, check_extraction, extract_settings, read_toml
+from ...extract.stage.experiment_file import ExperimentFile, ExperimentSource, read_experiment
+from ...extract.stage.settings import VARIANT_TABLES, ExtractSettings, check_extraction, file_settings, variant_settings
+from ...user_code import import_user_code
 from ..adapters.registry import adapter_settings
 from ..model.heads import TaskSettings
 from ..model.precision import PrecisionName
@@ -99,6 +102,8 @@ class VariantSettings:
             inside units it names the units, each by the boundary before it.
         placement: "between" adds at the boundary; "parallel" computes from a unit's input and adds to its output.
         train: keys of [train] that differ for this variant.
+        data, encoders, store: keys of these tables that differ for this variant, such as another encoder's model; stage
+            1 extracts what all variants need.
         start_from: a variant of the same adapter, whose finished run of the same seed gives the first weights; the
             learning rates' schedule is this variant's own, from its beginning. "" to start anew.
     """
@@ -108,6 +113,9 @@ class VariantSettings:
     insertion: str | tuple[float, ...] | dict[str, str | tuple[int | float, ...]] | None = None
     placement: Literal["between", "parallel"] = "between"
     train: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    encoders: dict[str, Any] = field(default_factory=dict)
+    store: dict[str, Any] = field(default_factory=dict)
     start_from: str = ""
 
     def __post_init__(self) -> None:
@@ -155,9 +163,13 @@ class Tables:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment(Tables):
-    """A whole experiment; `name` is the file's stem and `base` the folder that relative paths count from.
+    """A whole experiment.
 
     Attributes:
+        name: the file's stem, unless it names itself.
+        base: the folder that relative paths count from.
+        extraction: stage 1's settings, as the tables [data], [encoders], [store], [extract] and [engine] give them.
+        of_variants: stage 1's settings of the variants that change them, by name.
         variants: those of the file; in place of one that a grid or a random search starts from, its points.
         points: by the variant's name, where a variant stands in a grid or a random search.
         notes: on points that stand there twice, and variants of equal settings; a line each.
@@ -166,6 +178,7 @@ class Experiment(Tables):
     name: str
     base: Path
     extraction: ExtractSettings
+    of_variants: Mapping[str, ExtractSettings] = field(default_factory=dict)
     points: Mapping[str, SearchPoint] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -189,38 +202,77 @@ class Experiment(Tables):
             raise SettingsError(unknown_name("variant", name, known))
         return self.variants[known.index(name)]
 
+    def extraction_of(self, name: str) -> ExtractSettings:
+        """Return stage 1's settings of a variant: the experiment's, unless the variant changes them."""
+        return self.of_variants.get(name, self.extraction)
+
+    def extractions(self, names: Iterable[str]) -> tuple[ExtractSettings, ...]:
+        """Return stage 1's settings of some variants, each once."""
+        found: list[ExtractSettings] = []
+        for name in names:
+            found += [self.extraction_of(name)] * (self.extraction_of(name) not in found)
+        return tuple(found)
+
+    def for_variant(self, name: str) -> Experiment:
+        """Return the experiment with the data, encoders and store of one variant."""
+        return replace(self, extraction=self.extraction_of(self.variant(name).name), of_variants={})
+
     def train_settings(self, variant: VariantSettings) -> TrainSettings:
         """Combine the experiment's training settings with those that the variant changes."""
         values = {**to_mapping(self.train), **_named_today(variant.train, where=f"variants.{variant.name}.train")}
         return from_mapping(TrainSettings, values, where=f"variants.{variant.name}.train")
 
 
-def load_experiment(path: Path | str, *, allow_missing: bool = False) -> Experiment:
-    """Read and check an experiment's TOML.
+def load_experiment(
+    source: ExperimentSource,
+    *,
+    allow_missing: bool = False,
+    changes: Mapping[str, Any] | None = None,
+    imports: Sequence[str] = (),
+) -> Experiment:
+    """Read and check an experiment.
 
     Args:
-        path: the file.
+        source: its TOML file, or its tables as a dict, whose relative paths count from the working directory.
         allow_missing: set `allow_missing` of `[data]` to true.
+        changes: values by dotted key that take the place of the file's: `{"train.lr": 1e-4}`; of a variant
+            `{"variants.trimodal.adapter.window": 1}`.
+        imports: modules or files of one's own code to import first, beside those that the file names.
 
     Raises:
         SettingsError: a malformed file, or a key or value that is refused; the message names file and key.
+        PlugInError: code of one's own that raises.
+
+    Example:
+        >>> import talik
+        >>> talik.load_experiment("exp.toml", changes={"train.lr": 1e-4}).train.lr
+        0.0001
     """
-    path = Path(path)
-    experiment = experiment_from_tables(read_toml(path), path=path)
+    file = read_experiment(source, changes=changes, imports=imports)
+    experiment = experiment_from_file(file)
     try:
-        check_extraction(experiment.extraction)
+        for extraction in (experiment.extraction, *experiment.of_variants.values()):
+            check_extraction(extraction)
         check_experiment(experiment)
     except SettingsError as error:
-        raise SettingsError(f"{path}: {error}") from None
+        raise SettingsError(f"{file.said}: {error}") from None
     if not allow_missing:
         return experiment
-    extraction = experiment.extraction
-    return replace(experiment, extraction=replace(extraction, data=replace(extraction.data, allow_missing=True)))
+    of_variants = {name: one.with_missing_allowed() for name, one in experiment.of_variants.items()}
+    return replace(experiment, extraction=experiment.extraction.with_missing_allowed(), of_variants=of_variants)
 
 
 def experiment_from_tables(tables: Mapping[str, Any], *, path: Path) -> Experiment:
     """Build an experiment from tables already read; `path` names the file in messages and gives name and base."""
-    extraction = extract_settings(tables, path=path)
+    imports = tuple(tables.get("import", ()))
+    import_user_code(imports, path.parent)
+    tables = {name: value for name, value in tables.items() if name != "import"}
+    return experiment_from_file(ExperimentFile(tables=tables, path=path, said=str(path), imports=imports))
+
+
+def experiment_from_file(file: ExperimentFile) -> Experiment:
+    """Build an experiment from a file that was read."""
+    extraction, tables = file_settings(file), file.tables
     names = [f.name for f in fields(Tables)]
     try:
         given = {name: tables[name] for name in names if name in tables}
@@ -228,7 +280,7 @@ def experiment_from_tables(tables: Mapping[str, Any], *, path: Path) -> Experime
             given["train"] = _named_today(given["train"], where="train")
         parsed = from_mapping(Tables, given, where="")
         own = {name: getattr(parsed, name) for name in names}
-        experiment = Experiment(name=path.stem, base=path.parent.resolve(), extraction=extraction, **own)
+        experiment = Experiment(name=file.path.stem, base=file.path.parent.resolve(), extraction=extraction, **own)
         seen: set[str] = set()
         for variant in experiment.variants:
             if variant.name in seen:
@@ -238,8 +290,19 @@ def experiment_from_tables(tables: Mapping[str, Any], *, path: Path) -> Experime
         if parsed.sweep.grid or parsed.sweep.random:
             experiment = _with_points(experiment)
     except SettingsError as error:
-        raise SettingsError(f"{path}: {error}") from None
-    return experiment
+        raise SettingsError(f"{file.said}: {_by_name(str(error), tables)}") from None
+    given = [{"name": v.name, **{t: getattr(v, t) for t in VARIANT_TABLES}} for v in experiment.variants]
+    return replace(experiment, of_variants=variant_settings(file, given))
+
+
+def _by_name(message: str, tables: Mapping[str, Any]) -> str:
+    """Return a message about `variants[2].train.lr` with the variant's name in place of its number."""
+    found = re.match(r"variants\[(\d+)\](?:\.|: )", message)
+    try:
+        name = "" if found is None else tables["variants"][int(found[1])]["name"]
+    except (KeyError, TypeError):
+        return message
+    return message if found is None else f"variant {name!r}: {message[found.end() :]}"
 
 
 def _with_points(experiment: Experiment) -> Experiment:
@@ -268,7 +331,8 @@ def _resolved(experiment: Experiment, variant: VariantSettings) -> str:
     with _left_to_the_run():
         adapter |= to_mapping(adapter_settings(variant.adapter))
     train = to_mapping(experiment.train_settings(variant))
-    found = [adapter, to_mapping(variant.insertion), variant.placement, train]
+    own = [getattr(variant, table) for table in VARIANT_TABLES]
+    found = [adapter, to_mapping(variant.insertion), variant.placement, train, own]
     return json.dumps(found, sort_keys=True, default=str)
 
 

@@ -14,6 +14,20 @@ from ..adapters.registry import adapter_kind, known_adapters
 from .experiment import Tables
 from .search_space import RangeSettings
 
+#: What stands above the tables.
+_TOP = {
+    "extends": {
+        "type": "string",
+        "description": "Another experiment file, whose tables are merged below this one's, variants by name.",
+    },
+    "import": {
+        "type": "array",
+        "items": {"type": "string"},
+        "description": "Modules, or .py files, of one's own code beside this file, imported first.",
+    },
+    "name": {"type": "string", "description": "The folder of the runs, runs/<name>; by default this file's stem."},
+}
+
 
 def experiment_schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of an experiment file: every table, key, range, default and meaning.
@@ -29,9 +43,12 @@ def experiment_schema() -> dict[str, Any]:
     stage1, stage2 = json_schema(ExtractTables), json_schema(Tables)
     kinds = {name: _adapter_schema(name) for name in known_adapters()}
     definitions = {**stage1.pop("$defs"), **stage2.pop("$defs"), **{f"adapter {n}": s for n, s in kinds.items()}}
-    definitions["DataSettings"]["properties"]["dataset"]["enum"] = sorted(DATASETS.names())
+    own_code = {"type": "string", "pattern": r"^(?!peft:)[A-Za-z_][\w.]*:[A-Za-z_]\w*$"}
+    dataset = definitions["DataSettings"]["properties"]["dataset"]
+    dataset["anyOf"] = [{"enum": sorted(DATASETS.names())}, own_code]
     adapter = definitions["VariantSettings"]["properties"]["adapter"]
     adapter.update(required=["kind"], anyOf=[{"$ref": f"#/$defs/adapter {name}"} for name in kinds])
+    adapter["anyOf"].append({"title": "a class of one's own", "properties": {"kind": own_code}})
     definitions |= _search_schemas(definitions["TrainSettings"]["properties"])
     for search in ("grid", "random"):
         table = {"$ref": f"#/$defs/sweep {search}"}
@@ -41,8 +58,8 @@ def experiment_schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "An experiment of talik",
         "type": "object",
-        "properties": {**stage1["properties"], **stage2["properties"]},
-        "required": stage1["required"],
+        "properties": {**_TOP, **stage1["properties"], **stage2["properties"]},
+        "anyOf": [{"required": stage1["required"]}, {"required": ["extends"]}],
         "additionalProperties": False,
         "$defs": definitions,
     }

@@ -18,6 +18,7 @@ from .experiment import Experiment, TrainSettings, VariantSettings, experiment_f
 PLACES = (
     "experiment",
     "variant",
+    "import",
     "data.root",
     "data.annotations",
     "data.files",
@@ -50,7 +51,7 @@ def run_config(experiment: Experiment, variant: VariantSettings, train: TrainSet
         seed: of the weights, the order of the data and dropout.
     """
     config: dict[str, Any] = {"experiment": experiment.name, "variant": variant.name, "seed": seed}
-    config |= data_tables(experiment)
+    config |= data_tables(experiment, variant.name)
     config["task"] = to_mapping(experiment.task)
     config["train"] = to_mapping(train)
     config["adapter"] = to_mapping(variant.adapter)
@@ -58,12 +59,14 @@ def run_config(experiment: Experiment, variant: VariantSettings, train: TrainSet
     config["placement"] = variant.placement
     if variant.start_from:
         config["start_from"] = variant.start_from
+    if experiment.extraction.imports:
+        config["import"] = list(experiment.extraction.imports)
     return config
 
 
-def data_tables(experiment: Experiment) -> dict[str, Any]:
-    """Return the tables `data`, `encoders` and `store` of an experiment, as plain values."""
-    extraction = experiment.extraction
+def data_tables(experiment: Experiment, variant: str) -> dict[str, Any]:
+    """Return the tables `data`, `encoders` and `store` of a variant, as plain values."""
+    extraction = experiment.extraction_of(variant)
     parts = {"data": extraction.data, "encoders": extraction.encoders, "store": extraction.store}
     return {name: to_mapping(part) for name, part in parts.items()}
 
@@ -140,6 +143,7 @@ def experiment_from_config(config: Mapping[str, Any], *, base: Path) -> tuple[Ex
         SettingsError: a setting that is not known.
     """
     tables = {name: config[name] for name in ("data", "encoders", "store", "task", "train")}
+    tables |= {"import": config["import"]} if "import" in config else {}
     variant = {"name": config["variant"], "adapter": config["adapter"], "placement": config["placement"]}
     if config["insertion"] != "none":
         variant["insertion"] = config["insertion"]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...extract.executors.threads import torch_threads
 from ...extract.trunk.exact_float32 import exact_float32
@@ -20,8 +22,11 @@ from ..training.run_folder import RunFolder
 from .gates import gate_records
 from .own_data import check_answers, check_places, differences_since, own_answers
 
+if TYPE_CHECKING:
+    import pandas
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Evaluation:
     """A run's scores on one split.
 
@@ -38,6 +43,27 @@ class Evaluation:
     scores: Scores
     seconds: float
     notes: tuple[str, ...] = ()
+
+    @property
+    def variant(self) -> str:
+        """The run's variant, by the name of its folder."""
+        return self.run.parent.name
+
+    @property
+    def seed(self) -> int:
+        """The run's seed, by the name of its folder."""
+        return int(self.run.name.removeprefix("seed"))
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return the scores as a table (see `Scores.to_pandas`)."""
+        return self.scores.to_pandas()
+
+    def __repr__(self) -> str:
+        accuracy = f"{100 * self.scores.overall.accuracy:.2f} % of {self.scores.overall.total} {self.split} questions"
+        return f"Evaluation({self.run.parent.name}/{self.run.name}: {accuracy})"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(repr(self))}</p>{self.scores._repr_html_()}"
 
 
 def evaluate(

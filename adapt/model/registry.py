@@ -12,6 +12,7 @@ from torch import nn
 from ...config import from_mapping
 from ...errors import SettingsError, unknown_name
 from ...registry import load_entry_points
+from ...user_code import is_user_name, user_object, user_settings, ways_to_bring
 
 HEADS, LOSSES = "talik.heads", "talik.losses"  # groups of entry points; the name is the kind
 
@@ -32,7 +33,7 @@ def register_head(name: str, settings: type, module: type[nn.Module]) -> None:
     """Make a head known under `name`, for `[task] head = { kind = name, … }`.
 
     Args:
-        name: what `kind` says.
+        name: what `kind` says. (A class beside the experiment file needs no registration: `kind = "module:Class"`.)
         settings: a frozen dataclass; the table's other keys are its fields.
         module: `module(settings, dims, num_classes)`, `dims` the channels D of each modality; called with the features
             (visual and audio (B, T, N, D), text (B, L, D)) and the text's mask (B, L) or None; returns logits
@@ -99,11 +100,19 @@ def _parsed(group: str, table: Mapping[str, Any], where: str) -> tuple[Part, Any
     name = table.get("kind")
     if not isinstance(name, str):
         raise SettingsError(f"{where}.kind: found {name!r}, expected the name of a registered {where}")
+    if name not in _PARTS[group] and is_user_name(name):
+        module = user_object(name)
+        part = Part(name, user_settings(module), module)
+        return part, _settings(part, table, where)
     if name not in _PARTS[group]:
         load_entry_points(group, name)
     if name not in _PARTS[group]:
         known = {*_PARTS[group], *(p.name for p in entry_points(group=group))}
         unknown = unknown_name(where, name, known) if known else f"unknown {where} {name!r}; none is registered"
-        raise SettingsError(f"{where}.kind: {unknown}")
+        raise SettingsError(f"{where}.kind: {unknown}{ways_to_bring(where, group)}")
     part = _PARTS[group][name]
-    return part, from_mapping(part.settings, {k: v for k, v in table.items() if k != "kind"}, where=where)
+    return part, _settings(part, table, where)
+
+
+def _settings(part: Part, table: Mapping[str, Any], where: str) -> Any:
+    return from_mapping(part.settings, {k: v for k, v in table.items() if k != "kind"}, where=where)

@@ -7,26 +7,28 @@ the report shows the predicted beside the measured seconds.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
+from html import escape
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
-from tqdm import tqdm
 
 from ...cache.atomic_io import write_file
 from ...cache.format.spec import STORAGE_DTYPES
 from ...config import from_mapping, to_mapping
-from ...errors import SettingsError
+from ...errors import SettingsError, counted
 from ...extract.datasets.types import Manifest, Question
 from ...extract.encoders.encoder import Encoder
 from ...extract.executors.device import say_device
 from ...extract.media.clip_media import ClipMedia
+from ...extract.stage.experiment_file import ExperimentSource
 from ...extract.stage.settings import plan_path
+from ...progress import progress_bar
 from ..config.experiment import Experiment, VariantSettings, load_experiment
 from ..training.experiment_context import ExperimentContext
 from .choose_cuts import Choice, cached_seconds, choose, groups_of, live_seconds
@@ -52,6 +54,11 @@ from .workload import SampleStates, measure_step
 
 STORED_BYTES = {name: np.dtype(code).itemsize for name, code in STORAGE_DTYPES.items()}
 _TEXTS = 32
+
+if TYPE_CHECKING:
+    import pandas
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +86,7 @@ class VariantPlan:
     peak_bytes: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Plan:
     """Predicted cost of an experiment on one machine.
 
@@ -115,6 +122,20 @@ class Plan:
     compute_costs: Mapping[str, tuple[ComputeCost, ...]]
     dtype: str
 
+    def __repr__(self) -> str:
+        cached = ", ".join(f"{m} {list(k)}" for m, k in self.cuts.items()) or f"nothing ({self.reason})"
+        return f"Plan({counted(len(self.variants), 'variant')} on {self.machine}: cache {cached}; {self.seconds:.0f} s)"
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return a table of the variants: seconds with the cache and live, memory of a step."""
+        import pandas
+
+        columns = ("name", "num_seeds", "epochs", "seconds", "seconds_live", "epochs_until_paid", "peak_bytes")
+        return pandas.DataFrame([{name: getattr(v, name) for name in columns} for v in self.variants])
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(repr(self))}</p>{self.to_pandas().to_html(index=False)}"
+
     @property
     def seconds(self) -> float:
         """The whole sweep: extraction, then the groups one after another; without a cache, every run live."""
@@ -133,7 +154,7 @@ class Plan:
 
 
 def plan(
-    experiment: Experiment | Path | str,
+    experiment: Experiment | ExperimentSource,
     *,
     device: str = "auto",
     fresh: bool = False,
@@ -143,7 +164,8 @@ def plan(
     """Measure this machine, choose what to cache, and write <experiment>.plan.json beside the experiment's file.
 
     Args:
-        experiment: an experiment's TOML, or the experiment itself.
+        experiment: an experiment's TOML, its tables as a dict, or the experiment itself. Variants with encoders or data
+            of their own are left out.
         device: where encoders and training will run; "auto" is a GPU where there is one. That of `context` if given.
         fresh: ignore the measurements of earlier plans on this machine.
         progress: show a tqdm bar.
@@ -201,8 +223,8 @@ def plan(
     return made
 
 
-def plannable(experiment: Experiment | Path | str) -> Experiment:
-    """Load an experiment, and check that it has variants and computes its features.
+def plannable(experiment: Experiment | ExperimentSource) -> Experiment:
+    """Load an experiment, leave out variants with encoders or data of their own, and check that it can be planned.
 
     Raises:
         SettingsError: no variant, or imported features.
@@ -211,6 +233,13 @@ def plannable(experiment: Experiment | Path | str) -> Experiment:
         experiment = load_experiment(experiment)
     if not experiment.variants:
         raise SettingsError(f"{experiment.name}: no [[variants]]; a plan is about variants")
+    if experiment.of_variants:
+        own = ", ".join(experiment.of_variants)
+        shared = tuple(v for v in experiment.variants if v.name not in experiment.of_variants)
+        if not shared:
+            raise SettingsError(f"{experiment.name}: every variant ({own}) has encoders or data of its own; plan none")
+        _log.info("not planned, since they have encoders or data of their own: %s", own)
+        experiment = replace(experiment, variants=shared, of_variants={})
     for modality, chosen in experiment.extraction.encoders.items():
         if chosen.is_imported:
             raise SettingsError(f"encoders.{modality}: {chosen.model} are imported; a plan is about what is computed")
@@ -226,7 +255,9 @@ def _measure(
     item_bytes = STORED_BYTES[experiment.extraction.store.dtype]
     encoders: dict[str, EncoderCosts] = {}
     variants: list[VariantCosts] = []
-    for part in tqdm([*context.encoders, *experiment.variants], desc="measuring", unit="part", disable=not progress):
+    for part in progress_bar(
+        [*context.encoders, *experiment.variants], desc="measuring", unit="part", disable=not progress
+    ):
         if isinstance(part, VariantSettings):
             settings, model = experiment.train_settings(part), context.build(part, seed=0)
             batch = _sample_batch(context, media, settings.batch_size)

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ...cache.format.layout import TARGET_SHARD_BYTES, TARGET_SHARD_SECONDS
 from ...errors import SettingsError
 from ...extract.encoders.encoder import Encoder
 from ...extract.executors.device import chosen_device, say_device
+from ...extract.stage.experiment_file import ExperimentSource
+from ...progress import progress_bar
 from ..config.experiment import Experiment
 from ..model.flops import operations
 from ..model.joint_model import JointModel
@@ -74,7 +75,7 @@ class Simulation:
 
 
 def simulate(
-    experiment: Experiment | Path | str,
+    experiment: Experiment | ExperimentSource,
     settings: SimulateSettings,
     *,
     device: str = "auto",
@@ -163,7 +164,7 @@ def _count_encoders(
         return {"operations": costs, "unit_seconds": seconds}
 
     counts, unit_seconds = {}, {}
-    for modality, encoder in tqdm(context.encoders.items(), desc="counting", disable=not progress):
+    for modality, encoder in progress_bar(context.encoders.items(), desc="counting", disable=not progress):
         what = encoder_key(context, encoder, texts) | {"count": "encoder"}
         found, _ = stored(what, partial(count, encoder))
         unit_seconds[modality] = found["unit_seconds"]
@@ -179,7 +180,7 @@ def _count_variants(
     questions = list(manifest.questions[:_BATCH])
     states = SampleStates(context.encoders, context.sampling, {q.clip_id: blank for q in questions})
     variants = []
-    for variant in tqdm(experiment.variants, desc="counting", disable=not progress):
+    for variant in progress_bar(experiment.variants, desc="counting", disable=not progress):
         model = context.build(variant, seed=0, precision=Precision())  # no count depends on it
 
         def count(model: JointModel = model) -> list[int]:

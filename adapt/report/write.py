@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...cache.atomic_io import write_file
-from ...errors import RunError, SettingsError, unknown_name
+from ...errors import RunError, SettingsError, counted, unknown_name
 from ..training.run_folder import RunFolder
 from ..training.stopped_runs import read_stopped
 from .costs import CostTable, make_cost_table
@@ -20,7 +20,7 @@ from .page import method_note, to_html
 from .runs import Run, find_runs, group_by_variant, is_finished, read_run
 from .search import summarise_search
 from .statistics import MeanInterval
-from .table import BLIND, Table, build_table
+from .table import AVERAGE, BLIND, Table, build_table
 from .tables_text import (
     COST_FIELDS,
     cells_to_markdown,
@@ -32,8 +32,11 @@ from .tables_text import (
     to_text,
 )
 
+if TYPE_CHECKING:
+    import pandas
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ReportFiles:
     """Paths of a written report, and its numbers.
 
@@ -56,6 +59,28 @@ class ReportFiles:
     costs: CostTable
     notes: tuple[str, ...]
     text: str
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return the table: a row for each variant; mean accuracies in percent by type and in all, parameters, seconds.
+
+        The half widths of the intervals over seeds stand in columns that end in "±".
+        """
+        import pandas
+
+        rows = {}
+        for row in self.table.rows:
+            cells = {**row.by_type, **row.by_group, AVERAGE: row.overall}
+            means = {name: cell.mean for name, cell in cells.items()}
+            halves = {f"{name} ±": cell.half for name, cell in cells.items() if cell.half is not None}
+            costs = {"params": row.trainable_params, "seconds": row.seconds, "seeds": row.num_seeds}
+            rows[row.name] = {"label": row.label, **means, **halves, **costs}
+        return pandas.DataFrame.from_dict(rows, orient="index")
+
+    def __repr__(self) -> str:
+        return f"ReportFiles({counted(len(self.table.trained), 'variant')}, {self.html})"
+
+    def _repr_html_(self) -> str:
+        return str(self.to_pandas().to_html(float_format="{:.1f}".format))
 
 
 def report(

@@ -9,8 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from ...errors import RunError
+
+if TYPE_CHECKING:
+    import pandas
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Audio": ("A-count", "A-comp"),
@@ -56,6 +60,47 @@ class Scores:
         """
         found: dict[str, object] = {"accuracy": self.overall.accuracy, "by_type": _counts(self.by_type)}
         return {**found, "by_subset": _counts(self.by_subset)} if self.by_subset else found
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return a table: a row for each type, group, subset and for all ("Avg"), with correct, total and accuracy.
+
+        Example:
+            >>> score(["a", "b"], [True, False]).to_pandas().loc["Avg", "accuracy"].item()
+            0.5
+        """
+        import pandas
+
+        rows = {**self.by_type, **self.by_group, **self.by_subset, "Avg": self.overall}
+        values = [(t.correct, t.total, t.accuracy) for t in rows.values()]
+        return pandas.DataFrame(values, index=list(rows), columns=["correct", "total", "accuracy"])
+
+    def _repr_html_(self) -> str:
+        return str(self.to_pandas().to_html(float_format="{:.4f}".format))
+
+
+def read_scores(values: Mapping[str, Any]) -> Scores:
+    """Return the scores that `Scores.to_json` wrote.
+
+    Raises:
+        KeyError, TypeError: a part is missing or of another form.
+
+    Example:
+        >>> read_scores(score(["a", "b"], [True, False]).to_json()).by_type["a"]
+        Tally(correct=1, total=1)
+    """
+    by_type, by_subset = (
+        {str(name): Tally(correct=int(t["correct"]), total=int(t["total"])) for name, t in values.get(part, {}).items()}
+        for part in ("by_type", "by_subset")
+    )
+    by_type = {name: by_type[name] for name in order_types(by_type)}
+    groups = {g: [by_type[name] for name in members if name in by_type] for g, members in GROUPS.items()}
+    by_group = {group: _sum(tallies) for group, tallies in groups.items() if tallies}
+    return Scores(by_type=by_type, by_group=by_group, overall=_sum(by_type.values()), by_subset=by_subset)
+
+
+def _sum(tallies: Iterable[Tally]) -> Tally:
+    found = list(tallies)
+    return Tally(correct=sum(t.correct for t in found), total=sum(t.total for t in found))
 
 
 def order_types(types: Iterable[str]) -> tuple[str, ...]:

@@ -11,9 +11,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any
 
 from ...errors import RunError, RunLockedError, SettingsError, TalikError
 from ...extract.executors.base import Executor
@@ -21,7 +19,9 @@ from ...extract.executors.device import chosen_device, say_device
 from ...extract.executors.open import open_executor
 from ...extract.executors.settings import EngineSettings
 from ...extract.executors.tasks import Receipt, ReceiptFile, Task
+from ...extract.stage.experiment_file import ExperimentSource
 from ...extract.stage.settings import plan_path
+from ...progress import progress_bar
 from ..config.experiment import Experiment, load_experiment
 from ..config.run_config import run_config
 from ..training.adapt import OnMissing, RunResult, fill_store, result_of
@@ -31,10 +31,13 @@ from .halving import Halving, num_epochs, trained_folder
 from .run_list import recorded_sweep
 from .worker import RunGroup, SweepJob
 
+if TYPE_CHECKING:
+    import pandas
+
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SweepResult:
     """Outcome of a sweep.
 
@@ -50,9 +53,31 @@ class SweepResult:
     retried: tuple[tuple[str, str], ...] = ()
     stopped: tuple[tuple[Path, Stopped], ...] = ()
 
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return a table of the finished runs: variant, seed, accuracy, and that of each question type."""
+        import pandas
+
+        rows = [
+            {
+                "variant": run.variant,
+                "seed": run.seed,
+                "accuracy": run.accuracy,
+                **{name: tally.accuracy for name, tally in run.scores.by_type.items()},
+            }
+            for run in self.runs
+        ]
+        return pandas.DataFrame(rows)
+
+    def __repr__(self) -> str:
+        failed = f", {len(self.failures)} failed" if self.failures else ""
+        return f"SweepResult({len(self.runs)} run{'s' * (len(self.runs) != 1)}{failed})"
+
+    def _repr_html_(self) -> str:
+        return str(self.to_pandas().to_html(index=False, float_format="{:.4f}".format))
+
 
 def sweep(
-    experiment: Experiment | Path | str,
+    experiment: Experiment | ExperimentSource,
     *,
     variants: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
@@ -72,7 +97,7 @@ def sweep(
     A run that was made with other settings, labels, clips, states or weights fails with what differs, as in `adapt`.
 
     Args:
-        experiment: an experiment's TOML, or the experiment itself.
+        experiment: an experiment's TOML, its tables as a dict, or the experiment itself.
         variants: names, in the order to train; all of the experiment's by default.
         seeds: the experiment's by default.
         fuse: train variants that see the same batches in lockstep; otherwise one after another.
@@ -94,8 +119,10 @@ def sweep(
     Example:
         >>> import talik
         >>> result = talik.sweep("exp.toml", variants=["probe", "trimodal"], seeds=[0], progress=False)
-        >>> [run.folder.parent.name for run in result.runs]
-        ['probe', 'trimodal']
+        >>> [(run.variant, run.seed) for run in result.runs]
+        [('probe', 0), ('trimodal', 0)]
+        >>> list(result.to_pandas().columns)[:3]
+        ['variant', 'seed', 'accuracy']
     """
     if not isinstance(experiment, Experiment):
         experiment = load_experiment(experiment)
@@ -107,7 +134,7 @@ def sweep(
     for note in experiment.notes:
         _log.info(note)
     if not live:
-        fill_store(experiment, on_missing, device=device, progress=progress)
+        fill_store(experiment, [name for name, _ in pairs], on_missing, device=device, progress=progress)
     job = SweepJob(experiment=experiment, live=live, device=device, retrain=retrain)
     with recorded_sweep(experiment.runs, pairs):
         return _Sweep(job, chosen).run(pairs, fuse=fuse, progress=progress)
@@ -145,7 +172,7 @@ class _Sweep:
         # other engines begin a group again a little later, where a run of it is locked
         job = replace(self.job, progress=progress and in_process, skip_locked=in_process)
         with (
-            tqdm(total=len(pairs), desc="runs", unit="run", disable=not progress) as bar,
+            progress_bar(total=len(pairs), desc="runs", unit="run", disable=not progress) as bar,
             open_executor(self.engine, device=self.job.device, base=self.experiment.base) as workers,
         ):
             for until in (*(() if halving is None else halving.rungs), None):
@@ -285,11 +312,12 @@ def run_groups(
         fuse: group variants of one data order; otherwise each run is a group.
         num_workers: how many groups can be trained at once.
     """
-    found: dict[tuple[int, str], list[str]] = {}
+    found: dict[tuple[int, str, int], list[str]] = {}
+    extractions = experiment.extractions(name for name, _ in pairs)
     for name, seed in pairs:
         order = experiment.train_settings(experiment.variant(name)).data_order if fuse else name
-        found.setdefault((seed, order), []).append(name)
-    groups = [RunGroup(seed=seed, names=tuple(dict.fromkeys(names))) for (seed, _), names in found.items()]
+        found.setdefault((seed, order, extractions.index(experiment.extraction_of(name))), []).append(name)
+    groups = [RunGroup(seed=seed, names=tuple(dict.fromkeys(names))) for (seed, *_), names in found.items()]
     while len(groups) < num_workers and any(len(group.names) > 1 for group in groups):
         largest = max(range(len(groups)), key=lambda i: len(groups[i].names))
         seed, names = groups[largest].seed, groups[largest].names

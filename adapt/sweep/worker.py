@@ -60,9 +60,17 @@ class SweepJob:
         return {name: getattr(self, name) for name in names}
 
     @cached_property
-    def context(self) -> ExperimentContext:
-        """The manifest, the encoders and the store, shared by all runs."""
-        return ExperimentContext(self.experiment, device=self.device)
+    def _contexts(self) -> list[ExperimentContext]:
+        return []
+
+    def context(self, name: str) -> ExperimentContext:
+        """The manifest, the encoders and the store of a variant, shared by all runs that have the same."""
+        experiment = self.experiment.for_variant(name)
+        for opened in self._contexts:
+            if opened.experiment.extraction == experiment.extraction:
+                return opened
+        self._contexts.append(ExperimentContext(experiment, device=self.device))
+        return self._contexts[-1]
 
     def run(self, given: RunGroup) -> dict[str, Any]:
         """Train the runs of a group that are not finished.
@@ -113,11 +121,11 @@ class SweepJob:
 
     def _open(self, name: str, seed: int) -> Trainer | RunResult:
         try:
-            return open_trainer(self.context, name, seed, resume=True, live=self.live)
+            return open_trainer(self.context(name), name, seed, resume=True, live=self.live)
         except RunDiffersError:
             if not self.retrain:
                 raise
-            return open_trainer(self.context, name, seed, resume=True, retrain=True, live=self.live)
+            return open_trainer(self.context(name), name, seed, resume=True, retrain=True, live=self.live)
 
     def _train_together(self, trainers: Sequence[Trainer]) -> dict[str, str]:
         try:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -18,6 +20,7 @@ from ...extract.datasets.describe import describe
 from ...extract.datasets.types import Question
 from ...extract.executors.device import say_device
 from ...extract.executors.threads import torch_threads
+from ...extract.stage.experiment_file import ExperimentSource
 from ...extract.stage.extract import extract
 from ...extract.trunk.exact_float32 import exact_float32
 from ..config.check_experiment import check_variant
@@ -25,6 +28,7 @@ from ..config.experiment import Experiment, VariantSettings, load_experiment
 from ..config.run_config import run_config
 from ..data.batch import stored_questions
 from ..model.insertion import insertion_lines
+from ..scoring.metrics import Scores, read_scores
 from .distributed import Processes, joined
 from .experiment_context import ExperimentContext
 from .failures import failures_recorded, raised_in_one_line
@@ -36,15 +40,20 @@ from .trainer import Trainer
 OnMissing = Literal["error", "compute"]
 """What is done about states that the store lacks."""
 
+_log = logging.getLogger(__name__)
+
 _NOT_RECORDED = "not compared: made by a version that did not record what a run is trained on"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class RunResult:
     """What a finished run left.
 
     Args:
         folder: the run's folder.
+        variant, seed: which of the experiment's runs it is.
+        split: that it was scored on: test, or validation where there is no test split.
+        scores: correct and total by question type, by group and in all.
         accuracy: of the best epoch's weights on the test split, 0 to 1; on validation where there is no test split.
         seconds: wall time of training and of the final evaluation.
         trainable_params: number of trained parameters, adapter and head.
@@ -54,6 +63,10 @@ class RunResult:
     """
 
     folder: Path
+    variant: str
+    seed: int
+    split: str
+    scores: Scores
     accuracy: float
     seconds: float
     trainable_params: int
@@ -65,9 +78,17 @@ class RunResult:
         """Whether the run had ended before, so that nothing was done."""
         return self.how == "kept"
 
+    def __repr__(self) -> str:
+        return (
+            f"RunResult({self.variant}, seed {self.seed}: {100 * self.accuracy:.2f} % of {self.split}, {self.folder})"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(repr(self))}</p>{self.scores._repr_html_()}"
+
 
 def adapt(
-    experiment: Experiment | Path | str,
+    experiment: Experiment | ExperimentSource,
     *,
     variant: str,
     seed: int = 0,
@@ -84,7 +105,7 @@ def adapt(
     Under torchrun its processes train it together, each on its own questions of every batch (`distributed`).
 
     Args:
-        experiment: an experiment's TOML, or the experiment itself.
+        experiment: an experiment's TOML, its tables as a dict, or the experiment itself.
         variant: the name of one of its variants.
         seed: of the weights, the order of the data and dropout.
         resume: go on with an unfinished run of the same settings and data.
@@ -106,12 +127,15 @@ def adapt(
     Example:
         >>> import talik
         >>> result = talik.adapt("exp.toml", variant="probe", progress=False)
-        >>> result.folder.parts[-2:], 0 <= result.accuracy <= 1
-        (('probe', 'seed0'), True)
+        >>> result.variant, result.seed, result.split, result.scores.overall.total
+        ('probe', 0, 'test', 4)
     """
     if not isinstance(experiment, Experiment):
         experiment = load_experiment(experiment)
-    folder = RunFolder(experiment.runs / experiment.variant(variant).name / f"seed{seed}")
+    experiment = experiment.for_variant(variant)
+    if context is not None and context.experiment.extraction_of(variant) != context.experiment.extraction:
+        raise SettingsError(f"context: variant {variant!r} has encoders or data of its own; open one for it, or none")
+    folder = RunFolder(experiment.runs / variant / f"seed{seed}")
     with (
         torch_threads(),
         exact_float32(),
@@ -120,7 +144,7 @@ def adapt(
     ):
         announce = progress and processes.leads and context is None
         if not live and processes.leads:
-            fill_store(experiment, on_missing, device=str(processes.device), progress=progress)
+            fill_store(experiment, [variant], on_missing, device=str(processes.device), progress=progress)
         processes.wait()  # until the store is filled
         context = context or ExperimentContext(experiment, device=processes.device)
         with processes.in_turn(), raised_in_one_line(folder):
@@ -142,11 +166,14 @@ def adapt(
         return result_of(folder, how=trainer.how)
 
 
-def fill_store(experiment: Experiment, on_missing: OnMissing, *, device: str, progress: bool) -> None:
+def fill_store(
+    experiment: Experiment, variants: Sequence[str], on_missing: OnMissing, *, device: str, progress: bool
+) -> None:
     """Compute what the experiment's store lacks, if that is wanted.
 
     Args:
         experiment: whose states are wanted.
+        variants: the names of those that will be trained.
         on_missing: "compute", or "error" to leave the store as it is.
         device: where encoders run.
         progress: show tqdm bars.
@@ -158,7 +185,7 @@ def fill_store(experiment: Experiment, on_missing: OnMissing, *, device: str, pr
     if on_missing not in get_args(OnMissing):
         raise SettingsError(f'on_missing: found {on_missing!r}, expected "error" or "compute"')
     if on_missing == "compute":
-        extract(experiment.extraction, device=device, progress=progress)
+        extract(experiment.extractions(variants), device=device, progress=progress)
 
 
 def open_trainer(
@@ -217,7 +244,7 @@ def open_trainer(
         torch.set_num_threads(settings.num_threads)
     begun = folder.data() if folder.status == "unfinished" else None
     if leads and folder.status == "unfinished" and (begun is None or not begun.complete):
-        tqdm.write(f"{folder.path}: resumed; labels, clips and states {_NOT_RECORDED}", file=sys.stderr)
+        _log.warning("%s: resumed; labels, clips and states %s", folder.path, _NOT_RECORDED)
     with failures_recorded(folder) if leads else nullcontext():
         try:
             trainer = Trainer(context, chosen, settings, seed, folder, live=live, processes=processes)
@@ -232,7 +259,7 @@ def open_trainer(
     num_units = {m: e.num_units for m, e in trainer.model.encoders.items()}
     lines = insertion_lines(trainer.model.insertions, num_units, chosen.insertion)
     for note in lines if trainer.processes.leads else ():
-        tqdm.write(f"{trainer.label}: {note}", file=sys.stderr)
+        _log.info("%s: %s", trainer.label, note)
     return trainer
 
 
@@ -293,11 +320,15 @@ def result_of(folder: RunFolder, *, how: RunOutcome = "trained", notes: Sequence
     try:
         return RunResult(
             folder=folder.path,
+            variant=folder.path.parent.name,
+            seed=int(folder.path.name.removeprefix("seed")),
+            split=str(found.get("split", "test")),
+            scores=read_scores(found),
             accuracy=float(found["accuracy"]),
             seconds=float(found["seconds"]),
             trainable_params=int(found["trainable_params"]),
             how=how,
             notes=tuple(notes),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{folder.path / 'result.json'}: {json.dumps(str(error))} is missing or malformed") from None

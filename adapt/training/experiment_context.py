@@ -24,6 +24,7 @@ from ...extract.stage.items import ClipDigests
 from ...extract.stage.prefix import follow_store, open_encoder
 from ...extract.stage.sampling import Sampling, sampling_of
 from ...extract.stage.settings import EncoderSettings
+from ...user_code import import_user_code
 from ..adapters.base import Site
 from ..adapters.registry import adapter_kind, adapter_settings, modalities_of
 from ..config.check_experiment import check_placement
@@ -49,6 +50,7 @@ class ExperimentContext:
     """
 
     def __init__(self, experiment: Experiment, *, device: str = "auto") -> None:
+        import_user_code(experiment.extraction.imports, experiment.base)  # in a process that did not read the file
         self.experiment = experiment
         self.device = chosen_device(device)
         self._sources: dict[Any, CachedSource] = {}

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ...extract.datasets.types import Question
 from ...extract.trunk.state import State
+from ...progress import progress_bar
 from ..data.batch import Batch, FrozenOutputs
 from ..data.cached_source import CachedSource
 from ..model.frozen_units import states_at
@@ -133,7 +133,7 @@ class _Group:
         each = lead.data.questions_per_epoch
         total = each * max(min(t.settings.epochs, t.pause_after or t.settings.epochs) for t in self.members)
         first = each * min(t.progress.epoch for t in self.members)
-        with tqdm(total=total, initial=first, desc=label, unit=" questions", disable=not self.progress) as bar:
+        with progress_bar(total=total, initial=first, desc=label, unit=" questions", disable=not self.progress) as bar:
             bar.set_postfix_str(lead.last_validation, refresh=False)  # of a run that goes on
             self._finish([t for t in self.members if t.ended])
             self.members = [t for t in self.members if not t.paused]

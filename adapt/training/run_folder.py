@@ -289,8 +289,8 @@ class RunFolder:
         try:
             if places is None:
                 return experiment_from_config(self.config(), base=self.base)
-            now = load_experiment(places)
-            return experiment_from_config(with_places(self.config(), data_tables(now)), base=now.base)
+            now, config = load_experiment(places), self.config()
+            return experiment_from_config(with_places(config, data_tables(now, config["variant"])), base=now.base)
         except KeyError as error:
             raise RunError(f"{self.path / 'config.toml'}: {error} is missing; expected a run's configuration") from None
 

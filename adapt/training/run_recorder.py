@@ -19,11 +19,12 @@ def epoch_line(history: Sequence[EpochRecord]) -> str:
     ''
     >>> epoch_line([{"event": "epoch", "epoch": 1, "step": 9, "train_loss": 0.5, "val_loss": 0.6,
     ...              "val_accuracy": 0.25, "lr": 1e-3, "seconds": 2.0}])
-    'loss 0.500, val 25.0 %'
+    'epoch 1, loss 0.500, val 25.0 %'
     """
     if not history:
         return ""
-    return f"loss {history[-1]['train_loss']:.3f}, val {100 * history[-1]['val_accuracy']:.1f} %"
+    last = history[-1]
+    return f"epoch {last['epoch']}, loss {last['train_loss']:.3f}, val {100 * last['val_accuracy']:.1f} %"
 
 
 class RunRecorder:

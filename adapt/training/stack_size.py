@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..config.sweep_settings import SweepSettings
 from ..data.batch import Batch
@@ -18,6 +17,8 @@ from .failures import is_out_of_memory
 from .gradient_accumulation import steps_together
 from .stacked_forward import Pass, run_stacked
 from .trainer import Trainer
+
+_log = logging.getLogger(__name__)
 
 Member = tuple[Trainer, Batch]
 _SHARE_OF_MEMORY = 0.8  # of what is free that stacked variants may fill
@@ -147,7 +148,7 @@ class Stacking:
     def _halves(self, members: Sequence[Member]) -> Iterator[Sequence[Member]]:
         """Halve the stack and yield the members in such parts."""
         self._wanted = self.size = max(1, min(self.size, len(members)) // 2)
-        _say(f"memory does not hold {len(members)} stacked variants; {self.size} from here on")
+        _log.warning("memory does not hold %d stacked variants; %d from here on", len(members), self.size)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         yield from self.parts(members)
@@ -187,7 +188,7 @@ class Stacking:
 
 
 def _say(line: str) -> None:
-    tqdm.write(line, file=sys.stderr)
+    _log.warning("%s", line)
 
 
 def _step_alone(training: Trainer, batch: Batch) -> dict[Trainer, Exception]:

@@ -16,10 +16,10 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ...errors import RunError
 from ...extract.datasets.types import Question
+from ...progress import progress_bar
 from ..config.experiment import LogSettings, TrainSettings, VariantSettings
 from ..config.run_config import run_config
 from ..data.batch import Batch
@@ -165,7 +165,9 @@ class Trainer:
         each = self.data.questions_per_epoch
         total, done = each * self.settings.epochs, each * self.progress.epoch
         with (
-            tqdm(total=total, initial=done, desc=self.label, unit=" questions", disable=not show_progress) as bar,
+            progress_bar(
+                total=total, initial=done, desc=self.label, unit=" questions", disable=not show_progress
+            ) as bar,
             self.own_random_stream(),
         ):
             bar.set_postfix_str(self.last_validation, refresh=False)

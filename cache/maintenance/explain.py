@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...errors import counted
 from ..feature_store import FeatureStore
 from ..format.spec import BoundarySpec, FieldDifference, Item, differences
 
@@ -40,9 +41,11 @@ class Why:
         """The answer as a person reads it."""
         if self.stored is None:
             place = f"{self.asked.modality} boundary {self.asked.boundary}"
-            return [f"{self.asked.path}: nothing is stored of {place}; {self.num_missing} items are to be computed"]
+            missing = counted(self.num_missing, "item")
+            return [f"{self.asked.path}: nothing is stored of {place}; {missing} to be computed"]
         state = f"is not stored, the nearest is {self.stored.path}" if self.fields else "is stored"
-        todo = f"{self.num_missing} items are" if self.fields or self.num_missing else "nothing is"
+        items = f"{counted(self.num_missing, 'item')} {'is' if self.num_missing == 1 else 'are'}"
+        todo = items if self.fields or self.num_missing else "nothing is"
         lines = [f"{self.asked.path}: {state}; {todo} to be computed", *(f"  {field}" for field in self.fields)]
         for name in ("new", "changed", "moved", "waiting", "gone"):
             sources = getattr(self, name)

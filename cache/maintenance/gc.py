@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ...errors import StoreMismatchError
+from ...errors import StoreMismatchError, counted
 from ..atomic_io import disk_errors, is_temporary, sync_folder, temporary_beside
 from ..feature_store import FeatureStore
 from ..format import catalog as catalog_
@@ -60,11 +60,11 @@ class Garbage:
     def __str__(self) -> str:
         where, size = self.boundary or "the store", f"{self.size_bytes / 1e6:.1f} MB"
         if self.kind == "boundary":
-            return f"{where}: needed by no experiment given, {self.count} items, {size}"
+            return f"{where}: needed by no experiment given, {counted(self.count, 'item')}, {size}"
         if self.kind == "items":
             names = ", ".join(self.sources[:3]) + (", …" if self.count > 3 else "")
             anew = f"; {self.bytes_rewritten / 1e6:.1f} MB beside them are written anew" * bool(self.bytes_rewritten)
-            return f"{where}: {self.count} items needed by no experiment given ({names}), {size}{anew}"
+            return f"{where}: {counted(self.count, 'item')} needed by no experiment given ({names}), {size}{anew}"
         what = "superseded or unfinished shards" if self.kind == "superseded" else "temporary files of killed writers"
         return f"{where}: {self.count} {what}, {size}"
 

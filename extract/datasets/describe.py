@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 
+from ...errors import counted
 from .types import MUSIC_AVQA_TYPES, Manifest, Question
 
 
@@ -20,7 +21,7 @@ def describe(manifest: Manifest, *, brief: bool = False) -> list[str]:
     lines += [f"  {note}" for note in manifest.notes]
     if manifest.missing:
         shown = ", ".join(manifest.missing[:10]) + (", …" if len(manifest.missing) > 10 else "")
-        lines.append(f"  missing: {len(manifest.missing)} clips have no file: {shown}")
+        lines.append(f"  missing: {counted(len(manifest.missing), 'clip')} without a file: {shown}")
     lines += [f"  {line}" for line in shared_clips(manifest)]
     lines += [f"  {line}" for line in _unseen_answers(manifest)]
     lines.append(f"  {_blind(manifest)}")
@@ -54,7 +55,7 @@ def _unseen_answers(manifest: Manifest) -> list[str]:
     for split in manifest.splits:
         unseen = sum(not learnt.issuperset((q.answer, *q.labels)) for q in manifest.split(split))
         if unseen:
-            lines.append(f"unseen: {unseen} questions of {split} have an answer that train does not have")
+            lines.append(f"unseen: {counted(unseen, 'question')} of {split} with an answer that train does not have")
     return lines
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from ...config import Count, Positive, settings_class
 from ...errors import SettingsError, unknown_name
 from ...registry import Registry
+from ...user_code import ways_to_bring
 from ..media.clip_media import check_instants
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ class DataSettings:
 
     Attributes:
         dataset: `music-avqa`, `ave`, `avqa`, `demo` (the made set, in MUSIC-AVQA's format), `manifest` (a JSONL or
-            CSV file), or a name that `register_dataset` made known.
+            CSV file), a name that `register_dataset` made known, or `module:function`, a loader of one's own beside
+            the experiment file.
         root: the folder that holds the media; no annotation may point outside it.
         segments: the number T of time steps that a clip is cut into.
         stride_seconds: length of a segment, for segments of that length from the clip's beginning on, whatever its
@@ -134,7 +136,8 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         if self.dataset not in DATASETS:
-            raise SettingsError(f"dataset: {unknown_name('data set', self.dataset, DATASETS.names())}")
+            unknown = unknown_name("data set", self.dataset, DATASETS.names())
+            raise SettingsError(f"dataset: {unknown}{ways_to_bring('dataset', DATASETS.group)}")
         if not self.root:
             raise SettingsError("root: found an empty string, expected the folder that holds the media")
         check_instants(self.instants, self.instants_fps, self.stride_seconds)

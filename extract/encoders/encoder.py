@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from html import escape
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ...cache.format.digests import digest_json
 from ...cache.format.spec import BoundarySpec
+from ...errors import counted
 from ..trunk.clip_axis import ClipAxis
 from ..trunk.state import State
 from .file_stamps import FileStamps
@@ -61,6 +63,19 @@ class Encoder(ABC):
     num_frames: int | None = None
     clips: ClipAxis | None = None
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.spec}: {self.modality}, {counted(self.num_units, 'unit')}, {self.device})"
+
+    def _repr_html_(self) -> str:
+        """Return a table of the units with the channels of the tokens that each takes and gives."""
+        names = [type(unit).__name__ for unit in self.units]
+        rows = [
+            f"<tr><td>{k}</td><td>{escape(name)}</td><td>{self.channels[k]}</td><td>{self.channels[k + 1]}</td></tr>"
+            for k, name in enumerate(names)
+        ]
+        head = "<tr><th>k</th><th>unit</th><th>channels in</th><th>channels out</th></tr>"
+        return f"<p>{escape(repr(self))}</p><table>{head}{''.join(rows)}</table>"
+
     @property
     def full(self) -> Encoder:
         """The encoder with all weights as they were loaded; this one, unless it was made by `held_in`."""
@@ -91,8 +106,8 @@ class Encoder(ABC):
         return num_segments if self.num_frames is None else 1
 
     @abstractmethod
-    def boundary(self, k: int) -> int:
-        """Return boundary `k` as 0 … num_units; negative numbers count from num_units.
+    def boundary(self, k: int | Literal["end"]) -> int:
+        """Return boundary `k` as 0 … num_units; negative numbers count from num_units, "end" is num_units itself.
 
         Raises:
             SettingsError: out of range.

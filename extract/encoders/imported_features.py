@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -82,9 +82,9 @@ class FeatureEncoder(Encoder):
         features: Tensor = output
         return features
 
-    def boundary(self, k: int) -> int:
+    def boundary(self, k: int | Literal["end"]) -> int:
         """Return 0, the only boundary."""
-        if k != 0:
+        if k not in (0, "end"):
             raise SettingsError(f"{self.spec}: found boundary {k}, expected 0: imported features have no units")
         return 0
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, wraps
 from importlib.metadata import version
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -286,11 +286,13 @@ class PretrainedEncoder(Encoder):
             lengths = self._lengths(small)
         return self._state(hidden, boundary, context, None if lengths is None else lengths.to(self.device))
 
-    def boundary(self, k: int) -> int:
+    def boundary(self, k: int | Literal["end"]) -> int:
         """Return boundary `k` as 0 … num_units; see `Encoder.boundary`."""
+        k = self.num_units if k == "end" else k
         found = k + self.num_units if k < 0 else k
         if not 0 <= found <= self.num_units:
-            raise SettingsError(f"{self.spec}: found boundary {k}, expected {-self.num_units} … {self.num_units}")
+            n = self.num_units
+            raise SettingsError(f'{self.spec}: found boundary {k}, expected {-n} … {n}, or "end" (which is {n})')
         return found
 
     def drop_above(self, boundary: int) -> None:

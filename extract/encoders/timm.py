@@ -14,6 +14,7 @@ from ...errors import EncoderError, SettingsError, TalikError
 from .checkpoint_file import load_weights
 from .file_stamps import FileStamps
 from .fingerprint import used_parameters
+from .known_models import nearest_models
 from .model_folders import find_model, hub_refusal, place_of
 from .model_sources import OpenedModel, Prepared
 from .options import EncoderOptions
@@ -49,7 +50,8 @@ def open_timm(options: EncoderOptions) -> OpenedModel:
     except Exception as error:  # whatever timm, or a model's own code, raises
         refused = hub_refusal(error)
         line = " ".join(str(error).split())[:300] if refused is None else refused
-        raise EncoderError(f"{options.spec}: cannot be opened: {line}") from None
+        near = nearest_models(name) if ":" not in name and not timm.is_model(name.partition(".")[0]) else ""
+        raise EncoderError(f"{options.spec}: cannot be opened: {line}{near}") from None
     model, wrapper = unwrapped(load_adapter(made, str(options.weights)) if adapted else made)
     if options.weights not in (None, "random") and not adapted:
         head = model.default_cfg.get("classifier") or ()

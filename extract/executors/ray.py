@@ -9,17 +9,17 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import sys
 import time
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ...errors import BackendError
 from .settings import EngineSettings
 from .tasks import Job, Outcome, Task, perform, worker_name
 from .worker_pool import WorkerPool
+
+_log = logging.getLogger(__name__)
 
 _MAX_WAIT_SECONDS = 300.0
 _MAX_FAILED_STARTS = 20
@@ -106,7 +106,7 @@ class RayExecutor(WorkerPool[Any]):
         elif now - self._without_since > _MAX_WAIT_SECONDS:
             raise BackendError(f"{self._shortage()}; none came in {_MAX_WAIT_SECONDS:.0f} s; run again when there are")
         elif self._without_since + 20 < now < self._without_since + 22:
-            tqdm.write(f"{self._shortage()}; waiting", file=sys.stderr)
+            _log.warning("%s; waiting", self._shortage())
 
     def _shortage(self) -> str:
         needs = ", ".join(f"{need:g} {name}" for name, need in self._needs.items() if need)

@@ -5,16 +5,16 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from typing import Generic, TypeVar
 
-from tqdm import tqdm
-
 from .base import Executor
 from .settings import EngineSettings
 from .tasks import Job, Outcome, Receipt, Task, TaskQueue
+
+_log = logging.getLogger(__name__)
 
 Worker = TypeVar("Worker")
 
@@ -127,7 +127,7 @@ class MemoryBudget:
             if need > self._limit and task.name not in self._noted:
                 self._noted.add(task.name)
                 said = f"needs about {need / 1e9:.1f} GB, more than memory_gb = {self._limit / 1e9:g}; it runs alone"
-                tqdm.write(f"{task.name}: {said}", file=sys.stderr)
+                _log.warning("%s: %s", task.name, said)
             return True
         others = [self._need(other) for other in beside]
         return bool(need) and all(others) and need + sum(others) <= self._limit

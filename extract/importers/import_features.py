@@ -15,7 +15,7 @@ import numpy as np
 
 from ...cache.feature_store import BoundarySpec, FeatureStore, Item, Shard
 from ...cache.maintenance.hdf5 import import_hdf5
-from ...errors import NumericsError, SettingsError, StoreMismatchError
+from ...errors import NumericsError, SettingsError, StoreMismatchError, counted
 from .column_mapping import PRESETS, FeatureMapping, preset_mapping, read_mapping
 from .feature_files import Array, Entry, FeatureFiles, open_features
 
@@ -106,7 +106,7 @@ def import_features(
     if blank:
         shown = ", ".join(blank[:3]) + (", …" if len(blank) > 3 else "")
         why = "which often stands for a video that could not be decoded"
-        notes.append(f"{len(blank)} items are all zeros, {why}: {shown}")
+        notes.append(f"{counted(len(blank), 'item')} {'is' if len(blank) == 1 else 'are'} all zeros, {why}: {shown}")
     return ImportReport(source=source, spec=spec, num_items=len(items), num_imported=count, notes=tuple(notes))
 
 

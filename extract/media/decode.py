@@ -175,7 +175,8 @@ def _decode_folder(folder: FrameFolder, settings: SegmentSettings, each_frame: F
             waveforms = _waveforms(file, centres, sound_begin(file), settings)
     elif settings.sound:
         if settings.missing_sound == "error":
-            raise MediaError(f"{folder.path}: no sound file beside it; add one, or set missing_sound to 'silence'")
+            advice = 'add one, or set missing_sound = "silence" in [data]'
+            raise MediaError(f"{folder.path}: no sound file beside it; {advice}")
         waveforms = _silence(settings)
     ordinals = shown_at(np.arange(len(files)) / folder.fps, shown)
     return ClipMedia(
@@ -293,9 +294,9 @@ def missing_streams(source: Path | FrameFolder) -> frozenset[str]:
 
 def _check_streams(file: MediaFile, settings: SegmentSettings) -> None:
     if settings.frames and file.picture is None and settings.missing_picture == "error":
-        raise file.error("no picture in it; leave the file out, or set missing_picture to 'black'")
+        raise file.error('no picture in it; leave the file out, or set missing_picture = "black" in [data]')
     if settings.sound and file.sound is None and settings.missing_sound == "error":
-        raise file.error("no sound in it; leave the file out, or set missing_sound to 'silence'")
+        raise file.error('no sound in it; leave the file out, or set missing_sound = "silence" in [data]')
 
 
 def _frames(

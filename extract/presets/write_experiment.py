@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ...cache import atomic_io as durable
 from ...errors import SettingsError, unknown_name
@@ -15,13 +18,20 @@ GPU_TFLOPS, DECODE_SECONDS, DECODE_CORES = 20.0, 0.5, 8
 _BYTES = 2  # of a number as float16
 
 
-def init(dataset: str, folder: Path | str, *, preset: str = "small") -> list[str]:
+SCHEMA_FILE = "experiment.schema.json"  # named in the experiment file's first line, for editors
+
+
+def init(
+    dataset: str, folder: Path | str, *, preset: str = "small", schema: Mapping[str, Any] | None = None
+) -> list[str]:
     """Write `folder`/experiment.toml, and return what there is to say of it, one line each.
 
     Args:
         dataset: music-avqa, ave, avqa, manifest or demo.
         folder: made where it is not there.
         preset: lavish, trimodal or small.
+        schema: the JSON Schema of experiment files, written beside it and named in its first line, so that editors
+            complete and check it; None for neither.
 
     Raises:
         SettingsError: an unknown data set or preset, or a file that is there already.
@@ -35,7 +45,13 @@ def init(dataset: str, folder: Path | str, *, preset: str = "small") -> list[str
     if path.exists():
         raise SettingsError(f"{path}: is there already; remove it, or name another folder")
     durable.make_folder(path.parent.absolute())
-    durable.write_file(path, preset_text(dataset, preset).encode())
+    text = preset_text(dataset, preset)
+    if schema is not None:
+        durable.write_file(
+            path.with_name(SCHEMA_FILE), f"{json.dumps(schema, indent=1, ensure_ascii=False)}\n".encode()
+        )
+        text = f"#:schema ./{SCHEMA_FILE}\n{text}"
+    durable.write_file(path, text.encode())
     return [f"{path}: {dataset}, preset {preset}", *estimate(DATA[dataset], PRESETS[preset])]
 
 

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tqdm import tqdm
-
 from ...cache.feature_store import BoundaryWriter
 from ...cache.format.int8 import Int8Error
+from ...progress import progress_bar
 from ..executors.base import Executor
 from ..executors.tasks import Receipt, ReceiptFile, Task
 from .clip_worker import ClipWorker
@@ -95,6 +94,7 @@ def open_worker(request: StateRequest, *, device: str, in_process: bool, decoder
             device=device,
             provenance=request.provenance,
             base=request.base,
+            imports=request.imports,
             opened=opened,
         )
     return ClipWorker(
@@ -102,6 +102,7 @@ def open_worker(request: StateRequest, *, device: str, in_process: bool, decoder
         device=device,
         provenance=request.provenance,
         base=request.base,
+        imports=request.imports,
         num_segments=request.sampling.num_segments,
         sampling=request.sampling,
         opened=opened,
@@ -135,7 +136,9 @@ def compute_shards(
     """
     worker = open_worker(request, device=device, in_process=executor.in_process, decoders=decoders)
     total = sum(len(unit.items) for unit in units)
-    with tqdm(total=total, unit=request.kind[:-1], desc=request.kind, disable=not (options.progress and total)) as bar:
+    with progress_bar(
+        total=total, unit=request.kind[:-1], desc=request.kind, disable=not (options.progress and total)
+    ) as bar:
         if executor.in_process:
             worker.advance, worker.failed = bar.update, result.add_failed
             _compute_here(worker, request, units, result)
@@ -160,7 +163,7 @@ def _compute_elsewhere(
     units: Sequence[ShardUnit],
     executor: Executor,
     result: ExtractionResult,
-    bar: tqdm[Any],
+    bar: Any,
 ) -> None:
     """Have units computed by other processes; one with an item without states is computed again without it."""
     waiting = {f"{request.kind} {number}": unit for number, unit in enumerate(units)}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,13 +21,14 @@ from ..datasets.describe import describe
 from ..datasets.load import load_manifest
 from ..datasets.types import Manifest
 from ..executors.settings import EngineSettings
-from .extract_report import ExtractReport
-from .settings import ExtractSettings, RunOptions, read_settings
+from .experiment_file import ExperimentSource
+from .extract_report import ExtractReport, joined
+from .settings import ExtractSettings, RunOptions, read_all_settings
 from .up_to_date import up_to_date
 
 
 def extract(
-    experiment: Path | str | ExtractSettings,
+    experiment: ExperimentSource | ExtractSettings | Sequence[ExtractSettings],
     *,
     device: str = "auto",
     progress: bool = True,
@@ -38,7 +40,8 @@ def extract(
     r"""Compute every state that the experiment names and the store does not hold.
 
     Args:
-        experiment: an experiment's TOML, or its settings for stage 1.
+        experiment: an experiment's TOML, its tables as a dict, or its settings for stage 1. Of an experiment whose
+            variants change [data], [encoders] or [store], what all variants need.
         device: where the encoders run: "cpu", "cuda" (of several GPUs all, a process each, unless `[engine] jobs` says
             otherwise), "cuda:1", "mps"; "auto" is a GPU where there is one.
         progress: show tqdm bars with rates.
@@ -64,15 +67,27 @@ def extract(
         >>> talik.extract("exp.toml", progress=False).lines()[-1]
         'nothing to do: every state is in the store'
     """
-    settings = experiment if isinstance(experiment, ExtractSettings) else read_settings(experiment)
+    if isinstance(experiment, ExtractSettings):
+        wanted: Sequence[ExtractSettings] = (experiment,)
+    elif isinstance(experiment, Path | str | Mapping):
+        wanted = read_all_settings(experiment)
+    else:
+        wanted = experiment
+    options = RunOptions(device=device, progress=progress, deep=deep, workers=workers)
+    return joined([_extract(settings, options, engine=engine, manifest=manifest) for settings in wanted])
+
+
+def _extract(
+    settings: ExtractSettings, options: RunOptions, *, engine: EngineSettings | None, manifest: Manifest | None
+) -> ExtractReport:
     settings = settings if engine is None else replace(settings, engine=engine)
     started = time.perf_counter()
     store = settings.open_store("a")
     told = []
     if manifest is None:
         manifest = load_manifest(settings.lenient_manifest_settings, base=settings.base)
-        told = describe(manifest, brief=True) if progress else []
-    known = None if deep else up_to_date(settings, manifest, store)
+        told = describe(manifest, brief=True) if options.progress else []
+    known = None if options.deep else up_to_date(settings, manifest, store)
     if known is not None:
         for line in told:
             tqdm.write(line, file=sys.stderr)
@@ -80,10 +95,10 @@ def extract(
     from ..executors.device import chosen_device, device_line, with_all_gpus
     from .extraction import compute_missing
 
-    device = chosen_device(device, engine=settings.engine)
+    device = chosen_device(options.device, engine=settings.engine)
     settings = replace(settings, engine=with_all_gpus(settings.engine, device))
-    for line in (device_line(device, settings.engine), *told) if progress else ():
+    for line in (device_line(device, settings.engine), *told) if options.progress else ():
         tqdm.write(line, file=sys.stderr)
-    workers = settings.extract.workers if workers is None else workers
-    options = RunOptions(device=device, progress=progress, deep=deep, workers=workers)
+    workers = settings.extract.workers if options.workers is None else options.workers
+    options = replace(options, device=device, workers=workers)
     return compute_missing(settings, manifest, store, options, started=started)

@@ -16,7 +16,7 @@ from ...cache.feature_store import FeatureStore
 from ...cache.format.digests import digest_text
 from ...cache.open import open_store
 from ...cache.read.boundary_reader import BoundaryReader
-from ...errors import SettingsError, unknown_name
+from ...errors import SettingsError, counted, unknown_name
 from ..datasets.settings import DataSettings
 from ..datasets.types import Manifest
 from ..encoders.options import MODALITIES, Compute, Modality
@@ -25,7 +25,7 @@ from .extract import extract
 from .feature_file import FORMATS, Pool, pooled, write_features
 from .items import ClipDigests, clip_items
 from .media_files import SUFFIXES, files_manifest, guess_modality, named_files
-from .settings import EncoderSettings, EncodersSettings, ExtractSettings, StoreSettings
+from .settings import Cut, EncoderSettings, EncodersSettings, ExtractSettings, StoreSettings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,6 +61,10 @@ class Features(Mapping[str, NDArray[np.float32]]):
         self._pool: Pool = pool
         self._reader = reader
         self._resources = resources
+
+    def __repr__(self) -> str:
+        shape = " x ".join(self.axes)
+        return f"Features({counted(len(self), 'file')}, {self.spec.path}, each {shape})"
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
         """Return the features of one file.
@@ -148,7 +152,7 @@ def features(
     paths: str | Path | Iterable[str | Path],
     *,
     encoder: str,
-    layer: int,
+    layer: Cut,
     out: str | Path | None = None,
     modality: Modality | None = None,
     weights: str | None = None,
@@ -169,7 +173,7 @@ def features(
         paths: files and folders; folders are searched. A text file is one text.
         encoder: "timm:NAME", "hf:NAME-or-folder" or "pip:NAME".
         layer: the boundary: what crosses between unit `layer - 1` and unit `layer`; 0 is the embedding, negative
-            numbers count from the number of units n, and n is what the last unit gives.
+            numbers count from the number of units n, and n, or "end", is what the last unit gives.
         out: where the features go: a store (`.zarr`) or a file (`.npz`, `.h5`, `.parquet`). None for a temporary store
             that the result deletes when it is closed.
         modality: what of the files the encoder reads: "visual", "audio" or "text"; by default by their endings.

@@ -14,13 +14,12 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ...cache.cores import available_cores
 from ...cache.feature_store import FeatureStore, Item
 from ...cache.format.dataset_files import UNKNOWN_INODE, ClipFile, DatasetFiles
 from ...cache.format.digests import digest_text
 from ...errors import MissingMediaError, StoreError
+from ...progress import progress_bar
 from ..datasets.types import Clip, Manifest, MediaPlace
 from ..media.frame_folder import DIGEST_VERSION, FrameFolder, MediaStat, digest_media, stat_media
 from .run_records import FailedClip, FailedClipRecord
@@ -252,7 +251,7 @@ def clip_items(manifest: Manifest, digests: ClipDigests, *, progress: bool = Tru
     """
     found = ClipItems()
     clips = digests.find_all(manifest.clips.values())
-    for clip, file in tqdm(
+    for clip, file in progress_bar(
         clips, total=len(manifest.clips), desc="digests", unit="clip", disable=not progress, leave=False
     ):
         source, media = digests.sources[clip.id], clip.media

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from ...cache.feature_store import FeatureStore
 from ...cache.maintenance.explain import Why, why
@@ -14,10 +15,13 @@ from ...cache.maintenance.verify import verify
 from ...cache.open import open_store
 from ...errors import SettingsError, StoreError
 from ..executors.device import chosen_device, say_device
+from .experiment_file import ExperimentSource
 from .extract import extract
 from .extract_report import ExtractReport
 from .plan import requested_boundaries
-from .settings import RunOptions, read_settings
+from .settings import ExtractSettings, RunOptions, read_all_settings
+
+Wanted: TypeAlias = "ExperimentSource | ExtractSettings | Sequence[ExtractSettings]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +43,13 @@ class WhyReport:
 
 
 def why_store(
-    store: Path | str, experiment: Path | str, *, deep: bool = False, device: str = "auto", progress: bool = True
+    store: Path | str, experiment: Wanted, *, deep: bool = False, device: str = "auto", progress: bool = True
 ) -> WhyReport:
     """Compare what an experiment requests with what a store holds; nothing is written.
 
     Args:
         store: its folder; the experiment's own [store] path does not matter.
-        experiment: an experiment's TOML.
+        experiment: an experiment's TOML, its tables as a dict, or its settings.
         deep: digest every media file, also those whose size and time are as they were.
         device: where the encoders are opened.
         progress: show a tqdm bar over the digests.
@@ -55,12 +59,16 @@ def why_store(
         SettingsError, ManifestError, MissingMediaError, EncoderError: as `extract` does.
     """
     opened = open_store(store)
-    settings = read_settings(experiment)
     options = _options(device, progress=progress, deep=deep)
-    requests, imported = requested_boundaries(settings, opened, options)
-    answers = tuple(why(opened, request.spec, request.items) for request in requests)
-    needed = {*(request.spec.path for request in requests), *imported}
-    return WhyReport(answers=answers, unrequested=tuple(s.path for s in opened.boundaries() if s.path not in needed))
+    answers: dict[str, Why] = {}
+    needed: set[str] = set()
+    for settings in _settings(experiment):
+        requests, imported = requested_boundaries(settings, opened, options)
+        answers |= {request.spec.path: why(opened, request.spec, request.items) for request in requests}
+        needed.update(answers, imported)
+    return WhyReport(
+        answers=tuple(answers.values()), unrequested=tuple(s.path for s in opened.boundaries() if s.path not in needed)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +107,17 @@ class GarbageReport:
 
 
 def find_store_garbage(
-    store: Path | str, experiments: Sequence[Path | str], *, device: str = "auto", progress: bool = True
+    store: Path | str,
+    experiments: Sequence[ExperimentSource | ExtractSettings],
+    *,
+    device: str = "auto",
+    progress: bool = True,
 ) -> GarbageReport:
     """List what none of `experiments` needs of a store; nothing is deleted.
 
     Args:
         store: its folder; the experiments' own [store] paths do not matter.
-        experiments: TOML files, at least one.
+        experiments: TOML files, their tables as dicts, or their settings; at least one.
         device: where the encoders are opened.
         progress: show a tqdm bar over the digests.
 
@@ -118,7 +130,7 @@ def find_store_garbage(
         raise SettingsError("gc: no experiment given; name every one whose states are to stay")
     opened = open_store(store)
     opened.garbage_folder()  # refuses a store that is not in a folder before anything is computed
-    wanted = [read_settings(experiment) for experiment in experiments]
+    wanted = [one for experiment in experiments for one in _settings(experiment)]
     options = _options(device, progress=progress)
     needed: dict[str, set[str] | None] = {}
     for settings in wanted:
@@ -156,7 +168,7 @@ class RepairReport:
 
 
 def repair_store(
-    store: Path | str, experiment: Path | str | None = None, *, device: str = "auto", progress: bool = True
+    store: Path | str, experiment: Wanted | None = None, *, device: str = "auto", progress: bool = True
 ) -> RepairReport:
     """Forget the shards that fail their checksums; with an experiment, compute them again at once.
 
@@ -171,13 +183,20 @@ def repair_store(
     said = tuple(str(finding) for finding in findings)
     if experiment is None or not findings:
         return RepairReport(findings=said, forgotten=tuple(forgotten))
-    extraction = extract(Path(experiment), device=device, progress=progress)
+    extraction = extract(experiment, device=device, progress=progress)
     left = verify(open_store(store))
     if left:
         raise StoreError(
             f"{store}: still bad after computing it again: {left[0]}; does the experiment fill this store?"
         )
     return RepairReport(findings=said, forgotten=tuple(forgotten), extraction=extraction)
+
+
+def _settings(experiment: Wanted) -> Sequence[ExtractSettings]:
+    """Return stage 1's settings of an experiment, those of its variants too."""
+    if isinstance(experiment, ExtractSettings):
+        return (experiment,)
+    return read_all_settings(experiment) if isinstance(experiment, Path | str | Mapping) else experiment
 
 
 def _options(device: str, *, progress: bool, deep: bool = False) -> RunOptions:

@@ -52,6 +52,7 @@ class StateRequest:
         settings: of each encoder.
         provenance: of each encoder's states, as every worker has to have it.
         base: the experiment's folder, absolute.
+        imports: code of one's own that workers import.
         boundaries: specification, items and provenance of every boundary.
         sampling: of clips; None for texts.
         media: the file, or folder of frames, of each clip by the digest of its content; clips whose files are not here
@@ -74,6 +75,7 @@ class StateRequest:
     missing: tuple[FailedClip, ...] = ()
     unreadable: tuple[FailedClip, ...] = ()
     files: DatasetFiles | None = None
+    imports: tuple[str, ...] = ()
 
     def content(self, item: Item) -> str:
         """Return the digest of an item's content."""
@@ -252,6 +254,7 @@ def _request_clips(
         settings=chosen,
         provenance=provenance,
         base=settings.base.resolve(),
+        imports=settings.imports,
         boundaries=tuple(boundaries),
         sampling=sampling,
         media=found.media,
@@ -320,6 +323,7 @@ def _request_texts(settings: ExtractSettings, manifest: Manifest, options: RunOp
         settings={"text": chosen},
         provenance=provenance,
         base=settings.base.resolve(),
+        imports=settings.imports,
         boundaries=tuple(boundaries),
     )
 

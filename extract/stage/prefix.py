@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ...cache.feature_store import ArraySpec, FeatureStore
 from ...errors import StoreError, StoreMismatchError
@@ -23,6 +22,8 @@ from ..media.decoder_versions import decoder_versions
 from ..trunk.state import State
 from .sampling import Sampling
 from .settings import EncoderSettings
+
+_log = logging.getLogger(__name__)
 
 
 def open_encoder(
@@ -79,10 +80,10 @@ def follow_store(encoder: PretrainedEncoder, open_store: Callable[[], FeatureSto
     modality = encoder.modality
     known = [spec.identity["encoder"] for spec in specs if spec.modality == modality and "encoder" in spec.identity]
     if encoder.follow(known):
-        tqdm.write(
-            f"{modality}: the store's states are of an earlier version, which prepared its inputs in another way; "
+        _log.warning(
+            "%s: the store's states are of an earlier version, which prepared its inputs in another way; "
             "this goes on with that way (a new store takes today's, see the changelog)",
-            file=sys.stderr,
+            modality,
         )
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,15 +15,17 @@ from ...cache.feature_store import FeatureStore
 from ...cache.object_storage.address import ObjectAddress, is_object_url
 from ...cache.open import open_store
 from ...config import Count, CountOrZero, Positive, from_mapping, settings_class
-from ...errors import SettingsError, unknown_name
+from ...errors import SettingsError
 from ..datasets.settings import DataSettings
 from ..encoders.options import MODALITIES, Compute, PictureSettings
 from ..executors.settings import EngineSettings
 from ..media.augment_settings import AugmentSettings, check_modality, check_views
+from .experiment_file import ExperimentFile, ExperimentSource, merged, read_experiment
+
+Cut = int | Literal["end"]
+"""A boundary as a person writes it: its number, negative to count from the number of units, or the end."""
 
 _CLIPS_WORTH_PROCESSES = 100  # starting processes takes some seconds, in which threads decode as many
-
-EXPERIMENT_TABLES = ("data", "encoders", "store", "extract", "task", "train", "variants", "sweep", "log", "engine")
 
 
 @settings_class
@@ -38,7 +39,8 @@ class EncoderSettings:
         weights: a safetensors or .pt file, relative to the experiment's file, or a folder, in place of the model's own
             weights; "random" for tests.
         cut: the boundary, or boundaries, to cache; negative numbers count from the number of units n, so -1 is the
-            place before the last unit. n itself (after the last unit) serves variants without any insertion.
+            place before the last unit; "end" is n, the place after it, which serves variants without any insertion.
+            Several in a list, [9, "end"]; "auto" takes those that `talik plan` chose.
         image_size: side of the square picture, in pixels; the model's own by default.
         fit: how a frame becomes square: "crop" its middle, or "stretch" the whole of it; the model's own by default.
         num_frames: frames of a clip, of an encoder that takes whole clips; the model's own by default.
@@ -55,7 +57,7 @@ class EncoderSettings:
 
     model: str
     weights: str | None = None
-    cut: int | tuple[int, ...] | Literal["auto"] = "auto"
+    cut: int | tuple[Cut, ...] | Literal["auto", "end"] = "auto"
     image_size: Count | None = None
     fit: Literal["crop", "stretch"] | None = None
     num_frames: Count | None = None
@@ -89,15 +91,15 @@ class EncoderSettings:
         return self.model.startswith("features:")
 
     @property
-    def cuts(self) -> tuple[int, ...]:
-        """The boundaries to cache, as written (negative ones not yet resolved)."""
+    def cuts(self) -> tuple[Cut, ...]:
+        """The boundaries to cache, as written (negative ones and "end" not yet resolved)."""
         if self.cut == "auto":
             raise SettingsError(
                 'cut = "auto" takes its boundaries from a plan that caches, and there is none beside the experiment: '
                 "run talik plan first (it reads the variants, so what their adapters need has to be installed), or "
                 "name the boundaries, for instance cut = [-1]"
             )
-        return (self.cut,) if isinstance(self.cut, int) else tuple(self.cut)
+        return (self.cut,) if isinstance(self.cut, int) or self.cut == "end" else self.cut
 
 
 @settings_class
@@ -190,7 +192,7 @@ class PipelineSettings:
 
 @settings_class
 class ExtractSettings:
-    """Everything that stage 1 reads; `base` is the folder that relative paths count from."""
+    """Everything that stage 1 reads; relative paths count from the folder `base`, `imports` is code of one's own."""
 
     data: DataSettings
     encoders: EncodersSettings
@@ -198,6 +200,7 @@ class ExtractSettings:
     extract: PipelineSettings = field(default_factory=PipelineSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
     base: Path = Path()
+    imports: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.encoders.items():
@@ -215,6 +218,10 @@ class ExtractSettings:
     def lenient_manifest_settings(self) -> DataSettings:
         """`data`, with missing media allowed: a store may hold the states of clips whose files are elsewhere."""
         return replace(self.data, allow_missing=True)
+
+    def with_missing_allowed(self) -> ExtractSettings:
+        """Return these settings with `allow_missing` of [data] true."""
+        return replace(self, data=self.lenient_manifest_settings)
 
     @property
     def store_path(self) -> Path:
@@ -276,22 +283,65 @@ class RunOptions:
         return self.device if engine.in_process else self.device_kind
 
 
-def read_settings(path: Path | str, *, allow_missing: bool = False) -> ExtractSettings:
-    """Read stage 1's settings from an experiment's TOML; its task, variants and training are not looked at.
+def read_settings(
+    source: ExperimentSource,
+    *,
+    allow_missing: bool = False,
+    changes: Mapping[str, Any] | None = None,
+    imports: Sequence[str] = (),
+) -> ExtractSettings:
+    """Read stage 1's settings of an experiment; its task, variants and training are not looked at.
 
     Args:
-        path: of the file.
+        source: its TOML file, or its tables as a dict.
         allow_missing: as if `[data]` had `allow_missing = true`.
+        changes: values by dotted key in place of the file's (see `read_experiment`).
+        imports: modules and files of one's own code to import first.
 
     Raises:
         SettingsError: anything that stage 1 cannot read, with the file's name, the key and what was expected.
     """
-    settings = extract_settings(read_toml(Path(path)), path=Path(path))
+    file = read_experiment(source, changes=changes, imports=imports)
+    return _checked(file_settings(file), file.said, allow_missing=allow_missing)
+
+
+def read_all_settings(
+    source: ExperimentSource,
+    *,
+    allow_missing: bool = False,
+    changes: Mapping[str, Any] | None = None,
+    imports: Sequence[str] = (),
+) -> tuple[ExtractSettings, ...]:
+    """Read what stage 1 computes for an experiment: the file's settings, and those of variants that change them.
+
+    Args:
+        source: as of `read_settings`, like the others.
+        allow_missing: as if each had `allow_missing = true`.
+        changes: values by dotted key in place of the file's.
+        imports: modules and files of one's own code to import first.
+
+    Returns:
+        Each once; the file's own first, unless every variant changes them.
+
+    Raises:
+        SettingsError: anything that stage 1 cannot read, with the file's name, the key and what was expected.
+    """
+    file = read_experiment(source, changes=changes, imports=imports)
+    own = file_settings(file)
+    variants = file.tables.get("variants", ())
+    of_variants = variant_settings(file, variants)
+    found = [own] * (not variants or len(of_variants) < len(variants))
+    for one in of_variants.values():
+        found += [one] * (one not in found)
+    return tuple(_checked(one, file.said, allow_missing=allow_missing) for one in found)
+
+
+def _checked(settings: ExtractSettings, said: str, *, allow_missing: bool) -> ExtractSettings:
     try:
         check_extraction(settings)
     except SettingsError as error:
-        raise SettingsError(f"{path}: {error}") from None
-    return replace(settings, data=replace(settings.data, allow_missing=True)) if allow_missing else settings
+        raise SettingsError(f"{said}: {error}") from None
+    return settings.with_missing_allowed() if allow_missing else settings
 
 
 def check_extraction(settings: ExtractSettings) -> None:
@@ -318,40 +368,69 @@ _NOT_OF = {
 }
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Return the tables of an experiment file, its top-level names checked.
+def file_settings(file: ExperimentFile) -> ExtractSettings:
+    """Build stage 1's settings from an experiment that was read."""
+    return extract_settings(file.tables, path=file.path, said=file.said, imports=file.imports)
 
-    Raises:
-        SettingsError: the file is missing or is not TOML, or has a table that no stage knows.
+
+#: Tables of stage 1 that a variant may change for itself.
+VARIANT_TABLES = ("data", "encoders", "store")
+
+
+def variant_settings(file: ExperimentFile, variants: Any) -> dict[str, ExtractSettings]:
+    """Build stage 1's settings of the variants that change [data], [encoders] or [store], by the variant's name.
+
+    Args:
+        file: the experiment.
+        variants: tables with a `name` and those of `VARIANT_TABLES` that they change; others are passed over.
     """
-    try:
-        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SettingsError(f"{path}: no such file; expected an experiment's TOML") from None
-    except IsADirectoryError:
-        raise SettingsError(f"{path}: is a folder; expected an experiment's TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: not valid TOML: {error}") from None
-    for name in tables:
-        if name not in EXPERIMENT_TABLES:
-            raise SettingsError(f"{path}: {unknown_name('table', name, EXPERIMENT_TABLES)}")
-    return tables
+    found = {}
+    for variant in variants if isinstance(variants, Sequence) else ():
+        own = {t: variant[t] for t in VARIANT_TABLES if variant.get(t)} if isinstance(variant, Mapping) else {}
+        if own:
+            name = str(variant.get("name", ""))
+            tables = merged({t: v for t, v in file.tables.items() if t != "variants"}, own)
+            encoders = own.get("encoders")
+            found[name] = extract_settings(
+                tables,
+                path=file.path,
+                said=f"{file.said}: variant {name!r}",
+                imports=file.imports,
+                unplanned=tuple(encoders) if isinstance(encoders, Mapping) else (),
+            )
+    return found
 
 
-def extract_settings(tables: Mapping[str, Any], *, path: Path) -> ExtractSettings:
-    """Build stage 1's settings from an experiment's tables; messages begin with the file's name."""
+def extract_settings(
+    tables: Mapping[str, Any],
+    *,
+    path: Path,
+    said: str | None = None,
+    imports: Sequence[str] = (),
+    unplanned: Collection[str] = (),
+) -> ExtractSettings:
+    """Build stage 1's settings from an experiment's tables.
+
+    Args:
+        tables: by name; those of stage 2 are not looked at.
+        path: gives the folder and the name.
+        said: what messages begin with; the path by default.
+        imports: code of one's own that is imported already.
+        unplanned: modalities whose `cut = "auto"` the experiment's plan says nothing about.
+    """
     wanted = {name: tables[name] for name in ("data", "encoders", "store", "extract", "engine") if name in tables}
     try:
         parsed = from_mapping(ExtractTables, wanted, where="")
     except SettingsError as error:
-        raise SettingsError(f"{path}: {error}") from None
+        raise SettingsError(f"{said or path}: {error}") from None
     return ExtractSettings(
         data=parsed.data,
-        encoders=_planned(parsed.encoders, Path(path)),
+        encoders=_planned(parsed.encoders, Path(path), unplanned),
         store=parsed.store,
         extract=parsed.extract,
         engine=parsed.engine,
         base=Path(path).parent,
+        imports=tuple(imports),
     )
 
 
@@ -360,10 +439,10 @@ def plan_path(base: Path, name: str) -> Path:
     return base / f"{name}.plan.json"
 
 
-def _planned(encoders: EncodersSettings, path: Path) -> EncodersSettings:
+def _planned(encoders: EncodersSettings, path: Path, unplanned: Collection[str]) -> EncodersSettings:
     """Put the plan's boundaries where the file says cut = "auto"; where there is no plan yet, "auto" stays."""
     chosen = plan_path(path.parent, path.stem)
-    unresolved = [m for m, e in encoders.items() if e.cut == "auto" and not e.is_imported]
+    unresolved = [m for m, e in encoders.items() if e.cut == "auto" and not e.is_imported and m not in unplanned]
     if not unresolved or not chosen.is_file():
         return encoders
     try:

@@ -21,6 +21,7 @@ from ...cache.format.catalog import read_receipt
 from ...cache.format.int8 import Int8Error
 from ...cache.format.layout import RECEIPT_FIELDS
 from ...cache.write.shard_writer import ShardWriter
+from ...user_code import import_user_code
 from ..encoders.encoder import Encoder
 from ..media.augment_settings import view_number
 from ..media.frame_folder import FrameFolder
@@ -145,6 +146,7 @@ class ShardWorker(ABC):
         provenance: of the states, by modality; a worker whose own would differ refuses.
         num_segments: T of clips, which regroups the tokens of encoders that take whole clips.
         base: the experiment's folder, absolute, which the encoders' relative paths count from.
+        imports: code of one's own that makes sources of models known.
         opened: the encoders, where this process has them; never pickled.
         advance: called with the number of items computed; never pickled.
         failed: called with items that have no states as soon as they are known, before anything is given up; never
@@ -156,6 +158,7 @@ class ShardWorker(ABC):
     provenance: Mapping[str, dict[str, Any]]
     num_segments: int | None = None
     base: Path = Path()
+    imports: tuple[str, ...] = ()
     opened: dict[str, Encoder] | None = None
     advance: Callable[[int], object] | None = None
     failed: Callable[[list[FailedClip]], object] | None = None
@@ -173,6 +176,7 @@ class ShardWorker(ABC):
         """The encoders by modality, without the units above their highest cuts."""
         if self.opened is not None:
             return self.opened
+        import_user_code(self.imports, self.base)
         return {
             modality: open_planned(
                 chosen,

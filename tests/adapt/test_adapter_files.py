@@ -220,37 +220,45 @@ _ANY = ("how", "is", "what", "where", "which", "are", "there", "who", "does", "d
 
 
 def test_what_an_alignment_resolved_to_is_printed_and_recorded(
-    place: Path, context: ExperimentContext, capsys: pytest.CaptureFixture[str]
+    place: Path, context: ExperimentContext, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", logger="talik")
     table = '{ kind = "trimodal", d_model = 8, d_state = 4, num_latents = 2, num_heads = 2 }'
     experiment = with_variants(
         place, f'name = "deep"\ninsertion = {{ visual = [2], audio = "aligned", text = [0.7] }}\nadapter = {table}'
     )
     run = adapt(experiment, variant="deep", progress=False, context=shared(experiment, context))
     where = "visual at 2 of 3 units; audio at 2 of 3 units; text at 2 of 3 units"
-    printed = capsys.readouterr()
-    assert where in printed.out + printed.err
+    assert where in caplog.text
     told = json.loads((run.folder / "adapter.json").read_text())["insertion"]
     assert told == {"asked": {"visual": [2], "audio": "aligned", "text": [0.7]}, "resolved": where, "notes": []}
     assert evaluate(run.folder).scores.overall.accuracy == run.accuracy
 
 
-def test_the_listing_shows_every_adapter_with_settings_and_counts(place: Path) -> None:
-    result = CliRunner().invoke(app, ["adapt", str(place), "--list"])
-    assert result.exit_code == 0, result.output
-    lines = result.output.splitlines()
+def test_the_listing_names_every_adapter_and_shows_those_that_are_asked_for(place: Path) -> None:
+    overview = listed(place)
     for kind in known_adapters():
-        assert any(line.startswith(f"{kind}: ") for line in lines), kind
+        assert kind.removeprefix("peft:") in " ".join(overview), kind
+    assert len(overview) < 30
+    lines = [line for name in ("trimodal", "lora", "finetune") for line in listed(place, name)]
     assert any(line.startswith("    window = 1   radius in segments") for line in lines)
     assert any(line.startswith("    lora_alpha = 8") for line in lines)
+    assert not any(line.startswith(("lavish", "peft:ia3")) for line in lines)
     line = next(line for line in lines if line.startswith("finetune: "))
     context = ExperimentContext(load_experiment(place))
     own = sum(p.numel() for e in context.encoders.values() for p in e.units[2].parameters())
     assert line.startswith(f"finetune: {own:,} trained in the adapter, ")
     assert any("trimodal: trimodal, insertion = 'last 1', " in line for line in lines)
-    missing = CliRunner().invoke(app, ["adapt", str(place)])
-    assert isinstance(missing.exception, SettingsError)
-    assert "name one of the experiment's variants" in str(missing.exception)
+    for arguments, message in (((), "variants (probe, trimodal)"), (("--list", "lorra"), "did you mean 'lora'")):
+        missing = CliRunner().invoke(app, ["adapt", str(place), *arguments])
+        assert isinstance(missing.exception, SettingsError)
+        assert message in str(missing.exception)
+
+
+def listed(place: Path, *names: str) -> list[str]:
+    result = CliRunner().invoke(app, ["adapt", str(place), "--list", *names])
+    assert result.exit_code == 0, result.output
+    return result.output.splitlines()
 
 
 @pytest.mark.parametrize("kind", [k for k in known_adapters() if not k.startswith("peft:")])

@@ -132,7 +132,7 @@ def test_a_member_that_diverges_leaves_the_batched_module(
 
 
 def test_what_fails_batched_runs_by_itself_and_the_batch_again(
-    experiment: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    experiment: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     alone = experiment("alone", ["bottleneck"], "stack = false")
     together = experiment("together", ["bottleneck"], "batch_members = true")
@@ -150,7 +150,7 @@ def test_what_fails_batched_runs_by_itself_and_the_batch_again(
     monkeypatch.setattr(batched_module.BatchedModules, "run", fails)
     assert not sweep(together, variants=names, progress=False).failures
     assert tried == [3, 3, 3, *[2] * (len(tried) - 3)]  # the adapters of both insertions, and the head
-    assert "members are not batched (RuntimeError: vmap: no such thing)" in capsys.readouterr().err
+    assert "members are not batched (RuntimeError: vmap: no such thing)" in caplog.text
     for name in names:
         numbers, weights = result(together, name)
         expected, expected_weights = result(alone, name)

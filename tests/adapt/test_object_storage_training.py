@@ -14,7 +14,8 @@ from talik.cache.object_storage.client import Objects
 from talik.cache.object_storage.mirror import is_data
 from talik.cli import app
 from talik.errors import SettingsError, StoreError
-from talik.extract.stage.settings import extract_settings, read_toml
+from talik.extract.stage.experiment_file import read_toml
+from talik.extract.stage.settings import extract_settings
 
 
 @pytest.fixture

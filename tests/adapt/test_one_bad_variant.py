@@ -288,7 +288,7 @@ def test_an_interrupt_stops_everything(write: Callable[..., Path], way: str, mon
 
 @pytest.mark.parametrize("where", ["forward", "evaluation", pytest.param("backward", marks=pytest.mark.slow)])
 def test_a_stack_that_memory_does_not_hold_is_halved(
-    write: Callable[..., Path], where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    write: Callable[..., Path], where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     more = "".join(
         f'\n[[variants]]\nname = "b{i}"\ninsertion = "last 1"\n'
@@ -316,7 +316,7 @@ def test_a_stack_that_memory_does_not_hold_is_halved(
     assert 5 in sizes
     assert set(sizes) == {5, 2}
     assert max(sizes[sizes.index(2) :]) == 2  # for good
-    assert "memory does not hold 5 stacked variants; 2 from here on" in capsys.readouterr().err
+    assert "memory does not hold 5 stacked variants; 2 from here on" in caplog.text
     for name in names:
         assert losses(path, name) == pytest.approx(losses(apart, name), abs=1e-5)
 

@@ -168,13 +168,13 @@ def test_an_interrupted_run_goes_on_in_its_own_order(
 
 
 def test_an_unfinished_run_without_record_goes_on_with_the_classes_of_the_files(
-    place: Path, tmp_path: Path, rows: Rows, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    place: Path, tmp_path: Path, rows: Rows, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     interrupted(place, monkeypatch)
     run = place.parent / "runs" / "exp" / "probe" / "seed0"
     (run / "data.json").unlink()  # as a version before left it
     train(place, resume=True)
-    assert "labels, clips and states not compared" in capsys.readouterr().err
+    assert "labels, clips and states not compared" in caplog.text
     assert json.loads((run / "adapter.json").read_text())["answers"] == list(NAMES)  # by first appearance
     assert RunFolder(run).data() is not None
 

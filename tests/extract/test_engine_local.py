@@ -153,7 +153,7 @@ def test_a_worker_serves_many_tasks_and_dies_with_its_engine() -> None:
 
 
 @pytest.mark.usefixtures("importable")
-def test_tasks_wait_for_memory(capfd: pytest.CaptureFixture[str]) -> None:
+def test_tasks_wait_for_memory(caplog: pytest.LogCaptureFixture) -> None:
     at_once, most = 0, 0
     lock = threading.Lock()
 
@@ -176,7 +176,7 @@ def test_tasks_wait_for_memory(capfd: pytest.CaptureFixture[str]) -> None:
     with Watched(engine(jobs=3, memory_gb=1.0), device="cpu") as opened:
         assert {r.task for r in opened.run(Sleeper(), tasks)} == {"0", "1", "2", "huge"}
     assert most == 1
-    assert "huge: needs about 5.0 GB, more than memory_gb = 1; it runs alone" in capfd.readouterr().err
+    assert "huge: needs about 5.0 GB, more than memory_gb = 1; it runs alone" in caplog.text
 
 
 def test_the_first_of_unknown_need_is_measured_alone() -> None:

@@ -117,7 +117,7 @@ def test_music_avqa_folders_take_every_sixth_step_and_grow(tmp_path: Path) -> No
     np.save(folder / "vv1.npy", np.zeros((60, 4, 3, 3), np.float32))
     lines = import_any(folder, tmp_path / "s", layout="music-avqa", changes=changes)
     assert "2 of 3 items" in lines[0]
-    assert "1 items are all zeros" in lines[1]
+    assert "1 item is all zeros" in lines[1]
     _, hidden = stored(tmp_path / "s", ["00000093", "sa00000126", "vv1"])
     np.testing.assert_array_equal(hidden[0, 0, 0], values["00000093"][0, :, 0, 0] + 1)
 

@@ -105,7 +105,7 @@ def test_the_summary_of_the_real_annotations_tells_their_traps(real: Manifest) -
     assert "avqa-train_fake.json: 56 records repeat a question id" in lines
     assert "shared: 2296 of the 3815 clips of val are also in test" in lines
     assert "test: 9129 questions about 6399 clips (A-count 1017, A-comp 594," in lines
-    assert "missing: 8199 clips have no file" in lines
+    assert "missing: 8,199 clips without a file" in lines
 
 
 @needs_real
@@ -333,7 +333,7 @@ def test_json_lines_are_read(tmp_path: Path) -> None:
     assert manifest.questions[1].text == "Is it?"
     assert manifest.clips["a"].path == root / "clips" / "a.mp4"
     assert manifest.clips["clips/b.mp4"].path == root / "clips" / "b.mp4"
-    assert any("1 questions of test have an answer that train does not have" in line for line in describe(manifest))
+    assert any("1 question of test with an answer that train does not have" in line for line in describe(manifest))
     named = load(root, dataset="manifest", answers=("maybe", "yes", "no", "never"), annotations="set/manifest.jsonl")
     assert named.answers == ("maybe", "yes", "no", "never")
     with pytest.raises(ManifestError, match=r"manifest\.jsonl:3: 'answer': unknown answer 'no'"):

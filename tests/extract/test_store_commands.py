@@ -159,7 +159,7 @@ def test_why_names_every_field(experiment: Path, clips: Path) -> None:
     assert result.exit_code == 0, result.output
     fields = [line.split(":")[0].strip() for line in result.output.splitlines() if ": requested " in line]
     assert fields == ["dtype", "sampling.num_segments", "shape"]
-    assert "4 items are to be computed" in result.output
+    assert "4 items to be computed" in result.output
     assert "this experiment does not ask for it" in result.output
     deeper = other(experiment, ("cut = [1]", "cut = [2]"))
     assert "nothing is stored of visual boundary 2" in "\n".join(why_store(store, deeper, progress=False).lines())
@@ -176,7 +176,7 @@ def test_gc_lists_asks_and_keeps_what_is_needed(experiment: Path, clips: Path) -
     command = ["store", "gc", str(store), str(experiment), "--quiet"]
     refused = CliRunner().invoke(app, command, input="n\n")
     assert values(store) == before
-    assert "1 items needed by no experiment given (1.mp4)" in refused.output
+    assert "1 item needed by no experiment given (1.mp4)" in refused.output
     assert "visual/b02-" in refused.output
     agreed = CliRunner().invoke(app, command, input="y\n")
     assert agreed.exit_code == 0, agreed.output

@@ -19,9 +19,10 @@ from talik.errors import SettingsError
 from talik.extract.media.augment_settings import AugmentSettings, drawn_view, view_number
 from talik.extract.media.clip_media import ClipMedia
 from talik.extract.stage.augment import _spectrogram, augmented, masked
+from talik.extract.stage.experiment_file import read_toml
 from talik.extract.stage.extract import extract
 from talik.extract.stage.maintenance import repair_store
-from talik.extract.stage.settings import extract_settings, read_toml
+from talik.extract.stage.settings import extract_settings
 
 PICTURE = "views = 2\naugment = { crop = [0.3, 0.9], flip = 0.5, jitter = 0.4, seed = 3 }\n"
 SOUND = "views = 1\naugment = { shift_seconds = 0.1, time_mask = 0.3, frequency_mask = 0.3 }\n"

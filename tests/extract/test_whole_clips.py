@@ -10,8 +10,9 @@ import transformers as hf
 from talik.cache.feature_store import FeatureStore
 from talik.errors import SettingsError, TrunkError
 from talik.extract.encoders.load import load_encoder
+from talik.extract.stage.experiment_file import read_toml
 from talik.extract.stage.extract import extract
-from talik.extract.stage.settings import ExtractSettings, extract_settings, read_toml
+from talik.extract.stage.settings import ExtractSettings, extract_settings
 from talik.extract.trunk.clip_axis import find_clip_axis
 
 _SIZES = {

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from talik import cli
+
+MADE = Path(__file__).parents[1] / "data" / "made_by_3bc9310"
 
 
 @pytest.fixture
@@ -23,3 +27,12 @@ def talik(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
         return int(ended.value.code or 0), said.out, said.err
 
     return run
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a small experiment, `exp.toml`: its clips, encoders, filled store and finished runs."""
+    folder = tmp_path / "made"
+    shutil.copytree(MADE, folder)
+    monkeypatch.chdir(folder)
+    return folder

@@ -52,7 +52,7 @@ def test_going_on_without_clips(
     assert f"left out {videos[0].stem}: the file is missing" in out
     assert f"left out videos/{videos[1].name}: " in out
     code, out, _ = talik("data", path, "--allow-missing")
-    assert f"  missing: 1 clips have no file: {videos[0].stem}" in out.splitlines()
+    assert f"  missing: 1 clip without a file: {videos[0].stem}" in out.splitlines()
     code, out, _ = talik("adapt", path, "--variant", "probe", "--allow-missing", "--quiet")
     assert code == 0
     assert talik("evaluate", tmp_path / "runs" / "exp" / "probe" / "seed0", "--split", "val")[0] == 0

@@ -89,6 +89,17 @@ def test_it_refuses_what_talik_refuses(
             experiment_from_tables(experiment, path=Path("exp.toml"))
 
 
+def test_it_takes_what_stands_above_the_tables_and_code_of_ones_own(
+    validator: Draft202012Validator, experiment: dict[str, Any]
+) -> None:
+    own = {"kind": "mine:Film", "gain": 1.0}
+    more = {"import": ["mine"], "name": "x", "variants": [{"name": "one", "adapter": own, "encoders": {"text": {}}}]}
+    assert validator.is_valid({**experiment, **more})
+    assert validator.is_valid({"extends": "base.toml", "train": {"epochs": 3}})
+    assert not validator.is_valid({"train": {"epochs": 3}})
+    assert not validator.is_valid({**experiment, "import": "mine"})
+
+
 def test_it_says_what_keys_mean(validator: Draft202012Validator) -> None:
     for name in ("DataSettings", "EncoderSettings", "StoreSettings", "TrainSettings", "EngineSettings"):
         described = validator.schema["$defs"][name]["properties"]
