@@ -21,7 +21,8 @@ test: $(VENV)/installed-test
 
 # PyAV at its lower bound decodes as the newest does: the media tests, and one extraction, with that version.
 OLDEST_AV := $(shell sed -n 's/.*"av>=\([0-9.]*\)".*/\1/p' pyproject.toml)
-OLDEST_TESTS := tests/extract/test_media.py tests/extract/test_media_ffmpeg.py tests/extract/test_decoder_versions.py
+OLDEST_TESTS := tests/extract/test_media.py tests/extract/test_media_ffmpeg.py tests/extract/test_decoder_versions.py \
+	tests/extract/test_media_colours.py tests/extract/test_still_pictures.py tests/extract/test_instants.py
 
 test-oldest: $(VENV)/installed-test
 	rm -rf $(VENV)/oldest

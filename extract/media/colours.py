@@ -6,6 +6,7 @@ H, W: height and width of a picture.
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import av.filter
@@ -60,11 +61,20 @@ def is_interpolated(layout: VideoFormat | None) -> bool:
     return layout.chroma_height(16) < 16 or layout.chroma_width(16) < 8
 
 
-def has_field_colours(stream: VideoStream) -> bool:
+def has_field_colours(path: Path, stream: VideoStream) -> bool:
     """Return whether the film is interlaced and its fields' colours lie in other rows than their brightness (4:2:0)."""
     layout = stream.codec_context.format
-    order = getattr(stream.codec_context, "field_order", 0)  # AVFieldOrder: unknown, progressive, four of two fields
-    return order > 1 and layout is not None and not layout.is_rgb and layout.chroma_height(16) < 16
+    if layout is None or layout.is_rgb or layout.chroma_height(16) == 16:
+        return False
+    order = getattr(stream.codec_context, "field_order", None)  # AVFieldOrder: unknown, progressive, four of two fields
+    return _begins_interlaced(path, stream.index) if order is None else int(order) > 1
+
+
+def _begins_interlaced(path: Path, index: int) -> bool:
+    """Return the same by the first frame, for versions of PyAV that do not tell the order of fields."""
+    with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
+        frame = next(container.decode(container.streams[index]), None)
+    return isinstance(frame, VideoFrame) and frame.interlaced_frame
 
 
 def filtered(frames: list[VideoFrame], *filters: tuple[str, str]) -> list[VideoFrame]:

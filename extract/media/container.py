@@ -17,6 +17,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from ...errors import MediaError, MissingMediaError
+from .still import is_animated_webp
 from .streams import Stream, candidates, choose_film
 from .wholeness import RAW_SOUND, check_whole
 
@@ -100,6 +101,11 @@ def open_media(path: Path) -> Iterator[MediaFile]:
         raise MissingMediaError(f"{path}: no such file")
     with named_errors(path), open_container(path) as container:
         check_whole(path, container.format.name)
+        if container.format.name == "webp_pipe" and is_animated_webp(path):
+            raise MediaError(
+                f"{path}: an animated WebP, of which the FFmpeg inside PyAV {av.__version__} decodes nothing; save it "
+                "as GIF, APNG or MP4"
+            )
         file = _list_packets(path, container)
         _check_ends(file)
         yield file

@@ -87,7 +87,7 @@ def stream_geometry(path: Path, container: InputContainer, stream: VideoStream) 
         return Geometry(orientation=orientation(path), over_white=stream.codec_context.name != "mjpeg")
     number = [s.index for s in container.streams.video].index(stream.index)
     crop = container_crop(path, container.format.name, stream, number=number)
-    return Geometry(crop=crop, aspect=_pixel_aspect(stream), by_field=has_field_colours(stream))
+    return Geometry(crop=crop, aspect=_pixel_aspect(stream), by_field=has_field_colours(path, stream))
 
 
 def displays_upright(frame: VideoFrame) -> bool:

@@ -82,6 +82,13 @@ def over_white(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return blended.astype(np.uint8)
 
 
+def is_animated_webp(path: Path) -> bool:
+    """Return whether a file is an animation in WebP (RFC 9649, section 2.7.1: VP8X with the flag A)."""
+    with path.open("rb") as file:
+        head = file.read(21)
+    return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) > 20 and bool(head[20] & 0x02)
+
+
 def is_tiled(path: Path, container: InputContainer) -> bool:
     """Return whether a file is a still picture in several parts: HEIC or AVIF of tiles, or with transparency."""
     with path.open("rb") as file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -125,6 +126,22 @@ def test_tiles_that_nothing_puts_together_are_refused(tmp_path: Path) -> None:
     path.write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
     with pytest.raises(MediaError, match="pillow-heif"):
         tiled_pixels(path)
+
+
+def test_an_animated_webp_is_refused_and_a_gif_is_a_film(tmp_path: Path) -> None:
+    images = [Image.new("RGB", (32, 32), (80 * k, 0, 0)) for k in range(3)]
+    for end in ("webp", "gif"):
+        images[0].save(tmp_path / f"a.{end}", save_all=True, append_images=images[1:], duration=100)
+    frames = decode_clip(tmp_path / "a.gif", num_segments=3, sound=False).frames
+    assert frames is not None
+    np.testing.assert_allclose(frames[:, 0, 0, 0], [0, 80, 160], atol=8)
+    images[1].save(tmp_path / "still.webp", lossless=True)
+    assert alone(tmp_path / "still.webp")[0, 0, 0] == 80
+    with av.open(str(tmp_path / "a.webp")) as container:
+        if container.format.name != "webp_pipe":
+            pytest.skip("this FFmpeg decodes animated WebP")
+    with pytest.raises(MediaError, match=r"a\.webp: an animated WebP"):
+        decode_clip(tmp_path / "a.webp", num_segments=3, sound=False)
 
 
 def test_the_name_of_a_picture_is_no_pattern(tmp_path: Path) -> None:
