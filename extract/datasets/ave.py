@@ -79,7 +79,7 @@ def load_ave(settings: DataSettings, *, root: Path, base: Path) -> Manifest:
     clips = find_clips(named, settings, root=root)
     repeated = sum(n - 1 for n in times_seen.values() if n > 1)
     notes = [f"{repeated} lines are about a clip of an earlier line (kept, with a suffix)"] if repeated else []
-    if settings.stride_seconds is None and settings.instants == "centres":
+    if settings.stride_seconds is None:
         notes.append(
             f"segments are labelled as of clips of {CLIP_SECONDS:g} s; those of another length are labelled wrongly: "
             f"set stride_seconds = {step:g} in [data]"

@@ -84,7 +84,8 @@ class DataSettings:
             length (1.0: one frame a second); by default the T segments fill the clip.
         instants: `centres` of the segments; or `first-to-last`: the first, the last and equally many frames between, of
             those that FFmpeg's filter `fps` takes out at `instants_fps` (of a folder of frames, of all of them), and
-            windows of sound from the first sample to 0.1 s before the last. It is what LAVISH's loader does.
+            windows of sound from the first sample to 0.1 s before the last; with `stride_seconds`, of the clip's first
+            seconds that the segments make. It is what LAVISH's loader does.
         instants_fps: the frames a second among which `first-to-last` chooses.
         annotations: the folder of the annotation files, or for `manifest` the file; by default `annotations` in the
             root if there is one, else the root (`manifest.jsonl` or `manifest.csv` in the root for `manifest`).
@@ -140,7 +141,7 @@ class DataSettings:
             raise SettingsError(f"dataset: {unknown}{ways_to_bring('dataset', DATASETS.group)}")
         if not self.root:
             raise SettingsError("root: found an empty string, expected the folder that holds the media")
-        check_instants(self.instants, self.instants_fps, self.stride_seconds)
+        check_instants(self.instants, self.instants_fps)
         if self.answers and self.dataset in _OWN_ANSWERS:
             raise SettingsError(f"answers: {self.dataset} has its own {_OWN_ANSWERS[self.dataset]}; leave this out")
         if self.files and self.dataset == "manifest":

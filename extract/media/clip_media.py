@@ -18,7 +18,7 @@ Instants = Literal["centres", "first-to-last"]
 """Where in a clip its segments are looked at."""
 
 
-def check_instants(instants: str, fps: float | None, stride_seconds: float | None) -> None:
+def check_instants(instants: str, fps: float | None) -> None:
     """Refuse settings of the instants that do not go together.
 
     Raises:
@@ -32,8 +32,6 @@ def check_instants(instants: str, fps: float | None, stride_seconds: float | Non
         )
     if fps is not None and not 0.0 < fps < float("inf"):
         raise SettingsError(f"instants_fps: found {fps}, expected more than 0")
-    if instants != "centres" and stride_seconds is not None:
-        raise SettingsError("stride_seconds: 'first-to-last' goes over the whole clip; leave this or instants out")
 
 
 Decoder = Literal["pyav", "torchcodec", "nvdec"]
@@ -97,7 +95,7 @@ class SegmentSettings:
             raise SettingsError(f"missing_sound: found {self.missing_sound!r}, expected 'error' or 'silence'")
         if self.missing_picture not in ("error", "black"):
             raise SettingsError(f"missing_picture: found {self.missing_picture!r}, expected 'error' or 'black'")
-        check_instants(self.instants, self.instants_fps, self.stride_seconds)
+        check_instants(self.instants, self.instants_fps)
         if self.deinterlace not in get_args(Deinterlace):
             raise SettingsError(f"deinterlace: {unknown_name('filter', self.deinterlace, get_args(Deinterlace))}")
 

@@ -1,5 +1,7 @@
 """When a clip is looked at: the instants of its frames, and those that its windows of sound lie around.
 
+With a stride the segments are of the clip's first seconds, or go on after its end, so that they keep the labels' clock.
+
 T: segments, F: frames.
 """
 
@@ -21,8 +23,7 @@ _BEFORE = 1e-5
 
 def segment_centres(settings: SegmentSettings, seconds: float, *, parts: int) -> Seconds:
     """Return the centres of equal parts of a clip, or of its segments with a stride, (parts,) seconds."""
-    if settings.stride_seconds is not None:
-        seconds = settings.stride_seconds * settings.num_segments
+    seconds = _length(settings, seconds)
     return (np.arange(parts, dtype=np.float64) + 0.5) * (seconds / parts)
 
 
@@ -45,7 +46,7 @@ def frame_instants(settings: SegmentSettings, seconds: float, picture_seconds: f
     """
     if settings.instants == "centres" or settings.instants_fps is None:
         return segment_centres(settings, seconds, parts=parts)
-    count = max(int(picture_seconds * settings.instants_fps + 0.5), 1)
+    count = _count(settings, picture_seconds, settings.instants_fps)
     return np.maximum((_first_to_last(count, parts) + 0.5) / settings.instants_fps - _BEFORE, 0.0)
 
 
@@ -53,7 +54,18 @@ def folder_instants(settings: SegmentSettings, seconds: float, *, count: int, fp
     """Return the same of a clip that is a folder of `count` frames, extracted at `fps`."""
     if settings.instants == "centres":
         return segment_centres(settings, seconds, parts=parts)
+    count = count if settings.stride_seconds is None else _count(settings, seconds, fps)
     return _first_to_last(count, parts) / fps
+
+
+def _length(settings: SegmentSettings, seconds: float) -> float:
+    """Return the length of what the segments are parts of: the clip, or so many strides."""
+    return seconds if settings.stride_seconds is None else settings.stride_seconds * settings.num_segments
+
+
+def _count(settings: SegmentSettings, seconds: float, fps: float) -> int:
+    """Return how many frames FFmpeg's filter `fps` takes out of that length."""
+    return max(int(_length(settings, seconds) * fps + 0.5), 1)
 
 
 def _first_to_last(count: int, parts: int) -> Seconds:
@@ -89,5 +101,6 @@ def window_centres(
     if settings.instants == "centres":
         return clip_begin + centres
     rate = settings.sample_rate_hz
+    sound_seconds = _length(settings, sound_seconds)
     last = max(round(sound_seconds * rate) - rate * (settings.window_seconds + _AFTER_LAST_WINDOW), 0.0)
     return sound_begin + np.floor(np.linspace(0, last, settings.num_segments)) / rate + settings.window_seconds / 2

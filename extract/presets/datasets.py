@@ -18,7 +18,7 @@ class DataPart:
         kind: the task.
         asks: whether there are questions, and so a text encoder.
         segments: T.
-        instants: the lines that say where in a clip its segments are looked at, unless the preset has its own.
+        instants: the lines that say where in a clip its segments lie; a preset may add to them.
         splits: questions of each split, where the set's paper gives them; {} otherwise.
         num_answers, num_texts, num_words: answers to choose from; distinct questions, and words of one (punctuation
             counts), as its annotation files have them.

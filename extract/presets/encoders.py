@@ -34,8 +34,7 @@ class Preset:
         batch_size: questions a step.
         segments: T in place of the data set's own.
         sound: from the data set's name, the lines of {sound}.
-        instants: from the data set's name, the lines of `[data]` that say where in a clip its segments are looked at;
-            "" where that is the data set's own choice.
+        instants: from the data set's name, the lines of `[data]` on where in a segment is looked; "" for its centre.
     """
 
     about: str

@@ -73,7 +73,7 @@ def preset_text(dataset: str, preset: str) -> str:
         *(f"# {line}" for line in estimate(data, chosen)),
         "",
         f"{data.table}segments = {segments}                     # T: a frame and a window of sound each",
-        chosen.instants(dataset) or data.instants,
+        data.instants + chosen.instants(dataset),
         chosen.clips.format(**words),
         *([chosen.text] if data.asks else []),
         _REST.format(kind=data.kind, batch_size=chosen.batch_size),

@@ -64,9 +64,11 @@ class Sampling:
         return {**common, "window_seconds": self.window_seconds, "channels": "mean", **replaced}
 
     def _instants(self, modality: str) -> str:
-        if self.instants == "first-to-last":
-            return "first to last window" if modality == "audio" else f"first to last of {self.instants_fps!r} frames/s"
-        return "segment centres" if self.stride_seconds is None else f"every {self.stride_seconds!r} s, centred"
+        stride = "" if self.stride_seconds is None else f"every {self.stride_seconds!r} s, "
+        if self.instants == "centres":
+            return f"{stride}centred" if stride else "segment centres"
+        chosen = "window" if modality == "audio" else f"of {self.instants_fps!r} frames/s"
+        return f"{stride}first to last {chosen}"
 
     def stand_ins(self, modality: str) -> dict[str, Any]:
         """Return what stands for the stream of `modality` in films that lack it, as JSON; {}: that is an error."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from talik.errors import SettingsError
 from talik.extract.media.clip_media import SegmentSettings
 from talik.extract.media.decode import decode_clip
 from talik.extract.media.frame_folder import FrameFolder
-from talik.extract.media.instants import frame_instants, window_centres
+from talik.extract.media.instants import folder_instants, frame_instants, window_centres
 from talik.extract.presets.write_experiment import preset_text
 from talik.extract.stage.sampling import Sampling
 
@@ -37,8 +38,8 @@ def preset(dataset: str) -> tuple[Sampling, float]:
     tables = tomllib.loads(preset_text(dataset, "lavish"))
     data = tables["data"]
     assert data["segments"] == 10
-    assert "stride_seconds" not in data
-    chosen = {name: data[name] for name in ("instants", "instants_fps")}
+    assert data.get("stride_seconds") == (1.0 if dataset == "ave" else None)
+    chosen = {name: data[name] for name in ("instants", "instants_fps", "stride_seconds") if name in data}
     window = tables["encoders"]["audio"]["window_seconds"]
     return Sampling(num_segments=10, window_seconds=window, **chosen), data["instants_fps"]
 
@@ -53,16 +54,30 @@ def test_the_lavish_preset_looks_where_the_published_loader_does(dataset: str) -
         sample_rate_hz=RATE,
         instants=sampling.instants,
         instants_fps=sampling.instants_fps,
+        stride_seconds=sampling.stride_seconds,
     )
     shown = frame_instants(settings, seconds, seconds, parts=10)
     np.testing.assert_allclose(shown, (np.array(frames) - 0.5) / fps, atol=2e-5)
     heard = window_centres(settings, shown, clip_begin=0.5, sound_begin=0.25, sound_seconds=seconds)
     np.testing.assert_allclose((heard - 0.25 - window / 2) * RATE, samples, atol=1e-3)
-    short = window_centres(settings, shown, clip_begin=0.0, sound_begin=0.0, sound_seconds=window + 0.1)
-    np.testing.assert_allclose(short, window / 2)
-    identities = {repr(s.identity(m)) for s in (sampling, Sampling(num_segments=10, window_seconds=window))
-                  for m in ("visual", "audio")}  # fmt: skip
-    assert len(identities) == 4
+    short = replace(settings, stride_seconds=None)
+    all_first = window_centres(short, shown, clip_begin=0.0, sound_begin=0.0, sound_seconds=window + 0.1)
+    np.testing.assert_allclose(all_first, window / 2)
+    plain = Sampling(num_segments=10, window_seconds=window)
+    others = (sampling, plain, replace(sampling, stride_seconds=2.0), replace(plain, stride_seconds=2.0))
+    assert len({repr(one.identity(modality)) for one in others for modality in ("visual", "audio")}) == 8
+
+
+def test_labels_of_seconds_stay_right_in_a_short_clip() -> None:
+    """AVE: each instant lies in the second that its label is of, whatever the clip's length."""
+    sampling, _ = preset("ave")
+    settings = SegmentSettings(
+        num_segments=10, sound=False, stride_seconds=1.0, instants=sampling.instants, instants_fps=sampling.instants_fps
+    )
+    for seconds in (6.0, 10.0, 12.0):
+        np.testing.assert_array_equal(np.floor(frame_instants(settings, seconds, seconds, parts=10)), np.arange(10))
+        folder = folder_instants(settings, seconds, count=round(3 * seconds), fps=3.0, parts=10)
+        np.testing.assert_array_equal(np.floor(folder), np.arange(10))
 
 
 @pytest.fixture(scope="module", params=[25, 30])
@@ -89,7 +104,8 @@ def test_frames_and_sound_are_those_that_the_loader_reads(
     files = sorted((tmp_path / "frames").iterdir())
     chosen = np.linspace(1, len(files), num=10, dtype=int)
     wanted = {"num_segments": 10, "window_seconds": sampling.window_seconds, "sample_rate_hz": RATE,
-              "instants": sampling.instants, "instants_fps": sampling.instants_fps}  # fmt: skip
+              "instants": sampling.instants, "instants_fps": sampling.instants_fps,
+              "stride_seconds": sampling.stride_seconds}  # fmt: skip
     media = decode_clip(film, **wanted)  # type: ignore[arg-type]
     assert media.frames is not None
     assert media.waveforms is not None
@@ -112,7 +128,6 @@ def test_settings_of_instants_go_together() -> None:
         ({"instants": "first-to-last"}, "instants_fps"),
         ({"instants_fps": 1.0}, "instants_fps"),
         ({"instants": "first-to-last", "instants_fps": -1.0}, "instants_fps"),
-        ({"instants": "first-to-last", "instants_fps": 1.0, "stride_seconds": 1.0}, "stride_seconds"),
         ({"instants": "last-to-first"}, "instants"),
     ):
         with pytest.raises(SettingsError, match=f"^{key}"):
