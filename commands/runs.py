@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import SettingsError
 from .options import AsJson, Device, Places, RunPath
 from .printing import say_device, show
 from .usage import Command
@@ -36,8 +37,9 @@ def evaluate(
         typer.echo(note, err=True)
     scores = evaluation.scores
     rows = [*scores.by_type.items(), *scores.by_subset.items(), ("Avg", scores.overall)]
+    f1 = [f"{'macro F1':10s} {100 * evaluation.macro_f1:6.2f} %  (mean over the answers)"]
     lines = [f"{name:10s} {100 * tally.accuracy:6.2f} %  ({tally.correct} of {tally.total})" for name, tally in rows]
-    show(lines, {**vars(evaluation), "accuracy": scores.overall.accuracy}, as_json=as_json)
+    show([*lines[:-1], *f1, lines[-1]], {**vars(evaluation), "accuracy": scores.overall.accuracy}, as_json=as_json)
 
 
 @app.command(cls=Command)
@@ -60,7 +62,12 @@ def predict(
 
 @app.command(cls=Command)
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders above them.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Run folders, or folders above them; PREFIX=FOLDER puts PREFIX/ before the variants' names."
+        ),
+    ],
     baseline: Annotated[
         str | None, typer.Option(help="The variant that the others are compared with; the first by default.")
     ] = None,
@@ -69,11 +76,43 @@ def report(
     every_point: Annotated[
         bool, typer.Option("--every-point", help="Show all points of a search on test, not its choice on validation.")
     ] = False,
+    split: Annotated[
+        str | None, typer.Option(help="Whose predictions: val, for instance, as evaluate wrote them; test by default.")
+    ] = None,
+    order: Annotated[str | None, typer.Option(help="Variants in the order of their rows, separated by commas.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=TEXT", help="A variant's printed name; as often as you like.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the table of finished runs, with what it cost: Markdown, LaTeX, CSV, JSON, figures and one HTML page."""
     from ..adapt.report.write import report as write
 
-    files = write(runs, out=out, baseline=baseline, skip_unfinished=skip_unfinished, every_point=every_point)
+    files = write(
+        _prefixed(runs),
+        out=out,
+        baseline=baseline,
+        skip_unfinished=skip_unfinished,
+        every_point=every_point,
+        split=split,
+        order=[name.strip() for name in (order or "").split(",") if name.strip()],
+        labels=dict(_pair(text, "--label", "NAME=TEXT") for text in label or ()),
+    )
     value = json.loads(files.json.read_text(encoding="utf-8")) if as_json else None
     show([*files.notes, "", files.text, *files.costs.lines(), str(files.html)], value, as_json=as_json)
+
+
+def _prefixed(runs: list[str]) -> dict[str, list[str]]:
+    """Return the folders by prefix; a folder that is there as it is written has none."""
+    found: dict[str, list[str]] = {}
+    for text in runs:
+        prefix, folder = ("", text) if "=" not in text or Path(text).exists() else _pair(text, "runs", "PREFIX=FOLDER")
+        found.setdefault(prefix, []).append(folder)
+    return found
+
+
+def _pair(text: str, option: str, expected: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    if not name or not value:
+        raise SettingsError(f"{option}: found {text!r}, expected {expected}")
+    return name, value

@@ -28,8 +28,25 @@ EXIT_CODES = (
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
 
+#: Modules whose notes below a warning are shown with -v alone.
+_DETAILS = ("talik.adapt.scan", "talik.extract.encoders", "talik.cache")
+
+
 class Notes(logging.Handler):
-    """Writes log records to stderr, above progress bars that are there; warnings stand under their level."""
+    """Writes log records to stderr, above progress bars that are there.
+
+    Args:
+        verbose: write the records of `_DETAILS` too.
+    """
+
+    def __init__(self, *, verbose: bool) -> None:
+        super().__init__()
+        self.verbose = verbose
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Pass over what only those want to know who ask for more: which implementation of a part runs, and why."""
+        details = record.levelno < logging.WARNING and record.name.startswith(_DETAILS)
+        return super().filter(record) is not False and (self.verbose or not details)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
@@ -49,7 +66,7 @@ def show_notes(*, verbose: int = 0, quiet: bool = False) -> None:
     logger, root = logging.getLogger("talik"), logging.getLogger()
     for known in (logger, root):
         known.handlers = [handler for handler in known.handlers if not isinstance(handler, Notes)]
-    handler = Notes()
+    handler = Notes(verbose=verbose > 0)
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s" if verbose else "%(message)s"))
     (root if verbose > 1 else logger).addHandler(handler)
     logger.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)

@@ -13,7 +13,7 @@ from ...extract.executors.threads import torch_threads
 from ...extract.trunk.exact_float32 import exact_float32
 from ..config.experiment import Experiment, VariantSettings
 from ..data.batch import stored_questions
-from ..scoring.metrics import Scores, score
+from ..scoring.metrics import Scores, macro_f1, score
 from ..scoring.predictions import answer, prediction_records, score_records
 from ..training.adapter_files import load_adapter
 from ..training.experiment_context import ExperimentContext
@@ -35,6 +35,7 @@ class Evaluation:
         split: which questions.
         scores: correct and total by question type, by group and in all.
         seconds: wall time.
+        macro_f1: mean over the true answers of the F1 of each, 0 to 1.
         notes: how the questions and clips differ from those that the run knew; one line each.
     """
 
@@ -42,6 +43,7 @@ class Evaluation:
     split: str
     scores: Scores
     seconds: float
+    macro_f1: float
     notes: tuple[str, ...] = ()
 
     @property
@@ -151,4 +153,5 @@ def _evaluate(
         folder.write_json(f"result-{split}.json", {"split": split, **scored, "seconds": seconds})
     subsets = [r.get("subset", "") for r in records]
     scores = score([r["type"] for r in records], [bool(r["correct"]) for r in records], subsets=subsets)
-    return Evaluation(run=folder.path, split=split, scores=scores, seconds=seconds, notes=notes)
+    f1 = macro_f1([r["answer"] for r in records], [r["prediction"] for r in records])
+    return Evaluation(run=folder.path, split=split, scores=scores, seconds=seconds, macro_f1=f1, notes=notes)

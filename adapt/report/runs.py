@@ -131,6 +131,11 @@ class Run:
     data: RunData | None = None
 
     @property
+    def validation(self) -> float | None:
+        """Accuracy on the validation split of the epoch whose weights are scored, 0 to 1; None if not recorded."""
+        return next((epoch.val_accuracy for epoch in self.epochs if epoch.epoch == self.best_epoch), None)
+
+    @property
     def base(self) -> Path:
         """Folder of the experiment's file, from which relative paths of the settings count."""
         return RunFolder(self.path).base
@@ -139,6 +144,23 @@ class Run:
     def name(self) -> str:
         """Path below the runs folder, as messages and files name it."""
         return f"{self.experiment}/{self.variant}/seed{self.seed}"
+
+
+def with_prefixes(paths: Iterable[Path | str] | Mapping[str, Any]) -> dict[Path, str]:
+    """Find the run folders below each path, with the prefix that their variants' names get.
+
+    Args:
+        paths: paths, whose runs have none; or by prefix a path, or several.
+
+    Raises:
+        RunError: a path that does not exist, or without a run.
+    """
+    if not isinstance(paths, Mapping):
+        return dict.fromkeys(find_runs(paths), "")
+    found: dict[Path, str] = {}
+    for prefix, below in paths.items():
+        found |= dict.fromkeys(find_runs([below] if isinstance(below, str | Path) else below), prefix)
+    return found
 
 
 def find_runs(paths: Iterable[Path | str]) -> tuple[Path, ...]:
@@ -164,8 +186,13 @@ def is_finished(folder: Path | str) -> bool:
     return (Path(folder) / "result.json").is_file()
 
 
-def read_run(folder: Path | str) -> Run:
+def read_run(folder: Path | str, *, split: str | None = None, prefix: str = "") -> Run:
     """Read one finished run folder and check that its files agree with each other.
+
+    Args:
+        folder: of the run.
+        split: whose predictions count, as `talik evaluate` wrote them; the split that the run was scored on by default.
+        prefix: put before the variant's name, with a slash; "" for none.
 
     Raises:
         RunError: the folder is unfinished, or a file is missing, malformed or contradicts another.
@@ -183,19 +210,24 @@ def read_run(folder: Path | str) -> Run:
     identity = _build(_Identity, config, settings)
     result = _build(_Result, _parse_object(_read_text(outcome), outcome), outcome)
     epochs, done = _read_metrics(metrics)
-    predictions = _read_predictions(folder / "predictions.jsonl")
+    other = split is not None and split != result.split
+    answers = folder / (f"predictions-{split}.jsonl" if other else "predictions.jsonl")
+    if other and not answers.is_file():
+        raise RunError(f"{folder}: no predictions of {split}; run talik evaluate {folder} --split {split} first")
+    predictions = _read_predictions(answers)
     scores = score([p.type for p in predictions], [p.correct for p in predictions])
-    _check_result(outcome, result, scores)
+    if not other:
+        _check_result(outcome, result, scores)
     return Run(
         path=folder,
         experiment=identity.experiment,
-        variant=identity.variant,
+        variant=f"{prefix}/{identity.variant}" if prefix else identity.variant,
         seed=identity.seed,
         config=config,
         epochs=epochs,
         predictions=predictions,
         scores=scores,
-        split=result.split,
+        split=result.split if split is None else split,
         best_epoch=done.best_epoch,
         train_seconds=done.seconds,
         trainable_params=result.trainable_params,

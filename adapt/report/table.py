@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 
 from ...errors import RunError, SettingsError, unknown_name
-from ..scoring.metrics import GROUPS, order_types
+from ..scoring.metrics import GROUPS, macro_f1, order_types
 from .runs import Prediction, Run
 from .statistics import Difference, MeanInterval, Outcomes, compare, holm, mean_interval
 
@@ -27,6 +27,9 @@ class Row:
         flops: operations per question above the states that the variant starts from. flops_trained: those of adapters
             and head alone. None where the runs do not record them.
         device: "cpu" or "cuda"; None where the runs do not record it or differ.
+        validation: accuracy on the validation split of the epochs that the runs are scored with, percent, mean over
+            seeds; None where it was not recorded, or the table itself is of validation.
+        macro_f1: mean over the true answers of the F1 of each, percent, mean over seeds; of all rows.
     """
 
     name: str
@@ -40,6 +43,8 @@ class Row:
     flops: int | None = None
     flops_trained: int | None = None
     device: str | None = None
+    validation: float | None = None
+    macro_f1: float | None = None
 
     @property
     def trained(self) -> bool:
@@ -237,7 +242,19 @@ def _row(name: str, label: str, outcomes: Outcomes, types: Sequence[str], runs: 
         flops=_mean_count([run.flops for run in runs]),
         flops_trained=_mean_count([run.flops_trained for run in runs]),
         device=devices.pop() if len(devices) == 1 else None,
+        validation=_mean([None if run.split == "val" else run.validation for run in runs]),
+        macro_f1=_mean([_macro_f1(run.predictions) for run in runs]),
     )
+
+
+def _macro_f1(predictions: Sequence[Prediction]) -> float:
+    return macro_f1([p.answer for p in predictions], [p.prediction for p in predictions])
+
+
+def _mean(shares: Sequence[float | None]) -> float | None:
+    """Return the mean of shares in percent; None where one is not known."""
+    known = [100 * share for share in shares if share is not None]
+    return sum(known) / len(known) if known and len(known) == len(shares) else None
 
 
 def _mean_count(counts: Sequence[int | None]) -> int | None:

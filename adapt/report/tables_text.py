@@ -12,7 +12,7 @@ from .costs import CostTable
 from .table import AVERAGE, Comparison, Row, Table
 
 DELTA_NOTE = "Points; * where p is below 0.05 after Holm's correction over all types and rows (Avg: over comparisons)."
-COST_FIELDS = ("trainable_params", "seconds", "device", "flops", "flops_trained")
+COST_FIELDS = ("macro_f1", "validation", "trainable_params", "seconds", "device", "flops", "flops_trained")
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {c: "\\" + c for c in "&%$#_{}"}
@@ -67,16 +67,19 @@ def accuracy_cells(
 
 
 def cost_heads(table: Table, params: str, flops: str, hours: str) -> list[str]:
-    """Name the last columns, with operations where a run recorded them and the device where all runs had the same."""
+    """Name the last columns: validation and operations where runs recorded them, the device where all had the same."""
     counted = any(row.flops is not None for row in table.rows)
-    return [params, *([flops] if counted else []), f"{_common_device(table)} {hours}".strip()]
+    validation, operations = ["val"] * _validated(table), [flops] * counted
+    return [*validation, params, *operations, f"{_common_device(table)} {hours}".strip()]
 
 
 def cost_cells(table: Table, row: Row) -> list[str]:
-    """Format a row's cells of the last columns: trained parameters, operations, hours."""
+    """Format a row's cells of the last columns: validation, trained parameters, operations, hours."""
+    validation = ["–" if row.validation is None else f"{row.validation:.1f}"] if _validated(table) else []
     flops = [formats.format_count(row.flops)] if any(r.flops is not None for r in table.rows) else []
     device = "" if _common_device(table) else _DEVICES.get(row.device or "", "")
-    return [formats.format_count(row.trainable_params), *flops, f"{formats.format_hours(row.seconds)} {device}".strip()]
+    hours = f"{formats.format_hours(row.seconds)} {device}".strip()
+    return [*validation, formats.format_count(row.trainable_params), *flops, hours]
 
 
 def comparison_cells(table: Table) -> Cells | None:
@@ -183,6 +186,10 @@ def comparisons_to_csv(table: Table) -> str:
     frame = frame.reindex(columns=["a", "b", "type", *numbers]).rename(columns={"points": "difference"})
     frame = frame.map(lambda value: str(value).lower() if isinstance(value, bool) else value)
     return str(frame.to_csv(index=False, lineterminator="\n"))
+
+
+def _validated(table: Table) -> bool:
+    return any(row.validation is not None for row in table.rows)
 
 
 def _common_device(table: Table) -> str:

@@ -17,7 +17,7 @@ from .dataset import ShownClip, find_data_set, some_clips
 from .figures import make_figures
 from .notes import make_notes
 from .page import method_note, to_html
-from .runs import Run, find_runs, group_by_variant, is_finished, read_run
+from .runs import Run, group_by_variant, is_finished, read_run, with_prefixes
 from .search import summarise_search
 from .statistics import MeanInterval
 from .table import AVERAGE, BLIND, Table, build_table
@@ -84,7 +84,7 @@ class ReportFiles:
 
 
 def report(
-    run_folders: Iterable[Path | str],
+    run_folders: Iterable[Path | str] | Mapping[str, Any],
     *,
     out: Path | str,
     order: Sequence[str] | None = None,
@@ -97,6 +97,7 @@ def report(
     title: str | None = None,
     skip_unfinished: bool = False,
     every_point: bool = False,
+    split: str | None = None,
     resamples: int = 10_000,
 ) -> ReportFiles:
     """Build the tables and figures of finished runs and write them to `out` in every format.
@@ -105,7 +106,8 @@ def report(
     listed with its validation, and so are runs that were stopped early.
 
     Args:
-        run_folders: run folders, or folders above them (a variant's, an experiment's).
+        run_folders: run folders, or folders above them (a variant's, an experiment's). With a prefix for each,
+            {"small": "runs/small", "large": "runs/large"}, the variants are called "small/probe", "large/probe", …
         out: the folder to write, made if absent; report files in it are replaced.
         order: variant names in the order of their rows; variants that it leaves out follow in order of appearance.
         labels: printed names by variant name, "blind" for the baseline.
@@ -121,6 +123,8 @@ def report(
         skip_unfinished: rather than stop, leave out unfinished runs, and names in `order`, `labels` and `comparisons`
             that no finished run has; a note says which.
         every_point: show all finished points of a search on test.
+        split: whose predictions are compared, for instance "val", as `talik.evaluate` wrote them into the runs'
+            folders; by default the split that the runs were scored on.
         resamples: of the bootstrap.
 
     Example:
@@ -132,17 +136,19 @@ def report(
         RunError: nothing to report, an unfinished, malformed or contradictory run, or a folder that cannot be written.
         SettingsError: names in `order`, `labels`, `comparisons`, `baseline` or `clips` that the runs do not have.
     """
-    folders = find_runs(run_folders)
+    prefixes = with_prefixes(run_folders)
+    folders = tuple(prefixes)
     stopped = [folder for folder in folders if read_stopped(RunFolder(folder)) is not None]
     folders = tuple(folder for folder in folders if folder not in stopped)
     left_out = [folder for folder in folders if skip_unfinished and not is_finished(folder)]
-    variants = group_by_variant(read_run(folder) for folder in folders if folder not in left_out)
+    finished = [folder for folder in folders if folder not in left_out]
+    variants = group_by_variant(read_run(folder, split=split, prefix=prefixes[folder]) for folder in finished)
     order, labels = list(order or ()), dict(labels or {})
     pairs = None if comparisons is None else list(comparisons)
     if skip_unfinished:
         known = {*variants, BLIND}
         named = dict.fromkeys([*order, *(name for pair in pairs or () for name in pair)])
-        unfinished = {folder.parent.name for folder in left_out}
+        unfinished = {f"{prefixes[f]}/{f.parent.name}" if prefixes[f] else f.parent.name for f in left_out}
         absent = [name for name in named if name not in known | unfinished]
         order = [name for name in order if name in known]
         labels = {name: label for name, label in labels.items() if name in known}

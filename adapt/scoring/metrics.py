@@ -149,5 +149,26 @@ def mean_class_accuracy(answers: Sequence[str], correct: Sequence[bool]) -> floa
     return sum(tally.accuracy for tally in by_class.values()) / len(by_class)
 
 
+def macro_f1(answers: Sequence[str], predictions: Sequence[str]) -> float:
+    """Return the mean over the true answers that occur of the F1 of each, in [0, 1].
+
+    Args:
+        answers: the true ones.
+        predictions: as many.
+
+    Raises:
+        RunError: no answer at all, or two lengths.
+
+    Example:
+        >>> macro_f1(["yes", "yes", "no"], ["yes", "no", "no"])
+        0.6666666666666666
+    """
+    if len(answers) != len(predictions) or not answers:
+        raise RunError(f"found {len(answers)} answers and {len(predictions)} predictions; expected as many, at least 1")
+    true, given = Counter(answers), Counter(predictions)
+    right = Counter(a for a, p in zip(answers, predictions, strict=True) if a == p)
+    return sum(2 * right[name] / (true[name] + given[name]) for name in true) / len(true)
+
+
 def _counts(tallies: Mapping[str, Tally]) -> dict[str, dict[str, int]]:
     return {name: {"correct": t.correct, "total": t.total} for name, t in tallies.items()}

@@ -40,7 +40,7 @@ def load_generic(settings: DataSettings, *, root: Path, base: Path) -> Manifest:
         MissingMediaError: clips that are not there.
     """
     path = _manifest_file(settings, root=root, base=base)
-    questions, records = _questions(read_table(path, columns=_COLUMNS), settings)
+    questions, records = _questions(read_table(path, columns=_columns(settings)), settings)
     if not questions:
         raise ManifestError(f"{path}: no record; a manifest has one line for each question")
     _check_questions(records, questions)
@@ -68,7 +68,7 @@ def _questions(records: Iterable[Record], settings: DataSettings) -> tuple[list[
     questions, kept = [], []
     shared: dict[tuple[bool, object], dict[str, object]] = {}
     for record in records:
-        question = _question(record, settings.segments)
+        question = _question(record, settings)
         if question.id in seen:
             raise record.error(f"id {question.id!r} is also that of {seen[question.id]}; ids are to be unique")
         for word in _words(question) if vocabulary else ():
@@ -147,19 +147,24 @@ def _words(question: Question) -> tuple[str, ...]:
     return (*question.labels, question.answer) if question.answer else question.labels
 
 
-def _question(record: Record, segments: int) -> Question:
-    for key in record.values:
-        if key not in _COLUMNS:
-            raise record.error(unknown_name("column", str(key), _COLUMNS))
+def _columns(settings: DataSettings) -> tuple[str, ...]:
+    own = () if settings.type_column is None else (settings.type_column,)
+    return tuple(dict.fromkeys((*_COLUMNS, *settings.columns, *own)))
+
+
+def _question(record: Record, settings: DataSettings) -> Question:
+    for key in record.values if not record.values.keys() <= set(_COLUMNS) else ():
+        if key not in (known := _columns(settings)):
+            raise record.error(f"{unknown_name('column', str(key), known)}; others are allowed by data.columns")
     text = record.text("question", default="")
-    labels = _labels(record, segments)
+    labels, type_column = _labels(record, settings.segments), settings.type_column or "type"
     identifier = record.identifier("id")
     return Question(
         id=record.where.rsplit(":", 1)[1] if identifier is None else identifier,
         clip_id=sys.intern(inside(record, "clip", record.text("clip"), single=False)),  # one string, not one a record
         text=text,
         answer=sys.intern(record.name("answer", default="" if labels else None)),
-        type=sys.intern(record.name("type", default="event" if labels else "all")),
+        type=sys.intern(record.name(type_column, default="event" if labels else "all")),
         template=record.text("template", default=text),
         split=sys.intern(record.name("split", default="train")),
         labels=labels,

@@ -13,7 +13,7 @@ from ...config import from_mapping
 from ...errors import ManifestError
 from .media_index import resolve_root
 from .settings import DATASETS, DataSettings
-from .split import split_by_video
+from .split import deal_validation, split_by_video
 from .types import Manifest, MediaPlace
 
 
@@ -48,7 +48,10 @@ def load_manifest(settings: DataSettings | Mapping[str, Any], *, base: str | Pat
     manifest = DATASETS.get(settings.dataset)(settings, root=resolve_root(settings.root, base), base=base)
     _check(manifest, settings.dataset)
     manifest = replace(manifest, place=_place(settings, manifest.root))
-    return split_by_video(manifest, seed=settings.seed) if settings.split == "by-video" else manifest
+    manifest = split_by_video(manifest, seed=settings.seed) if settings.split == "by-video" else manifest
+    if not settings.validation:
+        return manifest
+    return deal_validation(manifest, share=settings.validation, seed=settings.seed)
 
 
 def _place(settings: DataSettings, root: Path) -> MediaPlace:

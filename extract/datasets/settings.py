@@ -6,7 +6,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from ...config import Count, Positive, settings_class
+from ...config import Count, Positive, ShareBelowOne, settings_class
 from ...errors import SettingsError, unknown_name
 from ...registry import Registry
 from ...user_code import ways_to_bring
@@ -111,7 +111,11 @@ class DataSettings:
             fields in each, as FFmpeg's command does.
         split: `official` as the files say, or `by-video`, which deals the same questions anew so that no clip is in
             two splits.
-        seed: of the `by-video` split.
+        validation: share of train's clips that become the split `val`, with all their questions, where a data set has
+            none; 0 for none.
+        columns: further columns that the records of a `manifest` may have.
+        type_column: the column of a `manifest` that gives a question's type, in place of `type`.
+        seed: of the `by-video` split, and of `validation`.
     """
 
     dataset: str
@@ -133,6 +137,9 @@ class DataSettings:
     decoder: Literal["pyav", "torchcodec", "nvdec"] = "pyav"
     deinterlace: Literal["off", "yadif", "bwdif"] = "off"
     split: Literal["official", "by-video"] = "official"
+    validation: ShareBelowOne = 0.0
+    columns: tuple[str, ...] = ()
+    type_column: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -150,5 +157,7 @@ class DataSettings:
             raise SettingsError(f"release: found {self.release!r}, but {self.dataset} has no releases; remove the key")
         if self.release is not None and self.files:
             raise SettingsError("release: names the files itself; leave this or files out")
+        if (self.columns or self.type_column) and self.dataset != "manifest":
+            raise SettingsError(f"columns, type_column: are of a manifest; {self.dataset} has its own; remove the keys")
         if len(set(self.answers)) != len(self.answers):
             raise SettingsError("answers: an answer is listed twice")

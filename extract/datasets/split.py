@@ -10,7 +10,8 @@ import re
 from collections import Counter
 
 from ...cache.format.digests import digest_text
-from .types import Manifest
+from ...errors import ManifestError
+from .types import SPLITS, Manifest
 
 _FLIPPED = re.compile(r"(.+)_flip")  # v2.0 adds mirrored copies of its clips
 # Made clips carry the number of a real one whose sound or picture was replaced; those with a leading e came later, and
@@ -41,6 +42,40 @@ def split_by_video(manifest: Manifest, *, seed: int) -> Manifest:
     order = {split: i for i, split in enumerate(manifest.splits)}
     questions.sort(key=lambda q: order[q.split])
     note = f"split by video with seed {seed}: no clip is in two splits"
+    return dataclasses.replace(manifest, questions=tuple(questions), notes=(*manifest.notes, note))
+
+
+def deal_validation(manifest: Manifest, *, share: float, seed: int) -> Manifest:
+    """Return `manifest` with a share of train's clips, and all questions about them, as a validation split.
+
+    Copies of one clip stay together. The draw depends on the seed and the ids alone.
+
+    Args:
+        manifest: without a validation split.
+        share: of the sources of train's clips, more than 0 and below 1; at least one clip is dealt, and one stays.
+        seed: of the draw.
+
+    Raises:
+        ManifestError: there is a validation split, or train has fewer than two clips.
+    """
+    if "val" in manifest.splits:
+        raise ManifestError(f"{manifest.root}: data.validation: the data set has a split 'val'; remove the key")
+    sources = sorted(
+        {source_id(q.clip_id) for q in manifest.questions if q.split == "train"},
+        key=lambda source: digest_text(f"{seed}:{source}"),
+    )
+    if len(sources) < 2:
+        raise ManifestError(
+            f"{manifest.root}: data.validation: expected two clips of train at least, to deal some to val"
+        )
+    dealt = set(sources[: min(max(1, round(share * len(sources))), len(sources) - 1)])
+    questions = [
+        dataclasses.replace(q, split="val") if q.split == "train" and source_id(q.clip_id) in dealt else q
+        for q in manifest.questions
+    ]
+    order = {split: i for i, split in enumerate(SPLITS)}
+    questions.sort(key=lambda q: order.get(q.split, len(SPLITS)))
+    note = f"val is {len(dealt)} of the {len(sources)} clips of train, dealt with seed {seed} (data.validation)"
     return dataclasses.replace(manifest, questions=tuple(questions), notes=(*manifest.notes, note))
 
 

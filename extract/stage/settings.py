@@ -350,8 +350,10 @@ def check_extraction(settings: ExtractSettings) -> None:
     Raises:
         SettingsError: with the key.
     """
-    if settings.data.seed and settings.data.split != "by-video":
-        raise SettingsError('data.seed: is of split = "by-video" alone; remove it, or set that')
+    if settings.data.seed and settings.data.split != "by-video" and not settings.data.validation:
+        raise SettingsError(
+            'data.seed: is of split = "by-video" and of validation alone; remove it, or set one of them'
+        )
     for modality, encoder in settings.encoders.items():
         if encoder.cut == ():
             raise SettingsError(f"encoders.{modality}.cut: found [], expected at least one boundary")

@@ -375,6 +375,47 @@ def test_a_malformed_table_is_named_in_one_line(tmp_path: Path, name: str, text:
     assert "\n" not in str(caught.value)
 
 
+def records(**more: Any) -> list[dict[str, Any]]:
+    return [
+        {"clip": f"{i}.mp4", "question": "q ?", "answer": "ab"[i % 2], "split": "test" if i > 9 else "train", **more}
+        for i in range(12)
+    ]
+
+
+def write_records(folder: Path, rows: list[dict[str, Any]]) -> None:
+    (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    for row in rows:
+        (folder / row["clip"]).write_bytes(b"")
+
+
+def test_a_validation_split_is_dealt_by_video_where_there_is_none(tmp_path: Path) -> None:
+    rows = records()
+    write_records(tmp_path, [*rows, *({**row, "question": "r ?"} for row in rows)])
+    table = {"dataset": "manifest", "root": ".", "validation": 0.3}
+    manifest = load_manifest(table, base=tmp_path)
+    clips = {split: {q.clip_id for q in manifest.split(split)} for split in manifest.splits}
+    assert {split: len(found) for split, found in clips.items()} == {"train": 7, "val": 3, "test": 2}
+    assert not clips["train"] & clips["val"]
+    assert len(manifest.split("val")) == 6
+    assert "val is 3 of the 10 clips of train, dealt with seed 0 (data.validation)" in manifest.notes
+    other = load_manifest({**table, "seed": 1}, base=tmp_path)
+    assert {q.clip_id for q in other.split("val")} != clips["val"]
+    write_records(tmp_path, [{**row, "split": "val" if i == 0 else row["split"]} for i, row in enumerate(rows)])
+    with pytest.raises(ManifestError, match=r"data\.validation: the data set has a split 'val'; remove the key"):
+        load_manifest(table, base=tmp_path)
+
+
+def test_further_columns_may_be_question_types(tmp_path: Path) -> None:
+    write_records(tmp_path, records(genre="jazz", year=1959))
+    table = {"dataset": "manifest", "root": "."}
+    with pytest.raises(ManifestError, match=r"unknown column 'genre'.*; others are allowed by data\.columns"):
+        load_manifest(table, base=tmp_path)
+    manifest = load_manifest({**table, "type_column": "genre", "columns": ["year"]}, base=tmp_path)
+    assert {q.type for q in manifest.questions} == {"jazz"}
+    with pytest.raises(SettingsError, match="columns, type_column: are of a manifest; demo has its own"):
+        load_manifest({"dataset": "demo", "root": ".", "columns": ["year"]}, base=tmp_path)
+
+
 def test_the_blind_baseline_answers_by_template_then_type_then_all(tmp_path: Path) -> None:
     rows = [("T1", "s", "a")] * 3 + [("T1", "s", "b")] * 2 + [("T2", "p", "b")] * 2 + [("T2", "p", "c")] * 2
     lines = [{"clip": "a", "template": t, "type": k, "answer": a, "id": f"t{i}"} for i, (t, k, a) in enumerate(rows)]

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 import talik as package
+from talik.adapt.report.runs import read_run
 from talik.adapt.training.run_folder import RunFolder
-from talik.errors import PlugInError, RunDiffersError, SettingsError
+from talik.errors import PlugInError, RunDiffersError, RunError, SettingsError
 from talik.extract.stage.experiment_file import merged, parse_changes, read_experiment
 from talik.extract.stage.settings import read_all_settings, read_settings
 from talik.progress import progress_bar
@@ -372,3 +373,28 @@ def test_superseded_items_are_not_among_stored_features(made: Path) -> None:
     }
     with package.stored_features("features.zarr", "visual", layer=1) as features:
         assert sum(name.startswith("clips/clip0 ") for name in features) == 1
+
+
+def test_a_report_takes_several_experiments_with_prefixes_labels_order_and_validation(talik: Run, made: Path) -> None:
+    package.adapt("exp.toml", variant="probe", progress=False)
+    runs = {"small": "runs/exp/probe", "large": "runs/exp/trimodal/seed0"}
+    with pytest.raises(RunError, match=r"no predictions of val; run talik evaluate .*seed0 --split val first"):
+        package.report(runs, out="report", split="val", resamples=100)
+    for folder in ("runs/exp/probe/seed0", "runs/exp/trimodal/seed0"):
+        package.evaluate(folder, split="val")
+    files = package.report(runs, out="report", split="val", resamples=100)
+    assert (files.table.split, files.table.num_questions) == ("val", 2)
+    assert [row.name for row in files.table.trained] == ["small/probe", "large/trimodal"]
+    options = ("--order", "large/trimodal,small/probe", "--label", "small/probe=the probe", "--json")
+    code, out, _ = talik("report", *(f"{prefix}={folder}" for prefix, folder in runs.items()), *options)
+    rows = json.loads(out)["rows"]
+    assert (code, [row["label"] for row in rows]) == (0, ["blind baseline", "large/trimodal", "the probe"])
+    probe = read_run("runs/exp/probe/seed0")
+    best = next(epoch for epoch in probe.epochs if epoch.epoch == probe.best_epoch)
+    assert rows[2]["validation"] == 100 * (best.val_accuracy or 0)
+    assert rows[2]["macro_f1"] == pytest.approx(100 * package.evaluate("runs/exp/probe/seed0").macro_f1)
+    assert rows[0]["validation"] is None
+    code, out, err = talik("report", *runs.values(), "--label", "probe")
+    assert (code, "--label: found 'probe', expected NAME=TEXT" in err) == (1, True)
+    _, out, _ = talik("report", *runs.values())
+    assert any(line.split()[:1] == ["variant"] and "val" in line.split() for line in out.splitlines())
