@@ -30,6 +30,12 @@ def check_experiment(experiment: Experiment) -> None:
         raise SettingsError("sweep.stack_size: has no effect beside stack = false; remove one of them")
     if sweep.stack is False and sweep.batch_members is True:
         raise SettingsError("sweep.batch_members: true has no effect beside stack = false; remove one of them")
+    names = [variant.name for variant in experiment.variants]
+    for number, variant in enumerate(experiment.variants):
+        if variant.start_from and (variant.start_from not in names or variant.start_from == variant.name):
+            others = [name for name in names if name != variant.name]
+            unknown = unknown_name("variant", variant.start_from, others)
+            raise SettingsError(f"variants[{number}].start_from: {unknown}")
 
 
 def check_variant(experiment: Experiment, variant: VariantSettings) -> None:

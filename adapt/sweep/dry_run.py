@@ -12,8 +12,8 @@ from typing import Any
 from ...extract.executors.settings import EngineSettings
 from ...extract.stage.settings import plan_path
 from ..config.experiment import Experiment, load_experiment
-from ..training.stopped_runs import read_stopped
-from .halving import num_epochs, num_kept, trained_folder
+from ..training.stopped_runs import num_epochs, read_stopped
+from .halving import num_kept, trained_folder
 from .sweep import chosen_pairs, run_groups
 
 

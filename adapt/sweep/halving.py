@@ -80,15 +80,6 @@ def best_until(folder: RunFolder, epoch: int) -> tuple[float, float] | None:
     return max(found, key=lambda pair: (pair[0], -pair[1]))
 
 
-def num_epochs(folder: RunFolder) -> int:
-    """Return the number of epochs that a run's metrics hold."""
-    try:
-        lines = (folder.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return max((json.loads(line).get("epoch", 0) for line in lines if line.strip()), default=0)
-    except (OSError, ValueError, AttributeError):
-        return 0
-
-
 def trained_folder(experiment: Experiment, name: str, seed: int) -> RunFolder:
     """Return the folder in which a run of a sweep is trained: that of a retraining while there is one."""
     folder = RunFolder(experiment.runs / name / f"seed{seed}")

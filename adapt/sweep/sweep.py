@@ -26,8 +26,8 @@ from ..config.experiment import Experiment, load_experiment
 from ..config.run_config import run_config
 from ..training.adapt import OnMissing, RunResult, fill_store, result_of
 from ..training.run_folder import RunFolder
-from ..training.stopped_runs import Stopped, read_stopped, stop_is_requested, write_stopped
-from .halving import Halving, num_epochs, trained_folder
+from ..training.stopped_runs import Stopped, read_stopped
+from .halving import Halving, trained_folder
 from .run_list import recorded_sweep
 from .worker import RunGroup, SweepJob
 
@@ -201,21 +201,14 @@ class _Sweep:
         return trained_folder(self.experiment, name, seed)
 
     def _alive(self, pairs: Sequence[tuple[str, int]], halving: Halving | None) -> list[tuple[str, int]]:
-        """Return the runs that are not stopped; a request that nobody has honoured yet is, here."""
+        """Return the runs that are not stopped, by these rules or by a person, and note the others."""
         found = []
         for name, seed in pairs:
-            folder = self._folder(name, seed)
-            stopped = read_stopped(folder)
-            if stop_is_requested(folder) and not folder.done:
-                write_stopped(folder, Stopped(by="request", epoch=num_epochs(folder), reason="talik runs stop"))
-                stopped = read_stopped(folder)
-            ruled = stopped is not None and (
-                stopped.by == "request" or (halving is not None and name in halving.stopped)
-            )
-            if stopped is not None and ruled:
-                self.stopped[name, seed] = stopped
-            else:
+            stopped = read_stopped(self._folder(name, seed))
+            if stopped is None or (stopped.by == "halving" and (halving is None or name not in halving.stopped)):
                 found.append((name, seed))
+            else:
+                self.stopped[name, seed] = stopped
         return found
 
     def _halve(self, halving: Halving, rung: int) -> None:

@@ -17,6 +17,7 @@ from ..training.experiment_context import ExperimentContext
 from ..training.failures import reason_of, record_failure
 from ..training.lockstep_group import group_key, train_together
 from ..training.run_folder import RunFolder, RunOutcome
+from ..training.stopped_runs import Stopped, num_epochs, stop_is_requested, write_stopped
 from ..training.trainer import Trainer
 
 
@@ -102,7 +103,7 @@ class SweepJob:
         notes: dict[str, list[str]] = {}
         lockstep: dict[object, list[Trainer]] = {}
         for name in group.names:
-            if name in failures:
+            if name in failures or self._stop_asked(name, group.seed):
                 continue
             try:
                 opened = self._open(name, group.seed)
@@ -118,6 +119,16 @@ class SweepJob:
         for trainers in lockstep.values():
             failures.update(self._train_together(trainers))
         return {"how": how, "notes": notes, "failures": failures}
+
+    def _stop_asked(self, name: str, seed: int) -> bool:
+        """Whether somebody asked for the end of a run before its turn came; then that is written down."""
+        folder = RunFolder(self.experiment.runs / name / f"seed{seed}").retrained
+        if folder.done or not stop_is_requested(folder):
+            return False
+        write_stopped(
+            folder, Stopped(by="request", epoch=num_epochs(folder), reason="talik runs stop, before its turn")
+        )
+        return True
 
     def _open(self, name: str, seed: int) -> Trainer | RunResult:
         try:
