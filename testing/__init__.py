@@ -1,4 +1,4 @@
-"""Contract tests for adapters and stores of your own: subclass them in a pytest file."""
+"""Contract tests for what you bring yourself (adapters, heads, losses, data sets, models, stores): subclass them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,30 @@ import pytest
 
 if TYPE_CHECKING:
     from .adapters import AdapterTests
+    from .parts import HeadTests, LossTests
+    from .sources import DatasetTests, ModelSourceTests
     from .stores import StoreReadTests, StoreTests
 
-__all__ = ["AdapterTests", "StoreReadTests", "StoreTests"]
+__all__ = [
+    "AdapterTests",
+    "DatasetTests",
+    "HeadTests",
+    "LossTests",
+    "ModelSourceTests",
+    "StoreReadTests",
+    "StoreTests",
+]
 
-pytest.register_assert_rewrite(f"{__name__}.adapters", f"{__name__}.stores")
-_HOMES = {"AdapterTests": "adapters", "StoreReadTests": "stores", "StoreTests": "stores"}
+_HOMES = {
+    "AdapterTests": "adapters",
+    "DatasetTests": "sources",
+    "HeadTests": "parts",
+    "LossTests": "parts",
+    "ModelSourceTests": "sources",
+    "StoreReadTests": "stores",
+    "StoreTests": "stores",
+}
+pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in sorted({*_HOMES.values()})))
 
 
 def __getattr__(name: str) -> Any:
