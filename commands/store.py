@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -103,6 +104,35 @@ def store_import(
     given = {key: value for key, value in changes.items() if value is not None}
     for line in import_any(source, store, layout=layout, mapping=mapping, ids=ids or (), changes=given):
         typer.echo(line)
+
+
+@app.command("pack", cls=Command)
+def store_pack(
+    experiment: ExperimentPath,
+    out: Annotated[Path, typer.Argument(help="A folder or .tar to make.")],
+    device: Device = "auto",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Gather what an experiment trains from (states, annotations, models, settings) to carry it; media stay."""
+    from ..extract.stage.pack import pack_experiment
+
+    report = pack_experiment(experiment, out, device=device, progress=not quiet)
+    show(list(report.lines()), asdict(report), as_json=as_json)
+
+
+@app.command("unpack", cls=Command)
+def store_unpack(
+    pack: Annotated[Path, typer.Argument(help="What pack made: a .tar, or a folder, which is checked where it is.")],
+    folder: Annotated[Path | None, typer.Argument(help="Where to; beside the tar by default.")] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Unpack what pack made, and check every file of it."""
+    from ..extract.stage.pack import unpack
+
+    report = unpack(pack, folder, progress=not quiet)
+    show(list(report.lines()), asdict(report), as_json=as_json)
 
 
 @app.command("verify", cls=Command)
