@@ -61,13 +61,16 @@ def store_export(
     experiment: Annotated[
         Path | None, typer.Option(help="Of one boundary: whose clip names to use in place of the files'.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a store into one HDF5 file that import reads back; or the features of one boundary, by clip."""
     if boundary is not None:
         from ..extract.stage.stored_features import export_features
 
         count = export_features(store, file, boundary=boundary, pool=pool, experiment=experiment)
-        typer.echo(f"{file}: {counted(count, 'item')} of {boundary}, {file.stat().st_size / 1e6:.1f} MB")
+        size_bytes = file.stat().st_size
+        value = {"file": file, "boundary": boundary, "items": count, "bytes": size_bytes}
+        show([f"{file}: {counted(count, 'item')} of {boundary}, {size_bytes / 1e6:.1f} MB"], value, as_json=as_json)
         return
     if pool != "none" or experiment is not None:
         raise SettingsError("--pool, --experiment: are of one boundary; name it with --boundary")
@@ -75,7 +78,8 @@ def store_export(
     from ..cache.maintenance.hdf5 import export_hdf5
 
     export_hdf5(FeatureStore.open(store), file)
-    typer.echo(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+    size_bytes = file.stat().st_size
+    show([f"{file}: {size_bytes / 1e6:.1f} MB"], {"file": file, "bytes": size_bytes}, as_json=as_json)
 
 
 @app.command("import", cls=Command)
@@ -92,6 +96,7 @@ def store_import(
     step: Annotated[int | None, typer.Option(help="Keep every how many time steps one.")] = None,
     segments: Annotated[int | None, typer.Option(help="Keep as many time steps, at the centres of segments.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16 or int8.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Read a store back from the HDF5 file that `talik store export` wrote, or bring in features that others computed.
 
@@ -102,8 +107,8 @@ def store_import(
 
     changes = {"name": name, "modality": modality, "step": step, "segments": segments, "dtype": dtype}
     given = {key: value for key, value in changes.items() if value is not None}
-    for line in import_any(source, store, layout=layout, mapping=mapping, ids=ids or (), changes=given):
-        typer.echo(line)
+    lines = list(import_any(source, store, layout=layout, mapping=mapping, ids=ids or (), changes=given))
+    show(lines, {"store": store, "lines": lines}, as_json=as_json)
 
 
 @app.command("pack", cls=Command)

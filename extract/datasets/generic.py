@@ -2,11 +2,11 @@
 
     {"clip": "videos/a.mp4", "question": "Is there a drum?", "answer": "yes", "type": "audio", "split": "train"}
 
-`clip` is a path relative to the root, of a file or of a folder of frames, or a name that is looked up in the folders of
-the root. `question` may be left out of all records (classification without text); `type` ("all"), `split` ("train"),
-`id` (the line's number) and `template` (the question itself) of any. In place of `answer`, or beside it, `labels` gives
-the class of each segment: a list, in CSV with `|` between; segments in which nothing happens are "background". In CSV
-the fields may have commas, semicolons or tabs between them.
+`clip` is a path relative to the root, or an absolute one below it, of a file or of a folder of frames, or a name that
+is looked up in the folders of the root. `question` may be left out of all records (classification without text);
+`type` ("all"), `split` ("train"), `id` (the line's number) and `template` (the question itself) of any. In place of
+`answer`, or beside it, `labels` gives the class of each segment: a list, in CSV with `|` between; segments in which
+nothing happens are "background". In CSV the fields may have commas, semicolons or tabs between them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def load_generic(settings: DataSettings, *, root: Path, base: Path) -> Manifest:
         MissingMediaError: clips that are not there.
     """
     path = _manifest_file(settings, root=root, base=base)
-    questions, records = _questions(read_table(path, columns=_columns(settings)), settings)
+    questions, records = _questions(read_table(path, columns=_columns(settings)), settings, root)
     if not questions:
         raise ManifestError(f"{path}: no record; a manifest has one line for each question")
     _check_questions(records, questions)
@@ -61,14 +61,14 @@ def load_generic(settings: DataSettings, *, root: Path, base: Path) -> Manifest:
     )
 
 
-def _questions(records: Iterable[Record], settings: DataSettings) -> tuple[list[Question], list[Record]]:
+def _questions(records: Iterable[Record], settings: DataSettings, root: Path) -> tuple[list[Question], list[Record]]:
     """Return the questions, and of the record of each its place, its id and its split: a file may have millions."""
     seen: dict[str, str] = {}
     vocabulary = _vocabulary(settings)
     questions, kept = [], []
     shared: dict[tuple[bool, object], dict[str, object]] = {}
     for record in records:
-        question = _question(record, settings)
+        question = _question(record, settings, root)
         if question.id in seen:
             raise record.error(f"id {question.id!r} is also that of {seen[question.id]}; ids are to be unique")
         for word in _words(question) if vocabulary else ():
@@ -152,16 +152,31 @@ def _columns(settings: DataSettings) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*_COLUMNS, *settings.columns, *own)))
 
 
-def _question(record: Record, settings: DataSettings) -> Question:
+def _below_root(record: Record, root: Path) -> str:
+    """Return the clip that a record names; an absolute path as it counts from the root."""
+    clip = record.text("clip")
+    if not Path(clip.strip()).is_absolute():
+        return clip
+    for top in (root.absolute(), root.resolve()):
+        if Path(clip.strip()).is_relative_to(top):
+            return Path(clip.strip()).relative_to(top).as_posix()
+    raise record.error(
+        f"'clip' is {clip.strip()!r}, which points outside the data set's root {root.absolute()}; set data.root to a "
+        "folder above all clips"
+    )
+
+
+def _question(record: Record, settings: DataSettings, root: Path) -> Question:
     for key in record.values if not record.values.keys() <= set(_COLUMNS) else ():
         if key not in (known := _columns(settings)):
             raise record.error(f"{unknown_name('column', str(key), known)}; others are allowed by data.columns")
     text = record.text("question", default="")
     labels, type_column = _labels(record, settings.segments), settings.type_column or "type"
     identifier = record.identifier("id")
+    clip_id = inside(record, "clip", _below_root(record, root), single=False)
     return Question(
         id=record.where.rsplit(":", 1)[1] if identifier is None else identifier,
-        clip_id=sys.intern(inside(record, "clip", record.text("clip"), single=False)),  # one string, not one a record
+        clip_id=sys.intern(clip_id),  # one string, not one a record
         text=text,
         answer=sys.intern(record.name("answer", default="" if labels else None)),
         type=sys.intern(record.name(type_column, default="event" if labels else "all")),

@@ -405,6 +405,20 @@ def test_a_validation_split_is_dealt_by_video_where_there_is_none(tmp_path: Path
         load_manifest(table, base=tmp_path)
 
 
+def test_clips_may_be_absolute_paths_below_the_root(tmp_path: Path) -> None:
+    rows = records()
+    write_records(tmp_path, rows)
+    table = {"dataset": "manifest", "root": "."}
+    relative = load_manifest(table, base=tmp_path)
+    lines = [json.dumps({**row, "clip": str(tmp_path / row["clip"])}) for row in rows]
+    (tmp_path / "manifest.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert load_manifest(table, base=tmp_path) == relative
+    (tmp_path / "below").mkdir()
+    table |= {"root": "below", "annotations": "manifest.jsonl"}
+    with pytest.raises(ManifestError, match=r"points outside the data set's root .*; set data\.root to a folder above"):
+        load_manifest(table, base=tmp_path)
+
+
 def test_further_columns_may_be_question_types(tmp_path: Path) -> None:
     write_records(tmp_path, records(genre="jazz", year=1959))
     table = {"dataset": "manifest", "root": "."}
