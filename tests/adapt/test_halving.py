@@ -17,7 +17,7 @@ from talik.adapt.training.stopped_runs import read_stopped, request_stop
 from talik.adapt.training.trainer import Trainer
 from talik.extract.executors.settings import EngineSettings
 
-RATES = [1e-1, 1e-6, 1e-2, 1e-3, 3e-2, 1e-5]
+RATES = [1e-1, 1e-6, 1e-2, 1e-3]
 SEARCH = f"""
 [sweep]
 seeds = [0, 1]
@@ -27,7 +27,7 @@ grid = {{ variant = "probe", "train.head_lr" = {RATES} }}
 
 
 def write(extracted: Path, folder: Path, search: str = SEARCH) -> Path:
-    """Write a sweep of six rates, four epochs each, with run folders of its own, on the store that is there."""
+    """Write a sweep of four rates, four epochs each, with run folders of its own, on the store that is there."""
     text = extracted.read_text(encoding="utf-8")
     text = text.replace("[store]", f'[store]\npath = "{extracted.parent}/features.zarr"')
     text = text.replace("epochs = 2", "epochs = 4")
@@ -106,10 +106,10 @@ def test_the_worse_half_stops_at_each_rung_and_survivors_end_as_alone(
 ) -> None:
     path, result = halved
     order = names(path)
-    assert len(order) == 6
-    stops = expected_stops(full.parent / "runs" / "exp", order, {1: 3, 2: 2})
+    assert len(order) == 4
+    stops = expected_stops(full.parent / "runs" / "exp", order, {1: 2, 2: 1})
     assert stopped_at(result) == stops
-    assert sorted(stops.values()) == [1] * 6 + [2] * 2
+    assert sorted(stops.values()) == [1] * 4 + [2] * 2
     assert result.failures == ()
     whole, ended = (left(p.parent / "runs" / "exp") for p in (full, path))
     survivors = [name for name in order if f"{name}/seed0" not in stops]
@@ -124,10 +124,10 @@ def test_the_worse_half_stops_at_each_rung_and_survivors_end_as_alone(
         assert len((folder / "metrics.jsonl").read_text().splitlines()) == stopped.epoch
         place, of = stopped.facts["place"], stopped.facts["of"]
         assert place > stopped.facts["kept"]
-        assert f"was {place}th of {of}" in stopped.reason.replace("rd", "th")
+        assert f"was {place}th of {of}" in stopped.reason.replace("rd of", "th of").replace("nd of", "th of")
 
 
-@pytest.mark.parametrize("killed_at", [1, 20])
+@pytest.mark.parametrize("killed_at", [1, 11])
 def test_a_killed_sweep_decides_the_same(
     extracted: Path,
     halved: tuple[Path, SweepResult],
@@ -154,7 +154,7 @@ def test_a_killed_sweep_decides_the_same(
         sweep(broken, progress=False)
     found, expected = (left(p.parent / "runs" / "exp") for p in (broken, halved[0]))
     assert found == expected
-    assert count >= 12 + 6 + 8  # epochs: of all six variants, of three, twice of two, with both seeds
+    assert count >= 8 + 4 + 4  # epochs: of all four variants, of two, twice of one, with both seeds
 
 
 def test_records_half_written_are_completed(copied: Path, halved: tuple[Path, SweepResult]) -> None:
@@ -169,14 +169,14 @@ def test_records_half_written_are_completed(copied: Path, halved: tuple[Path, Sw
 def test_several_processes_decide_as_one(extracted: Path, halved: tuple[Path, SweepResult], tmp_path: Path) -> None:
     several = write(extracted, tmp_path / "several")
     result = sweep(several, progress=False, engine=EngineSettings(jobs=2, threads=1))
-    assert len(result.stopped) == 8
+    assert len(result.stopped) == 6
     found, expected = (left(p.parent / "runs" / "exp") for p in (several, halved[0]))
     assert found == expected
 
 
 def test_a_variant_added_later_trains_alone(copied: Path, halved: tuple[Path, SweepResult]) -> None:
     text = copied.read_text()
-    copied.write_text(text.replace("1e-05]", "1e-05, 2e-3]"))
+    copied.write_text(text.replace("0.001]", "0.001, 2e-3]"))
     assert copied.read_text() != text
     again = sweep(copied, progress=False)
     new = "probe+head_lr=0.002"
@@ -185,7 +185,7 @@ def test_a_variant_added_later_trains_alone(copied: Path, halved: tuple[Path, Sw
     assert all(kept["/".join(run.folder.parts[-2:])] == "kept" for run in halved[1].runs)
     copied.write_text(copied.read_text().replace('"halving"', '"none"'))
     last = sweep(copied, progress=False)  # without early stopping, what was stopped goes on
-    assert (len(last.runs), last.stopped) == (14, ())
+    assert (len(last.runs), last.stopped) == (10, ())
     assert {run.how for run in last.runs} <= {"kept", "resumed"}
     assert not list(copied.parent.rglob("stopped.json"))
 
