@@ -1,12 +1,13 @@
 """Successive halving beside the full sweep: is the winner the same, how long does each take, and what do kills change?
 
-    python benchmarks/halving.py FOLDER [--clips 40] [--epochs 8] [--seeds 10] [--kills 20] [--output PAGE.md]
+    python benchmarks/halving.py FOLDER [--clips 40] [--epochs 8] [--seeds 10] [--kills 20] [--tiny] [--output PAGE.md]
 
 A grid of 24 probes (which modalities the head reads, its learning rate) on the clips and encoders of `talik demo`, each
 seed a sweep of its own: all variants to their end, and with halving at the rungs 1, 2 and 4. The winner has the best
-validation (accuracy, then loss). Survivors must have ended as in the full sweep: weights and predictions to the bit.
-Then sweeps with halving on tiny encoders get SIGKILL at random instants, as in sweep_kills.py, and must end as one that
-was never killed. What is done in FOLDER stays done.
+validation (accuracy, then loss). With --tiny the encoders are small and random, and the grid is of two modalities and
+twelve rates: minutes in place of hours. Survivors must have ended as in the full sweep: weights and predictions to the
+bit. Then sweeps with halving on tiny encoders get SIGKILL at random instants, as in sweep_kills.py, and must end as one
+that was never killed. What is done in FOLDER stays done.
 """
 
 from __future__ import annotations
@@ -46,6 +47,19 @@ variant = "probe"
 "adapter.modalities" = [["text"], ["visual", "text"], ["audio", "text"], ["visual", "audio", "text"]]
 "train.head_lr" = [3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
 """
+TINY_GRID = """
+[[variants]]
+name = "probe"
+adapter = { kind = "probe" }
+
+[sweep]
+seeds = [0]
+EARLY_STOP
+[sweep.grid]
+variant = "probe"
+"adapter.modalities" = [["text"], ["visual", "text"]]
+"train.head_lr" = [3e-5, 1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3, 6.4e-3, 1.3e-2, 2.6e-2, 5e-2, 1e-1]
+"""
 SMALL_GRID = """
 [[variants]]
 name = "probe"
@@ -71,16 +85,23 @@ class Compared:
     differences: tuple[str, ...]
 
 
-def write_experiments(folder: Path, *, num_clips: int, epochs: int) -> tuple[Path, Path]:
+def write_experiments(folder: Path, *, num_clips: int, epochs: int, tiny: bool = False) -> tuple[Path, Path]:
     """Make the set, fill the store, and write the experiments of both sweeps."""
+    grid = TINY_GRID if tiny else GRID
     make_demo(folder / "set", num_clips=num_clips, seed=0, workers=1, progress=False)
     tables = ENCODERS.format(
         visual=12, audio=4, text=6, store="features.zarr", epochs=epochs, precision="float32"
     ).replace("eval_batch_size = 16", "eval_batch_size = 64")
+    if tiny:
+        encoders = {m: folder / "encoders" / m for m in ("visual", "text")}
+        if not (folder / "encoders").is_dir():
+            encoders = tiny_encoders(folder / "encoders")
+        tables = sweep_kills.EXPERIMENT.format(set=folder / "set", **encoders)
+        tables = tables[: tables.index("[sweep]")].replace("epochs = 3", f"epochs = {epochs}")
     paths = []
     for name, line in (("full", ""), ("halved", 'early_stop = "halving"')):
         path = folder / f"{name}.toml"
-        path.write_text(tables + GRID.replace("EARLY_STOP", line), encoding="utf-8")
+        path.write_text(tables + grid.replace("EARLY_STOP", line), encoding="utf-8")
         paths.append(path)
     extract(paths[0], progress=False)
     return paths[0], paths[1]
@@ -133,7 +154,7 @@ def killed_sweeps(folder: Path, *, kills: int, seed: int) -> sweep_kills.Kills:
     return sweep_kills.kill_again_and_again(folder / "runs" / "exp", work, kills=kills, seed=seed)
 
 
-def page(found: Sequence[Compared], seen: sweep_kills.Kills | None, epochs: int, clips: int) -> str:
+def page(found: Sequence[Compared], seen: sweep_kills.Kills | None, epochs: int, clips: int, *, tiny: bool) -> str:
     """Return the result as Markdown."""
     same = sum(c.full_winner == c.halved_winner for c in found)
     full, halved = (sum(getattr(c, key) for c in found) for key in ("full_seconds", "halved_seconds"))
@@ -142,8 +163,8 @@ def page(found: Sequence[Compared], seen: sweep_kills.Kills | None, epochs: int,
         "",
         *surroundings(),
         "",
-        f"24 probes on {clips} clips of the demo, {epochs} epochs, rungs of halves; one thread, float32. Winner: best "
-        "validation.",
+        f"24 probes on {clips} clips of the demo, {'tiny random' if tiny else 'its'} encoders, {epochs} epochs, rungs "
+        "of halves; one thread, float32. Winner: best validation.",
         "",
         "| seed | winner of the full sweep | winner with halving | full, s | with halving, s | ratio | survivors |",
         "| ---: | --- | --- | ---: | ---: | ---: | ---: |",
@@ -178,6 +199,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".md"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -186,12 +208,14 @@ def main() -> None:
     if arguments.kills:
         with tempfile.TemporaryDirectory() as name:
             seen = killed_sweeps(Path(name), kills=arguments.kills, seed=0)
-    full, halved = write_experiments(arguments.folder, num_clips=arguments.clips, epochs=arguments.epochs)
+    full, halved = write_experiments(
+        arguments.folder, num_clips=arguments.clips, epochs=arguments.epochs, tiny=arguments.tiny
+    )
     found = []
     for seed in range(arguments.seeds):
         found.append(compare(full, halved, seed))
         print(json.dumps(asdict(found[-1])), flush=True)
-        text = page(found, seen, arguments.epochs, arguments.clips)
+        text = page(found, seen, arguments.epochs, arguments.clips, tiny=arguments.tiny)
         arguments.output.write_text(text, encoding="utf-8")
     print(text)
     sys.exit(any(c.differences for c in found) or bool(seen and seen.faults))
