@@ -7,6 +7,8 @@ import io
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -56,22 +58,26 @@ class Notes(logging.Handler):
             self.handleError(record)
 
 
-def show_notes(*, verbose: int = 0, quiet: bool = False) -> None:
+@contextmanager
+def notes_shown(*, verbose: int = 0, quiet: bool = False) -> Iterator[None]:
     """Have the records of talik's loggers written to stderr: notes, warnings alone if quiet, all if verbose.
 
     Args:
         verbose: 1 shows talik's debug records with the names of their modules, 2 other libraries' records as well.
         quiet: show warnings and errors alone.
     """
-    logger, root = logging.getLogger("talik"), logging.getLogger()
-    for known in (logger, root):
-        known.handlers = [handler for handler in known.handlers if not isinstance(handler, Notes)]
+    shown = logging.getLogger() if verbose > 1 else logging.getLogger("talik")
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     handler = Notes(verbose=verbose > 0)
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s" if verbose else "%(message)s"))
-    (root if verbose > 1 else logger).addHandler(handler)
-    logger.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
-    if verbose > 1:
-        root.setLevel(logging.DEBUG)
+    before = shown.level
+    shown.addHandler(handler)
+    shown.setLevel(level)
+    try:
+        yield
+    finally:
+        shown.removeHandler(handler)
+        shown.setLevel(before)
 
 
 def _verbosity(
@@ -103,8 +109,8 @@ class Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
-        show_notes(verbose=ctx.params.pop("verbose", 0), quiet=bool(ctx.params.get("quiet")))
-        return super().invoke(ctx)
+        with notes_shown(verbose=ctx.params.pop("verbose", 0), quiet=bool(ctx.params.get("quiet"))):
+            return super().invoke(ctx)
 
 
 def run_command_line(app: typer.Typer) -> None:

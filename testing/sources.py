@@ -108,7 +108,7 @@ class ModelSourceTests:
 
     def load(self) -> Encoder:
         """Return the encoder, cut into units; that it can be cut anywhere is proven when it is opened."""
-        return load_encoder(self.model, modality=self.modality, device="cpu", **self.options)  # type: ignore[arg-type]
+        return load_encoder(self.model, modality=self.modality, device="cpu", **self.options)
 
     def raw(self, encoder: Encoder) -> Any:
         """Return raw items for its preprocessing: two frames, two waveforms, or two texts."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stderr
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+
+from talik.errors import SettingsError
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -122,27 +122,29 @@ def test_it_says_its_version_and_its_exit_codes(talik: Run) -> None:
     assert (code, "Exit codes: 0 done" in out, "--install-completion" in out) == (0, True, True)
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("-v",), ["DEBUG talik.own: small", "INFO talik.own: note", "WARNING talik.own: beware", "error: enough"]),
+        ((), ["note", "beware", "error: enough"]),
+        (("--quiet",), ["beware", "error: enough"]),
+    ],
+)
 def test_verbose_names_the_modules_that_speak_and_quiet_shows_warnings_alone(
-    talik: Run, write_experiment: Callable[..., Path]
+    talik: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], expected: list[str]
 ) -> None:
-    path = write_experiment()
-    for options, expected in (
-        (["-v"], ["DEBUG talik.own: small", "INFO talik.own: note", "WARNING talik.own: beware"]),
-        ([], ["note", "beware"]),
-    ):
-        assert talik("data", path, *options)[0] == 0
-        assert told(logging.getLogger("talik.own")) == expected
-    assert talik("plan", path.parent, "--quiet")[0] == 1
-    assert told(logging.getLogger("talik.own")) == ["beware"]
+    logger, before = logging.getLogger("talik.own"), logging.getLogger("talik").level
 
-
-def told(logger: logging.Logger) -> list[str]:
-    """What is shown of a record of each level."""
-    with redirect_stderr(io.StringIO()) as shown:
+    def speak(*args: object, **kwargs: object) -> None:
         logger.debug("small")
         logger.info("note")
         logger.warning("beware")
-    return shown.getvalue().splitlines()
+        raise SettingsError("enough")
+
+    monkeypatch.setattr("talik.extract.stage.settings.read_all_settings", speak)
+    code, out, err = talik("extract", tmp_path / "exp.toml", *options)
+    assert (code, out, err.splitlines()) == (1, "", expected)
+    assert logging.getLogger("talik").level == before
 
 
 def test_an_interrupted_command_runs_exit_handlers_and_leaves_the_interpreter_as_it_is(tmp_path: Path) -> None:
