@@ -9,7 +9,6 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, wraps
-from importlib.metadata import version
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import torch
@@ -33,6 +32,7 @@ from .own_code import library_versions, own_code, parts_of
 from .plain_json import plain_json
 from .preprocess import TextPreprocess
 from .probe import check_tokens, clip_axis_of, probe_inputs, same_in_all, try_forward
+from .software import version
 from .unit_replacement import CompiledUnits, UnitCopies
 from .verification_cache import proven_trunk
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 from ...cache.format.digests import digest_json
@@ -13,6 +14,8 @@ _LIBRARIES = (
     "torch", "torchvision", "torchaudio", "timm", "transformers", "tokenizers", "safetensors", "peft", "numpy",
     "pillow",
 )  # fmt: skip
+
+version = cache(metadata.version)  # it parses a package's metadata anew at each call, and each encoder asks for dozens
 
 
 def software() -> dict[str, str]:
@@ -28,7 +31,7 @@ def software() -> dict[str, str]:
     for name in _LIBRARIES:
         try:
             found[name] = version(name)
-        except PackageNotFoundError:
+        except metadata.PackageNotFoundError:
             found[name] = ""
     return found
 

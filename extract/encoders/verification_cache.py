@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from ..trunk.unit_links import Chain
 from ..trunk.verification import Proof, find_trunk
 from .cache_folder import cache_folder
 from .peft_weights import tuner_settings
+from .software import version
 
 _VERSION = 3
 

@@ -13,8 +13,6 @@ import threading
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe, wait
 
-import torch
-
 from .settings import EngineSettings
 from .tasks import Job, Outcome, Task, perform
 from .worker_pool import WorkerPool
@@ -61,7 +59,7 @@ class LocalExecutor(WorkerPool[WorkerProcess]):
 
     def __init__(self, settings: EngineSettings, *, device: str) -> None:
         super().__init__(settings, memory_bytes=settings.memory_bytes)
-        self._gpus = _visible_gpus() if torch.device(device).type == "cuda" else []
+        self._gpus = _visible_gpus() if device.partition(":")[0] == "cuda" else []
 
     def num_workers(self) -> int:
         """Return the number of jobs."""
@@ -103,6 +101,8 @@ def _visible_gpus() -> list[str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip()]
+    import torch  # a worker, which runs this file, starts without it
+
     return [str(i) for i in range(torch.cuda.device_count())]
 
 
