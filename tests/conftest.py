@@ -16,6 +16,34 @@ import pytest
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] is the in video how many instruments are sounding left right violin piano ? first a"
 
+#: The files that take longest, begun first, so that no worker waits at the end for another's (`--dist loadfile`).
+LONGEST = (
+    "test_adapters_hold.py",
+    "test_one_bad_variant.py",
+    "test_distributed.py",
+    "test_object_storage.py",
+    "test_fused.py",
+    "test_engine_ray.py",
+    "test_engine_local.py",
+    "test_docstrings.py",
+    "test_adapt_train.py",
+    "test_terminals.py",
+    "test_plan.py",
+    "test_engine_slurm.py",
+    "test_store_contract.py",
+    "test_adapt_demo.py",
+    "test_report_write.py",
+    "test_sweep_engines.py",
+    "test_sweep_kills.py",
+    "test_run_data.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files first."""
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(LONGEST)))
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Have `device="auto"` be the CPU on every machine, but where the tests that need a GPU are asked for."""
@@ -155,6 +183,27 @@ def extracted(tmp_path_factory: pytest.TempPathFactory, demo_set: Path, tiny_enc
     path.write_text(experiment_text(demo_set, tiny_encoders), encoding="utf-8")
     extract(path, progress=False)
     return path
+
+
+@pytest.fixture(scope="session")
+def on_store(extracted: Path) -> Callable[..., Path]:
+    """Write the experiment to another file, on the store that is there.
+
+    Pairs of old and new text change it, and `more` is added at its end. Its runs stand beside the file.
+    """
+    store = f'dtype = "float32"\npath = "{extracted.with_name("features.zarr")}"'
+    whole = extracted.read_text(encoding="utf-8").replace('dtype = "float32"', store)
+
+    def write(path: Path, *changes: tuple[str, str], more: str = "") -> Path:
+        text = whole
+        for old, new in changes:
+            assert old in text, old
+            text = text.replace(old, new)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + more, encoding="utf-8")
+        return path
+
+    return write
 
 
 _S3 = """

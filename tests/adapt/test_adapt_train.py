@@ -24,14 +24,9 @@ from talik.errors import MissingItemError, RunError, SettingsError, StoreMismatc
 
 
 @pytest.fixture
-def place(extracted: Path, tmp_path: Path) -> Path:
+def place(on_store: Callable[..., Path], tmp_path: Path) -> Path:
     """The extracted experiment in a folder of its own, the store shared."""
-    text = extracted.read_text(encoding="utf-8").replace(
-        'dtype = "float32"', f'dtype = "float32"\npath = "{extracted.parent / "features.zarr"}"'
-    )
-    path = tmp_path / "exp.toml"
-    path.write_text(text, encoding="utf-8")
-    return path
+    return on_store(tmp_path / "exp.toml")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from talik.adapt.config.experiment import Experiment, TrainSettings, VariantSettings, load_experiment
+from talik.adapt.config.experiment import TrainSettings, VariantSettings, load_experiment
 from talik.adapt.data.batch import Batch, ClipRows
 from talik.adapt.model.joint_model import JointModel
 from talik.adapt.scoring.predictions import answer, clip_order, restore_order
@@ -128,15 +128,6 @@ def count_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return rows
 
 
-def grouped(extracted: Path, folder: Path, **train: Any) -> Experiment:
-    text = extracted.read_text(encoding="utf-8")
-    text = text.replace('dtype = "float32"', f'dtype = "float32"\npath = "{extracted.parent / "features.zarr"}"')
-    keys = "".join(f"{k} = {json.dumps(v)}\n" for k, v in train.items())
-    folder.mkdir()
-    (folder / "exp.toml").write_text(text.replace("[train]\n", f"[train]\n{keys}"), encoding="utf-8")
-    return load_experiment(folder / "exp.toml")
-
-
 def test_batches_hold_clip_after_clip(extracted: Path, context: ExperimentContext, tmp_path: Path) -> None:
     variant = context.experiment.variant("probe")
     settings = TrainSettings(batch_size=8, group_by_clip=True)
@@ -152,13 +143,15 @@ def test_batches_hold_clip_after_clip(extracted: Path, context: ExperimentContex
 
 
 def test_grouped_training_runs_fewer_rows_and_answers_in_order(
-    extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    on_store: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = count_rows(monkeypatch)
     costs = {}
     for grouping in (False, True):
         rows.clear()
-        experiment = grouped(extracted, tmp_path / str(grouping), group_by_clip=grouping)
+        keys = f"group_by_clip = {json.dumps(grouping)}\n"
+        path = on_store(tmp_path / str(grouping) / "exp.toml", ("[train]\n", f"[train]\n{keys}"))
+        experiment = load_experiment(path)
         run = adapt(experiment, variant="trimodal", progress=False)
         costs[grouping] = sum(rows)
         lines = (run.folder / "predictions.jsonl").read_text().splitlines()

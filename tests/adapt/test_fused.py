@@ -57,19 +57,9 @@ NAMES = ("probe", "trimodal", "early", "sound", "lavish", "norm", "side", "wide"
 
 
 @pytest.fixture
-def experiment(extracted: Path, tmp_path: Path) -> Callable[[str], Path]:
+def experiment(on_store: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
     """Write an experiment of its own name and run folders on the store that is there."""
-
-    def write(name: str, more: str = MORE) -> Path:
-        text = extracted.read_text(encoding="utf-8")
-        store = extracted.parent / "features.zarr"
-        text = text.replace('dtype = "float32"', f'dtype = "float32"\npath = "{store}"') + more
-        path = tmp_path / name / "exp.toml"
-        path.parent.mkdir()
-        path.write_text(text, encoding="utf-8")
-        return path
-
-    return write
+    return lambda name, more=MORE: on_store(tmp_path / name / "exp.toml", more=more)
 
 
 def outcome(path: Path, variant: str, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -37,16 +37,14 @@ def context(extracted: Path) -> Iterator[ExperimentContext]:
 
 
 @pytest.fixture
-def write(extracted: Path, tmp_path: Path) -> Callable[..., Experiment]:
+def write(on_store: Callable[..., Path], tmp_path: Path) -> Callable[..., Experiment]:
     def written(name: str, *, task: str = "", tables: str = "", **train: Any) -> Experiment:
-        text = extracted.read_text(encoding="utf-8")
-        text = text.replace('dtype = "float32"', f'dtype = "float32"\npath = "{extracted.parent / "features.zarr"}"')
+        path = on_store(tmp_path / name / "exp.toml", ("[task]\n", f"[task]\n{task}\n"), more=tables)
+        text = path.read_text(encoding="utf-8")
         for key, value in train.items():
             text = re.sub(rf"(?m)^{key} = .*\n", "", text)
             text = text.replace("[train]\n", f"[train]\n{key} = {json.dumps(value)}\n")
-        path = tmp_path / name / "exp.toml"
-        path.parent.mkdir()
-        path.write_text(text.replace("[task]\n", f"[task]\n{task}\n") + tables, encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
         return load_experiment(path)
 
     return written
