@@ -291,8 +291,8 @@ def experiment_from_file(file: ExperimentFile) -> Experiment:
             experiment = _with_points(experiment)
     except SettingsError as error:
         raise SettingsError(f"{file.said}: {_by_name(str(error), tables)}") from None
-    given = [{"name": v.name, **{t: getattr(v, t) for t in VARIANT_TABLES}} for v in experiment.variants]
-    return replace(experiment, of_variants=variant_settings(file, given))
+    tables_of = [{"name": v.name, **{t: getattr(v, t) for t in VARIANT_TABLES}} for v in experiment.variants]
+    return replace(experiment, of_variants=variant_settings(file, tables_of))
 
 
 def _by_name(message: str, tables: Mapping[str, Any]) -> str:

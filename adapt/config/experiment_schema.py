@@ -8,7 +8,7 @@ from typing import Any
 from ...config import json_schema
 from ...errors import TalikError
 from ...extract.datasets.settings import DATASETS
-from ...extract.stage.settings import ExtractTables
+from ...extract.stage.settings import VARIANT_TABLES, ExtractTables
 from ..adapters.peft_settings import TUNERS, config_fields
 from ..adapters.registry import adapter_kind, known_adapters
 from .experiment import Tables
@@ -92,13 +92,14 @@ def _search_schemas(train: dict[str, Any]) -> dict[str, Any]:
                 "insertion": of({}),
                 "placement": of({"enum": ["between", "parallel"]}),
                 "adapter": {"type": "object", "additionalProperties": of({})},
+                **{table: {"type": "object"} for table in VARIANT_TABLES},
                 "train": {
                     "type": "object",
                     "properties": {name: of(value) for name, value in train.items()},
                     "additionalProperties": False,
                 },
             },
-            "patternProperties": {r"^(adapter|insertion)\.": of({})},
+            "patternProperties": {rf"^(adapter|insertion|{'|'.join(VARIANT_TABLES)})\.": of({})},
             "additionalProperties": False,
             "required": ["trials"] if search == "random" else [],
         }

@@ -16,9 +16,12 @@ from pydantic import Field
 
 from ...config import Count, from_mapping, settings_class, to_mapping
 from ...errors import SettingsError, unknown_name
+from ...extract.stage.settings import VARIANT_TABLES
 
 Search = Literal["grid", "random"]
-_PARTS = ("adapter", "train", "insertion", "placement")
+_PARTS = ("adapter", "train", "insertion", "placement", *VARIANT_TABLES)
+_WHOLE = ("insertion", "placement")
+_ENDS = ("low", "high")  # what a range has
 _LONGEST_NAME = 100  # characters; file systems allow 255 bytes
 _LONGEST_VALUE = 24
 _DRAWS_A_TRIAL = 100
@@ -132,7 +135,7 @@ def written_out(
         if kind == "grid":
             draws, seed = list(_combinations(given, where)), None
         else:
-            fixed = {name: given.pop(name) for name in ("trials", "seed") if name in given}
+            fixed: dict[str, Any] = {name: given.pop(name) for name in ("trials", "seed") if name in given}
             settings = from_mapping(_RandomSettings, fixed, where=where)
             draws, seed = _drawn(given, settings, where), settings.seed
         for key in given:
@@ -233,17 +236,25 @@ def _flat(table: Mapping[str, Any], where: str, kind: Search) -> dict[str, Any]:
     """Return the keys dotted, however they were written: "adapter.window", adapter.window, [sweep.grid.adapter]."""
     found: dict[str, Any] = {}
     for key, value in table.items():
-        inner = {f"{key}.{k}": v for k, v in value.items()} if key in _PARTS and isinstance(value, Mapping) else None
-        for name, one in ({key: value} if inner is None else inner).items():
+        for name, one in _leaves(key, value):
             if name in found:
                 raise SettingsError(f"{where}: {name!r} stands twice; write it once")
             if name not in _FIXED_KEYS[kind] and name.partition(".")[0] not in _PARTS:
-                known = [*_FIXED_KEYS[kind], *(f"{p}.…" for p in _PARTS[:2]), *_PARTS[2:]]
+                known = [*_FIXED_KEYS[kind], *(f"{p}.…" for p in _PARTS if p not in _WHOLE), *_WHOLE]
                 raise SettingsError(f"{where}: {unknown_name('key', name, known)}")
             found[name] = one
     if not found.keys() - {*_FIXED_KEYS[kind]}:
         raise SettingsError(f'{where}: no key of a variant; expected for instance "train.lr" = [1e-4, 3e-4]')
     return found
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the dotted keys of nested tables, with their lists and ranges."""
+    if not isinstance(value, Mapping) or key.partition(".")[0] not in _PARTS or not value.keys().isdisjoint(_ENDS):
+        yield key, value
+        return
+    for inner, one in value.items():
+        yield from _leaves(f"{key}.{inner}", one)
 
 
 def _names(chosen: Any, known: Mapping[str, Any], where: str) -> list[str]:
@@ -277,7 +288,7 @@ def _drawn(given: Mapping[str, Any], settings: _RandomSettings, where: str) -> l
     """Draw distinct points; more trials only add to those of fewer, and equal seeds draw alike on every machine."""
     sources: dict[str, RangeSettings | list[Any]] = {
         key: from_mapping(RangeSettings, value, where=f'{where}."{key}"')
-        if isinstance(value, Mapping) and key != "insertion"
+        if isinstance(value, Mapping)
         else _values(key, value, where)
         for key, value in given.items()
     }
@@ -299,7 +310,7 @@ def _drawn(given: Mapping[str, Any], settings: _RandomSettings, where: str) -> l
 
 def _check_key(key: str, where: str, train_keys: Sequence[str]) -> None:
     part, _, rest = key.partition(".")
-    if part in ("adapter", "train") and not rest:
+    if part not in _WHOLE and not rest:
         raise SettingsError(f'{where}."{key}": name one of its keys, for instance "{part}.…"')
     if part == "train" and rest not in train_keys:
         raise SettingsError(f'{where}."{key}": {unknown_name("key", rest, train_keys)}')

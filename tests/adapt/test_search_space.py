@@ -85,6 +85,19 @@ def test_keys_may_be_written_in_any_way_that_toml_has(sweep: str, schema: Draft2
     assert [e.message for e in schema.iter_errors(tomllib.loads(TABLES + sweep))] == []
 
 
+def test_a_grid_changes_the_encoders_of_its_points(schema: Draft202012Validator) -> None:
+    sweep = 'grid = { variant = "trimodal", encoders.text.cut = [1, 2], "data.segments" = [4] }'
+    found = read(sweep)
+    names_ = [v.name for v in found.variants]
+    assert names_ == ["probe", "trimodal+cut=1+segments=4", "trimodal+cut=2+segments=4"]
+    cuts = {name: dict(found.extraction_of(name).encoders.items())["text"].cut for name in names_[1:]}
+    assert list(cuts.values()) == [1, 2]
+    assert {found.extraction_of(name).data.segments for name in names_[1:]} == {4}
+    assert [e.message for e in schema.iter_errors(tomllib.loads(TABLES + sweep))] == []
+    with pytest.raises(SettingsError, match=r"unknown key 'cot'; did you mean 'cut'"):
+        read('grid = { variant = "trimodal", "encoders.text.cot" = [1] }')
+
+
 def test_without_a_name_a_grid_is_of_every_variant() -> None:
     found = names('grid = { "train.lr" = [1e-4, 1e-3] }')
     assert found == ["probe+lr=0.0001", "probe+lr=0.001", "trimodal+lr=0.0001", "trimodal+lr=0.001"]
