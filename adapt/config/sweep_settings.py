@@ -53,8 +53,8 @@ class SweepSettings:
     Args:
         seeds: of the weights, the order of the data and dropout; every variant is trained with each.
         grid: one grid, or several: by a variant's key ("adapter.window", "train.lr", "insertion", "placement",
-            "data.…", "encoders.…", "store.…") the list of its values. Every combination is a variant, in place of the one
-            that it starts from: that named by `variant` (a name, or a list of names), or each of the experiment's.
+            "data.…", "encoders.…", "store.…") the list of its values. Every combination is a variant, in place of the
+            one that it starts from: that named by `variant` (a name, or a list of names), or each of the experiment's.
         random: one random search, or several: `trials` combinations are drawn, with the draw's own `seed`. A key has a
             list to choose from, or a range: { low, high }, with log = true on a logarithmic scale, with `step` on a
             lattice from `low`; of whole numbers where both ends are.
