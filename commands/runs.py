@@ -1,4 +1,4 @@
-"""The commands of finished runs: `evaluate`, `predict`, `report`."""
+"""The commands of finished runs: `evaluate`, `predict`, `report`, `export`, `push`, `pull`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import SettingsError
+from ..errors import SettingsError, counted
 from .options import AsJson, Device, Places, RunPath
 from .printing import say_device, show
 from .usage import Command
@@ -31,8 +31,8 @@ def evaluate(
     """Score a finished run on a split, by question type."""
     from ..adapt.evaluation.evaluate import evaluate as score
 
+    device = say_device(device)
     evaluation = score(run, split=split, live=live, gates=gates, experiment=experiment, device=device)
-    say_device(device)
     for note in evaluation.notes:
         typer.echo(note, err=True)
     scores = evaluation.scores
@@ -55,9 +55,51 @@ def predict(
     """Answer a question about a video with a finished run, from the file itself."""
     from ..adapt.evaluation.predict import predict as answer
 
+    device = say_device(device)
     found = answer(run, video=video, question=question, top=top, experiment=experiment, device=device)
-    say_device(device)
     show(found.lines(), found, as_json=as_json)
+
+
+@app.command(cls=Command)
+def export(
+    run: RunPath,
+    out: Annotated[Path, typer.Argument(help="The folder to make.")],
+    experiment: Places = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a finished run as a folder that stands alone, with a model card; predict takes it, and so do model hubs."""
+    from ..adapt.evaluation.export_run import export_run
+
+    found = export_run(run, out, experiment=experiment)
+    files = [path for path in found.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    line = f"{found}: {counted(len(files), 'file')}, {size / 1e6:.1f} MB; README.md says what it is"
+    show([line], {"path": found, "files": len(files), "bytes": size}, as_json=as_json)
+
+
+@app.command(cls=Command)
+def push(
+    exported: Annotated[Path, typer.Argument(help="A folder that export wrote.")],
+    repo: Annotated[str, typer.Argument(help="NAME/REPOSITORY; made if it is not there.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+) -> None:
+    """Upload an exported run to a model hub (extra hub; HF_ENDPOINT and HF_TOKEN say where and as whom)."""
+    from ..adapt.evaluation.hub import push
+
+    typer.echo(push(exported, repo, private=private))
+
+
+@app.command(cls=Command)
+def pull(
+    repo: Annotated[str, typer.Argument(help="NAME/REPOSITORY.")],
+    out: Annotated[Path, typer.Argument(help="The folder to make.")],
+    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit; the newest by default.")] = None,
+    trust_code: Annotated[bool, typer.Option("--trust-code", help="Take a run that brings code of its own.")] = False,
+) -> None:
+    """Download an exported run from a model hub, for predict."""
+    from ..adapt.evaluation.hub import pull
+
+    typer.echo(f"{pull(repo, out, revision=revision, trust_code=trust_code)}: see its README.md")
 
 
 @app.command(cls=Command)

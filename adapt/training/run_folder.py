@@ -40,6 +40,7 @@ from .run_data import RunData, data_differences, without_scored
 
 RunStatus = Literal["new", "unfinished", "done"]
 RunOutcome = Literal["kept", "resumed", "trained", "trained anew"]
+EXPORTED = "export.json"  # in a folder that `talik export` wrote; paths of its settings count from itself
 _WAYS_ON = "rename the variant, or train it anew with --retrain"
 
 
@@ -240,6 +241,8 @@ class RunFolder:
         """
         if self._replaces is not None:
             return self._replaces.base
+        if (self.path / EXPORTED).is_file():
+            return self.path.resolve()
         parents = self.path.resolve().parents
         around = parents[min(3, len(parents) - 1)]
         recorded = self._recorded_base()

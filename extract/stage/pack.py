@@ -17,8 +17,8 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 import tomli_w
@@ -30,6 +30,7 @@ from ...errors import CorruptItemError, SettingsError, StoreMismatchError, count
 from ...progress import progress_bar
 from ..executors.device import chosen_device
 from .experiment_file import ExperimentFile, read_experiment
+from .pack_contents import PackContents
 from .plan import requested_boundaries
 from .run_records import costs_path, failed_clips_path
 from .settings import ExtractSettings, RunOptions, plan_path, read_all_settings
@@ -72,39 +73,6 @@ class PackReport:
             yield f"{counted(self.missing, 'item')} of the experiment are not in the store, and not in the pack either"
 
 
-@dataclass
-class _Contents:
-    """What goes into a pack: files by their place in it, and the experiment's tables with those places."""
-
-    files: dict[str, Path | bytes] = field(default_factory=dict)
-    tables: dict[str, Any] = field(default_factory=dict)
-    places: dict[Path, str] = field(default_factory=dict)
-
-    def place(self, source: Path, wanted: str) -> str:
-        """Return where a folder or file of this machine lies in the pack; one that came before keeps its place."""
-        source = source.resolve()
-        if source not in self.places:
-            stem, suffix = os.path.splitext(wanted)
-            taken, number = set(self.places.values()), 2
-            name = wanted
-            while name in taken:
-                name, number = f"{stem}-{number}{suffix}", number + 1
-            self.places[source] = name
-        return self.places[source]
-
-    def add(self, source: Path, place: str) -> None:
-        """Put a file, or all files of a folder, at a place."""
-        if source.is_file():
-            self.files[place] = source
-            return
-        for folder, folders, names in os.walk(source):
-            folders[:] = [name for name in folders if not is_temporary(name)]
-            for name in names:
-                if not is_temporary(name) and name != LOCK_NAME:
-                    path = Path(folder) / name
-                    self.files[str(PurePosixPath(place) / path.relative_to(source).as_posix())] = path
-
-
 def pack_experiment(
     experiment: Path | str, out: Path | str, *, device: str = "auto", progress: bool = True
 ) -> PackReport:
@@ -136,7 +104,7 @@ def pack_experiment(
     if out.exists():
         raise SettingsError(f"{out}: is there already; name a folder or .tar that is not, or remove it")
     file = read_experiment(experiment)
-    contents = _Contents(tables=copy.deepcopy(file.tables))
+    contents = PackContents(tables=copy.deepcopy(file.tables))
     _move_paths(file, contents)
     boundaries: list[str] = []
     missing: set[str] = set()
@@ -315,14 +283,14 @@ def _checked(folder: Path, known: Mapping[str, str], *, progress: bool) -> PackR
     return PackReport(path=folder, files=len(here), size_bytes=size)
 
 
-def _move_paths(file: ExperimentFile, contents: _Contents) -> None:
+def _move_paths(file: ExperimentFile, contents: PackContents) -> None:
     """Change the paths in the experiment's tables to places in the pack, and add annotations, models and code."""
     base, tables = file.path.parent, contents.tables
     for part in (tables, *tables.get("variants", ())):
         if isinstance(part.get("data"), dict):
             _move_data(part["data"], tables.get("data", {}), base, contents)
         for encoder in (part.get("encoders") or {}).values():
-            _move_encoder(encoder, base, contents)
+            contents.add_encoder(encoder, base)
         store = part.setdefault("store", {}) if part is tables else part.get("store")
         if isinstance(store, dict) and (part is tables or "path" in store):
             where = store.get("path", "features.zarr")
@@ -331,19 +299,12 @@ def _move_paths(file: ExperimentFile, contents: _Contents) -> None:
                     f"store.path: {where} is object storage, which every machine reaches; nothing to pack"
                 )
             store["path"] = contents.place(base / Path(where).expanduser(), "features.zarr")
-    code = []
-    for name in file.imports:
-        path = base / Path(name if name.endswith(".py") else f"{name}.py").expanduser()
-        if path.is_file():
-            place = contents.place(path, path.name)
-            contents.add(path, place)
-            name = place
-        code.append(name)
+    code = [contents.add_code(name, base) for name in file.imports]
     top = {"import": code} if code else {}
     contents.tables = {**top, **tables}
 
 
-def _move_data(data: dict[str, Any], whole: Mapping[str, Any], base: Path, contents: _Contents) -> None:
+def _move_data(data: dict[str, Any], whole: Mapping[str, Any], base: Path, contents: PackContents) -> None:
     """Add annotations; the root becomes a folder without media, from which states are known by the clips' names."""
     if "root" in data or data is whole:
         root = (base / Path(data["root"]).expanduser()).resolve()
@@ -363,7 +324,7 @@ def _move_data(data: dict[str, Any], whole: Mapping[str, Any], base: Path, conte
         data["annotations"] = place
 
 
-def _add_annotations(source: Path, place: str, contents: _Contents) -> None:
+def _add_annotations(source: Path, place: str, contents: PackContents) -> None:
     if source.is_file():
         contents.files[place] = source
         return
@@ -372,23 +333,7 @@ def _add_annotations(source: Path, place: str, contents: _Contents) -> None:
             contents.files[f"{place}/{path.relative_to(source).as_posix()}"] = path
 
 
-def _move_encoder(encoder: dict[str, Any], base: Path, contents: _Contents) -> None:
-    """Add the folder or file of a local model, and of weights."""
-    kind, _, name = str(encoder.get("model", "")).partition(":")
-    where, hash_, inner = name.partition("#")
-    path = base / Path(where).expanduser()
-    if where and kind != "features" and path.exists():
-        place = contents.place(path, f"models/{path.resolve().name}")
-        contents.add(path, place)
-        encoder["model"] = f"{kind}:{place}{hash_}{inner}"
-    weights = encoder.get("weights")
-    if isinstance(weights, str) and weights != "random":
-        path = base / Path(weights).expanduser()
-        encoder["weights"] = contents.place(path, f"models/{path.name}")
-        contents.add(path, encoder["weights"])
-
-
-def _add_store(settings: ExtractSettings, contents: _Contents, options: RunOptions) -> tuple[list[str], set[str]]:
+def _add_store(settings: ExtractSettings, contents: PackContents, options: RunOptions) -> tuple[list[str], set[str]]:
     """Add the boundaries of a store that the experiment names; return them, and the keys of items that they lack."""
     store = settings.open_store()
     requests, imported = requested_boundaries(settings, store, options)
