@@ -37,15 +37,13 @@ def rgb_of(
         by_field: of an interlaced frame, take each field's colours from that field alone.
     """
     width, height = size or (frame.width, frame.height)
-    pixels: npt.NDArray[Any]
     if on_white and (frame.format.has_palette or any(part.is_alpha for part in frame.format.components)):
-        pixels = frame.to_ndarray(format="rgba", width=width, height=height)
-        return over_white(pixels)
+        rgba: npt.NDArray[Any] = frame.to_ndarray(format="rgba", width=width, height=height)
+        return over_white(rgba)
     if is_interpolated(frame.format) or (by_field and frame.interlaced_frame):
-        pixels = filtered([frame], ("scale", f"{width}:{height}:flags=bicubic"), ("format", "rgb24"))[0].to_ndarray()
-        return pixels
-    pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
-    return pixels
+        (frame,) = filtered([frame], ("scale", f"{width}:{height}:flags=bicubic"), ("format", "rgb24"))
+    rgb: npt.NDArray[Any] = frame.to_ndarray(format="rgb24", width=width, height=height)
+    return rgb
 
 
 def is_interpolated(layout: VideoFormat | None) -> bool:

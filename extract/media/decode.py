@@ -310,8 +310,8 @@ def _frames(
     if times is None:
         return _kept(partial(_black_frames, len(instants)), each_frame)
     ordinals = shown_at(times, instants)
-    chosen = {"decoder": settings.decoder, "deinterlace": settings.deinterlace}
-    return _kept(partial(read_frames, file, ordinals, **chosen, notes=notes), each_frame)
+    read = partial(read_frames, file, ordinals, decoder=settings.decoder, deinterlace=settings.deinterlace, notes=notes)
+    return _kept(read, each_frame)
 
 
 def _black_frames(count: int, each: FrameFunction) -> list[Any]:
