@@ -11,6 +11,7 @@ from typing import Any
 from ...cache.format.digests import canonical_json
 from ...config import from_mapping
 from ...errors import ManifestError
+from ...user_code import import_user_code
 from .media_index import resolve_root
 from .settings import DATASETS, DataSettings
 from .split import deal_validation, split_by_video
@@ -42,9 +43,10 @@ def load_manifest(settings: DataSettings | Mapping[str, Any], *, base: str | Pat
         >>> manifest.answers, manifest.split("train")[0].text
         (('yes',), 'Is there a drum?')
     """
+    base = Path(base)
+    import_user_code((), base)
     if not isinstance(settings, DataSettings):
         settings = from_mapping(DataSettings, settings, where="data")
-    base = Path(base)
     manifest = DATASETS.get(settings.dataset)(settings, root=resolve_root(settings.root, base), base=base)
     _check(manifest, settings.dataset)
     manifest = replace(manifest, place=_place(settings, manifest.root))

@@ -405,6 +405,14 @@ def test_a_validation_split_is_dealt_by_video_where_there_is_none(tmp_path: Path
         load_manifest(table, base=tmp_path)
 
 
+def test_a_loader_beside_the_data_needs_no_registration(tmp_path: Path) -> None:
+    write_records(tmp_path, records())
+    code = "from talik.extract.datasets.generic import load_generic as load_doorbells\n"
+    (tmp_path / "own_doorbells.py").write_text(code, encoding="utf-8")
+    manifest = load_manifest({"dataset": "own_doorbells:load_doorbells", "root": "."}, base=tmp_path)
+    assert len(manifest.questions) == 12
+
+
 def test_clips_may_be_absolute_paths_below_the_root(tmp_path: Path) -> None:
     rows = records()
     write_records(tmp_path, rows)
