@@ -23,7 +23,9 @@ def store_ls(store: StorePath, as_json: AsJson = False) -> None:
     from ..cache.open import open_store
     from ..extract.media.augment_settings import kind_of
 
-    opened, lines, rows = open_store(store), [], []
+    opened = open_store(store)
+    lines: list[str] = []
+    rows: list[dict[str, object]] = []
     for spec in opened.boundaries():
         with opened.reader(spec.modality, spec.boundary, key=spec.key) as reader:
             count, size_bytes = len(reader.items), reader.size_bytes
