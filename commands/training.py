@@ -38,7 +38,10 @@ def adapt(
         typer.Option("--list", help="Train nothing; list adapters and variants, with NAME their settings too."),
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, data order and dropout.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="With --retrain: go on with such a training; an unfinished run always goes on."),
+    ] = False,
     retrain: Annotated[
         bool, typer.Option("--retrain", help="Train anew; a run that is there stays until the new one has ended.")
     ] = False,

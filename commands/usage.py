@@ -19,11 +19,13 @@ from typer.main import get_command
 from ..errors import TalikError
 
 DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
+_ENDED = (138, 143)  # by SIGUSR1, SIGTERM, when what was in hand is saved
 
 #: Printed below the help of the whole command line, and stated in docs/commands.md.
 EXIT_CODES = (
     f"Exit codes: {DONE} done; {FAILED} an error, which is the last line on stderr, or runs that failed; "
-    f"{MISUSED} a command line that cannot be understood; {INTERRUPTED} interrupted by Ctrl-C."
+    f"{MISUSED} a command line that cannot be understood; {INTERRUPTED} interrupted by Ctrl-C; "
+    f"{_ENDED[0]} and {_ENDED[1]} training ended by SIGUSR1 and SIGTERM, with a checkpoint."
 )
 
 #: The class of errors of a command line: click's, or that of typer's own copy of click.
@@ -118,7 +120,7 @@ def run_command_line(app: typer.Typer) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal of any encoding shows what it lacks by its escape
             stream.reconfigure(errors="backslashreplace")
-    interrupted: list[bool] = []
+    interrupted: list[int] = []
     atexit.register(_leave_if, interrupted)  # the first registered is the last called
     try:
         code = get_command(app).main(prog_name="talik", standalone_mode=False)
@@ -128,7 +130,10 @@ def run_command_line(app: typer.Typer) -> None:
         _end(_told(error), MISUSED)
     except (typer.Abort, KeyboardInterrupt):
         _end("stopped: not confirmed", FAILED)
-    interrupted += [True] * (code == INTERRUPTED)
+    except SystemExit as ended:
+        interrupted += [code for code in _ENDED if ended.code == code]
+        raise
+    interrupted += [INTERRUPTED] * (code == INTERRUPTED)
     sys.exit(code if isinstance(code, int) else DONE)
 
 
@@ -150,10 +155,10 @@ def _told(error: Any) -> str:
     return f"{said[0].lower()}{said[1:]} (see {command} --help)".replace(". Did you mean", "; did you mean")
 
 
-def _leave_if(interrupted: list[bool]) -> None:
+def _leave_if(interrupted: list[int]) -> None:
     """End the process without taking the interpreter down: freeing the modules of torch takes a second or more."""
     if interrupted:
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(INTERRUPTED)
+        os._exit(interrupted[0])

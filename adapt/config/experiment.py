@@ -52,6 +52,8 @@ class TrainSettings:
         ema: decay of the exponential moving average of what is trained, 0 to 1; evaluated and saved is the average.
             0 for none.
         compile: run the encoders' units through torch.compile; on CUDA only.
+        checkpoint_minutes: minutes after which a checkpoint is written in the middle of an epoch too; 0 for at the ends
+            of epochs, and on a signal, alone. It changes no result.
     """
 
     epochs: Count = 10
@@ -73,6 +75,7 @@ class TrainSettings:
     checkpoint_units: bool = False
     ema: ShareBelowOne = 0.0
     compile: bool = False
+    checkpoint_minutes: Amount = 10.0
 
     def __post_init__(self) -> None:
         if self.loss is not None:

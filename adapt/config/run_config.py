@@ -40,6 +40,9 @@ PLACES = (
     "store.disk_budget",
 )
 
+#: Settings of [train] that change no result, and so are no part of a run's.
+OF_NO_EFFECT = ("checkpoint_minutes",)
+
 
 def run_config(experiment: Experiment, variant: VariantSettings, train: TrainSettings, seed: int) -> dict[str, Any]:
     """Return everything that a run depends on, as plain values for TOML.
@@ -53,7 +56,7 @@ def run_config(experiment: Experiment, variant: VariantSettings, train: TrainSet
     config: dict[str, Any] = {"experiment": experiment.name, "variant": variant.name, "seed": seed}
     config |= data_tables(experiment, variant.name)
     config["task"] = to_mapping(experiment.task)
-    config["train"] = to_mapping(train)
+    config["train"] = {name: value for name, value in to_mapping(train).items() if name not in OF_NO_EFFECT}
     config["adapter"] = to_mapping(variant.adapter)
     config["insertion"] = to_mapping(variant.insertion if variant.insertion is not None else "none")
     config["placement"] = variant.placement

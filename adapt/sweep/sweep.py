@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from ..config.experiment import Experiment, load_experiment
 from ..config.run_config import run_config
 from ..training.adapt import OnMissing, RunResult, fill_store, result_of
 from ..training.run_folder import RunFolder
+from ..training.stop_signals import ended_by_signals
 from ..training.stopped_runs import Stopped, read_stopped
 from .halving import Halving, trained_folder
 from .run_list import recorded_sweep
@@ -94,7 +96,9 @@ def sweep(
     With `[sweep] early_stop` variants whose validation is behind are stopped at rungs of the training (`halving`), and
     stay so in later calls; the others end as they would without it.
 
-    A run that was made with other settings, labels, clips, states or weights fails with what differs, as in `adapt`.
+    Ctrl-C, SIGTERM and SIGUSR1 have a checkpoint of each run in hand written before they end the process, here and in
+    worker processes. A run that was made with other settings, labels, clips, states or weights fails with what differs,
+    as in `adapt`.
 
     Args:
         experiment: an experiment's TOML, its tables as a dict, or the experiment itself.
@@ -172,6 +176,7 @@ class _Sweep:
         # other engines begin a group again a little later, where a run of it is locked
         job = replace(self.job, progress=progress and in_process, skip_locked=in_process)
         with (
+            nullcontext() if in_process else ended_by_signals(),  # then the workers save what they train
             progress_bar(total=len(pairs), desc="runs", unit="run", disable=not progress) as bar,
             open_executor(self.engine, device=self.job.device, base=self.experiment.base) as workers,
         ):

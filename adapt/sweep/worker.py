@@ -17,6 +17,7 @@ from ..training.experiment_context import ExperimentContext
 from ..training.failures import reason_of, record_failure
 from ..training.lockstep_group import group_key, train_together
 from ..training.run_folder import RunFolder, RunOutcome
+from ..training.stop_signals import StopSignals
 from ..training.stopped_runs import Stopped, num_epochs, stop_is_requested, write_stopped
 from ..training.trainer import Trainer
 
@@ -139,8 +140,10 @@ class SweepJob:
             return open_trainer(self.context(name), name, seed, resume=True, retrain=True, live=self.live)
 
     def _train_together(self, trainers: Sequence[Trainer]) -> dict[str, str]:
+        stop = StopSignals()
         try:
-            found = train_together(trainers, progress=self.progress).failures
+            with stop.caught():
+                found = train_together(trainers, progress=self.progress, stop=stop).failures
         except Exception as error:  # of all: the store's, or of a group of one
             found = {t.label: record_failure(t.folder, error) for t in trainers if not t.folder.done}
         return {t.variant.name: found[t.label] for t in trainers if t.label in found and not t.folder.done}

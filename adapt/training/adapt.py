@@ -34,6 +34,8 @@ from .experiment_context import ExperimentContext
 from .failures import failures_recorded, raised_in_one_line
 from .run_data import collect_data, earlier_digests
 from .run_folder import RunFolder, RunOutcome
+from .solo_run import train_alone
+from .stop_signals import StopSignals
 from .stopped_runs import clear_stopped, read_stopped
 from .trainer import Trainer
 
@@ -102,15 +104,17 @@ def adapt(
 ) -> RunResult:
     """Train one variant of an experiment on the cached states, and evaluate it.
 
-    Under torchrun its processes train it together, each on its own questions of every batch (`distributed`).
+    An unfinished run of the same settings and data goes on from its last checkpoint. Ctrl-C, SIGTERM and SIGUSR1 have
+    the batch in hand finished and a checkpoint written before they end the process (`stop_signals`). Under torchrun its
+    processes train it together, each on its own questions of every batch (`distributed`).
 
     Args:
         experiment: an experiment's TOML, its tables as a dict, or the experiment itself.
         variant: the name of one of its variants.
         seed: of the weights, the order of the data and dropout.
-        resume: go on with an unfinished run of the same settings and data.
+        resume: with `retrain`, go on with such a training that was interrupted. Without it of no effect.
         retrain: train anew, whatever run the folder holds; that one stays until the new one has ended, and is then
-            removed. With `resume`, go on with such a training that was interrupted.
+            removed.
         live: decode and encode the media files for every batch, without a store.
         on_missing: what states that the store lacks are: an "error", or to "compute" first, as `extract` does.
         device: where it runs; "auto" is a GPU where there is one.
@@ -121,8 +125,8 @@ def adapt(
         SettingsError, ManifestError, StoreError: what the experiment names does not exist or does not fit.
         RunLockedError: another process is training this run.
         RunDiffersError: the run's folder holds a run of other settings, labels, clips, states or weights.
-        RunError: an unfinished run without `resume` or `retrain`, training diverged, or the variant raised any other
-            error; its traceback is in the folder's error.txt.
+        RunError: training diverged, or the variant raised any other error; its traceback is in the folder's error.txt.
+        KeyboardInterrupt, SystemExit: a signal has ended the training; a checkpoint is kept.
 
     Example:
         >>> import talik
@@ -158,8 +162,9 @@ def adapt(
             say_device(context.device)
         for line in describe(context.manifest, brief=True) if announce else ():
             tqdm.write(line, file=sys.stderr)
-        with raised_in_one_line(folder), failures_recorded(folder) if processes.leads else nullcontext():
-            trainer.fit(show_progress=progress and processes.leads)
+        stop = StopSignals()
+        with stop.caught(), raised_in_one_line(folder), failures_recorded(folder) if processes.leads else nullcontext():
+            train_alone(trainer, progress=progress and processes.leads, stop=stop)
         processes.wait()  # until the result is written
         if stopped := read_stopped(trainer.folder):
             raise RunError(f"{trainer.folder.path}: {stopped.line}; the same command goes on from there")
@@ -207,7 +212,7 @@ def open_trainer(
         context: of the experiment.
         variant: the name of one of its variants.
         seed: of the weights, the order of the data and dropout.
-        resume: go on with an unfinished run of the same settings and data.
+        resume: with `retrain`, go on with such a training that was interrupted.
         retrain: train anew, whatever run the folder holds (see `adapt`).
         live: decode and encode the media files for every batch, without a store.
         processes: those that train it together; the first of them prepares the folder for all.
@@ -215,8 +220,7 @@ def open_trainer(
     Raises:
         SettingsError, ManifestError, StoreError: what the experiment names does not exist or does not fit.
         RunDiffersError: the run's folder holds a run of other settings or data.
-        RunError: it holds an unfinished one without `resume` or `retrain`; or the variant cannot be built, whatever it
-            raised.
+        RunError: the variant cannot be built, whatever it raised.
     """
     chosen = context.experiment.variant(variant)
     settings = context.experiment.train_settings(chosen)
@@ -232,7 +236,7 @@ def open_trainer(
             check_variant(context.experiment, chosen)
             context.check_insertion(chosen)
     if leads:
-        folder.prepare(config, resume=resume)
+        folder.prepare(config)
     if folder.done:
         notes = compare_finished(context, chosen, folder, live=live) if leads else ()
         return result_of(folder, how="kept", notes=notes)
@@ -252,12 +256,14 @@ def open_trainer(
             if not (leads and folder.replaces_another):
                 raise
             folder.clear()  # an interrupted training in the place of a run, before its data were changed again
-            folder.prepare(config, resume=False)
+            folder.prepare(config)
             trainer = Trainer(context, chosen, settings, seed, folder, live=live, processes=processes)
     if leads:
         folder.write_json("data.json", trainer.run_data.to_json())
     num_units = {m: e.num_units for m, e in trainer.model.encoders.items()}
     lines = insertion_lines(trainer.model.insertions, num_units, chosen.insertion)
+    if trainer.how == "resumed":
+        lines = [*lines, f"goes on from the checkpoint {trainer.position}"]
     for note in lines if trainer.processes.leads else ():
         _log.info("%s: %s", trainer.label, note)
     return trainer

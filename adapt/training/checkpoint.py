@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -18,6 +18,7 @@ from ...cache.atomic_io import sync_file, sync_folder
 from ...errors import RunError
 from ..model.joint_model import JointModel
 from .optimizer import Averages
+from .random_stream import derived_seed, set_torch_state, torch_state
 from .run_folder import writing
 
 
@@ -46,6 +47,10 @@ class Progress:
         best_loss: its validation loss.
         seconds: wall time of all epochs.
         history: one record an epoch.
+        batch: batches done of the epoch that is not done; this, and what follows, as of the last checkpoint.
+        epoch_seconds: wall time of that epoch.
+        step_losses: mean loss of each of its optimiser steps.
+        held: questions and loss of each of its batches whose gradient waits for the optimiser step.
     """
 
     epoch: int = 0
@@ -55,10 +60,15 @@ class Progress:
     best_loss: float = math.inf
     seconds: float = 0.0
     history: list[EpochRecord] = field(default_factory=list)
+    batch: int = 0
+    epoch_seconds: float = 0.0
+    step_losses: list[float] = field(default_factory=list)
+    held: list[tuple[int, float]] = field(default_factory=list)
 
     def add_epoch(self, *, train_loss: float, val_loss: float, val_accuracy: float, lr: float, seconds: float) -> bool:
         """Count an epoch and record it; return whether its validation is the best so far."""
         self.epoch += 1
+        self.batch, self.epoch_seconds, self.step_losses, self.held = 0, 0.0, [], []
         self.seconds += seconds
         improved = (val_accuracy, -val_loss) > (self.best_accuracy, -self.best_loss)
         if improved:
@@ -81,26 +91,38 @@ class Progress:
 class Checkpointer:
     """Saves the exact state of a training to a folder, and restores it.
 
-    The folder holds state.safetensors (tensors by `model.*`, `best.*`, `optimizer.*`, `average.*`, `adapter.*`,
-    `rng.*`) and progress.json.
+    The folder holds state.safetensors (tensors by `model.*`, `best.*`, `optimizer.*`, `gradient.*`, `average.*`,
+    `adapter.*`, `rng.*`) and progress.json.
 
     Args:
         folder: the checkpoint's folder; it need not exist.
         model: whose `state_dict()` is what is trained.
         optimizer: AdamW; its moments and steps are kept.
         averages: of the weights, where they are kept.
+        device: the random state of whose generator is kept beside the CPU's.
+        rank: of several processes that train together, this one's number.
     """
 
     def __init__(
-        self, folder: Path, model: JointModel, optimizer: torch.optim.Optimizer, averages: Averages | None = None
+        self,
+        folder: Path,
+        model: JointModel,
+        optimizer: torch.optim.Optimizer,
+        averages: Averages | None = None,
+        *,
+        device: str = "cpu",
+        rank: int = 0,
     ) -> None:
         self.folder, self.model, self.optimizer, self.averages = folder, model, optimizer, averages
+        self.device, self.rank = device, rank
 
     @property
     def _old(self) -> Path:
         return self.folder.with_name(self.folder.name + ".old")
 
-    def save(self, progress: Progress, best: Mapping[str, Tensor]) -> None:
+    def save(
+        self, progress: Progress, best: Mapping[str, Tensor], *, others: Sequence[Mapping[str, Tensor]] = ()
+    ) -> None:
         """Write the checkpoint beside its place and move it there; a kill leaves the old one or the new one.
 
         The random state is that of torch's generators at the call.
@@ -108,6 +130,7 @@ class Checkpointer:
         Args:
             progress: where the training stands.
             best: the weights of the best epoch so far, empty before the first validation.
+            others: the random states of the other processes that train together, from that of rank 1 on.
 
         Raises:
             RunError: the disk refuses it.
@@ -117,7 +140,9 @@ class Checkpointer:
             for leftover in (partial, self._old):
                 shutil.rmtree(leftover, ignore_errors=True)
             partial.mkdir(parents=True)
-            tensors = {k: v.detach().cpu().contiguous().clone() for k, v in self._tensors(best).items()}
+            found = self._tensors(best, gradients=bool(progress.held))
+            found |= {f"rng.{rank}.{kind}": v for rank, state in enumerate(others, 1) for kind, v in state.items()}
+            tensors = {k: v.detach().cpu().contiguous().clone() for k, v in found.items()}
             save_file(tensors, partial / "state.safetensors")
             (partial / "progress.json").write_text(json.dumps(vars(progress)), encoding="utf-8")
             for written in (partial / "state.safetensors", partial / "progress.json", partial):
@@ -156,7 +181,7 @@ class Checkpointer:
         for folder in (self._old, self.folder):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _tensors(self, best: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _tensors(self, best: Mapping[str, Tensor], *, gradients: bool) -> dict[str, Tensor]:
         found = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         found |= {f"best.{k}": v for k, v in best.items()}
         for index, state in self.optimizer.state_dict()["state"].items():
@@ -164,10 +189,9 @@ class Checkpointer:
         found |= {f"average.{k}": v for k, v in (self.averages.state() if self.averages else {}).items()}
         adapter = self.model.adapter
         found |= {f"adapter.{k}": v for k, v in (adapter.training_state() if adapter else {}).items()}
-        found["rng.cpu"] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            found["rng.cuda"] = torch.cuda.get_rng_state()
-        return found
+        if gradients:
+            found |= {f"gradient.{k}": p.grad for k, p in self.model.named_parameters() if p.grad is not None}
+        return found | {f"rng.{kind}": state for kind, state in torch_state(self.device).items()}
 
     def _restore(self, tensors: Mapping[str, Tensor]) -> None:
         self.model.load_state_dict(_under(tensors, "model."))
@@ -182,9 +206,15 @@ class Checkpointer:
             self.model.adapter.load_training_state(adapter_state)
         if self.averages is not None:
             self.averages.load(_under(tensors, "average."))
-        torch.set_rng_state(tensors["rng.cpu"])
-        if torch.cuda.is_available() and "rng.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["rng.cuda"])
+        gradients = _under(tensors, "gradient.")
+        for name, parameter in self.model.named_parameters():
+            if name in gradients:
+                parameter.grad = gradients[name].to(parameter)
+        random = _under(tensors, f"rng.{self.rank}." if self.rank else "rng.")
+        if random:
+            set_torch_state(self.device, random)
+        else:  # of a process more than there were
+            torch.manual_seed(derived_seed(self.rank, "dropout of one process more"))
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -105,6 +105,14 @@ class Processes:
         dealt = [json.loads(bytes(p[: int(n)].tolist())) for p, n in zip(parts, sizes, strict=True)]
         return [dealt[i % self.size][i // self.size] for i in range(sum(len(d) for d in dealt))]
 
+    def largest(self, values: Sequence[int]) -> list[int]:
+        """Return the largest of each of several numbers over all processes; of one process alone its own."""
+        if self.size == 1:
+            return list(values)
+        found = torch.tensor(values, device=self.device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return found.tolist()
+
     def agree(self, model: nn.Module, loss: nn.Module | None = None) -> None:
         """Give every process the first one's parameters, and refuse what cannot be trained in parts.
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..config.experiment import TrainSettings
 from ..model.joint_model import JointModel
+from .checkpoint import Progress
 from .data_order import DataOrder
 from .distributed import Processes
 from .group_optimizer import clip_together, step_together
@@ -27,6 +28,9 @@ class GradientAccumulation:
         data: says how many questions a batch has, and how many batches an epoch.
         processes: those that train together; their gradients become one mean.
         losses: takes in the loss of every batch.
+
+    Attributes:
+        num_batches: batches of the epoch so far.
     """
 
     def __init__(
@@ -43,15 +47,36 @@ class GradientAccumulation:
         self._settings, self._data, self._processes = settings, data, processes
         self._losses = losses
         self._peak_rates = [group["lr"] for group in optimizer.param_groups]
-        self.begin_epoch()
+        self.begin_epoch(Progress())
 
-    def begin_epoch(self) -> None:
-        """Forget the losses of the epoch before."""
+    def begin_epoch(self, progress: Progress) -> None:
+        """Forget the losses of the epoch before; go on where a checkpoint was made in the middle of this one."""
         self._losses.clear()
-        self._batches = 0  # of the epoch, so far
-        self._steps: list[Sequence[tuple[int, int]] | Tensor] = []  # questions and loss of each batch; or the mean
+        self.num_batches = progress.batch
+        # Of each step the questions and loss of each batch; or the mean loss.
+        self._steps: list[Sequence[tuple[int, int]] | Tensor | float] = list(progress.step_losses)
         self._held: list[tuple[int, int]] = []  # those of each batch whose gradient waits for its step
         self._sum: Tensor | None = None  # of the losses of their questions, where several processes train
+        for count, value in progress.held if self._processes.leads else ():  # whose gradients one process has
+            loss = torch.tensor(value, dtype=torch.float64)
+            self._hold(count, self._losses.add(loss, step=progress.step), loss.to(self._processes.device))
+        if progress.step:
+            self._set_rates(progress.step - 1)
+
+    def write_position(self, progress: Progress) -> None:
+        """Write down how far the epoch is; waits for the device.
+
+        Raises:
+            RunError: a loss is not finite.
+        """
+        progress.step_losses, values = self.losses(), self._losses.values()
+        progress.batch = self.num_batches
+        progress.held = [(count, values[index]) for count, index in self._held]
+
+    @property
+    def between_steps(self) -> bool:
+        """Whether no gradient waits for its optimiser step."""
+        return not self._held
 
     def losses(self) -> list[float]:
         """Return the mean loss of each of the epoch's optimiser steps so far; waits for the device.
@@ -61,8 +86,8 @@ class GradientAccumulation:
         """
         values = self._losses.values()
 
-        def mean(step: Sequence[tuple[int, int]] | Tensor) -> float:
-            if isinstance(step, Tensor):
+        def mean(step: Sequence[tuple[int, int]] | Tensor | float) -> float:
+            if isinstance(step, Tensor | float):
                 return float(step)
             return sum(count * values[index] for count, index in step) / sum(count for count, _ in step)
 
@@ -87,12 +112,15 @@ class GradientAccumulation:
         if not self._held:
             self._optimizer.zero_grad(set_to_none=True)
             self._sum = None
-        count = self._processes.count(self._data.batch_size(self._batches))
+        count = self._processes.count(self._data.batch_size(self.num_batches))
+        self._hold(count, index, loss)
+        return loss * (count / self._base)
+
+    def _hold(self, count: int, index: int, loss: Tensor) -> None:
         self._held.append((count, index))
         if self._processes.size > 1:
             own = count * loss.detach().double()
             self._sum = own if self._sum is None else self._sum + own
-        return loss * (count / self._base)
 
     def restore_point(self) -> Callable[[], None]:
         """Return a function that undoes a batch before its optimiser step."""
@@ -130,17 +158,14 @@ class GradientAccumulation:
         Args:
             step: optimiser steps done since the training began.
         """
-        self._batches += 1
-        if self._batches % self._settings.accumulate and self._batches < self._data.batches_per_epoch:
+        self.num_batches += 1
+        if self.num_batches % self._settings.accumulate and self.num_batches < self._data.batches_per_epoch:
             return False
         count = sum(c for c, _ in self._held)
         mean = self._processes.to_mean(self._model.parameters(), base=self._base, count=count, loss=self._sum)
         self._steps.append(self._held if mean is None else mean)
         self._held = []
-        total = self._settings.epochs * self._data.steps_per_epoch
-        scale = learning_rate_scale(step, total=total, warmup=self._settings.warmup)
-        for group, peak in zip(self._optimizer.param_groups, self._peak_rates, strict=True):
-            group["lr"] = peak * scale
+        self._set_rates(step)
         return True
 
     def after_step(self, step: int) -> int:
@@ -150,6 +175,12 @@ class GradientAccumulation:
         if self._averages is not None:
             self._averages.update()
         return step + 1
+
+    def _set_rates(self, step: int) -> None:
+        total = self._settings.epochs * self._data.steps_per_epoch
+        scale = learning_rate_scale(step, total=total, warmup=self._settings.warmup)
+        for group, peak in zip(self._optimizer.param_groups, self._peak_rates, strict=True):
+            group["lr"] = peak * scale
 
 
 def steps_together(several: Sequence[GradientAccumulation]) -> None:

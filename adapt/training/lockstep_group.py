@@ -11,9 +11,10 @@ rounding where the units that several need run on all their states at once (see 
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -28,7 +29,9 @@ from ..model.joint_model import JointModel
 from ..scoring.predictions import Prediction
 from .experiment_context import ExperimentContext
 from .failures import record_failure
+from .solo_run import train_alone
 from .stack_size import Member, Stacking
+from .stop_signals import GOES_ON, StopRequested, StopSignals
 from .trainer import Trainer
 
 
@@ -48,20 +51,22 @@ class Outcome:
     failures: dict[str, str] = field(default_factory=dict)
 
 
-def train_together(trainings: Sequence[Trainer], *, progress: bool = True) -> Outcome:
+def train_together(trainings: Sequence[Trainer], *, progress: bool = True, stop: StopSignals | None = None) -> Outcome:
     """Train a group of one data order to the end; each leaves when it has ended, pauses or fails, and the rest go on.
 
     Args:
         trainings: of one context, equal in `group_key`; those that were interrupted go on from their checkpoints.
         progress: show a tqdm bar with the group's batches.
+        stop: signals that end the process between two batches, when the checkpoints of all are written.
 
     Raises:
         Exception: that of a trainer that is alone, or of what a group shares.
+        KeyboardInterrupt, SystemExit: a signal has come (see `StopSignals.leave`).
     """
     if len(trainings) == 1:
-        trainings[0].fit(show_progress=progress)
+        train_alone(trainings[0], progress=progress, stop=stop)
         return Outcome()
-    return _Group(trainings, progress=progress).run()
+    return _Group(trainings, progress=progress, stop=stop or StopSignals()).run()
 
 
 class SharedBatches:
@@ -115,7 +120,8 @@ class SharedBatches:
 
 
 class _Group:
-    def __init__(self, trainings: Sequence[Trainer], *, progress: bool) -> None:
+    def __init__(self, trainings: Sequence[Trainer], *, progress: bool, stop: StopSignals) -> None:
+        self.stop = stop
         self.members = list(trainings)
         self.size = len(self.members)
         self.progress = progress
@@ -132,13 +138,13 @@ class _Group:
         label = f"{self.size} variants, seed {lead.seed}"
         each = lead.data.questions_per_epoch
         total = each * max(min(t.settings.epochs, t.pause_after or t.settings.epochs) for t in self.members)
-        first = each * min(t.progress.epoch for t in self.members)
+        first = min(t.questions_done for t in self.members)
         with progress_bar(total=total, initial=first, desc=label, unit=" questions", disable=not self.progress) as bar:
             bar.set_postfix_str(lead.last_validation, refresh=False)  # of a run that goes on
             self._finish([t for t in self.members if t.ended])
             self.members = [t for t in self.members if not t.paused]
             while self.members:
-                epoch = min(t.progress.epoch for t in self.members)  # after a kill, some may be an epoch behind
+                epoch = min(t.progress.epoch for t in self.members)  # after a kill, some may be behind
                 self._epoch([t for t in self.members if t.progress.epoch == epoch], epoch, bar)
                 self._finish([t for t in self.members if t.ended])
                 self.members = [t for t in self.members if not t.paused]
@@ -158,23 +164,45 @@ class _Group:
         if not active:
             return
         by_clip, view_seed = lead.settings.group_by_clip, lead.data.view_seed(epoch)
-        batches = self._shared_by(active).batches(lead.data.train_batches(epoch), view_seed=view_seed, by_clip=by_clip)
-        for index, own in enumerate(batches):
+        first = min(t.progress.batch for t in active)
+        order = islice(lead.data.train_batches(epoch), first, None)
+        batches = self._shared_by(active).batches(order, view_seed=view_seed, by_clip=by_clip)
+        for index, own in enumerate(batches, first):
             left = [(t, batch) for t, batch in zip(active, own, strict=True) if t in self.members]
             if not left:
                 return
-            self._step(left)
+            self._step([(t, batch) for t, batch in left if t.progress.batch <= index])  # the others are ahead
             bar.update(lead.data.batch_size(index))
+            if self.stop.signum or any(t.save_is_due for t, _ in left):
+                self._save_positions(active, started)
+                self._leave()
         for training in active:
             if training in self.members:
                 with self._failing_alone(training):
                     training.check_losses()
-        predictions = self._answers([t for t in active if t in self.members], "val")
+        active = [t for t in active if t in self.members]
+        predictions = self._answers(active, "val", save=lambda: self._save_positions(active, started))
         shared = self._share(list(predictions), started)
         for training, found in predictions.items():
             with self._failing_alone(training):
                 training.end_epoch(found, seconds=training.own_seconds + shared)
                 bar.set_postfix_str(f"{training.variant.name}: {training.last_validation}")
+
+    def _save_positions(self, active: Sequence[Trainer], started: float) -> None:
+        """Save a checkpoint of each in the middle of an epoch."""
+        saved = [t for t in active if t in self.members]
+        shared = self._share(saved, started)
+        for training in saved:
+            with self._failing_alone(training):
+                training.save_position(seconds=training.own_seconds + shared)
+
+    def _leave(self) -> None:
+        """Let a signal take effect that has come."""
+        if self.members:
+            last = min(self.members, key=lambda t: t.questions_done)
+            runs = f"{last.folder.path} and {len(self.members) - 1} more" if len(self.members) > 1 else last.folder.path
+            self.stop.leave(f"{runs}: stopped by {self.stop.name} {last.position}; {GOES_ON}")
+        self.stop.leave()
 
     def _step(self, members: Sequence[Member]) -> None:
         for some in self._stacking.measured_parts(members):
@@ -193,9 +221,25 @@ class _Group:
         except Exception as error:
             self._fail(training, error)
 
+    def _answers(
+        self, trainings: Sequence[Trainer], split: str, save: Callable[[], None] = lambda: None
+    ) -> dict[Trainer, list[Prediction]]:
+        """Answer a split with each; those that fail leave.
+
+        A signal ends that at the next batch; `save` then writes checkpoints that go on before it.
+        """
+        while True:
+            before = {training: training.random_position for training in trainings}
+            try:
+                return self._answered([t for t in trainings if t in self.members], split)
+            except StopRequested:
+                for training, position in before.items():
+                    training.random_position = position
+                save()
+                self._leave()
+
     @torch.no_grad()
-    def _answers(self, trainings: Sequence[Trainer], split: str) -> dict[Trainer, list[Prediction]]:
-        """Answer a split with each; those that fail leave."""
+    def _answered(self, trainings: Sequence[Trainer], split: str) -> dict[Trainer, list[Prediction]]:
         if not trainings:
             return {}
         found: dict[Trainer, list[list[Prediction]]] = {training: [] for training in trainings}  # by batch
@@ -212,6 +256,8 @@ class _Group:
                             self._fail(training, answers)
                         else:
                             found[training].append(answers)
+                if self.stop.signum:
+                    raise StopRequested
         return {t: data.in_question_order(split, own) for t, own in found.items()}
 
     def _finish(self, ended: list[Trainer]) -> None:

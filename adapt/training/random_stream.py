@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -59,7 +59,7 @@ class RandomStream:
 
     def set_to_current(self) -> None:
         """Go on from where torch's generators stand."""
-        self.state = _torch_state(self.device)
+        self.state = torch_state(self.device)
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -67,11 +67,7 @@ class RandomStream:
         if self.is_active:
             yield
             return
-        torch.set_rng_state(self.state[0])
-        if self.state[1] is not None and torch.device(self.device).type == "mps":
-            torch.mps.set_rng_state(self.state[1])
-        elif self.state[1] is not None:
-            torch.cuda.set_rng_state(self.state[1], self.device)
+        set_torch_state(self.device, self.state)
         self.is_active = True
         try:
             yield
@@ -79,11 +75,32 @@ class RandomStream:
             self.is_active = False
             self.set_to_current()
 
+    def position(self) -> dict[str, Tensor]:
+        """Return where the stream stands now."""
+        return torch_state(self.device) if self.is_active else self.state
 
-def _torch_state(device: str) -> tuple[Tensor, Tensor | None]:
-    kind, other = torch.device(device).type, None
+    def return_to(self, position: Mapping[str, Tensor]) -> None:
+        """Go back to where the stream stood."""
+        self.state = dict(position)
+        if self.is_active:
+            set_torch_state(self.device, self.state)
+
+
+def torch_state(device: str) -> dict[str, Tensor]:
+    """Return the states of torch's generators by the kind of device: "cpu", and "cuda" or "mps" if `device` is one."""
+    kind, found = torch.device(device).type, {"cpu": torch.get_rng_state()}
     if kind == "cuda":
-        other = torch.cuda.get_rng_state(device)
+        found["cuda"] = torch.cuda.get_rng_state(device)
     elif kind == "mps":
-        other = torch.mps.get_rng_state()
-    return torch.get_rng_state(), other
+        found["mps"] = torch.mps.get_rng_state()
+    return found
+
+
+def set_torch_state(device: str, state: Mapping[str, Tensor]) -> None:
+    """Set torch's generators to what `torch_state` returned; what is of another kind of device is passed over."""
+    kind = torch.device(device).type
+    torch.set_rng_state(state["cpu"])
+    if kind == "mps" and "mps" in state:
+        torch.mps.set_rng_state(state["mps"])
+    elif kind == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -8,7 +8,7 @@ runs/<experiment>/<variant>/seed<k>/
     adapter.json        the encoders with their digests, insertion, answers: what loading them needs
     predictions.jsonl   one line a test question
     result.json         accuracy by question type; written last: its presence says that the run is done
-    checkpoint/         the state after the last epoch, while the run is not done
+    checkpoint/         the state after the last epoch, or in the middle of one, while the run is not done
     error.txt           message and traceback of the last error, until the run goes on
     search.json         the grid's or random search's values of this run's variant
     stop.json           a request to end the run after the epoch in hand
@@ -77,24 +77,22 @@ class RunFolder:
         """The folder of the last checkpoint; it exists only while the run is unfinished."""
         return self.path / "checkpoint"
 
-    def prepare(self, config: Mapping[str, Any], *, resume: bool) -> RunStatus:
+    def prepare(self, config: Mapping[str, Any]) -> RunStatus:
         """Take the folder for a run with this configuration: the one rule for runs that exist already.
 
         A new run is begun, whatever configuration its folder holds, since nothing was trained with that. An
-        unfinished run goes on if its configuration is the same and `resume` is set. A finished run with the same
-        configuration is left alone. A configuration that an earlier version wrote is compared with the settings that
+        unfinished run goes on if its configuration is the same. A finished run with the same configuration is left
+        alone. A configuration that an earlier version wrote is compared with the settings that
         have come since at their defaults.
 
         Args:
             config: every setting of the run, as plain values (see `run_config`).
-            resume: go on with an unfinished run.
 
         Returns:
             The run's status; the caller trains it unless it is "done".
 
         Raises:
-            RunError: the folder holds an unfinished or finished run with other settings, or an unfinished one without
-                `resume`.
+            RunDiffersError: the folder holds an unfinished or finished run with other settings.
         """
         status = self.status
         if status != "new":
@@ -102,10 +100,6 @@ class RunFolder:
             if differing:
                 found = "; ".join(map(str, differing[:3])) + ("; …" if len(differing) > 3 else "")
                 raise RunDiffersError(f"{self.path}: holds {self._what} run with other settings ({found}); {_WAYS_ON}")
-        if status == "unfinished" and not resume:
-            raise RunError(
-                f"{self.path}: holds an unfinished run; add --resume to go on, or --retrain to train it anew"
-            )
         if status == "new":
             with writing(self.path):
                 make_folder(self.path)
@@ -122,8 +116,8 @@ class RunFolder:
     def check_done(self) -> None:
         """Raise a RunError unless the run has ended."""
         if self.status != "done":
-            found, how = ("an unfinished run", " --resume") if self.status == "unfinished" else ("no trained run", "")
-            raise RunError(f"{self.path}: found {found}, expected a finished one; train it with talik adapt{how}")
+            found = "an unfinished run" if self.status == "unfinished" else "no trained run"
+            raise RunError(f"{self.path}: found {found}, expected a finished one; train it with talik adapt")
 
     def differences(self, config: Mapping[str, Any]) -> list[FieldDifference]:
         """Return the settings in which the folder's run differs from a configuration.

@@ -1,8 +1,8 @@
 """One variant under training: model, optimiser, data order, random stream; steps, epochs, evaluation, results.
 
-`Trainer.fit` is the whole of a single run. A lockstep group calls the same methods for several trainers on batches that
-it reads once for all. What a trainer computes does not depend on which others are trained beside it: they share the
-frozen encoders and the batches, nothing else.
+`solo_run` calls these methods for a single run, `lockstep_group` for several on batches that it reads once for all.
+What a trainer computes does not depend on which others are trained beside it: they share the frozen encoders and the
+batches, nothing else.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from ...errors import RunError
 from ...extract.datasets.types import Question
-from ...progress import progress_bar
 from ..config.experiment import LogSettings, TrainSettings, VariantSettings
 from ..config.run_config import run_config
 from ..data.batch import Batch
@@ -43,6 +43,7 @@ from .run_data import RunData, collect_data
 from .run_folder import RunFolder, RunOutcome
 from .run_recorder import RunRecorder, epoch_line
 from .step_losses import StepLosses
+from .stop_signals import StopRequested, StopSignals
 from .stopped_runs import Stopped, stop_is_requested, write_stopped
 from .watch import TrainingWatch
 
@@ -126,13 +127,21 @@ class Trainer:
         )
         self.pause_after: int | None = None
         self._stop_requested = False
-        self.own_seconds = 0.0
+        self.own_seconds, self._earlier_seconds = 0.0, 0.0  # the second: of the epoch, before it was resumed
         self._labels = {answer: index for index, answer in enumerate(self.classes)}
         self._flops: dict[str, int] | None = None  # of the final evaluation's first batch
         self._counts_flops = False
         self._known_flops: dict[Hashable, dict[str, int]] = {}
         self._random = RandomStream(context.device, seed=derived_seed(seed, "dropout"))
-        self.checkpointer = Checkpointer(folder.checkpoint, self.model, self.optimizer, self.averages)
+        self.checkpointer = Checkpointer(
+            folder.checkpoint,
+            self.model,
+            self.optimizer,
+            self.averages,
+            device=context.device,
+            rank=self.processes.rank,
+        )
+        self._saved_at = time.monotonic()
         restored = self.checkpointer.load()
         if restored is not None:
             self._random.set_to_current()
@@ -152,41 +161,6 @@ class Trainer:
             log=context.experiment.log if self.processes.leads else LogSettings(),
             history=self.progress.history,
         )
-
-    def fit(self, *, show_progress: bool = True) -> None:
-        """Train to the last epoch, or until validation stops improving; then score the best epoch's weights.
-
-        Args:
-            show_progress: show a tqdm bar that counts questions.
-
-        Raises:
-            RunError: the loss is not finite, or the disk refuses a file.
-        """
-        each = self.data.questions_per_epoch
-        total, done = each * self.settings.epochs, each * self.progress.epoch
-        with (
-            progress_bar(
-                total=total, initial=done, desc=self.label, unit=" questions", disable=not show_progress
-            ) as bar,
-            self.own_random_stream(),
-        ):
-            bar.set_postfix_str(self.last_validation, refresh=False)
-            while not (self.ended or self.paused):
-                started = time.perf_counter()
-                self.begin_epoch()
-                for index, batch in enumerate(self.train_batches()):
-                    self.step(batch)
-                    bar.update(self.data.batch_size(index))
-                self.check_losses()
-                predictions = self.evaluate("val")
-                self.end_epoch(predictions, seconds=time.perf_counter() - started)
-                bar.set_postfix_str(self.last_validation)
-            if self.paused:
-                return
-            started = time.perf_counter()
-            self.load_best_weights()
-            predictions = self.evaluate(self.data.final_split)
-            self.finish(predictions, seconds=time.perf_counter() - started)
 
     def _take_weights_of(self, other: RunFolder) -> None:
         """Start from the best weights of another run, with its classes in the same order.
@@ -220,9 +194,9 @@ class Trainer:
         return epoch_line(self.progress.history)
 
     def train_batches(self) -> Iterator[Batch]:
-        """Yield this process's part of the epoch's batches, in order."""
+        """Yield this process's part of the epoch's batches, in order, from where a checkpoint was made in it."""
         epoch, by_clip = self.progress.epoch, self.settings.group_by_clip
-        own = map(self.processes.own, self.data.train_batches(epoch))
+        own = map(self.processes.own, islice(self.data.train_batches(epoch), self.progress.batch, None))
         return self._at_starts(self.source.batches(own, view_seed=self.data.view_seed(epoch), by_clip=by_clip))
 
     def _at_starts(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -242,9 +216,9 @@ class Trainer:
     def begin_epoch(self) -> None:
         """Start an epoch's losses and clock."""
         self.model.train()
-        self.gradients.begin_epoch()
-        self.own_seconds = 0.0
-        if not self.processes.leads:  # a stream for each epoch, so that a checkpoint keeps the first one's alone
+        self.gradients.begin_epoch(self.progress)
+        self.own_seconds, self._earlier_seconds = 0.0, self.progress.epoch_seconds
+        if not self.processes.leads and not self.progress.batch:  # a stream for each epoch
             self._random.restart(derived_seed(self.seed, f"dropout/{self.progress.epoch}/{self.processes.rank}"))
 
     def step(self, batch: Batch) -> None:
@@ -258,10 +232,10 @@ class Trainer:
 
     def restore_point(self) -> Callable[[], None]:
         """Return a function that undoes a batch before its optimiser step: random stream, losses, gradients."""
-        random, restore_gradients = self._random.state, self.gradients.restore_point()
+        random, restore_gradients = self.random_position, self.gradients.restore_point()
 
         def restore() -> None:
-            self._random.state = random
+            self.random_position = random
             restore_gradients()
 
         return restore
@@ -300,6 +274,56 @@ class Trainer:
         """After an optimiser step that was taken for several trainers at once: what `end_batch` does behind it."""
         self.progress.step = self.gradients.after_step(self.progress.step)
 
+    @property
+    def save_is_due(self) -> bool:
+        """Whether `checkpoint_minutes` have passed since the last checkpoint."""
+        minutes = self.settings.checkpoint_minutes
+        return self.processes.leads and 0 < 60 * minutes <= time.monotonic() - self._saved_at
+
+    def save_position(self, *, seconds: float) -> None:
+        """Save a checkpoint in the middle of an epoch, between two batches; all processes together.
+
+        Args:
+            seconds: that the epoch took this trainer, since it was begun or resumed.
+
+        Raises:
+            RunError: the loss is not finite, or the disk refuses a file.
+        """
+        self.gradients.write_position(self.progress)
+        self.progress.epoch_seconds = self._earlier_seconds + seconds
+        streams = [{kind: state.tolist() for kind, state in self.random_position.items()}]
+        others = self.processes.gather(streams)[1:] if self.processes.size > 1 else []
+        self._save([{kind: torch.tensor(s, dtype=torch.uint8) for kind, s in found.items()} for found in others])
+        self.processes.wait()
+
+    def _save(self, others: Sequence[Mapping[str, Tensor]] = ()) -> None:
+        if self.processes.leads:
+            with self.own_random_stream():  # the checkpoint keeps this stream's state
+                self.checkpointer.save(self.progress, self.best, others=others)
+        self._saved_at = time.monotonic()
+
+    @property
+    def position(self) -> str:
+        """Say where the last checkpoint stands."""
+        batch, num_batches = self.progress.batch, self.data.batches_per_epoch
+        where = f"in epoch {self.progress.epoch + 1} after batch {batch} of {num_batches}"
+        return where if batch else f"after epoch {self.progress.epoch} of {self.settings.epochs}"
+
+    @property
+    def questions_done(self) -> int:
+        """Questions trained on when the last checkpoint was made, those of each epoch again."""
+        each = self.data.questions_per_epoch
+        return each * self.progress.epoch + min(each, self.progress.batch * self.settings.batch_size)
+
+    @property
+    def random_position(self) -> dict[str, Tensor]:
+        """Where this trainer's random stream stands; it can be put back there."""
+        return self._random.position()
+
+    @random_position.setter
+    def random_position(self, position: Mapping[str, Tensor]) -> None:
+        self._random.return_to(position)
+
     def check_losses(self) -> None:
         """Wait for the losses of the epoch so far; what is evaluated or saved afterwards was trained on finite ones.
 
@@ -313,11 +337,23 @@ class Trainer:
         return nullcontext() if self.averages is None else self.averages.in_place()
 
     @torch.no_grad()
-    def evaluate(self, split: str) -> list[Prediction]:
-        """Answer a split's questions, in their order, with the weights that are evaluated; all processes together."""
+    def evaluate(self, split: str, stop: StopSignals | None = None) -> list[Prediction]:
+        """Answer a split's questions, in their order, with the weights that are evaluated; all processes together.
+
+        Raises:
+            StopRequested: a signal has come to `stop` meanwhile.
+        """
+        stop, own = stop or StopSignals(), []
         with self.averaged():
             batches = self.source.batches(self.processes.deal(self.data.eval_batches(split)), by_clip=True)
-            own = [self.answers(batch) for batch in self._at_starts(batches)]
+            for batch in self._at_starts(batches):
+                own.append(self.answers(batch))
+                if stop.signum:
+                    break
+        (agreed,) = self.processes.largest([stop.signum])
+        if agreed:
+            stop.signum = agreed
+            raise StopRequested
         if self.processes.size > 1:
             gathered = self.processes.gather([[vars(p) for p in predictions] for predictions in own])
             own = [[Prediction(**fields) for fields in predictions] for predictions in gathered]
@@ -345,7 +381,7 @@ class Trainer:
 
         Args:
             predictions: of the validation split.
-            seconds: that the epoch took this trainer.
+            seconds: that the epoch took this trainer, since it was begun or resumed.
         """
         losses = self.gradients.losses()
         improved = self.progress.add_epoch(
@@ -353,7 +389,7 @@ class Trainer:
             val_loss=math.fsum(-p.log_likelihood for p in predictions) / len(predictions),
             val_accuracy=sum(p.correct for p in predictions) / len(predictions),
             lr=self.optimizer.param_groups[0]["lr"],
-            seconds=seconds,
+            seconds=self._earlier_seconds + seconds,
         )
         if improved:
             with self.averaged():
@@ -362,8 +398,7 @@ class Trainer:
             for line in self._watch.look(self.progress.history):
                 _log.warning("%s: %s", self.label, line)
             self.recorder.record_epoch()
-            with self.own_random_stream():  # the checkpoint keeps this stream's state
-                self.checkpointer.save(self.progress, self.best)
+        self._save()
         self._look_for_request()
 
     def _look_for_request(self) -> None:

@@ -10,12 +10,16 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Collection
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe, wait
 
 from .settings import EngineSettings
 from .tasks import Job, Outcome, Task, perform
 from .worker_pool import WorkerPool
+
+_SECONDS_TO_SAVE = 60.0
 
 
 class WorkerProcess:
@@ -95,6 +99,15 @@ class LocalExecutor(WorkerPool[WorkerProcess]):
     def kill(self, worker: WorkerProcess) -> None:
         """See `WorkerPool.kill`."""
         worker.end()
+
+    def ask_to_end(self, workers: Collection[WorkerProcess]) -> None:
+        """Send SIGTERM and wait for a while: training ends with a checkpoint, whatever else at once."""
+        for worker in workers:
+            worker.process.terminate()
+        until = time.monotonic() + _SECONDS_TO_SAVE
+        for worker in workers:
+            with suppress(subprocess.TimeoutExpired):
+                worker.process.wait(max(0.0, until - time.monotonic()))
 
 
 def _visible_gpus() -> list[str]:

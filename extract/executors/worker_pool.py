@@ -52,6 +52,9 @@ class WorkerPool(Executor, Generic[Worker]):
     def kill(self, worker: Worker) -> None:
         """End a worker, whatever it does."""
 
+    def ask_to_end(self, workers: Collection[Worker]) -> None:
+        """Have workers save what they are at and end, before they are killed; by default nothing is done."""
+
     def run(self, job: Job, tasks: Sequence[Task]) -> Iterator[Receipt]:
         """See `Executor.run`."""
         if job is not self._job:
@@ -81,13 +84,16 @@ class WorkerPool(Executor, Generic[Worker]):
             self.kill(self._idle.pop())
 
     def close(self) -> None:
-        """Kill all workers."""
+        """End all workers."""
         self.stop_idle()
         self._stop_busy()
 
     def _stop_busy(self) -> None:
-        while self._busy:
-            self.kill(self._busy.popitem()[0])
+        try:
+            self.ask_to_end(list(self._busy))
+        finally:
+            while self._busy:
+                self.kill(self._busy.popitem()[0])
 
     def _begin_tasks(self, queue: TaskQueue, budget: MemoryBudget) -> None:
         for task in queue.ready():

@@ -107,10 +107,9 @@ def test_a_killed_and_resumed_run_equals_one_never_killed(
         patch.setattr(Checkpointer, "save", dies)
         with pytest.raises(KeyboardInterrupt):
             adapt(experiment, variant=variant, progress=False, context=context(experiment))
-    with pytest.raises(RunError, match="unfinished run; add --resume"):
-        adapt(experiment, variant=variant, progress=False, context=context(experiment))
     torch.manual_seed(99)  # whatever another process drew in between
-    resumed = adapt(experiment, variant=variant, resume=True, progress=False, context=context(experiment))
+    resumed = adapt(experiment, variant=variant, progress=False, context=context(experiment))
+    assert resumed.how == "resumed"
     assert without_seconds(resumed.folder) == without_seconds(kept)
     assert lines(resumed.folder / "predictions.jsonl") == lines(kept / "predictions.jsonl")
     ours, theirs = load_file(resumed.folder / "adapter.safetensors"), load_file(kept / "adapter.safetensors")

@@ -76,7 +76,7 @@ def shaken(model: JointModel) -> JointModel:
 def saved(context: ExperimentContext, chosen: VariantSettings, folder: Path) -> tuple[RunFolder, JointModel]:
     experiment = context.experiment
     run = RunFolder(folder / "runs" / experiment.name / chosen.name / "seed0")
-    run.prepare(run_config(experiment, chosen, experiment.train_settings(chosen), 0), resume=False)
+    run.prepare(run_config(experiment, chosen, experiment.train_settings(chosen), 0))
     model = shaken(context.build(chosen, seed=0))
     save_adapter(run, model, context, chosen, cuts={})
     return run, model

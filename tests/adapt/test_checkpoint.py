@@ -116,7 +116,7 @@ def test_a_recorder_writes_epochs_as_they_end_and_the_result_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = RunFolder(tmp_path / "run")
-    folder.prepare({"seed": 0}, resume=False)
+    folder.prepare({"seed": 0})
     history: list[Any] = [{"event": "epoch", "epoch": 1, "step": 4}]
     recorder = RunRecorder(folder, name="exp/probe/seed0", config={"seed": 0}, log=LogSettings(), history=history)
     history.append({"event": "epoch", "epoch": 2, "step": 8})

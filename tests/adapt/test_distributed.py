@@ -25,7 +25,8 @@ train = { accumulate = 2, epochs = 8 }
 adapter = { kind = "peft:lora", r = 2, lora_alpha = 4, target_modules = "all-linear" }
 """
 
-# Trains the variants named, in one start of torchrun; a third argument names the epoch in which process 1 dies.
+# Trains the variants named, in one start of torchrun; a third argument names the epoch in which process 1 dies, a
+# fourth after how many batches it is asked to end.
 DRIVER = """
 import os, signal, sys
 import torch.distributed as dist
@@ -38,6 +39,13 @@ def dying(self):
         os.kill(os.getpid(), signal.SIGKILL)
     begin(self)
 Trainer.begin_epoch = dying
+
+step, steps = Trainer.step, iter(range(1, 999))
+def asked(self, batch):
+    step(self, batch)
+    if len(sys.argv) > 4 and next(steps) == int(sys.argv[4]) and dist.get_rank() == 1:
+        signal.raise_signal(signal.SIGTERM)
+Trainer.step = asked
 
 dist.init_process_group("gloo")
 for name in sys.argv[2].split(","):
@@ -120,7 +128,10 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(experiments: di
     assert torchrun(str(driver), str(torn), "trimodal", "2", size=2).returncode != 0
     assert (run_of(torn, "trimodal") / "checkpoint").is_dir()
     assert not (run_of(torn, "trimodal") / "result.json").exists()
-    resumed = torchrun("-m", "talik", "adapt", str(torn), "--variant", "trimodal", "--resume", "--quiet", size=2)
+    stopped = torchrun(str(driver), str(torn), "trimodal", "-1", "4", size=2)
+    assert stopped.returncode != 0
+    assert stopped.stderr.count("stopped by SIGTERM in epoch 3 after batch 4 of") == 1, stopped.stderr[-3000:]
+    resumed = torchrun("-m", "talik", "adapt", str(torn), "--variant", "trimodal", "--quiet", size=2)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert resumed.stdout.count("accuracy") == 1
     for name in ("adapter.safetensors", "predictions.jsonl"):  # with dropout, bit for bit

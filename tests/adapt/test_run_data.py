@@ -357,7 +357,7 @@ def test_a_training_in_place_that_fails_leaves_the_old_run(
         raise RunError("the loss is nan")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "fit", fails)
+        patch.setattr(Trainer, "begin_epoch", fails)
         with pytest.raises(RunError, match="nan"):
             train(place, retrain=True)
         with pytest.raises(RunError, match="nan"):

@@ -20,40 +20,37 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def test_a_folder_that_does_not_exist_is_made_with_its_configuration(folder: RunFolder) -> None:
-    assert folder.prepare(CONFIG, resume=False) == "new"
+    assert folder.prepare(CONFIG) == "new"
     assert folder.config() == CONFIG
 
 
 def test_a_run_without_checkpoint_and_result_gives_way_to_other_settings(folder: RunFolder) -> None:
-    folder.prepare(CONFIG, resume=False)
-    assert folder.prepare(OTHER, resume=False) == "new"
+    folder.prepare(CONFIG)
+    assert folder.prepare(OTHER) == "new"
     assert folder.config() == OTHER
 
 
 @pytest.mark.parametrize("name", ["checkpoint", "checkpoint.old"])
-def test_an_unfinished_run_goes_on_only_if_resumed_and_with_its_settings(folder: RunFolder, name: str) -> None:
-    folder.prepare(CONFIG, resume=False)
+def test_an_unfinished_run_goes_on_with_its_settings_alone(folder: RunFolder, name: str) -> None:
+    folder.prepare(CONFIG)
     (folder.path / name).mkdir()
     assert folder.status == "unfinished"
-    with pytest.raises(RunError, match="unfinished run; add --resume"):
-        folder.prepare(CONFIG, resume=False)
-    assert folder.prepare(CONFIG, resume=True) == "unfinished"
-    for resume in (False, True):
-        with pytest.raises(RunError, match=r"other settings \(train\.lr: .*0\.2.*0\.1.*\); rename the variant"):
-            folder.prepare(OTHER, resume=resume)
+    assert folder.prepare(CONFIG) == "unfinished"
+    with pytest.raises(RunError, match=r"other settings \(train\.lr: .*0\.2.*0\.1.*\); rename the variant"):
+        folder.prepare(OTHER)
     assert folder.config() == CONFIG
-    with pytest.raises(RunError, match=r"found an unfinished run, expected a finished one; .* --resume"):
+    with pytest.raises(RunError, match=r"found an unfinished run, expected a finished one; train it with talik adapt$"):
         folder.check_done()
 
 
 def test_a_finished_run_is_left_alone_and_refused_to_other_settings(folder: RunFolder) -> None:
-    folder.prepare(CONFIG, resume=False)
+    folder.prepare(CONFIG)
     with pytest.raises(RunError, match="found no trained run"):
         folder.check_done()
     folder.write_json("result.json", {"accuracy": 0.5})
     before = (folder.path / "config.toml").stat().st_mtime_ns
-    assert folder.prepare(CONFIG, resume=False) == folder.prepare(CONFIG, resume=True) == "done"
+    assert folder.prepare(CONFIG) == "done"
     assert (folder.path / "config.toml").stat().st_mtime_ns == before
     folder.check_done()
     with pytest.raises(RunError, match="other settings"):
-        folder.prepare(OTHER, resume=True)
+        folder.prepare(OTHER)

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 
 import talik
 from talik.cache.maintenance.verify import verify
-from talik.errors import RunError
 
 MADE = Path(__file__).parents[1] / "data" / "made_by_3bc9310"
 MODALITIES = ("visual", "audio", "text")
@@ -159,9 +158,9 @@ def test_a_plan_is_followed(folder: Path) -> None:
 
 
 def test_an_interrupted_run_ends_with_the_numbers_of_one_uninterrupted(folder: Path) -> None:
-    with pytest.raises(RunError, match="unfinished run; add --resume"):
-        talik.adapt("exp.toml", variant="trimodal", seed=1, progress=False)
-    run = talik.adapt("exp.toml", variant="trimodal", seed=1, resume=True, progress=False).folder
+    resumed = talik.adapt("exp.toml", variant="trimodal", seed=1, progress=False)
+    run = resumed.folder
+    assert resumed.how == "resumed"
     assert not (run / "checkpoint").exists()
     (*epochs, done), (*epochs_then, done_then) = (lines(f / "metrics.jsonl") for f in (run, MADE / "expected"))
     assert [line["epoch"] for line in epochs] == [1, 2, 3]
