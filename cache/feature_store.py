@@ -250,7 +250,8 @@ class FeatureStore(ABC):
             identity: what its values must depend on; any difference is an error.
             verify: when an item's CRC32C is checked: on its first read, on every one, or never.
             path: `mmap` copies from memory maps, `preadv` reads from the disk past the page cache by several threads,
-                `auto` does each where it is the faster. Network file systems are never mapped.
+                `auto` copies what is in memory from maps and reads the rest by several threads, through the page cache
+                if the boundary fits in memory. Network file systems are never mapped.
             allocate: gives memory for batches (pinned, for a GPU): size in bytes -> (at least that,) uint8.
 
         Raises:

@@ -1,7 +1,7 @@
 """Reads items and tokens out of shard files: their index, parsed once, and copies that are checked on the way.
 
-How the bytes of a file are reached is a subclass of `StoredShard`: `mmap_shards.MappedShard` or
-`direct_shards.DirectShard`.
+How the bytes of a file are reached is a subclass of `StoredShard`: `mmap_shards.MappedShard`,
+`buffered_shards.BufferedShard` or `direct_shards.DirectShard`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import CorruptItemError
+from ..format.crc32c import extend_crc32c
 from ..format.layout import DataArray, Layout
 from ..format.sharding import parse_index, shard_where
 
@@ -151,12 +151,12 @@ def copy_block(source: NDArray[np.uint8], out: NDArray[np.uint8], crc: int | Non
     """Copy bytes (n,) block by block; return `crc` extended by them, or None if it is None."""
     if len(out) <= BLOCK_BYTES:
         np.copyto(out, source)
-        return None if crc is None else google_crc32c.extend(crc, out)
+        return None if crc is None else extend_crc32c(crc, out)
     for at in range(0, len(out), BLOCK_BYTES):
         block = out[at : at + BLOCK_BYTES]
         np.copyto(block, source[at : at + BLOCK_BYTES])
         if crc is not None:
-            crc = google_crc32c.extend(crc, block)
+            crc = extend_crc32c(crc, block)
     return crc
 
 

@@ -7,11 +7,11 @@ import os
 from contextlib import suppress
 from typing import Any
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from ..atomic_io import disk_errors, start_writeback, temporary_beside
+from ..format.crc32c import extend_crc32c
 from ..format.layout import DataArray
 from ..format.sharding import encode_index
 
@@ -41,7 +41,7 @@ class ShardFile:
     def add_item(self, slot: int, values: NDArray[Any]) -> None:
         """Write one inner chunk of a dense array: an item and its checksum."""
         self.write(values)
-        self.write(google_crc32c.value(values).to_bytes(4, "little"))
+        self.write(extend_crc32c(0, values).to_bytes(4, "little"))
         self._slots.append(slot)
 
     def add_tokens(self, first: int, values: NDArray[Any]) -> None:

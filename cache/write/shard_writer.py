@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +14,7 @@ from ...errors import StoreMismatchError
 from ..atomic_io import sync_folder
 from ..format import catalog as catalog_
 from ..format.catalog import Catalog
+from ..format.crc32c import extend_crc32c
 from ..format.dtypes import to_input, to_storage
 from ..format.int8 import SCALE, Int8Error, quantized
 from ..format.layout import Layout
@@ -310,5 +310,5 @@ def _add_tokens(files: Sequence[ShardFile], start: int, arrays: Sequence[NDArray
     crc = 0
     for file, values in zip(files, arrays, strict=True):
         file.add_tokens(start, values)
-        crc = google_crc32c.extend(crc, values) if values.size else crc
+        crc = extend_crc32c(crc, values)
     return crc

@@ -141,7 +141,8 @@ class StoreSettings:
             provenance.
         verify: when checksums are compared while training: at an item's first read, at each, or never.
         read_path: how training reaches the bytes: "mmap" by memory maps, "preadv" from the disk past the page cache by
-            several threads, "auto" by each where it is the faster. Network file systems are never mapped.
+            several threads; "auto" takes what is in memory from maps, and the rest by several threads, through the page
+            cache if the boundary fits in memory. Network file systems are never mapped.
         shard_items: clips a shard, the unit of work that a kill can cost; by default as many as this machine computes
             in about a minute, found by timing one clip at the first run and kept from then on.
         disk_budget: what the states may take, as "200 GB" or "1.5 TB" (decimal units); no limit but the disk's own

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from talik.cache.feature_store import FeatureStore
+from talik.cache.format.crc32c import extend_crc32c
 from talik.cache.format.sharding import ABSENT
 from talik.cache.read import direct_shards as direct
 from talik.cache.read import local_rows as rows
@@ -34,6 +35,17 @@ def read_all(sample, store, items, /, **more):
     reader = FeatureStore.open(store).reader(sample.spec.modality, 9, **more)
     reader.read([i.key for i in items])
     return reader
+
+
+@pytest.fixture
+def reached(request, monkeypatch) -> str:
+    """The path of reading; of "cached" it is `auto`, which finds nothing in memory."""
+    if request.param == "cached":
+        monkeypatch.setattr(FileMap, "resident", lambda *about: False)
+    return "auto" if request.param == "cached" else request.param
+
+
+by_every_way = pytest.mark.parametrize("reached", ["mmap", "cached", "preadv"], indirect=True)
 
 
 @pytest.mark.parametrize("path", ["mmap", "preadv", "auto"])
@@ -58,14 +70,14 @@ def test_an_unknown_path(make_sample, tmp_path):
         FeatureStore.open(tmp_path / "s").reader("visual", 9, path="pread")
 
 
+@by_every_way
 @pytest.mark.parametrize("large", [(700, 1000), (3, 100_000)])
-def test_items_of_many_blocks(large, make_sample, tmp_path):
+def test_items_of_many_blocks(large, reached, make_sample, tmp_path):
     """Longer than a block, and not of whole pages, so that blocks begin and end inside items."""
     sample = make_sample(shape=large, dtype="float32")
     items = sample.items(5)
     sample.fill(tmp_path / "s", items)
-    for path in ("preadv", "mmap"):
-        read_all(sample, tmp_path / "s", items, path=path, verify="always")
+    read_all(sample, tmp_path / "s", items, path=reached, verify="always")
 
 
 @pytest.mark.parametrize("name", ["dense-inputs", "ragged"])
@@ -119,7 +131,8 @@ def test_the_path_follows_what_is_in_memory(make_sample, tmp_path, monkeypatch):
     monkeypatch.setattr(FileMap, "resident", lambda self, begin, size: seen.append(begin) or False)
     reader = read_all(sample, tmp_path / "s", items)
     assert seen
-    assert ways(reader)[1] == 0, "what fits in memory is read through the maps, so that it is there the next time"
+    assert len(reader.rows.cached) == 3, "what fits in memory is read through the page cache, to be there the next time"
+    assert ways(reader)[1] == 0
     assert reader.rows.pool is not None
     assert sorted(reader.rows.absent(_Nowhere(), reader.rows_of(keys))) == list(range(9)), "pushed out since"
     reader.rows.beyond_memory = True
@@ -151,9 +164,9 @@ def test_what_the_kernel_says_is_in_memory(tmp_path):
         assert not FileMap(empty).resident(1 << 21, 4096), "a hole has no page until it is read"
 
 
-@pytest.mark.parametrize("path", ["mmap", "preadv"])
+@by_every_way
 @pytest.mark.parametrize("name", ["dense-inputs", "ragged"])
-def test_a_corrupt_item_names_its_place_by_every_path(name, path, make_sample, tmp_path):
+def test_a_corrupt_item_names_its_place_by_every_path(name, reached, make_sample, tmp_path):
     sample = make_sample(name)
     items = sample.items(9)
     sample.fill(tmp_path / "s", items)
@@ -161,7 +174,7 @@ def test_a_corrupt_item_names_its_place_by_every_path(name, path, make_sample, t
     content = bytearray(data.read_bytes())
     content[1] ^= 16  # of the shard's first item that has tokens
     data.write_bytes(content)
-    reader = FeatureStore.open(tmp_path / "s").reader(sample.spec.modality, 9, path=path)
+    reader = FeatureStore.open(tmp_path / "s").reader(sample.spec.modality, 9, path=reached)
     row_of = {int(r): i for r, i in zip(reader.rows_of([i.key for i in items]), items, strict=True)}
     in_shard = sorted(r for r in row_of if r // reader.catalog.layout.grid.rows_per_shard == 1)
     bad = row_of[next(r for r in in_shard if not sample.spec.ragged or sample.length(row_of[r]))]
@@ -179,9 +192,9 @@ def test_a_corrupt_item_names_its_place_by_every_path(name, path, make_sample, t
     reader.close()
 
 
-@pytest.mark.parametrize("path", ["mmap", "preadv"])
+@by_every_way
 @pytest.mark.parametrize("name", ["dense", "ragged"])
-def test_chunks_in_any_order(name, path, make_sample, tmp_path, monkeypatch):
+def test_chunks_in_any_order(name, reached, make_sample, tmp_path, monkeypatch):
     """Another writer may put them so; the index says where each is, and is parsed once."""
     monkeypatch.setattr("talik.cache.format.layout.TARGET_CHUNK_BYTES", 16)  # one token a chunk
     sample = make_sample(name)
@@ -195,9 +208,9 @@ def test_chunks_in_any_order(name, path, make_sample, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "talik.cache.read.shard_reader.read_index", lambda *about: parsed.append(about[:2]) or read_index(*about)
     )
-    reader = read_all(sample, tmp_path / "s", items[::-1], path=path, verify="always")
+    reader = read_all(sample, tmp_path / "s", items[::-1], path=reached, verify="always")
     parsed.clear()
-    reader = FeatureStore.open(tmp_path / "s").reader(sample.spec.modality, 9, path=path)
+    reader = FeatureStore.open(tmp_path / "s").reader(sample.spec.modality, 9, path=reached)
     for _ in range(3):
         reader.read([i.key for i in items])
     assert len(parsed) == len(set(parsed)) > 0
@@ -220,16 +233,24 @@ def _turn_round(array, shard: int, where: str) -> None:
     assert path.stat().st_size == len(content)
 
 
-def test_a_file_that_got_shorter_while_open(make_sample, tmp_path):
+@pytest.mark.parametrize("reached", ["cached", "preadv"], indirect=True)
+def test_a_file_that_got_shorter_while_open(reached, make_sample, tmp_path):
     sample = make_sample(shape=(100, 100))
     items = sample.items(3)
     sample.fill(tmp_path / "s", items)
-    reader = FeatureStore.open(tmp_path / "s").reader("visual", 9, path="preadv", verify="always")
+    reader = FeatureStore.open(tmp_path / "s").reader("visual", 9, path=reached, verify="always")
     reader.read([i.key for i in items])
     os.truncate(next((tmp_path / "s" / sample.spec.path / "hidden").glob("c.0.*")), 30_000)
-    with pytest.raises(CorruptItemError, match="shard 0 of hidden: ends before byte 60012"):
+    with pytest.raises(CorruptItemError, match=r"shard 0 of hidden: ends before byte \d+"):
         reader.read([items[2].key])
     reader.close()
+
+
+@pytest.mark.parametrize("size", [0, 9, 1000, 1 << 16, (1 << 20) + 3])
+def test_checksums_are_those_of_the_library(size):
+    values = np.frombuffer(os.urandom(size), np.uint8)
+    assert extend_crc32c(0, values) == google_crc32c.value(values.tobytes())
+    assert extend_crc32c(77, values) == google_crc32c.extend(77, values.tobytes())
 
 
 def test_open_files_are_bounded(make_sample, tmp_path, monkeypatch):
