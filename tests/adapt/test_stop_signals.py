@@ -120,22 +120,22 @@ def test_a_run_stopped_in_the_middle_three_times_equals_one_never_stopped(
     context: ExperimentContext,
     options: dict[str, Any],
     on_call: Any,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     whole = trained(write("whole", **options), context)
     broken = write("broken", **options)
+    caplog.set_level("INFO", logger="talik")
     on_call("step", {1: raised(signal.SIGTERM), 3: raised(signal.SIGINT)})  # after the 2nd and the 4th batch
     on_call("answers", {1: raised(signal.SIGUSR1)})  # in the validation of the first epoch
     with pytest.raises(SystemExit) as ended:
         trained(broken, context)
     assert ended.value.code == 143
     assert position(broken) == (0, 2)
-    said = capsys.readouterr().err
-    assert re.search(r"seed0: stopped by SIGTERM in epoch 1 after batch 2 of \d+; a checkpoint is kept", said)
+    assert re.search(r"seed0: stopped by SIGTERM in epoch 1 after batch 2 of \d+; a checkpoint is kept", caplog.text)
     with pytest.raises(KeyboardInterrupt):
         trained(broken, context)
     assert position(broken) == (0, 4)
-    assert "goes on from the checkpoint in epoch 1 after batch 2" in capsys.readouterr().err
+    assert "goes on from the checkpoint in epoch 1 after batch 2" in caplog.text
     with pytest.raises(SystemExit) as ended:
         trained(broken, context)
     assert ended.value.code == 138
