@@ -7,15 +7,15 @@ when the checkpoint is written.
 
 from __future__ import annotations
 
-import logging
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-_log = logging.getLogger(__name__)
+from tqdm import tqdm
 
 GOES_ON = "a checkpoint is kept, and the same command goes on from it"
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -79,7 +79,7 @@ class StopSignals:
         Nothing is done where none has come.
 
         Args:
-            said: a line for the log.
+            said: a line for stderr, whatever is logged where: a worker's log is read by nobody.
 
         Raises:
             KeyboardInterrupt: of SIGINT.
@@ -89,7 +89,7 @@ class StopSignals:
         if not signum:
             return
         if said:
-            _log.warning(said)
+            tqdm.write(said, file=sys.stderr)
         former = self._former.get(signum)
         if callable(former):
             former(signum, None)

@@ -121,6 +121,7 @@ def test_a_run_stopped_in_the_middle_three_times_equals_one_never_stopped(
     options: dict[str, Any],
     on_call: Any,
     caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     whole = trained(write("whole", **options), context)
     broken = write("broken", **options)
@@ -131,7 +132,8 @@ def test_a_run_stopped_in_the_middle_three_times_equals_one_never_stopped(
         trained(broken, context)
     assert ended.value.code == 143
     assert position(broken) == (0, 2)
-    assert re.search(r"seed0: stopped by SIGTERM in epoch 1 after batch 2 of \d+; a checkpoint is kept", caplog.text)
+    said = capsys.readouterr().err
+    assert re.search(r"seed0: stopped by SIGTERM in epoch 1 after batch 2 of \d+; a checkpoint is kept", said)
     with pytest.raises(KeyboardInterrupt):
         trained(broken, context)
     assert position(broken) == (0, 4)
