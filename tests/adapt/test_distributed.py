@@ -120,6 +120,7 @@ def test_three_processes_train_what_one_trains(experiments: dict[str, Path], tmp
         assert json.loads((together / "result.json").read_text())["processes"] == 3
 
 
+@pytest.mark.timeout(900)  # four starts of torchrun
 def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(experiments: dict[str, Path], tmp_path: Path) -> None:
     driver = tmp_path / "driver.py"
     driver.write_text(DRIVER)
