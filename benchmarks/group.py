@@ -1,6 +1,6 @@
 """What a fused group of variants costs beside solo runs of the same variants, in time and in memory.
 
-    taskset -c 1 python benchmarks/group.py [--members 8] [--rounds 3] [--output benchmarks/group.md]
+    taskset -c 1 python benchmarks/group.py [--members 8] [--rounds 3] [--at insertions] [--output benchmarks/group.md]
 
 `bottleneck` adapters before the last visual unit and, of sound and text, at places as far above a boundary 4 units
 below: {visual = [11], audio = [4], text = [5]}, each member with a learning rate of its own. Two stores of the same
@@ -38,7 +38,7 @@ CASES: dict[str, dict[str, int]] = {
     "at the insertions": {"visual": 11, "audio": 4, "text": 5},
     "4 units below": {"visual": 7, "audio": 0, "text": 1},
 }
-ALLOWED = {"at the insertions": 1.0, "4 units below": 0.7}
+ALLOWED = {"at the insertions": 0.9, "4 units below": 0.7}
 
 
 def write_experiment(path: Path, cuts: Mapping[str, int], *, members: int, batch_size: int) -> None:
@@ -213,6 +213,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--members", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--at", choices=["insertions", "below"], help="measure one case only")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--questions", type=int, default=32, help="training questions of a run")
     parser.add_argument("--clips", type=int, default=12, help="of the demo set")
@@ -231,6 +232,8 @@ def main() -> None:
         work = arguments.work or Path(temporary)
         make_demo(work / "set", num_clips=arguments.clips, seed=0, workers=1, progress=False)
         for number, (case, cuts) in enumerate(CASES.items()):
+            if arguments.at is not None and arguments.at not in case:
+                continue
             experiment = work / f"group{number}.toml"
             write_experiment(experiment, cuts, members=arguments.members, batch_size=arguments.batch_size)
             cases[case] = measure_case(experiment, rounds=arguments.rounds, questions=arguments.questions, memory=True)

@@ -59,7 +59,13 @@ class BatchedStops:
         shapes = tuple((m, id(given.model.encoders[m]), _shape(s)) for m, s in sorted(state.states.items()))
         where = None if stop is None else (stop.insertion, stop.action, tuple(sorted(stop.boundaries.items())))
         clips = None if state.batch.clips is None else id(state.batch.clips)
-        return (key, where, tuple(given.model.ends), shapes, clips, frozenset(state.by_clip), given.model.precision)
+        rows: tuple[Hashable, ...] = (clips, frozenset(state.by_clip))
+        if stop is not None and stop.action == "after unit":
+            deltas, spread = state.pending
+            rows += (frozenset(spread), tuple(m for m in MODALITIES if deltas.get(m) is not None))
+        elif stop is not None:
+            rows += (frozenset(state.to_spread(stop)),)
+        return (key, where, tuple(given.model.ends), shapes, rows, given.model.precision)
 
     def _module(self, index: int, stop: Stop | None) -> object:
         model = self.forward.passes[index].model
