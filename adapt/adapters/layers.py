@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..scan.member_axis import at_once, fold, has_members, of_each, unfold
+from ..scan.member_axis import at_once, fold, has_members, num_members, of_each, unfold
 
 _KERNELS = [
     SDPBackend.FLASH_ATTENTION,
@@ -113,7 +113,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
 
 def _attention_of_members(shared: Sequence[bool], q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
     """Attend with the queries (P, B, h, Q, e) of several members as with those of a batch of P·B."""
-    num = next(len(x) for x, same in zip((q, k, v, seen), shared, strict=True) if x is not None and not same)
+    num = num_members(shared, (q, k, v, seen))
     q, k, v = (of_each(x, same, num) for x, same in zip((q, k, v), shared, strict=False))
     if seen is not None and not (shared[3] and (seen.dim() < 4 or len(seen) == 1)):
         whole = of_each(seen, shared[3], num)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .member_axis import at_once, fold, has_members, of_each, unfold
+from .member_axis import at_once, fold, has_members, num_members, of_each, unfold
 
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -28,7 +28,7 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Returns:
         (B, L, d) in the data type that holds both x and the weight.
     """
-    if has_members(x, weight):
+    if has_members(x, weight, bias):
         return at_once(_of_members, x, weight, bias)
     dtype = torch.promote_types(x.dtype, weight.dtype)
     return _CausalConv.apply(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
@@ -36,7 +36,7 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _of_members(shared: Sequence[bool], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Convolve the lines (P, B, L, d) of several members as one of P·d channels."""
-    num = next(len(t) for t, same in zip((x, weight), shared, strict=False) if not same)
+    num = num_members(shared, (x, weight, bias))
     x, weight = (of_each(t, same, num) for t, same in zip((x, weight), shared, strict=False))
     bias = None if bias is None else of_each(bias, shared[2], num).flatten()
     return unfold(causal_conv(fold(x, 2), weight.flatten(0, 1), bias), 2, num)

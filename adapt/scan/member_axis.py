@@ -8,11 +8,12 @@ Letters: P members.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 
 Rule = Callable[..., Tensor]
 
@@ -23,7 +24,7 @@ def has_members(*operands: object) -> bool:
     >>> torch.vmap(lambda x: x + has_members(x))(torch.zeros(2)).tolist(), has_members(torch.zeros(2))
     ([1.0, 1.0], False)
     """
-    return any(isinstance(x, Tensor) and torch._C._functorch.is_batchedtensor(x) for x in operands)
+    return any(isinstance(x, Tensor) and is_batchedtensor(x) for x in operands)
 
 
 def at_once(rule: Rule, *operands: object) -> Tensor:
@@ -54,11 +55,16 @@ class _AtOnce(torch.autograd.Function):
         """Nothing is kept: there is no backward of its own."""
 
     @staticmethod
-    def vmap(_: Any, in_dims: tuple[int | None, ...], rule: Rule, *operands: Any) -> tuple[Tensor, int]:
+    def vmap(_: Any, in_dims: Any, *given: Any) -> tuple[Tensor, int]:
+        rule, *operands = given
         dims = in_dims[1:]
-        shared = tuple(dim is None for dim in dims)
         whole = [x if dim is None else x.movedim(dim, 0) for x, dim in zip(operands, dims, strict=True)]
-        return rule(shared, *whole), 0
+        return rule(tuple(dim is None for dim in dims), *whole), 0
+
+
+def num_members(shared: Sequence[bool], operands: Sequence[object]) -> int:
+    """Return P, from the first of a rule's operands that is of several members."""
+    return next(len(x) for x, same in zip(operands, shared, strict=True) if isinstance(x, Tensor) and not same)
 
 
 def of_each(x: Tensor, shared: bool, num_members: int) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ...errors import BackendError, SettingsError, unknown_name
 from .chunk import chunked_scan
 from .fused_mamba import mamba_scan, obstacle
-from .member_axis import at_once, fold, has_members, of_each, unfold
+from .member_axis import at_once, fold, has_members, num_members, of_each, unfold
 from .naive import scan_loop
 from .softplus import softplus
 from .triton_scan import obstacle as triton_obstacle
@@ -134,9 +134,9 @@ def _of_members(
 ) -> Tensor:
     """Scan the lines of several members, u (P, B, d, L), as one of P·d channels and P·G groups."""
     tensors = (u, delta, A, B, C, D, z, delta_bias)
-    num = next(len(x) for x, same in zip(tensors, shared, strict=False) if x is not None and not same)
+    num = num_members(shared, tensors)
     u, delta, A, B, C, D, z, delta_bias = (  # type: ignore[assignment]
-        None if x is None else of_each(x, same, num) for x, same in zip(tensors, shared, strict=False)
+        None if x is None else of_each(x, same, num) for x, same in zip(tensors, shared, strict=True)
     )
 
     def groups(x: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def test_constant_matrices_of_each_member_and_what_the_scan_refuses() -> None:
         )
 
 
-@pytest.mark.parametrize("dims", [(0, 0, 0), (None, 0, 0), (0, None, 0), (0, 0, None), (2, 1, 1)])
+@pytest.mark.parametrize("dims", [(0, 0, 0), (None, 0, 0), (0, None, 0), (0, 0, None), (2, 1, 1), (None, None, 0)])
 def test_the_convolution_of_members_is_one_convolution(dims: tuple[int | None, ...]) -> None:
     torch.manual_seed(1)
     whole = [(BATCH, LENGTH, WIDTH), (WIDTH, 1, 3), (WIDTH,)]
