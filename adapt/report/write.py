@@ -142,7 +142,9 @@ def report(
     folders = tuple(folder for folder in folders if folder not in stopped)
     left_out = [folder for folder in folders if skip_unfinished and not is_finished(folder)]
     finished = [folder for folder in folders if folder not in left_out]
-    variants = group_by_variant(read_run(folder, split=split, prefix=prefixes[folder]) for folder in finished)
+    variants: Mapping[str, Sequence[Run]] = group_by_variant(
+        read_run(folder, split=split, prefix=prefixes[folder]) for folder in finished
+    )
     order, labels = list(order or ()), dict(labels or {})
     pairs = None if comparisons is None else list(comparisons)
     if skip_unfinished:
