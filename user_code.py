@@ -100,7 +100,7 @@ def user_settings(cls: Any) -> type:
     nested = getattr(cls, "Settings", None)
     if isinstance(nested, type) and dataclasses.is_dataclass(nested):
         return nested
-    function = cls.__init__ if isinstance(cls, type) else cls
+    function = cls.__init__ if isinstance(cls, type) else cls  # type: ignore[misc]  # read, and not called
     try:
         hints = typing.get_type_hints(function)
         names = [n for n in inspect.signature(function).parameters if n != "self"]

@@ -120,4 +120,5 @@ def _attention_of_members(shared: Sequence[bool], q: Tensor, k: Tensor, v: Tenso
         whole = whole.reshape(num, *[1] * (5 - whole.dim()), *whole.shape[1:])
         seen = whole.expand(num, q.shape[1], *whole.shape[2:]).flatten(0, 1)
     with sdpa_kernel(_KERNELS):  # a caller that runs vmap's own way to attention may have left the plain one alone
-        return unfold(F.scaled_dot_product_attention(*(fold(x, 0) for x in (q, k, v)), attn_mask=seen), 0, num)
+        mixed = F.scaled_dot_product_attention(fold(q, 0), fold(k, 0), fold(v, 0), attn_mask=seen)
+        return unfold(mixed, 0, num)

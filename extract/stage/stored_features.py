@@ -13,7 +13,8 @@ from ...cache.open import open_store
 from ...errors import SettingsError, StoreMismatchError, unknown_name
 from ..datasets.load import load_manifest
 from .experiment_file import ExperimentSource
-from .features import Features, Pool
+from .feature_file import Pool
+from .features import Features
 from .items import ClipDigests
 from .plan import requested_boundaries
 from .prefix import open_encoder

@@ -94,11 +94,11 @@ def of_this_torch(store: str = "timm.zarr") -> str:
     return old.path
 
 
-def test_nothing_is_left_to_extract_of_timm(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_left_to_extract_of_timm(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     of_this_torch()
     assert talik.extract("timm.toml", progress=False).up_to_date
-    assert "visual: the store's states are of an earlier version, which prepared its inputs in another way" in (
-        capsys.readouterr().err
+    assert (
+        "visual: the store's states are of an earlier version, which prepared its inputs in another way" in caplog.text
     )
 
 
