@@ -143,13 +143,13 @@ def compare(full: Path, halved: Path, seed: int) -> Compared:
     )
 
 
-def killed_sweeps(folder: Path, *, kills: int, seed: int) -> sweep_kills.Kills:
+def killed_sweeps(folder: Path, *, kills: int, seed: int, grid: str = SMALL_GRID) -> sweep_kills.Kills:
     """Kill a small sweep with halving again and again."""
     make_demo(folder / "set", num_clips=8, seed=0, workers=1, progress=False)
     tables = sweep_kills.EXPERIMENT.format(set=folder / "set", **tiny_encoders(folder / "encoders"))
     path = folder / "exp.toml"
     start = tables[: tables.index("[sweep]")].replace("epochs = 3", "epochs = 4")
-    path.write_text(start + SMALL_GRID, encoding="utf-8")
+    path.write_text(start + grid, encoding="utf-8")
     work = sweep_kills.sweeping(path)
     return sweep_kills.kill_again_and_again(folder / "runs" / "exp", work, kills=kills, seed=seed)
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -96,6 +97,8 @@ class Trainer:
         if recorded is not None and not recorded.complete and not unfinished:
             recorded = None  # what is left of a run whose result was removed
         new = context.manifest.answers if unfinished else context.classes
+        if variant.start_from and recorded is None:
+            new = self._answers_of(context.experiment.runs / variant.start_from / f"seed{seed}", new)
         self.classes: tuple[str, ...] = new if recorded is None else recorded.answers
         self.model: JointModel = context.build(
             variant,
@@ -146,7 +149,7 @@ class Trainer:
         if restored is not None:
             self._random.set_to_current()
         elif variant.start_from:
-            self._take_weights_of(RunFolder(context.experiment.runs / variant.start_from / f"seed{seed}"))
+            load_adapter(RunFolder(context.experiment.runs / variant.start_from / f"seed{seed}"), self.model)
         self.progress, self.best = restored or (Progress(), {})
         fresh: RunOutcome = "trained anew" if folder.replaces_another else "trained"
         self.how: RunOutcome = fresh if restored is None else "resumed"
@@ -162,19 +165,23 @@ class Trainer:
             history=self.progress.history,
         )
 
-    def _take_weights_of(self, other: RunFolder) -> None:
-        """Start from the best weights of another run, with its classes in the same order.
+    @staticmethod
+    def _answers_of(start: Path, known: Sequence[str]) -> tuple[str, ...]:
+        """Return the answers of the run whose weights are the first ones, in the order of its head's classes.
 
         Raises:
-            RunError: it has not ended, or its weights are of another adapter, other encoders or other answers.
+            RunError: it has not ended, or has other answers than those `known` here.
         """
-        other.check_done()
-        answers = tuple(load_adapter(other, self.model)["answers"])
-        if answers != self.classes:
+        folder = RunFolder(start)
+        folder.check_done()
+        data = folder.data()
+        answers = () if data is None else data.answers
+        if sorted(answers) != sorted(known):
             raise RunError(
-                f"{other.path}: has {len(answers)} answers, or another order of them, than {self.label} "
-                f"({len(self.classes)}); start_from wants a run on the same answers"
+                f"{folder.path}: knows {len(answers)} answers, not the {len(known)} of the data set today; start_from "
+                "wants a run on the same answers"
             )
+        return answers
 
     @property
     def ended(self) -> bool:
