@@ -105,8 +105,6 @@ class SearchSummary:
             found.append(f"What went on was chosen on validation. {_CURSE}")
         if self.left_out:
             found.append(f"Left out, since stopped early: {', '.join(self.left_out)}.")
-        if self.seconds:
-            found.append(f"Training what the table does not show took {format_time(self.seconds)}.")
         return found
 
     def cells(self) -> Cells | None:
@@ -122,6 +120,7 @@ class SearchSummary:
             accuracy = "–" if one.score is None else f"{100 * one.score.accuracy:.1f}"
             body.append([one.name, values, accuracy, state, "yes" if one.shown else "no"])
         note = "Validation: best epoch so far, mean over seeds. Stopped runs have no result."
+        note += f" Training what the table does not show took {format_time(self.seconds)}." * bool(self.seconds)
         return Cells(["Tried", "Values", "Validation", "State", "In the table"], body, num_left=2, note=note)
 
 
