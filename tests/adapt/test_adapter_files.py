@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,14 +126,9 @@ def test_another_base_encoder_is_refused(
 
 
 @pytest.fixture
-def place(extracted: Path, tmp_path: Path) -> Path:
+def place(on_store: Callable[..., Path], tmp_path: Path) -> Path:
     """The extracted experiment in a folder of its own, the store shared."""
-    text = extracted.read_text(encoding="utf-8").replace(
-        'dtype = "float32"', f'dtype = "float32"\npath = "{extracted.parent / "features.zarr"}"'
-    )
-    path = tmp_path / "exp.toml"
-    path.write_text(text, encoding="utf-8")
-    return path
+    return on_store(tmp_path / "exp.toml")
 
 
 def with_variants(path: Path, *tables: str) -> Experiment:

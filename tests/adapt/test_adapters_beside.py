@@ -3,6 +3,7 @@ stands where it should; every published adapter trains from one line of TOML."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -185,12 +186,9 @@ def test_nothing_stands_beside_a_unit_that_changes_its_tokens(context: Experimen
 
 
 @pytest.mark.parametrize("name", LINES)
-def test_it_trains_from_a_line_of_toml(extracted: Path, tmp_path: Path, name: str) -> None:
-    text = extracted.read_text(encoding="utf-8")
-    text = text.replace('dtype = "float32"', f'dtype = "float32"\npath = "{extracted.parent / "features.zarr"}"')
-    text = text.replace("epochs = 2", "epochs = 1")
-    path = tmp_path / "exp.toml"
-    path.write_text(f'{text}\n[[variants]]\nname = "{name}"\ninsertion = "last 2"\n{LINES[name]}\n', encoding="utf-8")
+def test_it_trains_from_a_line_of_toml(on_store: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    variant = f'\n[[variants]]\nname = "{name}"\ninsertion = "last 2"\n{LINES[name]}\n'
+    path = on_store(tmp_path / "exp.toml", ("epochs = 2", "epochs = 1"), more=variant)
     done = CliRunner().invoke(app, ["adapt", str(path), "--variant", name, "--quiet"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert "accuracy" in done.output

@@ -116,9 +116,14 @@ class TestOnOtherLayoutsAndBesideUnits(Registered):
         return tiny_encoders() if self.layout == "NLC" else on_maps(str(self.layout))
 
 
+@pytest.fixture(scope="module")
+def context(extracted: Path) -> ExperimentContext:
+    return ExperimentContext(load_experiment(extracted))
+
+
 @pytest.mark.parametrize("name", [n for n in ADAPTERS if not placed(n)])
-def test_no_placement_beside_the_encoders_or_inside_units(extracted: Path, name: str) -> None:
+def test_no_placement_beside_the_encoders_or_inside_units(context: ExperimentContext, name: str) -> None:
     insertion = dict.fromkeys(("visual", "audio", "text"), (1,))
     variant = VariantSettings(name="v", adapter=ADAPTERS[name], insertion=insertion, placement="parallel")  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match="remove placement"):
-        ExperimentContext(load_experiment(extracted)).build(variant, seed=0)
+        context.build(variant, seed=0)

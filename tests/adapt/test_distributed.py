@@ -6,10 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import traceback
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
 
@@ -25,8 +29,8 @@ train = { accumulate = 2, epochs = 8 }
 adapter = { kind = "peft:lora", r = 2, lora_alpha = 4, target_modules = "all-linear" }
 """
 
-# Trains the variants named, in one start of torchrun; a third argument names the epoch in which process 1 dies, a
-# fourth after how many batches it is asked to end.
+# Trains variants of each FILE:VARIANT,VARIANT[:EPOCH[:BATCHES]] in one start of torchrun; process 1 dies as that epoch
+# begins, or is asked to end after so many batches.
 DRIVER = """
 import os, signal, sys
 import torch.distributed as dist
@@ -35,7 +39,7 @@ from talik.adapt.training.trainer import Trainer
 
 begin = Trainer.begin_epoch
 def dying(self):
-    if len(sys.argv) > 3 and self.progress.epoch == int(sys.argv[3]) and dist.get_rank() == 1:
+    if self.progress.epoch == dies_in and dist.get_rank() == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     begin(self)
 Trainer.begin_epoch = dying
@@ -43,13 +47,16 @@ Trainer.begin_epoch = dying
 step, steps = Trainer.step, iter(range(1, 999))
 def asked(self, batch):
     step(self, batch)
-    if len(sys.argv) > 4 and next(steps) == int(sys.argv[4]) and dist.get_rank() == 1:
+    if asked_after is not None and next(steps) == asked_after and dist.get_rank() == 1:
         signal.raise_signal(signal.SIGTERM)
 Trainer.step = asked
 
 dist.init_process_group("gloo")
-for name in sys.argv[2].split(","):
-    talik.adapt(sys.argv[1], variant=name, progress=False)
+for given in sys.argv[1:]:
+    path, names, *last = given.split(":")
+    dies_in, asked_after = (int(n) if n else None for n in [*last, "", ""][:2])
+    for name in names.split(","):
+        talik.adapt(path, variant=name, progress=False)
 dist.destroy_process_group()
 """
 
@@ -60,17 +67,41 @@ def torchrun(*args: str, size: int) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*command, *args], capture_output=True, text=True, timeout=900, check=False, env=env)
 
 
+def forked(size: int, work: Callable[[], object], rendezvous: Path) -> list[int]:
+    """Do `work` in so many processes of one group, forked with all imports done; return how each ended."""
+    children = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # threads of zarr-python, which no child touches
+        for rank in range(size):
+            child = os.fork()
+            if child:
+                children.append(child)
+                continue
+            status = 1
+            try:
+                os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size))  # as torchrun does
+                torch.set_num_threads(1)
+                dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size)
+                work()
+                dist.destroy_process_group()
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(status)
+    return [os.waitpid(child, 0)[1] for child in children]
+
+
 @pytest.fixture(scope="module")
-def experiments(extracted: Path) -> dict[str, Path]:
+def experiments(on_store: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One experiment under four names, of one store; the last two with dropout."""
-    text = extracted.read_text().replace("epochs = 2\nbatch_size = 8", "epochs = 4\nlr = 2e-4\nbatch_size = 7")
-    assert "batch_size = 7" in text
-    text += VARIANTS
-    made = {}
+    folder, made = tmp_path_factory.mktemp("distributed"), {}
     for name in ("one", "three", "whole", "torn"):
         dropout = "0.0" if name in ("one", "three") else "0.3"
-        made[name] = extracted.with_name(f"{name}.toml")
-        made[name].write_text(text.replace("[task]", f"[task]\ndropout = {dropout}"))
+        train = "epochs = 2\nbatch_size = 8", "epochs = 4\nlr = 2e-4\nbatch_size = 7"
+        task = "[task]", f"[task]\ndropout = {dropout}"
+        made[name] = on_store(folder / f"{name}.toml", train, task, more=VARIANTS)
     return made
 
 
@@ -97,10 +128,12 @@ def test_three_processes_train_what_one_trains(experiments: dict[str, Path], tmp
     names = ("probe", "trimodal", "lora")
     for name in names:
         talik.adapt(experiments["one"], variant=name, progress=False)
-    driver = tmp_path / "driver.py"
-    driver.write_text(DRIVER)
-    ran = torchrun(str(driver), str(experiments["three"]), ",".join(names), size=3)
-    assert ran.returncode == 0, ran.stderr[-3000:]
+
+    def train() -> None:
+        for name in names:
+            talik.adapt(experiments["three"], variant=name, progress=False)
+
+    assert forked(3, train, tmp_path / "rendezvous") == [0, 0, 0]
     for name in names:
         alone, together = run_of(experiments["one"], name), run_of(experiments["three"], name)
         expected, found = load_file(alone / "adapter.safetensors"), load_file(together / "adapter.safetensors")
@@ -125,11 +158,11 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(experiments: di
     driver = tmp_path / "driver.py"
     driver.write_text(DRIVER)
     whole, torn = experiments["whole"], experiments["torn"]
-    assert torchrun(str(driver), str(whole), "trimodal", size=2).returncode == 0
-    assert torchrun(str(driver), str(torn), "trimodal", "2", size=2).returncode != 0
+    assert torchrun(str(driver), f"{whole}:trimodal", f"{torn}:trimodal:2", size=2).returncode != 0
+    assert (run_of(whole, "trimodal") / "result.json").is_file()
     assert (run_of(torn, "trimodal") / "checkpoint").is_dir()
     assert not (run_of(torn, "trimodal") / "result.json").exists()
-    stopped = torchrun(str(driver), str(torn), "trimodal", "-1", "4", size=2)
+    stopped = torchrun(str(driver), f"{torn}:trimodal::4", size=2)
     assert stopped.returncode != 0
     assert stopped.stderr.count("stopped by SIGTERM in epoch 3 after batch 4 of") == 1, stopped.stderr[-3000:]
     resumed = torchrun("-m", "talik", "adapt", str(torn), "--variant", "trimodal", "--quiet", size=2)

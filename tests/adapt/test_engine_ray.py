@@ -76,17 +76,16 @@ def test_a_store_is_the_same_bytes_though_a_node_is_killed(
 
 
 def test_runs_and_report_are_the_same_though_a_node_is_killed(
-    nodes: Any, one_is_killed: list[str], extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nodes: Any,
+    one_is_killed: list[str],
+    on_store: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     compare = importlib.import_module("sweep_kills")
-    store = f'[store]\npath = "{extracted.parent}/features.zarr"'
-    text = extracted.read_text(encoding="utf-8").replace("[store]", store)
-    for name in ("alone", "together"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "exp.toml").write_text(text, encoding="utf-8")
-    sweep(tmp_path / "alone" / "exp.toml", progress=False)
-    result = sweep(tmp_path / "together" / "exp.toml", progress=False, engine=ray_engine(nodes))
+    sweep(on_store(tmp_path / "alone" / "exp.toml"), progress=False)
+    result = sweep(on_store(tmp_path / "together" / "exp.toml"), progress=False, engine=ray_engine(nodes))
     assert len(result.runs) == 2
     assert len(result.retried) == 1
     assert len(one_is_killed) == 3

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "extending.md"
 
 
 @pytest.fixture
-def outside(tmp_path: Path, extracted: Path) -> Path:
+def outside(tmp_path: Path, on_store: Callable[..., Path]) -> Path:
     """A folder with the page's module, and an experiment that uses it on the filled store."""
     page = DOCS.read_text(encoding="utf-8")
     code, toml = (
@@ -26,12 +27,10 @@ def outside(tmp_path: Path, extracted: Path) -> Path:
         re.findall(r"```toml\n(.*?)```", page, re.DOTALL),
     )
     (tmp_path / "mine.py").write_text(code, encoding="utf-8")
-    head = extracted.read_text(encoding="utf-8").split("[[variants]]")[0]
-    store = extracted.parent / "features.zarr"
-    head = head.replace('dtype = "float32"', f'dtype = "float32"\npath = "{store}"')
     task, variant = toml[0].split("[[variants]]")
-    head = head.replace("[task]\n", task.strip() + "\n")
-    (tmp_path / "exp.toml").write_text(head + "[[variants]]" + variant, encoding="utf-8")
+    path = on_store(tmp_path / "exp.toml", ("[task]\n", task.strip() + "\n"))
+    head = path.read_text(encoding="utf-8").split("[[variants]]")[0]
+    path.write_text(head + "[[variants]]" + variant, encoding="utf-8")
     return tmp_path
 
 

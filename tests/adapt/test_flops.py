@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,12 +62,9 @@ def test_counting_moves_no_random_numbers() -> None:
 
 
 def test_a_finished_run_records_what_it_was_trained_on_and_what_a_question_costs(
-    extracted: Path, tmp_path: Path
+    on_store: Callable[..., Path], tmp_path: Path
 ) -> None:
-    store = extracted.parent / "features.zarr"
-    text = extracted.read_text(encoding="utf-8").replace('dtype = "float32"', f'dtype = "float32"\npath = "{store}"')
-    path = tmp_path / "exp.toml"
-    path.write_text(text.replace("epochs = 2", "epochs = 1"), encoding="utf-8")
+    path = on_store(tmp_path / "exp.toml", ("epochs = 2", "epochs = 1"))
     counts = {}
     for name in ("probe", "trimodal"):
         folder = adapt(path, variant=name, progress=False).folder

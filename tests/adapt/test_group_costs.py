@@ -35,13 +35,9 @@ train = {{ lr = {i + 1}e-3, epochs = 1 }}
 
 
 @pytest.fixture
-def opened(extracted: Path, tmp_path: Path) -> Callable[[int], list[Trainer]]:
+def opened(on_store: Callable[..., Path], tmp_path: Path) -> Callable[[int], list[Trainer]]:
     """Open so many variants that start one unit above the stored boundary 1, new ones at every call."""
-    text = extracted.read_text(encoding="utf-8")
-    store = extracted.parent / "features.zarr"
-    text = text.replace('dtype = "float32"', f'dtype = "float32"\npath = "{store}"') + GROUP
-    (tmp_path / "group.toml").write_text(text, encoding="utf-8")
-    experiment = load_experiment(tmp_path / "group.toml")
+    experiment = load_experiment(on_store(tmp_path / "group.toml", more=GROUP))
     context, runs = ExperimentContext(experiment), iter(range(1000))
 
     def made(count: int) -> list[Trainer]:

@@ -71,16 +71,13 @@ class Passed:
 
 
 @pytest.fixture(scope="module")
-def context(extracted: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExperimentContext]:
+def context(on_store: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExperimentContext]:
     variants = "".join(
         f'\n[[variants]]\nname = "v-{name}"\nadapter = {{ {adapter} }}\n'
         + ('insertion = "last 2"\n' if name != "probe" else "")
         for name, adapter in KINDS.items()
     )
-    text = extracted.read_text(encoding="utf-8")
-    text = text.replace('dtype = "float32"', f'dtype = "float32"\npath = "{extracted.parent / "features.zarr"}"')
-    path = tmp_path_factory.mktemp("waiting") / "exp.toml"
-    path.write_text(text + variants, encoding="utf-8")
+    path = on_store(tmp_path_factory.mktemp("waiting") / "exp.toml", more=variants)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield ExperimentContext(load_experiment(path))

@@ -138,7 +138,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def write(tmp_path: Path, extracted: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+def write(tmp_path: Path, on_store: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Write an experiment on the filled store, with variants of a plug-in that any process can import."""
     packages = tmp_path / "packages"
     (packages / "bad-1.0.dist-info").mkdir(parents=True)
@@ -150,11 +150,7 @@ def write(tmp_path: Path, extracted: Path, monkeypatch: pytest.MonkeyPatch) -> C
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(packages), os.environ.get("PYTHONPATH", "")]))
 
     def made(more: str, name: str = "exp", stack: bool = False) -> Path:
-        head, variants = extracted.read_text(encoding="utf-8").split("[[variants]]", 1)
-        head = head.replace('dtype = "float32"', f'dtype = "float32"\npath = "{extracted.parent / "features.zarr"}"')
-        path = tmp_path / f"{name}.toml"
-        path.write_text(f"{head}[sweep]\nstack = {str(stack).lower()}\n{more}\n[[variants]]{variants}")
-        return path
+        return on_store(tmp_path / f"{name}.toml", more=f"\n[sweep]\nstack = {str(stack).lower()}\n{more}")
 
     return made
 
@@ -165,12 +161,9 @@ def losses(path: Path, variant: str) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, extracted: Path) -> list[float]:
+def alone(tmp_path_factory: pytest.TempPathFactory, on_store: Callable[..., Path]) -> list[float]:
     """The losses of the sound variant, trained without company."""
-    path = tmp_path_factory.mktemp("alone") / "exp.toml"
-    text = extracted.read_text(encoding="utf-8")
-    store = f'dtype = "float32"\npath = "{extracted.parent / "features.zarr"}"'
-    path.write_text(text.replace('dtype = "float32"', store), encoding="utf-8")
+    path = on_store(tmp_path_factory.mktemp("alone") / "exp.toml")
     talik.adapt(path, variant="probe", progress=False)
     return losses(path, "probe")
 

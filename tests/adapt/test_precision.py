@@ -84,28 +84,17 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
 
 
 @pytest.fixture
-def write(extracted: Path, tmp_path: Path) -> Callable[[str, str], Path]:
+def write(on_store: Callable[..., Path], tmp_path: Path) -> Callable[[str, str], Path]:
     def written(name: str, precision: str) -> Path:
-        text = extracted.read_text(encoding="utf-8")
-        text = text.replace('dtype = "float32"', f'dtype = "float32"\npath = "{extracted.parent / "features.zarr"}"')
-        text = text.replace("batch_size = 8", "batch_size = 24").replace(
-            "[train]\n", f'[train]\nprecision = "{precision}"\n'
-        )
-        path = tmp_path / name / "exp.toml"
-        path.parent.mkdir()
-        path.write_text(text + MORE, encoding="utf-8")
-        return path
+        changes = ("batch_size = 8", "batch_size = 24"), ("[train]\n", f'[train]\nprecision = "{precision}"\n')
+        return on_store(tmp_path / name / "exp.toml", *changes, more=MORE)
 
     return written
 
 
 @pytest.fixture(scope="module")
-def context(extracted: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExperimentContext]:
-    path = tmp_path_factory.mktemp("precision") / "exp.toml"
-    text = extracted.read_text(encoding="utf-8")
-    path.write_text(
-        text.replace('dtype = "float32"', f'dtype = "float32"\npath = "{extracted.parent / "features.zarr"}"') + MORE
-    )
+def context(on_store: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExperimentContext]:
+    path = on_store(tmp_path_factory.mktemp("precision") / "exp.toml", more=MORE)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield ExperimentContext(load_experiment(path))

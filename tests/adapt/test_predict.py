@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,9 @@ from talik.errors import MediaError, MissingMediaError, RunError, SettingsError
 
 
 @pytest.fixture(scope="module")
-def run(extracted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("predict")
-    text = extracted.read_text(encoding="utf-8")
-    text = text.replace('dtype = "float32"', f'dtype = "float32"\npath = "{extracted.parent / "features.zarr"}"')
-    (folder / "exp.toml").write_text(text, encoding="utf-8")
-    return adapt(folder / "exp.toml", variant="trimodal", progress=False).folder
+def run(on_store: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = on_store(tmp_path_factory.mktemp("predict") / "exp.toml")
+    return adapt(path, variant="trimodal", progress=False).folder
 
 
 def test_a_clip_is_answered_as_in_the_evaluation(run: Path, demo_set: Path, tmp_path: Path) -> None:

@@ -309,12 +309,11 @@ def test_variants_on_other_data_are_told_apart_in_the_report(place: Path, rows: 
     assert "Not trained on the data of probe. What differs, of calm: 3 of 10 training labels." in notes
 
 
-def test_variants_that_read_other_modalities_are_on_the_same_data(extracted: Path, tmp_path: Path) -> None:
+def test_variants_that_read_other_modalities_are_on_the_same_data(
+    on_store: Callable[..., Path], tmp_path: Path
+) -> None:
     words = '\n[[variants]]\nname = "words"\nadapter = { kind = "probe", modalities = ["text"] }\n'
-    store = f'[store]\npath = "{extracted.parent / "features.zarr"}"'
-    text = extracted.read_text(encoding="utf-8").replace("[store]", store).replace("epochs = 2", "epochs = 1")
-    path = tmp_path / "exp.toml"
-    path.write_text(text + words, encoding="utf-8")
+    path = on_store(tmp_path / "exp.toml", ("epochs = 2", "epochs = 1"), more=words)
     runs = [train(path, name).folder for name in ("words", "probe")]
     notes = " ".join(report(runs, out=tmp_path / "report", resamples=100).notes)
     assert "blind baseline" in notes

@@ -77,15 +77,10 @@ def _head_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def experiment(extracted: Path, tmp_path: Path) -> Callable[[str, str], Path]:
+def experiment(on_store: Callable[..., Path], tmp_path: Path) -> Callable[[str, str], Path]:
     def write(name: str, sweeping: str) -> Path:
-        text = extracted.read_text(encoding="utf-8")
-        text = text.replace('dtype = "float32"', f'dtype = "float32"\npath = "{extracted.parent / "features.zarr"}"')
-        text = text.replace("d_head = 16\nnum_heads = 2", 'head = { kind = "dropout" }')
-        path = tmp_path / name / "exp.toml"
-        path.parent.mkdir()
-        path.write_text(f"{text}{VARIANTS}\n[sweep]\n{sweeping}\n", encoding="utf-8")
-        return path
+        head = "d_head = 16\nnum_heads = 2", 'head = { kind = "dropout" }'
+        return on_store(tmp_path / name / "exp.toml", head, more=f"{VARIANTS}\n[sweep]\n{sweeping}\n")
 
     return write
 

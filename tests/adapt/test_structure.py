@@ -60,15 +60,14 @@ def test_a_hook_or_a_tied_weight_is_another_structure() -> None:
 
 
 def test_a_group_counts_the_operations_of_a_structure_once(
-    extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    on_store: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = extracted.read_text(encoding="utf-8")
-    text = text.replace('dtype = "float32"', f'dtype = "float32"\npath = "{extracted.parent / "features.zarr"}"')
-    for index, width in enumerate((4, 4, 6)):
-        text += f'\n[[variants]]\nname = "b{index}"\ninsertion = "last 1"\n'
-        text += f'adapter = {{ kind = "bottleneck", d_bottleneck = {width} }}\n'
-    path = tmp_path / "exp.toml"
-    path.write_text(text, encoding="utf-8")
+    variants = "".join(
+        f'\n[[variants]]\nname = "b{index}"\ninsertion = "last 1"\n'
+        f'adapter = {{ kind = "bottleneck", d_bottleneck = {width} }}\n'
+        for index, width in enumerate((4, 4, 6))
+    )
+    path = on_store(tmp_path / "exp.toml", more=variants)
     counted: list[int] = []
     count: Callable[..., dict[str, int]] = trainer.forward_flops
 

@@ -26,17 +26,9 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture
-def experiment(extracted: Path, tmp_path: Path) -> Callable[[str], Path]:
+def experiment(on_store: Callable[..., Path], tmp_path: Path) -> Callable[[str], Path]:
     """Write the experiment, with its own run folders, on the store that is there."""
-
-    def write(name: str) -> Path:
-        path = tmp_path / name / "exp.toml"
-        path.parent.mkdir()
-        store = f'[store]\npath = "{extracted.parent}/features.zarr"'
-        path.write_text(extracted.read_text(encoding="utf-8").replace("[store]", store), encoding="utf-8")
-        return path
-
-    return write
+    return lambda name: on_store(tmp_path / name / "exp.toml")
 
 
 @pytest.fixture

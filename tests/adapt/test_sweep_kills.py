@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,13 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-def test_a_sweep_killed_five_times(extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_killed_five_times(
+    on_store: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     kills = importlib.import_module("sweep_kills")
-    text = extracted.read_text(encoding="utf-8").replace(
-        "[store]", f'[store]\npath = "{extracted.parent}/features.zarr"'
-    )
-    (tmp_path / "exp.toml").write_text(text, encoding="utf-8")
-    seen = kills.kill_again_and_again(tmp_path / "runs" / "exp", kills.sweeping(tmp_path / "exp.toml"), kills=5, seed=3)
+    path = on_store(tmp_path / "exp.toml")
+    seen = kills.kill_again_and_again(tmp_path / "runs" / "exp", kills.sweeping(path), kills=5, seed=3)
     assert seen.faults == []
     assert seen.killed == 5
     assert seen.begun > 0

@@ -10,7 +10,6 @@ import sys
 import threading
 from contextlib import nullcontext, suppress
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -282,74 +281,100 @@ def test_a_writer_that_sleeps_with_shards_to_write(sample, memory, tmp_path):
     check(sample, url, items)
 
 
-def interrupted(number, monkeypatch, meanwhile):
-    """Have `meanwhile` done before the `number`-th put or deletion; return what says whether it came to that."""
-    real, left, done = {name: getattr(Objects, name) for name in ("put", "delete")}, number, []
+def interrupted(instant, monkeypatch, meanwhile):
+    """Have `meanwhile` done before a put or deletion; return the list that each of them is noted in."""
+    real, asked = {name: getattr(Objects, name) for name in ("put", "delete")}, []
 
     def sleeping(name):
-        def ask(*given, **more):
-            nonlocal left
-            left -= 1
-            if left == -1:
-                done.append(True)
+        def ask(objects, key, *given, **more):
+            asked.append((name, kind_of(key)))
+            if is_at(instant, asked):
                 meanwhile()
-            return real[name](*given, **more)
+            return real[name](objects, key, *given, **more)
 
         return ask
 
     for name in real:
         monkeypatch.setattr(Objects, name, sleeping(name))
-    return done
+    return asked
 
 
+def kind_of(key):
+    """Of an object: the array that it is a chunk of, or its name without what is drawn."""
+    return (key.rpartition("/c.")[0] or key).rpartition("/")[2].partition("-")[0]
+
+
+def instants(kinds, every):
+    """Every number of a request; or the first of each kind, and the last of all."""
+    return range(len(kinds)) if every else [*dict.fromkeys(kinds), len(kinds) - 1]
+
+
+def is_at(instant, kinds):
+    """Whether the last of these requests is the one of that number, or the first of that kind."""
+    number = len(kinds) - 1
+    return number == instant or (kinds[number] == instant and instant not in kinds[:number])
+
+
+# Quickly the first request of each kind (their order is that of several threads), with -m slow each.
+EVERY = pytest.mark.parametrize(
+    "every", [pytest.param(False, id="kinds"), pytest.param(True, id="all", marks=pytest.mark.slow)]
+)
+
+
+@EVERY
 @pytest.mark.parametrize(
-    ("name", "extends", "same", "step"),
-    [("dense", False, False, 2), ("dense-inputs", True, True, 3), ("ragged", True, False, 1)],
+    ("name", "extends", "same"), [("dense", False, False), ("dense-inputs", True, True), ("ragged", True, False)]
 )
 def test_a_writer_sleeps_before_any_put_while_another_writes(
-    name, extends, same, step, make_sample, memory, tmp_path, monkeypatch
+    name, extends, same, every, make_sample, memory, tmp_path, monkeypatch
 ):
     """Whatever a sleeping writer finds when it wakes, all that was finished is kept and every value is right."""
     sample = make_sample(name)
     items = sample.items(10)
     others = items[:6] if same else items[4:]
-    for number in itertools.count(0, step):
+
+    def sleeps(instant):
         url = memory()
-        here, there = two_machines(tmp_path / f"{number}")
+        here, there = two_machines(tmp_path / url.rpartition("/")[2])
         if extends:
             fill(sample, url, items[:2], **there)
+        done = []
         with monkeypatch.context() as patch:
-            done = interrupted(number, patch, partial(fill, sample, url, others, **there))
+            asked = interrupted(instant, patch, lambda: done.append(fill(sample, url, others, **there)))
             with suppress(ObjectChangedError):
                 fill(sample, url, items[:6], **here)
-        if not done:
-            break
+        return url, here, done, asked
+
+    *_, puts = sleeps(None)
+    assert len(puts) > 10
+    for instant in instants(puts, every):
+        url, here, done, _ = sleeps(instant)
+        assert done, instant
         check(sample, url, others)
         fill(sample, url, items, **here)
-        assert verify(open_store(url)) == [], number
+        assert verify(open_store(url)) == [], instant
         left = {meta["path"] for chunk in obstore.list(memory.storage) for meta in chunk}
-        assert len(left) == len(objects_of(url)), (number, left)  # nothing beside the store
-    assert number > 10
+        assert len(left) == len(objects_of(url)), (instant, left)  # nothing beside the store
 
 
-def test_answers_get_lost(make_sample, memory, tmp_path, monkeypatch, tree):
-    """Each put in turn comes through and its answer does not: it is made again, and finds its own content."""
+@EVERY
+def test_answers_get_lost(every, make_sample, memory, tmp_path, monkeypatch, tree):
+    """A put comes through and its answer does not: it is made again, and finds its own content."""
     sample = make_sample("ragged")
     items, lost = sample.items(7), obstore.exceptions.GenericError
     sample.fill(tmp_path / "s.zarr", items[:4])
     sample.fill(tmp_path / "s.zarr", items)
-    real, kinds = obstore.put, set()
-    for number in itertools.count():
-        url, left, answered = memory(), number, True
-        here, _ = two_machines(tmp_path / f"{number}")
+    real = obstore.put
+
+    def without_answer(instant):
+        url, kinds, unanswered = memory(), [], set()
+        here, _ = two_machines(tmp_path / url.rpartition("/")[2])
 
         def put(store, path, *given, **more):
-            nonlocal left, answered
             answer = real(store, path, *given, **more)
-            left -= 1
-            if left == -1:
-                answered = False
-                kinds.add(path.partition("/")[2].rpartition("/c.")[0] or path.rpartition("/")[2][:9])
+            kinds.append(kind_of(path))
+            if is_at(instant, kinds):
+                unanswered.add(kinds[-1])
                 raise lost("the answer was lost")
             return answer
 
@@ -357,10 +382,12 @@ def test_answers_get_lost(make_sample, memory, tmp_path, monkeypatch, tree):
             patch.setattr(obstore, "put", put)
             fill(sample, url, items[:4], **here)
             fill(sample, url, items, **here)
-        assert objects_of(url) == tree(tmp_path / "s.zarr"), number
-        if answered:
-            break
-    assert {"hidden", "crc", "receipts", "key"} <= {kind.rpartition("/")[2] for kind in kinds}
+        assert objects_of(url) == tree(tmp_path / "s.zarr"), instant
+        return unanswered, kinds
+
+    _, puts = without_answer(None)
+    kinds = set().union(*(without_answer(instant)[0] for instant in instants(puts, every)))
+    assert {"hidden", "crc", "receipts", "key"} <= kinds
 
 
 def test_shards_of_machines_that_compute_other_bits(make_sample, memory, tmp_path):

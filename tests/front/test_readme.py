@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,14 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_its_python_runs(
-    extracted: Path, demo_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    on_store: Callable[..., Path],
+    demo_set: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     session, features = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    store = extracted.parent / "features.zarr"
-    text = extracted.read_text(encoding="utf-8").replace("[store]", f'[store]\npath = "{store}"')
-    (tmp_path / "demo.toml").write_text(text, encoding="utf-8")
+    on_store(tmp_path / "demo.toml")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(compile(session, "README.md", "exec"), names)
