@@ -31,8 +31,8 @@ def evaluate(
     """Score a finished run on a split, by question type."""
     from ..adapt.evaluation.evaluate import evaluate as score
 
-    device = say_device(device)
     evaluation = score(run, split=split, live=live, gates=gates, experiment=experiment, device=device)
+    say_device(device)
     for note in evaluation.notes:
         typer.echo(note, err=True)
     scores = evaluation.scores
@@ -55,8 +55,8 @@ def predict(
     """Answer a question about a video with a finished run, from the file itself."""
     from ..adapt.evaluation.predict import predict as answer
 
-    device = say_device(device)
     found = answer(run, video=video, question=question, top=top, experiment=experiment, device=device)
+    say_device(device)
     show(found.lines(), found, as_json=as_json)
 
 

@@ -67,8 +67,8 @@ def list_runs(where: Path | str = ".") -> tuple[RunLine, ...]:
 
     Example:
         >>> from talik.adapt.sweep.run_list import list_runs
-        >>> {line.state for line in list_runs("runs")}
-        {'finished'}
+        >>> sorted({line.state for line in list_runs("runs")})
+        ['finished', 'interrupted']
     """
     where = Path(where)
     if where.is_file():

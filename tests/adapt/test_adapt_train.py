@@ -163,9 +163,9 @@ def test_the_best_epochs_weights_are_kept(place: Path, context: Any, monkeypatch
     after: list[dict[str, torch.Tensor]] = []  # each epoch's weights
     save = Checkpointer.save
 
-    def keeping(self: Checkpointer, *args: Any) -> None:
+    def keeping(self: Checkpointer, *args: Any, **others: Any) -> None:
         after.append({name: weight.clone() for name, weight in self.model.state_dict().items()})
-        save(self, *args)
+        save(self, *args, **others)
 
     monkeypatch.setattr(Checkpointer, "save", keeping)
     run = adapt(experiment, variant="probe", progress=False, context=context(experiment))

@@ -245,7 +245,7 @@ def test_the_listing_names_every_adapter_and_shows_those_that_are_asked_for(plac
     own = sum(p.numel() for e in context.encoders.values() for p in e.units[2].parameters())
     assert line.startswith(f"finetune: {own:,} trained in the adapter, ")
     assert any("trimodal: trimodal, insertion = 'last 1', " in line for line in lines)
-    for arguments, message in (((), "variants (probe, trimodal)"), (("--list", "lorra"), "did you mean 'lora'")):
+    for arguments, message in (((), "variants (probe, trimodal)"), (("--list", "lorra"), "did you mean 'peft:lora'")):
         missing = CliRunner().invoke(app, ["adapt", str(place), *arguments])
         assert isinstance(missing.exception, SettingsError)
         assert message in str(missing.exception)

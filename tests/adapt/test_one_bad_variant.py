@@ -293,10 +293,10 @@ def test_a_stack_that_memory_does_not_hold_is_halved(
     talik.sweep(apart, variants=names, fuse=False, progress=False)
     real, sizes = stack_size.run_stacked, []
 
-    def limited(passes: Any) -> Any:
+    def limited(passes: Any, modules: Any) -> Any:
         sizes.append(len(passes))
         training = passes[0].model.training
-        found = real(passes)
+        found = real(passes, modules)
         if len(passes) > 2 and training is (where != "evaluation"):
             if where != "backward":
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")

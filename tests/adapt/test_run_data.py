@@ -119,8 +119,8 @@ def predictions(run: Path, name: str = "predictions.jsonl") -> dict[str, tuple[s
 def interrupted(path: Path, monkeypatch: pytest.MonkeyPatch, **how: Any) -> None:
     real = Checkpointer.save
 
-    def dies(self: Checkpointer, *given: Any) -> None:
-        real(self, *given)
+    def dies(self: Checkpointer, *given: Any, **others: Any) -> None:
+        real(self, *given, **others)
         if given[0].epoch == 2:
             raise KeyboardInterrupt
 
