@@ -96,7 +96,7 @@ class BatchedModule:
         try:
             with sdpa_kernel(SDPBackend.MATH):
                 run = torch.vmap(one, in_dims=(0, 0, axes), randomness="error")
-                return run(weights, self._numbers, dict(tensors))  # type: ignore[no-any-return]
+                return run(weights, self._numbers, dict(tensors))
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)
             self._turns = ()
