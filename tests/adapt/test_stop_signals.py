@@ -35,6 +35,14 @@ train = { accumulate = 3 }
 """
 
 
+@pytest.fixture(autouse=True)
+def interrupts() -> Iterator[None]:
+    """Let Ctrl-C interrupt, which a program that was begun in the background ignores."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def context(extracted: Path) -> Iterator[ExperimentContext]:
     threads = torch.get_num_threads()
