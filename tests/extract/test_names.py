@@ -234,7 +234,7 @@ def test_what_may_be_meant_is_told(root: Path) -> None:
     told = "\n".join(describe(load(root, text="\n".join(map(json.dumps, rows)))))
     assert "1 records name no split and are of train, the first manifest.jsonl:3" in told
     assert "another answer than an earlier record does, the first manifest.jsonl:2" in told
-    assert "2 questions of test have an answer that train does not have" in told
+    assert "2 questions of test with an answer that train does not have" in told
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file names that are no text are POSIX's")

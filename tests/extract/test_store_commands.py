@@ -159,7 +159,7 @@ def test_why_names_every_field(experiment: Path, clips: Path) -> None:
     assert result.exit_code == 0, result.output
     fields = [line.split(":")[0].strip() for line in result.output.splitlines() if ": requested " in line]
     assert fields == ["dtype", "sampling.num_segments", "shape"]
-    assert "4 items to be computed" in result.output
+    assert "4 items are to be computed" in result.output
     assert "this experiment does not ask for it" in result.output
     deeper = other(experiment, ("cut = [1]", "cut = [2]"))
     assert "nothing is stored of visual boundary 2" in "\n".join(why_store(store, deeper, progress=False).lines())
