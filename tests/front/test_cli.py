@@ -99,7 +99,7 @@ def test_an_unknown_variant_lists_the_known_ones(talik: Run, write_experiment: C
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("extrct", "exp.toml"), "no such command 'extrct'; did you mean 'extract'? (see talik --help)"),
+        (("extrct", "exp.toml"), "no such command 'extrct'; did you mean 'extract', 'export'? (see talik --help)"),
         (("store", "lss"), "no such command 'lss'; did you mean 'ls'? (see talik store --help)"),
         (("adapt", "exp.toml", "--varint", "a"), "no such option: --varint; did you mean --variant?"),
         (("extract",), "missing argument 'experiment' (see talik extract --help)"),
