@@ -44,19 +44,12 @@ seeds = [0]
 EARLY_STOP
 [sweep.grid]
 variant = "probe"
+"""
+DEMO_AXES = """\
 "adapter.modalities" = [["text"], ["visual", "text"], ["audio", "text"], ["visual", "audio", "text"]]
 "train.head_lr" = [3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
 """
-TINY_GRID = """
-[[variants]]
-name = "probe"
-adapter = { kind = "probe" }
-
-[sweep]
-seeds = [0]
-EARLY_STOP
-[sweep.grid]
-variant = "probe"
+TINY_AXES = """\
 "adapter.modalities" = [["text"], ["visual", "text"]]
 "train.head_lr" = [3e-5, 1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3, 6.4e-3, 1.3e-2, 2.6e-2, 5e-2, 1e-1]
 """
@@ -87,7 +80,7 @@ class Compared:
 
 def write_experiments(folder: Path, *, num_clips: int, epochs: int, tiny: bool = False) -> tuple[Path, Path]:
     """Make the set, fill the store, and write the experiments of both sweeps."""
-    grid = TINY_GRID if tiny else GRID
+    grid = GRID + (TINY_AXES if tiny else DEMO_AXES)
     make_demo(folder / "set", num_clips=num_clips, seed=0, workers=1, progress=False)
     tables = ENCODERS.format(
         visual=12, audio=4, text=6, store="features.zarr", epochs=epochs, precision="float32"

@@ -9,11 +9,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import StoreError, StoreFullError
+from ..errors import SettingsError, StoreError, StoreFullError
 from .file_locks import LocksUnsupportedError, open_locked
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -65,6 +66,27 @@ def temporary_beside(path: Path) -> Path:
 def is_temporary(name: str) -> bool:
     """Return whether a file name is one of `temporary_beside`: an unfinished file without value."""
     return name.startswith(".") and name.endswith(_PARTIAL)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Give a folder to write into, which is at `path` when the block has ended well, and is gone if it has not.
+
+    Raises:
+        SettingsError: something is at `path` already.
+        StoreError: the disk refuses it; see `disk_errors`.
+    """
+    if path.exists():
+        raise SettingsError(f"{path}: is there already; name a folder that is not, or remove it")
+    partial = temporary_beside(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with disk_errors(path):
+            partial.mkdir(parents=True)
+            yield partial
+            partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_file(path: Path, content: bytes | memoryview, *, durable: bool = True) -> None:

@@ -125,6 +125,18 @@ class FeatureStore(ABC):
         """
         return list_boundaries(self.path)
 
+    def boundary(self, path: str) -> BoundarySpec:
+        """Return the boundary of a path as `BoundarySpec.path` has it, such as "visual/b11-1f2e3d4c5b6a".
+
+        Raises:
+            StoreMismatchError: there is no such boundary.
+            StoreFormatError: damaged metadata.
+        """
+        held = {spec.path: spec for spec in self.boundaries()}
+        if path not in held:
+            raise StoreMismatchError(f"{self.where}: {unknown_name('boundary', path, held)}")
+        return held[path]
+
     def catalog(self, spec: BoundarySpec) -> Catalog | None:
         """Return the small arrays of a boundary (items, rows, receipts), or None if the store does not have it.
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import AllowMissing, AsJson, Device, ExperimentPath, Imports, Quiet, Sets
+from .options import AllowMissing, AsJson, Device, ExperimentPath, Imports, Quiet, Sets, given
 from .printing import show
 from .usage import Command
 
@@ -48,12 +48,9 @@ def data(
     """Say what the data set holds: counts, release, duplicates, clips shared between splits, the blind baseline."""
     from ..extract.datasets.describe import describe
     from ..extract.datasets.load import load_manifest
-    from ..extract.stage.experiment_file import parse_changes
     from ..extract.stage.settings import read_settings
 
-    settings = read_settings(
-        experiment, allow_missing=allow_missing, changes=parse_changes(changes), imports=imports or ()
-    )
+    settings = read_settings(experiment, allow_missing=allow_missing, **given(changes, imports))
     manifest = load_manifest(settings.manifest_settings, base=settings.base)
     lines = describe(manifest)
     value = {"name": manifest.name, "root": manifest.root, "clips": len(manifest.clips), "answers": manifest.answers}
@@ -82,9 +79,8 @@ def plan(
 ) -> None:
     """Measure this machine on a few clips; say what to cache, and what every variant will cost with it and without."""
     from ..adapt.config.experiment import load_experiment
-    from ..extract.stage.experiment_file import parse_changes
 
-    loaded = load_experiment(experiment, changes=parse_changes(changes), imports=imports or ())
+    loaded = load_experiment(experiment, **given(changes, imports))
     if simulate is not None:
         from ..adapt.plan.cluster import parse_simulate
         from ..adapt.plan.simulate import simulate as run_simulation

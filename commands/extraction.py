@@ -8,7 +8,20 @@ from typing import Annotated, Literal
 import typer
 
 from ..errors import SettingsError, counted
-from .options import AllowMissing, AsJson, Deep, Device, EngineName, ExperimentPath, Imports, Jobs, Quiet, Sets, Workers
+from .options import (
+    AllowMissing,
+    AsJson,
+    Deep,
+    Device,
+    EngineName,
+    ExperimentPath,
+    Imports,
+    Jobs,
+    Quiet,
+    Sets,
+    Workers,
+    given,
+)
 from .printing import show
 from .usage import Command
 
@@ -31,13 +44,10 @@ def extract(
 ) -> None:
     """Stage 1: compute and store the states that an experiment names. Resumable; a second run does nothing."""
     from ..extract.executors.settings import with_engine
-    from ..extract.stage.experiment_file import parse_changes
     from ..extract.stage.extract import extract as run
     from ..extract.stage.settings import read_all_settings
 
-    settings = read_all_settings(
-        experiment, allow_missing=allow_missing, changes=parse_changes(changes), imports=imports or ()
-    )
+    settings = read_all_settings(experiment, allow_missing=allow_missing, **given(changes, imports))
     chosen = with_engine(settings[0].engine, engine, jobs)
     report = run(settings, device=device, progress=not quiet, deep=deep, engine=chosen, workers=workers)
     value = {name: one for name, one in vars(report).items() if name != "boundaries"}

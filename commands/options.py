@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypedDict
 
 import typer
 
@@ -52,3 +53,22 @@ Imports = Annotated[
     list[str] | None,
     typer.Option("--import", metavar="FILE.py", help="Code of your own to import first: a file, or a module."),
 ]
+
+
+class Given(TypedDict):
+    """What `--set` and `--import` add to an experiment, as those who read it take it."""
+
+    changes: dict[str, Any]
+    imports: Sequence[str]
+
+
+def given(changes: list[str] | None, imports: list[str] | None) -> Given:
+    """Return the arguments of what reads an experiment for the values of `Sets` and `Imports`."""
+    from ..extract.stage.experiment_file import parse_changes
+
+    return {"changes": parse_changes(changes), "imports": imports or ()}
+
+
+def names_in(text: str) -> list[str]:
+    """Return names that an option separates by commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]

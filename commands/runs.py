@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..errors import SettingsError, counted
-from .options import AsJson, Device, Places, RunPath
+from .options import AsJson, Device, Places, RunPath, names_in
 from .printing import say_device, show
 from .usage import Command
 
@@ -137,7 +137,7 @@ def report(
         skip_unfinished=skip_unfinished,
         every_point=every_point,
         split=split,
-        order=[name.strip() for name in (order or "").split(",") if name.strip()],
+        order=names_in(order or ""),
         labels=dict(_pair(text, "--label", "NAME=TEXT") for text in label or ()),
     )
     value = json.loads(files.json.read_text(encoding="utf-8")) if as_json else None

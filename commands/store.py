@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from ..errors import SettingsError, StoreMismatchError, counted, unknown_name
-from .options import AsJson, Deep, Device, ExperimentPath, Imports, Quiet, Sets, StorePath
+from ..errors import SettingsError, counted
+from .options import AsJson, Deep, Device, ExperimentPath, Imports, Quiet, Sets, StorePath, given
 from .printing import show
 from .usage import Command
 
@@ -46,10 +46,7 @@ def store_show(
     from ..cache.feature_store import FeatureStore
 
     opened = FeatureStore.open(store)
-    held = {spec.path: spec for spec in opened.boundaries()}
-    if boundary not in held:
-        raise StoreMismatchError(f"{store}: {unknown_name('boundary', boundary, held)}")
-    spec = held[boundary]
+    spec = opened.boundary(boundary)
     with opened.reader(spec.modality, spec.boundary, key=spec.key) as reader:
         typer.echo(json.dumps({"identity": spec.identity, "provenance": list(reader.provenance)}, indent=2))
 
@@ -169,13 +166,12 @@ def store_repair(
     quiet: Quiet = False,
 ) -> None:
     """Forget the shards that fail their checksums, and compute them again."""
-    from ..extract.stage.experiment_file import parse_changes
     from ..extract.stage.maintenance import repair_store
     from ..extract.stage.settings import read_all_settings
 
     wanted = None
     if experiment is not None:
-        wanted = read_all_settings(experiment, changes=parse_changes(changes), imports=imports or ())
+        wanted = read_all_settings(experiment, **given(changes, imports))
     report = repair_store(store, wanted, device=device, progress=not quiet)
     value = {"findings": report.findings, "forgotten": report.forgotten, "lines": report.lines()}
     show(report.lines(), value, as_json=as_json)
@@ -193,11 +189,10 @@ def store_why(
     quiet: Quiet = False,
 ) -> None:
     """Say what an experiment would compute, and why: fields that differ, items that are new, changed or gone."""
-    from ..extract.stage.experiment_file import parse_changes
     from ..extract.stage.maintenance import why_store
     from ..extract.stage.settings import read_all_settings
 
-    wanted = read_all_settings(experiment, changes=parse_changes(changes), imports=imports or ())
+    wanted = read_all_settings(experiment, **given(changes, imports))
     report = why_store(store, wanted, deep=deep, device=device, progress=not quiet)
     show(report.lines(), {"unrequested": report.unrequested, "lines": report.lines()}, as_json=as_json)
 

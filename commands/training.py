@@ -19,6 +19,8 @@ from .options import (
     OnMissing,
     Quiet,
     Sets,
+    given,
+    names_in,
 )
 from .printing import say_device, show
 from .usage import Command
@@ -55,11 +57,8 @@ def adapt(
 ) -> None:
     """Stage 2: train one variant on the stored states and evaluate it; under torchrun, by all processes together."""
     from ..adapt.config.experiment import load_experiment
-    from ..extract.stage.experiment_file import parse_changes
 
-    loaded = load_experiment(
-        experiment, allow_missing=allow_missing, changes=parse_changes(changes), imports=imports or ()
-    )
+    loaded = load_experiment(experiment, allow_missing=allow_missing, **given(changes, imports))
     if list_kinds:
         from ..adapt.evaluation.describe_variants import listing
 
@@ -124,13 +123,10 @@ def sweep(
     from ..adapt.config.experiment import load_experiment
     from ..adapt.sweep.sweep import sweep as run
     from ..extract.executors.settings import with_engine
-    from ..extract.stage.experiment_file import parse_changes
 
-    loaded = load_experiment(
-        experiment, allow_missing=allow_missing, changes=parse_changes(changes), imports=imports or ()
-    )
+    loaded = load_experiment(experiment, allow_missing=allow_missing, **given(changes, imports))
     workers = with_engine(loaded.extraction.engine, engine, jobs)
-    names = None if variants is None else [name.strip() for name in variants.split(",") if name.strip()]
+    names = None if variants is None else names_in(variants)
     counted = None if seeds is None else tuple(range(seeds))
     if dry_run:
         from ..adapt.sweep.dry_run import outline

@@ -6,7 +6,6 @@ The card is Markdown with the head that model hubs read; `talik predict` takes t
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -14,8 +13,7 @@ from typing import Any
 
 import tomli_w
 
-from ...cache.atomic_io import disk_errors, temporary_beside
-from ...errors import SettingsError
+from ...cache.atomic_io import new_folder
 from ...extract.stage.pack_contents import PackContents
 from ..scoring.metrics import read_scores
 from ..training.run_folder import EXPORTED, RunFolder
@@ -48,8 +46,6 @@ def export_run(run: Path | str, out: Path | str, *, experiment: Path | str | Non
         ['README.md', 'adapter.json', 'adapter.safetensors']
     """
     folder, out = RunFolder(Path(run)), Path(out)
-    if out.exists():
-        raise SettingsError(f"{out}: is there already; name a folder that is not, or remove it")
     own, _ = folder.experiment(places=experiment)
     folder.check_done()
     config = folder.config()
@@ -59,7 +55,7 @@ def export_run(run: Path | str, out: Path | str, *, experiment: Path | str | Non
         "command": f"talik adapt {given} --variant {json.dumps(config['variant'])} --seed {config['seed']}",
     }
     described = folder.read_json("adapter.json")
-    contents, base = PackContents(tables=config), own.base
+    contents, base = PackContents(), own.base
     hubs = [name for e in config["encoders"].values() if (name := _on_a_hub(str(e["model"]), base))]
     card = "\n".join(_card(config, described, folder.result(), _data(folder), made, hubs)) + "\n"
     for encoder in config["encoders"].values():
@@ -74,11 +70,8 @@ def export_run(run: Path | str, out: Path | str, *, experiment: Path | str | Non
     contents.files["config.toml"] = tomli_w.dumps(config).encode()
     contents.files[EXPORTED] = json.dumps(made, indent=2).encode()
     contents.files["README.md"] = card.encode()
-    partial = temporary_beside(out)
-    shutil.rmtree(partial, ignore_errors=True)
-    with disk_errors(out):
-        contents.write(partial)
-        partial.rename(out)
+    with new_folder(out) as made_folder:
+        contents.write(made_folder)
     return out
 
 

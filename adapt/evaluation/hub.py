@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...cache.atomic_io import disk_errors, temporary_beside
+from ...cache.atomic_io import new_folder
 from ...errors import BackendError, RunError, SettingsError
 from ..training.run_folder import EXPORTED
 
@@ -66,20 +66,11 @@ def pull(
         BackendError: huggingface_hub is not installed, or the hub refuses or does not answer.
     """
     out = Path(out)
-    if out.exists():
-        raise SettingsError(f"{out}: is there already; name a folder that is not, or remove it")
-    partial = temporary_beside(out)
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with new_folder(out) as folder:
         with _said(repo):
-            api = _api(endpoint)
-            api.snapshot_download(repo, revision=revision, local_dir=partial)
-        _check(repo, partial, trust_code=trust_code)
-        shutil.rmtree(partial / ".cache", ignore_errors=True)  # huggingface_hub's own notes
-        with disk_errors(out):
-            partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            _api(endpoint).snapshot_download(repo, revision=revision, local_dir=folder)
+        _check(repo, folder, trust_code=trust_code)
+        shutil.rmtree(folder / ".cache", ignore_errors=True)  # huggingface_hub's own notes
     return out
 
 

@@ -217,9 +217,8 @@ def _best(folder: Path) -> tuple[float, float] | None:
 def _epochs(folder: Path) -> dict[int, float]:
     """Return the seconds of each epoch of a run."""
     try:
-        lines = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-        return {int(e["epoch"]): float(e.get("seconds", 0.0)) for e in lines if e.get("event") == "epoch"}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {int(e["epoch"]): float(e.get("seconds", 0.0)) for e in RunFolder(folder).epochs()}
+    except (ValueError, KeyError, TypeError):
         return {}
 
 

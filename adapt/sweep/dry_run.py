@@ -12,8 +12,8 @@ from typing import Any
 from ...extract.executors.settings import EngineSettings
 from ...extract.stage.settings import plan_path
 from ..config.experiment import Experiment, load_experiment
-from ..training.stopped_runs import num_epochs, read_stopped
-from .halving import num_kept, trained_folder
+from ..training.stopped_runs import read_stopped
+from .halving import longest_training, num_kept, trained_folder
 from .sweep import chosen_pairs, run_groups
 
 
@@ -189,7 +189,7 @@ def _state(experiment: Experiment, name: str, seed: int) -> str:
     if stopped is not None:
         return f"stopped by {stopped.by} after epoch {stopped.epoch}"
     epochs = experiment.train_settings(experiment.variant(name)).epochs
-    return f"epoch {num_epochs(folder)} of {epochs}" if folder.status == "unfinished" else "new"
+    return f"epoch {folder.num_epochs} of {epochs}" if folder.status == "unfinished" else "new"
 
 
 def _rungs(experiment: Experiment, names: Sequence[str]) -> dict[int, int]:
@@ -197,22 +197,18 @@ def _rungs(experiment: Experiment, names: Sequence[str]) -> dict[int, int]:
     if halving is None:
         return {}
     found, alive = {}, len(names)
-    for rung in halving.epochs(_longest(experiment, names)):
+    for rung in halving.epochs(longest_training(experiment, names)):
         found[rung] = alive = num_kept(alive, halving.keep)
     return found
 
 
 def _share(experiment: Experiment, names: Sequence[str], rungs: Mapping[int, int]) -> float:
     """Return the share of all epochs that is trained."""
-    longest, done, alive, trained = _longest(experiment, names), 0, len(names), 0
+    longest, done, alive, trained = longest_training(experiment, names), 0, len(names), 0
     for rung, kept in {**rungs, longest: 0}.items():
         trained += alive * (rung - done)
         done, alive = rung, kept
     return trained / (len(names) * longest)
-
-
-def _longest(experiment: Experiment, names: Sequence[str]) -> int:
-    return max(experiment.train_settings(experiment.variant(name)).epochs for name in names)
 
 
 def _searches(experiment: Experiment) -> list[str]:

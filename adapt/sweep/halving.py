@@ -59,6 +59,11 @@ def num_kept(num_variants: int, keep: float) -> int:
     return max(1, math.ceil(round(num_variants * keep, 9)))
 
 
+def longest_training(experiment: Experiment, names: Sequence[str]) -> int:
+    """Return the largest number of epochs that one of the variants trains."""
+    return max(experiment.train_settings(experiment.variant(name)).epochs for name in names)
+
+
 def best_until(folder: RunFolder, epoch: int) -> tuple[float, float] | None:
     """Return accuracy and loss of a run's best validation up to an epoch; None of one that has not come there.
 
@@ -108,9 +113,7 @@ class Halving:
     stopped: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        experiment = self.experiment
-        longest = max(experiment.train_settings(experiment.variant(name)).epochs for name in self.names)
-        self.rungs = self.settings.epochs(longest)
+        self.rungs = self.settings.epochs(longest_training(self.experiment, self.names))
         for name in self.names:
             rungs = [self._recorded(name, seed) for seed in self.seeds]
             if None not in rungs:  # a kill may have come between the records of two seeds; then it is decided again

@@ -126,7 +126,7 @@ def stop_run(run: Path | str) -> str:
     who = _owner(RunFolder(run).path)
     if who is not None:
         return f"{folder.path}: {who} ends it after the epoch in hand"
-    epoch = _history(folder.path)[-1]["epoch"] if _history(folder.path) else 0
+    epoch = folder.num_epochs
     write_stopped(folder, Stopped(by="request", epoch=epoch, reason="talik runs stop, while nobody trained it"))
     return f"{folder.path}: stopped after epoch {epoch}; nobody was training it"
 
@@ -209,7 +209,7 @@ def _look(path: Path) -> RunLine:
     main = RunFolder(path)
     folder = main.retrained
     again = "trained anew; " if folder is not main else ""
-    history = _history(folder.path)
+    history = folder.epochs()
     line = RunLine(
         path=path,
         run="/".join(path.resolve().parts[-3:]),
@@ -243,7 +243,7 @@ def _with_time_left(found: Mapping[Path, RunLine]) -> Iterable[RunLine]:
     running: dict[tuple[str, str], float] = defaultdict(float)
     means: dict[Path, float] = {}
     for path, line in found.items():
-        seconds = [float(e.get("seconds", 0)) for e in _history(RunFolder(path).retrained.path)]
+        seconds = [float(e.get("seconds", 0)) for e in RunFolder(path).retrained.epochs()]
         if line.state == "running" and seconds:
             means[path] = sum(seconds) / len(seconds)
             running[line.note, path.name] += means[path]
@@ -251,15 +251,6 @@ def _with_time_left(found: Mapping[Path, RunLine]) -> Iterable[RunLine]:
         if path in means and line.epochs is not None:
             line = replace(line, seconds_left=(line.epochs - line.epoch) * running[line.note, path.name])
         yield line
-
-
-def _history(folder: Path) -> list[dict[str, Any]]:
-    try:
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        found = [json.loads(line) for line in lines if line.strip()]
-        return [line for line in found if isinstance(line, dict) and line.get("event") == "epoch"]
-    except (OSError, ValueError):
-        return []
 
 
 def _epochs(folder: Path) -> int | None:

@@ -18,7 +18,7 @@ from ..training.failures import reason_of, record_failure
 from ..training.lockstep_group import group_key, train_together
 from ..training.run_folder import RunFolder, RunOutcome
 from ..training.stop_signals import StopSignals
-from ..training.stopped_runs import Stopped, num_epochs, stop_is_requested, write_stopped
+from ..training.stopped_runs import Stopped, stop_is_requested, write_stopped
 from ..training.trainer import Trainer
 
 
@@ -126,9 +126,7 @@ class SweepJob:
         folder = RunFolder(self.experiment.runs / name / f"seed{seed}").retrained
         if folder.done or not stop_is_requested(folder):
             return False
-        write_stopped(
-            folder, Stopped(by="request", epoch=num_epochs(folder), reason="talik runs stop, before its turn")
-        )
+        write_stopped(folder, Stopped(by="request", epoch=folder.num_epochs, reason="talik runs stop, before its turn"))
         return True
 
     def _open(self, name: str, seed: int) -> Trainer | RunResult:

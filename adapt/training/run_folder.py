@@ -339,6 +339,20 @@ class RunFolder:
             raise RunError(f"{self.path / name}: expected a JSON object")
         return value
 
+    def epochs(self) -> list[dict[str, Any]]:
+        """Return the lines that metrics.jsonl has of the epochs so far; [] where it is not there or not readable."""
+        try:
+            lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            found = [json.loads(line) for line in lines if line.strip()]
+        except (OSError, ValueError):
+            return []
+        return [line for line in found if isinstance(line, dict) and line.get("event") == "epoch"]
+
+    @property
+    def num_epochs(self) -> int:
+        """The number of epochs that are done, as far as `epochs` tells."""
+        return max((int(line.get("epoch", 0)) for line in self.epochs()), default=0)
+
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write one JSON file whole."""
         self._write(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

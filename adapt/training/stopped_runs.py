@@ -5,7 +5,6 @@ A stopped run keeps its checkpoint. It has no result; trained again by name, it 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -87,12 +86,3 @@ def request_stop(folder: RunFolder) -> None:
 def stop_is_requested(folder: RunFolder) -> bool:
     """Whether somebody asked for the run's early end."""
     return (folder.path / _REQUEST).is_file()
-
-
-def num_epochs(folder: RunFolder) -> int:
-    """Return the number of epochs that a run's metrics hold."""
-    try:
-        lines = (folder.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return max((json.loads(line).get("epoch", 0) for line in lines if line.strip()), default=0)
-    except (OSError, ValueError, AttributeError):
-        return 0

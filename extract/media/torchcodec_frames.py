@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import cache
 
 import av
 import numpy as np
@@ -34,6 +35,7 @@ _BLOCK_BYTES = 1 << 26
 _SAME_SECONDS = 1e-3
 
 
+@cache  # of what was found to work: errors are not kept
 def check_decoder(decoder: Decoder) -> None:
     """Raise a SettingsError where this machine cannot decode with `decoder`, a value of `[data] decoder`.
 

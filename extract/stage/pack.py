@@ -12,18 +12,17 @@ import hashlib
 import io
 import os
 import re
-import shutil
 import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 import tomli_w
 
-from ...cache.atomic_io import disk_errors, is_temporary, temporary_beside
+from ...cache.atomic_io import disk_errors, is_temporary, new_folder, temporary_beside
 from ...cache.object_storage.address import is_object_url
 from ...cache.write.locks import LOCK_NAME
 from ...errors import CorruptItemError, SettingsError, StoreMismatchError, counted
@@ -104,18 +103,19 @@ def pack_experiment(
     if out.exists():
         raise SettingsError(f"{out}: is there already; name a folder or .tar that is not, or remove it")
     file = read_experiment(experiment)
-    contents = PackContents(tables=copy.deepcopy(file.tables))
-    _move_paths(file, contents)
+    contents = PackContents()
+    tables = _moved(file, contents)
+    options = RunOptions(device=chosen_device(device), progress=progress)
     boundaries: list[str] = []
     missing: set[str] = set()
     for settings in read_all_settings(experiment, allow_missing=True):
-        found, lacking = _add_store(settings, contents, RunOptions(device=chosen_device(device), progress=progress))
+        found, lacking = _add_store(settings, contents, options)
         boundaries += [path for path in found if path not in boundaries]
         missing |= lacking
     plan = plan_path(file.path.parent, file.path.stem)
     if plan.is_file():
         contents.files[plan.name] = plan
-    contents.files[f"{file.path.stem}.toml"] = tomli_w.dumps(contents.tables).encode()
+    contents.files[f"{file.path.stem}.toml"] = tomli_w.dumps(tables).encode()
     size = sum(_size(content) for content in contents.files.values())
     with (
         disk_errors(out),
@@ -158,20 +158,14 @@ def unpack(pack: Path | str, folder: Path | str | None = None, *, progress: bool
     if not pack.is_file():
         raise SettingsError(f"{pack}: no such file; expected what talik store pack wrote")
     target = pack.with_suffix("") if folder is None else Path(folder)
-    if target.exists():
-        raise SettingsError(f"{target}: is there already; name a folder that is not, or remove it")
-    partial = temporary_beside(target)
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with disk_errors(target), tarfile.open(pack) as archive:
-            found = _extracted(archive, partial, pack, progress=progress)
+    with new_folder(target) as partial:
+        try:
+            with tarfile.open(pack) as archive:
+                found = _extracted(archive, partial, pack, progress=progress)
+        except tarfile.TarError as error:
+            raise CorruptItemError(f"{pack}: not a whole tar ({error}); copy it again") from None
         report = _checked(partial, found, progress=progress)
-        partial.rename(target)
-    except tarfile.TarError as error:
-        raise CorruptItemError(f"{pack}: not a whole tar ({error}); copy it again") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return PackReport(path=target, files=report.files, size_bytes=report.size_bytes)
+    return replace(report, path=target)
 
 
 def _size(content: Path | bytes) -> int:
@@ -208,42 +202,38 @@ def _digest(content: IO[bytes], file: IO[bytes] | None, tell: Callable[[int], ob
 @contextmanager
 def _opened(out: Path, tell: Callable[[int], object]) -> Iterator[Add]:
     """Give what writes files of a pack, which is at `out` when all of them are written, and not before."""
-    partial = temporary_beside(out)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.unlink(missing_ok=True)
-    partial.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix != ".tar":
+        with new_folder(out) as folder:
 
-    def into_folder(place: str, content: IO[bytes], _: int) -> str:
-        path = partial / place
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("xb") as file:
-            return _digest(content, file, tell)
+            def into_folder(place: str, content: IO[bytes], _: int) -> str:
+                path = folder / place
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("xb") as file:
+                    return _digest(content, file, tell)
 
-    def into_tar(place: str, content: IO[bytes], size: int) -> str:
-        entry = tarfile.TarInfo(f"{out.stem}/{place}")
-        entry.size, entry.mtime = size, int(time.time())
-        read = _Digested(content, tell)
-        archive.addfile(entry, read)
-        return read.digest
-
-    try:
-        if out.suffix == ".tar":
-            with tarfile.open(partial, "w") as archive:
-                yield into_tar
-        else:
             yield into_folder
+        return
+    partial = temporary_beside(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tarfile.open(partial, "w") as archive:
+
+            def into_tar(place: str, content: IO[bytes], size: int) -> str:
+                entry = tarfile.TarInfo(f"{out.stem}/{place}")
+                entry.size, entry.mtime = size, int(time.time())
+                read = _Digested(content, tell)
+                archive.addfile(entry, read)
+                return read.digest
+
+            yield into_tar
         partial.rename(out)
     finally:
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 def _extracted(archive: tarfile.TarFile, folder: Path, pack: Path, *, progress: bool) -> dict[str, str]:
     """Write the files of a tar into a folder; return their digests by place."""
     found = {}
-    folder.mkdir(parents=True)
     size = pack.stat().st_size
     with progress_bar(total=size, desc="unpack", unit="B", unit_scale=True, disable=not progress) as bar:
         for member in archive:
@@ -284,9 +274,9 @@ def _checked(folder: Path, known: Mapping[str, str], *, progress: bool) -> PackR
     return PackReport(path=folder, files=len(here), size_bytes=size)
 
 
-def _move_paths(file: ExperimentFile, contents: PackContents) -> None:
-    """Change the paths in the experiment's tables to places in the pack, and add annotations, models and code."""
-    base, tables = file.path.parent, contents.tables
+def _moved(file: ExperimentFile, contents: PackContents) -> dict[str, Any]:
+    """Return the experiment's tables with places in the pack for paths; add annotations, models and code."""
+    base, tables = file.path.parent, copy.deepcopy(file.tables)
     for part in (tables, *tables.get("variants", ())):
         if isinstance(part.get("data"), dict):
             _move_data(part["data"], tables.get("data", {}), base, contents)
@@ -301,8 +291,7 @@ def _move_paths(file: ExperimentFile, contents: PackContents) -> None:
                 )
             store["path"] = contents.place(base / Path(where).expanduser(), "features.zarr")
     code = [contents.add_code(name, base) for name in file.imports]
-    top = {"import": code} if code else {}
-    contents.tables = {**top, **tables}
+    return {**({"import": code} if code else {}), **tables}
 
 
 def _move_data(data: dict[str, Any], whole: Mapping[str, Any], base: Path, contents: PackContents) -> None:
@@ -349,10 +338,8 @@ def _add_store(settings: ExtractSettings, contents: PackContents, options: RunOp
             known = {item.key for item in reader.items}
         missing |= {item.key for item in request.items} - known
     place = contents.place(store.path, "features.zarr")
-    with store.local_files() as local:
-        folder = local.folder
     keep = {*wanted, *imported}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(store.path.iterdir()):
         if path.is_file():
             if not is_temporary(path.name) and path.name != LOCK_NAME:
                 contents.files[f"{place}/{path.name}"] = path

@@ -14,16 +14,14 @@ from ...cache.write.locks import LOCK_NAME
 
 @dataclass
 class PackContents:
-    """What is to be carried: files by their place, and tables of settings in which those places stand.
+    """What is to be carried: files by their place.
 
     Attributes:
         files: what lies at a place: a file of this machine, or its content.
-        tables: of the experiment or run.
         places: where each file or folder of this machine lies.
     """
 
     files: dict[str, Path | bytes] = field(default_factory=dict)
-    tables: dict[str, Any] = field(default_factory=dict)
     places: dict[Path, str] = field(default_factory=dict)
 
     def place(self, source: Path, wanted: str) -> str:

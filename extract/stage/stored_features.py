@@ -96,10 +96,7 @@ def export_features(
         StoreError: no such boundary, or the disk refuses.
     """
     opened = open_store(store)
-    held = {spec.path: spec for spec in opened.boundaries()}
-    if boundary not in held:
-        raise StoreMismatchError(f"{store}: {unknown_name('boundary', boundary, held)}")
-    spec = held[boundary]
+    spec = opened.boundary(boundary)
     where: ExtractSettings | FeatureStore = opened
     if experiment is not None:
         settings = read_settings(experiment)

@@ -76,6 +76,11 @@ class StandIn:
         return SimpleNamespace(data=torch.from_numpy(pixels), pts_seconds=torch.from_numpy(times))
 
 
+@pytest.fixture(autouse=True)
+def asked_anew() -> None:
+    check_decoder.cache_clear()
+
+
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
     decoders = ModuleType("torchcodec.decoders")
