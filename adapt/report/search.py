@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import RunError
-from ..sweep.halving import Score, best_until, rank
+from ..sweep.halving import Score, best_until, mean_score, rank
 from ..training.run_folder import RunFolder
 from ..training.stopped_runs import Stopped, read_stopped
 from .formats import format_time
@@ -198,11 +198,7 @@ def _point(folder: Path) -> dict[str, Any] | None:
 
 
 def _score(folders: Mapping[int, Path]) -> Score | None:
-    found = {seed: best for seed, path in folders.items() if (best := _best(path)) is not None}
-    if not found:
-        return None
-    accuracy, loss = (math.fsum(values) / len(found) for values in zip(*found.values(), strict=True))
-    return Score(accuracy=accuracy, loss=loss, seeds=tuple(found))
+    return mean_score({seed: best for seed, path in folders.items() if (best := _best(path)) is not None})
 
 
 def _best(folder: Path) -> tuple[float, float] | None:

@@ -50,6 +50,18 @@ def rank(scores: Mapping[str, Score | None]) -> list[str]:
     return sorted(scores, key=key)
 
 
+def mean_score(best: Mapping[int, tuple[float, float]]) -> Score | None:
+    """Return the means over seeds of accuracy and loss; None of no seed.
+
+    >>> mean_score({0: (0.5, 1.0), 1: (0.25, 2.0)})
+    Score(accuracy=0.375, loss=1.5, seeds=(0, 1))
+    """
+    if not best:
+        return None
+    accuracy, loss = (math.fsum(values) / len(best) for values in zip(*best.values(), strict=True))
+    return Score(accuracy=accuracy, loss=loss, seeds=tuple(best))
+
+
 def num_kept(num_variants: int, keep: float) -> int:
     """Return how many of a rung's variants go on: their share, rounded up, at least one.
 
@@ -147,10 +159,7 @@ class Halving:
             best = best_until(trained_folder(self.experiment, name, seed), rung)
             if best is not None and (name, seed) not in failed:
                 found[seed] = best
-        if not found:
-            return None
-        accuracy, loss = (math.fsum(values) / len(found) for values in zip(*found.values(), strict=True))
-        return Score(accuracy=accuracy, loss=loss, seeds=tuple(found))
+        return mean_score(found)
 
     def _record(self, name: str, rung: int, scores: Mapping[str, Score | None], order: Sequence[str], num: int) -> None:
         score, last = scores[name], scores[order[num - 1]]
