@@ -50,7 +50,9 @@ class TrimodalSettings:
         d_state, d_conv, expand: of the Mamba block, Mamba's names.
         bidirectional: scan the line in both directions.
         num_heads: of the attentions.
-        scale: of what the zero-initialised projections give; smaller is gentler to the frozen features.
+        selection_scale: of the gates' arguments; smaller lets the gates learn slower than what they act on.
+        interaction_scale: of what the interaction adds to the tokens.
+        scale: both in one, in place of the two above; what runs made before the two were apart have.
         share_across_insertions: one adapter serves all insertions.
     """
 
@@ -65,7 +67,9 @@ class TrimodalSettings:
     expand: Count = 2
     bidirectional: bool = True
     num_heads: Count = 4
-    scale: Positive = 1.0
+    selection_scale: Positive = 1.0
+    interaction_scale: Positive = 1.0
+    scale: Positive | None = None
     share_across_insertions: bool = False
 
     def __post_init__(self) -> None:
@@ -92,7 +96,7 @@ class TrimodalInsertion(InsertionModule):
                 expand=settings.expand,
                 bidirectional=settings.bidirectional,
                 num_heads=settings.num_heads,
-                scale=settings.scale,
+                scale=settings.scale or settings.selection_scale,
             )
         if settings.interaction != "none":
             self.interaction = Interaction(
@@ -102,7 +106,7 @@ class TrimodalInsertion(InsertionModule):
                 num_latents=settings.num_latents,
                 d_model=settings.d_model,
                 num_heads=settings.num_heads,
-                scale=settings.scale,
+                scale=settings.scale or settings.interaction_scale,
             )
 
     @overload

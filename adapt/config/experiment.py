@@ -20,6 +20,7 @@ from ..model.heads import TaskSettings
 from ..model.precision import PrecisionName
 from ..model.registry import LOSSES, check_part
 from .check_experiment import check_experiment
+from .earlier_defaults import keep_earlier_defaults
 from .search_space import SearchPoint, same_settings, written_out
 from .sweep_settings import SweepSettings
 
@@ -252,7 +253,7 @@ def load_experiment(
         0.0001
     """
     file = read_experiment(source, changes=changes, imports=imports)
-    experiment = experiment_from_file(file)
+    experiment = keep_earlier_defaults(experiment_from_file(file))
     try:
         for extraction in (experiment.extraction, *experiment.of_variants.values()):
             check_extraction(extraction)

@@ -11,6 +11,7 @@ from typing import Any
 from ...cache.format.spec import FieldDifference, differences
 from ...config import to_mapping
 from ...errors import SettingsError
+from .earlier_defaults import DEFAULTS, with_earlier_defaults
 from .experiment import Experiment, TrainSettings, VariantSettings, experiment_from_tables
 
 #: Settings that name things, say where they lie, or which clips are left out. Of a run whose data are recorded they are
@@ -53,7 +54,12 @@ def run_config(experiment: Experiment, variant: VariantSettings, train: TrainSet
         train: the training settings of that variant.
         seed: of the weights, the order of the data and dropout.
     """
-    config: dict[str, Any] = {"experiment": experiment.name, "variant": variant.name, "seed": seed}
+    config: dict[str, Any] = {
+        "experiment": experiment.name,
+        "variant": variant.name,
+        "seed": seed,
+        "defaults": DEFAULTS,
+    }
     config |= data_tables(experiment, variant.name)
     config["task"] = to_mapping(experiment.task)
     config["train"] = {name: value for name, value in to_mapping(train).items() if name not in OF_NO_EFFECT}
@@ -147,7 +153,8 @@ def experiment_from_config(config: Mapping[str, Any], *, base: Path) -> tuple[Ex
     """
     tables = {name: config[name] for name in ("data", "encoders", "store", "task", "train")}
     tables |= {"import": config["import"]} if "import" in config else {}
-    variant = {"name": config["variant"], "adapter": config["adapter"], "placement": config["placement"]}
+    adapter = config["adapter"] if "defaults" in config else with_earlier_defaults(config["adapter"])
+    variant = {"name": config["variant"], "adapter": adapter, "placement": config["placement"]}
     if config["insertion"] != "none":
         variant["insertion"] = config["insertion"]
     if "start_from" in config:
