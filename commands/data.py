@@ -17,7 +17,7 @@ app = typer.Typer()
 
 @app.command(cls=Command)
 def init(
-    dataset: Annotated[str, typer.Argument(help="music-avqa, ave, avqa, manifest or demo.")],
+    dataset: Annotated[str, typer.Argument(help="music-avqa, ave, avqa, manifest, demo or evaluation.")],
     folder: Annotated[Path, typer.Argument(help="Where experiment.toml is written.")],
     preset: Annotated[str, typer.Option(help="lavish, trimodal or small.")] = "small",
 ) -> None:

@@ -10,7 +10,7 @@ import typer
 from .options import Device
 from .usage import Command
 
-app = typer.Typer(invoke_without_command=True, help="The whole story on a small made data set.")
+app = typer.Typer(invoke_without_command=True, help="The whole story on a small made data set; made sets alone.")
 
 
 @app.callback()
@@ -35,9 +35,13 @@ def demo_make(
     folder: Annotated[Path, typer.Argument(help="The folder to fill.")],
     clips: Annotated[int, typer.Option(help="How many clips.")] = 240,
     seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
+    kind: Annotated[
+        str, typer.Option("--set", help="demo: clips of 8 s. evaluation: of 24 s, with long and short questions.")
+    ] = "demo",
 ) -> None:
-    """Make the data set alone: clips and questions. A second run makes only what is missing."""
+    """Make a data set alone: clips and questions. A second run makes only what is missing."""
     from ..demo.make import make_demo
+    from ..demo.questions import set_kind
 
-    made = make_demo(folder, num_clips=clips, seed=seed)
+    made = make_demo(folder, num_clips=clips, seed=seed, kind=set_kind(kind))
     typer.echo(made.summary())

@@ -1,1 +1,1 @@
-"""The demo: a made data set, packaged pretrained weights, and the story that is told with them."""
+"""The demo: made data sets, packaged pretrained weights, and the story that is told with them."""

@@ -29,7 +29,7 @@ from .question_templates import (
     sounding,
     yes,
 )
-from .scene import CLIP_SECONDS, Player, Scene
+from .scene import Player, Scene
 
 _RANKS = ("first", "second", "third")
 
@@ -39,7 +39,7 @@ _RANKS = ("first", "second", "third")
 @asks("AV-exist", "Is the <Object> in the video always playing?")
 def _always_playing(scene: Scene) -> Iterator[Found]:
     for player in once(list(scene.players)):
-        silent = CLIP_SECONDS - player.sounding_seconds
+        silent = scene.seconds - player.sounding_seconds
         if player.seen and (silent == 0.0 or silent >= MARGIN_SECONDS):
             yield (player.kind,), yes(silent == 0.0), 0.5 if not player.sounds else 1.0
 

@@ -6,6 +6,7 @@ from . import (
     audio_visual_templates,  # noqa: F401 (they fill the table of templates)
     single_modality_templates,  # noqa: F401 (they fill the table of templates)
 )
+from .evaluation_templates import family_candidates_of
 from .question_templates import TEMPLATES, Candidate
 from .scene import Scene
 
@@ -20,9 +21,10 @@ TWO_ANSWERS = frozenset(
 
 
 def candidates_of(scene: Scene) -> list[Candidate]:
-    """Return every question that is decidable in the scene, in a fixed order."""
-    return [
+    """Return every question that is decidable in the scene, in a fixed order; those of the two families last."""
+    basic = [
         Candidate(type=short, template=template, values=values, answer=answer, weight=weight[0] if weight else 1.0)
         for template, (short, finder) in TEMPLATES.items()
         for values, answer, *weight in finder(scene)
     ]
+    return basic + family_candidates_of(scene)

@@ -57,10 +57,11 @@ class Stage:
     def frame(self, seconds: float) -> np.ndarray:
         """Return the picture at that instant, (240, 320, 3) uint8 RGB."""
         image = self._background.copy()
-        playing = [(player, sway) for player, sway in self._players if player.plays_at(seconds)]
+        shown = [(player, sway) for player, sway in self._players if player.shown_at(seconds)]
+        playing = [(player, sway) for player, sway in shown if player.plays_at(seconds)]
         for player, sway in playing:
             _draw_halo(image, player, sway, seconds)
-        for player, _ in self._players:
+        for player, _ in shown:
             if not player.plays_at(seconds):
                 _paste(image, _sprite(KINDS[player.kind].glyph, player.size, 0), player.x, player.y)
         for player, sway in playing:

@@ -18,7 +18,7 @@ MARGIN_DB = 5.0
 MARGIN_ONSETS = 1.6
 MARGIN_SECONDS = 1.5
 TOGETHER_SECONDS = 0.3
-NUMBERS = ("zero", "one", "two", "three", "four")
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,8 @@ class Candidate:
         values: what fills the template's <...> places, in their order.
         answer: the true answer, one of MUSIC-AVQA's words.
         weight: how likely it is to be drawn among the candidates of its template and answer.
+        family: "long" or "short" for the evaluation set's own questions (`evaluation_templates.py`), else "basic".
+        segments: the segments that decide it, in order; () for a basic question.
     """
 
     type: str
@@ -38,6 +40,13 @@ class Candidate:
     values: tuple[str, ...]
     answer: str
     weight: float = 1.0
+    family: str = "basic"
+    segments: tuple[int, ...] = ()
+
+    @property
+    def row(self) -> str:
+        """The question's type and family in one, as "AV-temp, long"; the type alone for a basic one."""
+        return self.type if self.family == "basic" else f"{self.type}, {self.family}"
 
 
 Found = tuple[tuple[str, ...], str] | tuple[tuple[str, ...], str, float]

@@ -14,29 +14,38 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal, get_args
 
+from ..errors import SettingsError, unknown_name
 from ..extract.datasets.describe import blind_baseline, fraction_correct
 from ..extract.datasets.music_avqa import ANSWERS_42
 from ..extract.datasets.types import Manifest, Question
 from .candidates import TWO_ANSWERS, Candidate, candidates_of
+from .evaluation_scene import make_evaluation_scene
 from .scene import SPLITS, Scene, make_scene
+
+SetKind = Literal["demo", "evaluation"]
+"""The demo's set of clips of 8 s; or that of 24 s in which it is known what each question asks for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Most:
-    """How many questions a clip is asked at most: in all, of one type, of one template."""
+    """How many questions a clip is asked at most: in all, of one type, of one template, of one of the families."""
 
     of_clip: int
     of_type: int
     of_template: int
+    of_family: int = 0
 
 
 # Questions cost nothing beside clips: training clips are asked about as much as stays balanced.
-_MOST = {
-    "train": _Most(of_clip=36, of_type=6, of_template=3),
-    "val": _Most(of_clip=9, of_type=2, of_template=1),
-    "test": _Most(of_clip=9, of_type=2, of_template=1),
+_MOST: Mapping[str, Mapping[str, _Most]] = {
+    "demo": {
+        "train": _Most(of_clip=36, of_type=6, of_template=3),
+        "val": _Most(of_clip=9, of_type=2, of_template=1),
+        "test": _Most(of_clip=9, of_type=2, of_template=1),
+    },
+    "evaluation": dict.fromkeys(SPLITS, _Most(of_clip=5, of_type=1, of_template=1, of_family=3)),
 }
 _MAX_SHARE, _MAX_SHARE_OF_TWO = 0.38, 0.51
 _LONG_TYPES = {
@@ -54,18 +63,37 @@ TYPES = tuple(_LONG_TYPES)
 Record = dict[str, Any]
 
 
-def make_scenes(seed: int, num_clips: int) -> list[Scene]:
+def set_kind(name: str) -> SetKind:
+    """Return the kind of set of that name.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    for kind in get_args(SetKind):
+        if kind == name:
+            return kind  # type: ignore[no-any-return]
+    raise SettingsError(unknown_name("kind of set", name, get_args(SetKind)))
+
+
+def make_scenes(seed: int, num_clips: int, kind: SetKind = "demo") -> list[Scene]:
     """Decide clips 0 to `num_clips - 1` of the set of `seed`."""
-    return [make_scene(seed, index) for index in range(num_clips)]
+    make = make_scene if kind == "demo" else make_evaluation_scene
+    return [make(seed, index) for index in range(num_clips)]
 
 
-def make_records(scenes: Sequence[Scene]) -> dict[str, list[Record]]:
-    """Return each split's questions as MUSIC-AVQA writes them; `scenes` are clips 0, 1, 2, ... of one seed."""
-    balances = {split: _Balance() for split in SPLITS}
+def make_records(scenes: Sequence[Scene], kind: SetKind = "demo") -> dict[str, list[Record]]:
+    """Return each split's questions as MUSIC-AVQA writes them; `scenes` are clips 0, 1, 2, ... of one seed.
+
+    Those of the evaluation set also say their `family` and the `deciding_segments`.
+    """
+    balances = {split: _Balance(_MOST[kind][split]) for split in SPLITS}
     records: dict[str, list[Record]] = {split: [] for split in SPLITS}
     for scene in scenes:
         for number, candidate in enumerate(balances[scene.split].choose(scene)):
-            records[scene.split].append(_record(scene, number, candidate))
+            record = _record(scene, number, candidate)
+            if kind == "evaluation":
+                record |= {"family": candidate.family, "deciding_segments": list(candidate.segments)}
+            records[scene.split].append(record)
     return records
 
 
@@ -75,16 +103,28 @@ def short_type(record: Mapping[str, Any]) -> str:
     return next(short for short, long in _LONG_TYPES.items() if long == words)
 
 
+def row_of(record: Mapping[str, Any]) -> str:
+    """Return a question's type and family in one, as "AV-temp, long"; the short type alone for a basic one."""
+    family = record.get("family", "basic")
+    return short_type(record) if family == "basic" else f"{short_type(record)}, {family}"
+
+
+def template_of(record: Mapping[str, Any]) -> str:
+    """Return a question's template, told apart by family: the wording of those differs from the basic ones'."""
+    family = record.get("family", "basic")
+    return str(record["question_content"]) + ("" if family == "basic" else f" ({family})")
+
+
 def blind_accuracy(records: Mapping[str, Sequence[Record]]) -> dict[str, float]:
-    """Return how often each template's most frequent training answer is right on test, by short type and "all"."""
+    """Return how often each template's most frequent training answer is right on test, by type, and "all"."""
     questions = tuple(
         Question(
             id=str(record["question_id"]),
             clip_id=record["video_id"],
             text="",
             answer=record["anser"],
-            type=short_type(record),
-            template=record["question_content"],
+            type=row_of(record),
+            template=template_of(record),
             split=split,
         )
         for split in SPLITS
@@ -93,14 +133,22 @@ def blind_accuracy(records: Mapping[str, Sequence[Record]]) -> dict[str, float]:
     manifest = Manifest(name="demo", root=Path(), clips={}, questions=questions, answers=ANSWERS_42)
     guesses = blind_baseline(manifest, "test")
     test = manifest.split("test")
-    asked = {short: [q for q in test if q.type == short] for short in TYPES}
+    asked = {row: [q for q in test if q.type == row] for row in rows_of(records)}
     return {name: fraction_correct(some, guesses) for name, some in {**asked, "all": test}.items() if some}
+
+
+def rows_of(records: Mapping[str, Sequence[Record]]) -> list[str]:
+    """Return the types, and types with a family, that are asked, in the order of tables."""
+    found = {row_of(record) for split in SPLITS for record in records[split]}
+    families = ("", ", short", ", long")
+    return [row for family in families for short in TYPES if (row := short + family) in found]
 
 
 class _Balance:
     """What one split has asked so far, and the draw of a clip's questions by it."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: _Most) -> None:
+        self._most = most
         self._types: Counter[str] = Counter()
         self._templates: Counter[str] = Counter()
         self._answers: Counter[tuple[str, str]] = Counter()
@@ -108,41 +156,54 @@ class _Balance:
     def choose(self, scene: Scene) -> list[Candidate]:
         """Draw the questions of the split's next clip."""
         rng = Random(f"talik demo questions {scene.seed} {scene.index}")
-        most = _MOST[scene.split]
+        most = self._most
         left = candidates_of(scene)
         chosen: list[Candidate] = []
         while left and len(chosen) < most.of_clip:
-            types = Counter(c.type for c in chosen)
-            templates = Counter(c.template for c in chosen)
+            types = Counter(map(_group, chosen))
+            templates = Counter(map(_wording, chosen))
+            families = sum(c.family != "basic" for c in chosen)
             left = [
                 c
                 for c in left
-                if types[c.type] < most.of_type and templates[c.template] < most.of_template and self._has_room(c)
+                if types[_group(c)] < most.of_type
+                and templates[_wording(c)] < most.of_template
+                and (c.family == "basic" or families < most.of_family)
+                and self._has_room(c)
             ]
             if not left:
                 break
-            short = min(sorted({c.type for c in left}), key=lambda name: (self._types[name], rng.random()))
-            candidate = self._draw(rng, [c for c in left if c.type == short])
+            rarest = min(sorted(set(map(_group, left))), key=lambda name: (self._types[name], rng.random()))
+            candidate = self._draw(rng, [c for c in left if _group(c) == rarest])
             chosen.append(candidate)
             left.remove(candidate)
-            self._types[short] += 1
-            self._templates[candidate.template] += 1
-            self._answers[candidate.template, candidate.answer] += 1
+            self._types[_group(candidate)] += 1
+            self._templates[_wording(candidate)] += 1
+            self._answers[_wording(candidate), candidate.answer] += 1
         rng.shuffle(chosen)
         return chosen
 
     def _has_room(self, candidate: Candidate) -> bool:
         """Whether one more such answer leaves its share of the template's answers below the bound."""
         bound = _MAX_SHARE_OF_TWO if candidate.template in TWO_ANSWERS else _MAX_SHARE
-        asked = self._templates[candidate.template]
-        return self._answers[candidate.template, candidate.answer] + 1 <= bound * (asked + 1) + 1
+        asked = self._templates[_wording(candidate)]
+        return self._answers[_wording(candidate), candidate.answer] + 1 <= bound * (asked + 1) + 1
 
     def _draw(self, rng: Random, candidates: list[Candidate]) -> Candidate:
-        template = _rare(rng, {c.template: self._templates[c.template] for c in candidates})
-        candidates = [c for c in candidates if c.template == template]
-        answer = _rare(rng, {c.answer: self._answers[template, c.answer] for c in candidates})
+        wording = _rare(rng, {_wording(c): self._templates[_wording(c)] for c in candidates})
+        candidates = [c for c in candidates if _wording(c) == wording]
+        answer = _rare(rng, {c.answer: self._answers[wording, c.answer] for c in candidates})
         candidates = [c for c in candidates if c.answer == answer]
         return rng.choices(candidates, weights=[c.weight for c in candidates])[0]
+
+
+def _wording(candidate: Candidate) -> str:
+    return candidate.template if candidate.family == "basic" else f"{candidate.template} ({candidate.family})"
+
+
+def _group(candidate: Candidate) -> str:
+    """Return what is asked about equally often: a type, or in the families each of their templates."""
+    return candidate.type if candidate.family == "basic" else _wording(candidate)
 
 
 def _rare(rng: Random, counts: Mapping[str, int]) -> str:

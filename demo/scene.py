@@ -2,7 +2,7 @@
 
 A scene depends on the seed and the clip's number alone, so clip i of a seed is the same in every set that holds it.
 All times are in seconds from the clip's start and are multiples of one frame (1/8 s), so that a frame shows an
-instrument playing exactly when it sounds.
+instrument playing exactly when it sounds. The scenes of the evaluation set are decided in `evaluation_scene.py`.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ class Player:
         pan: 0.0 (left channel) to 1.0 (right channel).
         size: the longer side of its picture, in pixels of a 320x240 frame; 0 off stage.
         x, y: the centre of its picture, in the same pixels; 0 off stage.
+        away: (start, end) of the times at which it has left the stage; it never sounds then.
+        role: its part in the plot of a clip of the evaluation set; "" elsewhere.
     """
 
     kind: str
@@ -58,6 +60,8 @@ class Player:
     size: int = 0
     x: int = 0
     y: int = 0
+    away: tuple[tuple[float, float], ...] = ()
+    role: str = ""
 
     @property
     def sounds(self) -> bool:
@@ -83,10 +87,25 @@ class Player:
         """Whether it sounds at that instant."""
         return any(start <= seconds + 1e-9 < end for start, end in self.intervals)
 
+    def shown_at(self, seconds: float) -> bool:
+        """Whether it stands on stage at that instant."""
+        return self.seen and not any(start <= seconds + 1e-9 < end for start, end in self.away)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One clip: its stage, its music and its players, on stage from left to right and then off stage."""
+    """One clip: its stage, its music and its players, on stage from left to right and then off stage.
+
+    Attributes:
+        seed, index: of the set, and of the clip in it.
+        split: "train", "val" or "test".
+        place: "indoor" or "outdoor".
+        key, minor, beats_per_minute: of the music.
+        players: on stage from left to right, then off stage.
+        seconds: how long the clip lasts.
+        frames_per_second: of its picture.
+        plot: what happens in a clip of the evaluation set, a name of `PLOTS`; "" elsewhere.
+    """
 
     seed: int
     index: int
@@ -96,6 +115,9 @@ class Scene:
     minor: bool
     beats_per_minute: float
     players: tuple[Player, ...]
+    seconds: float = CLIP_SECONDS
+    frames_per_second: int = FRAMES_PER_SECOND
+    plot: str = ""
 
     @property
     def video_id(self) -> str:
@@ -150,7 +172,14 @@ def scene_to_json(scene: Scene) -> dict[str, Any]:
 def scene_from_json(values: Mapping[str, Any]) -> Scene:
     """Return the scene that `scene_to_json` wrote."""
     players = tuple(
-        Player(**{**p, "intervals": tuple(tuple(i) for i in p["intervals"]), "onsets": tuple(p["onsets"])})
+        Player(
+            **{
+                **p,
+                "intervals": tuple(tuple(i) for i in p["intervals"]),
+                "onsets": tuple(p["onsets"]),
+                "away": tuple(tuple(i) for i in p.get("away", ())),
+            }
+        )
         for p in values["players"]
     )
     return Scene(**{**values, "players": players})
@@ -196,7 +225,7 @@ def _make_player(
     level = rng.choices(LEVELS_DB, weights=kind.levels)[0] + round(rng.uniform(-1.0, 1.0), 2)
     notes_per_beat = rng.choices(NOTES_PER_BEAT, weights=kind.rates)[0]
     intervals = _choose_intervals(rng, kind, shifts) if heard else ()
-    onsets = tuple(t for interval in intervals for t in _place_onsets(rng, interval, beats_per_minute * notes_per_beat))
+    onsets = tuple(t for interval in intervals for t in place_onsets(rng, interval, beats_per_minute * notes_per_beat))
     if seat is None:
         pan = round(rng.uniform(0.2, 0.8), 2)
         return Player(kind=kind.word, seat=None, intervals=intervals, onsets=onsets, level_db=level, pan=pan)
@@ -228,7 +257,7 @@ def _choose_intervals(
     return tuple(intervals)
 
 
-def _place_onsets(rng: Random, interval: tuple[float, float], onsets_per_minute: float) -> list[float]:
+def place_onsets(rng: Random, interval: tuple[float, float], onsets_per_minute: float) -> list[float]:
     """Return onsets from the interval's start on, nearly even, a few of the quick ones left out."""
     start, end = interval
     step = 60.0 / onsets_per_minute

@@ -12,10 +12,9 @@ import numpy as np
 
 from ..errors import BackendError
 from .instruments import KINDS
-from .scene import CLIP_SECONDS, Player, Scene
+from .scene import Player, Scene
 
 SAMPLE_RATE_HZ = 48_000
-_NUM_SAMPLES = round(CLIP_SECONDS * SAMPLE_RATE_HZ)
 _FADE_SECONDS = 0.02
 _BLOCK_SECONDS = 0.05
 _GATE_DB = 20.0
@@ -29,21 +28,22 @@ def sound_of(scene: Scene) -> np.ndarray:
     Raises:
         BackendError: symusic or pretty_midi, of the demo extra, is not installed.
     """
-    mix = np.zeros((_NUM_SAMPLES, 2), dtype=np.float64)
+    mix = np.zeros((2, _num_samples(scene)), dtype=np.float64)
     for number, player in enumerate(scene.players):
         if player.sounds:
             angle = player.pan * np.pi / 2.0
-            gains = np.sqrt(2.0) * np.array([np.cos(angle), np.sin(angle)])
-            mix += stem_of(scene, number)[:, None] * gains
-    return _limit(mix).astype(np.float32)
+            stem = stem_of(scene, number)
+            for channel, gain in zip(mix, np.sqrt(2.0) * np.array([np.cos(angle), np.sin(angle)]), strict=True):
+                channel += stem * gain
+    return np.ascontiguousarray(_limit(mix).T, dtype=np.float32)
 
 
 def stem_of(scene: Scene, number: int) -> np.ndarray:
     """Return one instrument alone, (S,) float64, at its level and before panning; zero outside its intervals."""
     player = scene.players[number]
     rng = Random(f"talik demo notes {scene.seed} {scene.index} {number}")
-    stem = _render(player, _choose_keys(rng, scene, player))
-    stem *= _gate(player)
+    stem = _render(player, _choose_keys(rng, scene, player), _num_samples(scene))
+    stem *= _gate(player, len(stem))
     loudness = gated_level_db(stem)
     return stem * 10.0 ** ((player.level_db - loudness) / 20.0)
 
@@ -76,7 +76,11 @@ def _choose_keys(rng: Random, scene: Scene, player: Player) -> list[list[tuple[i
     return notes
 
 
-def _render(player: Player, notes: list[list[tuple[int, int]]]) -> np.ndarray:
+def _num_samples(scene: Scene) -> int:
+    return round(scene.seconds * SAMPLE_RATE_HZ)
+
+
+def _render(player: Player, notes: list[list[tuple[int, int]]], num_samples: int) -> np.ndarray:
     kind = KINDS[player.kind]
     symusic, synthesizer = _synthesizer()
     score = symusic.Score(480, ttype="second")
@@ -88,16 +92,17 @@ def _render(player: Player, notes: list[list[tuple[int, int]]]) -> np.ndarray:
         for key, velocity in chord:
             track.notes.append(symusic.Note(onset, seconds, key, velocity, ttype="second"))
     score.tracks.append(track)
-    rendered = np.asarray(synthesizer.render(score, True), dtype=np.float64).mean(axis=0)
-    stem = np.zeros(_NUM_SAMPLES)
-    length = min(len(rendered), _NUM_SAMPLES)
+    left, right = np.asarray(synthesizer.render(score, True), dtype=np.float64)
+    rendered = (left + right) / 2.0
+    stem = np.zeros(num_samples)
+    length = min(len(rendered), num_samples)
     stem[:length] = rendered[:length]
     return stem
 
 
-def _gate(player: Player) -> np.ndarray:
+def _gate(player: Player, num_samples: int) -> np.ndarray:
     """Return 1 inside the intervals and 0 outside, with short fades before each end, (S,) float64."""
-    gate = np.zeros(_NUM_SAMPLES)
+    gate = np.zeros(num_samples)
     fade = round(_FADE_SECONDS * SAMPLE_RATE_HZ)
     for start, end in player.intervals:
         first, last = round(start * SAMPLE_RATE_HZ), round(end * SAMPLE_RATE_HZ)
@@ -109,8 +114,9 @@ def _gate(player: Player) -> np.ndarray:
 def _limit(mix: np.ndarray) -> np.ndarray:
     """Bend what lies above 0.8 of full scale so that nothing reaches 1; the rest is untouched."""
     over = np.abs(mix) > 0.8
-    bent = np.sign(mix) * (0.8 + 0.19 * np.tanh((np.abs(mix) - 0.8) / 0.19))
-    return np.where(over, bent, mix)
+    loud = mix[over]
+    mix[over] = np.sign(loud) * (0.8 + 0.19 * np.tanh((np.abs(loud) - 0.8) / 0.19))
+    return mix
 
 
 @lru_cache(maxsize=1)

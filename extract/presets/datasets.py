@@ -81,6 +81,14 @@ dataset = "demo"
 root = "set"                      # made by: talik demo make set
 """
 
+EVALUATION = """\
+[data]
+dataset = "manifest"
+root = "set"                      # made by: talik demo make set --set evaluation
+columns = ["family", "type_and_family", "deciding_segments"]
+type_column = "type_and_family"   # tables by type and family; "type" for the nine types alone, "family" for three rows
+"""
+
 DATA: Mapping[str, DataPart] = {
     "music-avqa": DataPart(
         table=MUSIC_AVQA,
@@ -97,4 +105,5 @@ DATA: Mapping[str, DataPart] = {
     "avqa": DataPart(table=AVQA, num_clips=57_015, seconds=10.0, kind="answers", asks=True),
     "manifest": DataPart(table=MANIFEST, num_clips=1_000, seconds=10.0, kind="answers", asks=True),
     "demo": DataPart(table=DEMO, num_clips=240, seconds=8.0, kind="answers", asks=True),
+    "evaluation": DataPart(table=EVALUATION, num_clips=2_000, seconds=24.0, kind="answers", asks=True, segments=16),
 }

@@ -27,7 +27,7 @@ def init(
     """Write `folder`/experiment.toml, and return what there is to say of it, one line each.
 
     Args:
-        dataset: music-avqa, ave, avqa, manifest or demo.
+        dataset: music-avqa, ave, avqa, manifest, demo or evaluation.
         folder: made where it is not there.
         preset: lavish, trimodal or small.
         schema: the JSON Schema of experiment files, written beside it and named in its first line, so that editors
