@@ -14,7 +14,7 @@ import typer
 from ..adapt.config.experiment import Experiment, load_experiment
 from ..adapt.evaluation.evaluate import evaluate
 from ..adapt.plan.plan import plan
-from ..adapt.plan.text import plan_lines, readable_seconds
+from ..adapt.plan.text import plan_lines
 from ..adapt.report.write import ReportFiles, report
 from ..adapt.sweep.sweep import sweep
 from ..adapt.training.run_folder import writing
@@ -22,6 +22,7 @@ from ..errors import RunError
 from ..extract.executors.device import chosen_device
 from ..extract.stage.extract import extract
 from ..extract.stage.settings import plan_path
+from ..formats import readable_seconds
 from .make import make_demo
 
 

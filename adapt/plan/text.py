@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from statistics import mean
 
+from ...errors import counted
+from ...formats import readable_bytes, readable_seconds
 from .cluster import PEAK_TFLOPS, UTILISATION
 from .compute_costs import ComputeCost
 from .plan import Plan
@@ -68,36 +70,22 @@ def _error(cost: ComputeCost) -> str:
     return "cannot be stored" if cost.error is None else f"error {cost.error:.1e}"
 
 
-def readable_seconds(seconds: float) -> str:
-    """Format a time as "12 s", "3.4 min" or "5.6 h"."""
-    if seconds < 100:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def readable_bytes(count: float) -> str:
-    """Format a size in decimal units."""
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 1e3:.0f} kB"
-
-
 def simulated_lines(found: Simulation) -> list[str]:
     """Print a simulation: the counted operations, the assumptions, and a table of clusters."""
     taken = found.settings
     lines = [f"simulated, not measured; operations counted on {found.machine}", *found.notes]
-    lines.append(f"{found.num_clips:,} clips, {found.num_texts:,} texts, {found.num_runs} runs; a GPU: {_rate(found)}")
+    sizes = ", ".join(map(counted, (found.num_clips, found.num_texts, found.num_runs), ("clip", "text", "run")))
+    lines.append(f"{sizes}; a GPU: {_rate(found)}")
     lines.append(
         f"{taken.cores} cores a GPU decode a clip in {taken.decode:g} s of one core (given); "
         f"all share a disk of {taken.disk:g} GB/s (given)"
     )
-    for modality, counted in found.counts.items():
+    for modality, operations in found.counts.items():
         item = "a text" if modality == "text" else "a clip"
         gpu, seconds = found.encoders[modality], found.unit_seconds[modality]
         lines.append(
-            f"  {modality}, {item}: {_flops(sum(counted.forward))} in {len(counted.forward)} units, "
-            f"{readable_seconds(seconds)} here ({_flops(sum(counted.forward) / seconds)}/s), "
+            f"  {modality}, {item}: {_flops(sum(operations.forward))} in {len(operations.forward)} units, "
+            f"{readable_seconds(seconds)} here ({_flops(sum(operations.forward) / seconds)}/s), "
             f"{1e3 * sum(gpu.forward):.2f} ms on such a GPU"
         )
     lines += [

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...config import from_mapping
+from ...errors import counted
 from ...extract.stage.run_records import read_costs
 from ...extract.stage.settings import StoreSettings, plan_path, store_folder
-from .formats import format_time
+from ...formats import readable_seconds
 from .runs import Run
 
 
@@ -89,13 +90,13 @@ class CostTable:
 
     def lines(self) -> list[str]:
         """Summarise the costs in one line, followed by the notes."""
-        parts = [] if self.extraction is None else [f"extraction {format_time(self.extraction)}"]
-        parts.append(f"training {format_time(self.training)}")
+        parts = [] if self.extraction is None else [f"extraction {readable_seconds(self.extraction)}"]
+        parts.append(f"training {readable_seconds(self.training)}")
         if self.predicted is not None:
-            parts.append(f"predicted {format_time(self.predicted)} in all")
+            parts.append(f"predicted {readable_seconds(self.predicted)} in all")
         if self.without_cache is not None:
             ratio = "" if self.saved_ratio is None else f" ({self.saved_ratio:.1f} times as long)"
-            parts.append(f"without the cache {format_time(self.without_cache)}{ratio}")
+            parts.append(f"without the cache {readable_seconds(self.without_cache)}{ratio}")
         return [f"What this cost: {'; '.join(parts)}. Energy was not measured.", *self.notes]
 
 
@@ -107,7 +108,7 @@ def make_cost_table(variants: Mapping[str, Sequence[Run]]) -> CostTable:
     notes = [note for plan in found.values() for note in ([plan] if isinstance(plan, str) else plan.notes())]
     cached = [run for run in every if not run.live]
     if len(cached) < len(every):
-        notes.append(f"{len(every) - len(cached)} of {len(every)} runs were trained live, without the cache.")
+        notes.append(f"Trained live, without the cache: {len(every) - len(cached)} of {counted(len(every), 'run')}.")
     stores = dict.fromkeys(path for run in cached if (path := _store_path(run)) is not None)
     records = {store: read_costs(store) for store in stores}
     missing = [store.name for store, runs in records.items() if not runs]

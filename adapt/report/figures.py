@@ -24,8 +24,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
+from ...formats import readable_count, readable_seconds
 from .costs import CostTable
-from .formats import format_cell, format_count, format_interval, format_points, format_time, shorten
+from .formats import format_cell, format_interval, format_points, shorten
 from .runs import Run
 from .table import AVERAGE, Row, Table
 
@@ -238,7 +239,7 @@ def accuracy_over_params(table: Table) -> ReportFigure:
         x, cell = max(1, row.trainable_params or 1), row.overall
         if cell.half:
             plot.axes.plot([x, x], [cell.mean - cell.half, cell.mean + cell.half], color=colour(index), linewidth=1.2)
-        words = f"{row.label}: {format_cell(cell)} %, {format_count(row.trainable_params)} parameters"
+        words = f"{row.label}: {format_cell(cell)} %, {readable_count(row.trainable_params)} parameters"
         plot.dot(x, cell.mean, words, color=colour(index))
         dots.append((float(x), cell.mean, row.label))
     for row in table.rows[: len(table.rows) - len(table.trained)]:
@@ -274,9 +275,9 @@ def cost_over_depth(
         if cost.without_cache is not None:
             rings, live = True, cost.without_cache / len(runs)
             plot.axes.plot([depth, depth], [seconds, live], color=LINE, linewidth=1)
-            words = f"{label} without the cache: {format_time(live)}"
+            words = f"{label} without the cache: {readable_seconds(live)}"
             plot.dot(depth, live, words, color=colour(index), markerfacecolor=CARD)
-        plot.dot(depth, seconds, f"{label}, depth {depth:.2f}: {format_time(seconds)}", color=colour(index))
+        plot.dot(depth, seconds, f"{label}, depth {depth:.2f}: {readable_seconds(seconds)}", color=colour(index))
         dots.append((depth, seconds, label))
     if not dots:
         return None
@@ -284,7 +285,7 @@ def cost_over_depth(
     low, high = plot.axes.get_ylim()
     shown = _ROUND_SECONDS[::2] if high / low > 300 else _ROUND_SECONDS
     plot.axes.set_yticks([s for s in shown if low <= s <= high])
-    plot.axes.yaxis.set_major_formatter(FuncFormatter(lambda seconds, _: format_time(seconds)))
+    plot.axes.yaxis.set_major_formatter(FuncFormatter(lambda seconds, _: readable_seconds(seconds)))
     plot.axes.minorticks_off()
     plot.axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
     plot.axes.set(xlim=(-0.03, 1.35), ylim=(low, high))
@@ -302,7 +303,7 @@ def _line_style(index: int) -> dict[str, Any]:
 
 
 def _short_count(value: float) -> str:
-    return re.sub(r"\.0+(?=\D|$)", "", format_count(round(value)))
+    return re.sub(r"\.0+(?=\D|$)", "", readable_count(round(value)))
 
 
 def _inline_svg(svg: bytes, label: str, hints: Mapping[str, str]) -> Markup:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ...config import to_mapping
+from ...errors import counted
 from ..config.experiment import TrainSettings
 from ..training.run_data import data_differences
 from .formats import format_cell
@@ -27,12 +28,12 @@ def make_notes(table: Table, variants: Mapping[str, Sequence[Run]]) -> tuple[str
 
 def _size(table: Table) -> str:
     seeds = sorted({row.num_seeds for row in table.trained})
-    size = f"{table.num_questions:,} {table.split} questions on {table.num_clips:,} clips"
+    size = f"{counted(table.num_questions, f'{table.split} question')} on {counted(table.num_clips, 'clip')}"
     chance = _chance(table)
     if seeds == [1]:
         return f"A taste: one seed, {size}.{chance} Training again with another seed may move every row."
     if len(seeds) == 1:
-        return f"{seeds[0]} seeds, {size}.{chance}"
+        return f"{counted(seeds[0], 'seed')}, {size}.{chance}"
     uneven = ", ".join(f"{row.label} {row.num_seeds}" for row in table.trained)
     return f"{seeds[0]} to {seeds[-1]} seeds, {size}.{chance} Rows differ in seeds: {uneven}."
 
@@ -61,7 +62,8 @@ def _doubts(table: Table) -> Iterator[str]:
     if below:
         yield f"Not shown to be better than the {BLIND_LABEL}: {', '.join(below)}."
     if table.num_clips < _FEW_CLIPS and table.comparisons:
-        yield f"Only {table.num_clips} test clips: intervals from fewer than {_FEW_CLIPS} are rough, often too narrow."
+        few = counted(table.num_clips, "test clip")
+        yield f"Only {few}: intervals from fewer than {_FEW_CLIPS} are rough, often too narrow."
 
 
 def _other_training(table: Table, variants: Mapping[str, Sequence[Run]]) -> str:
@@ -106,7 +108,7 @@ def _other_insertion(table: Table, variants: Mapping[str, Sequence[Run]]) -> str
         adapter = run.config.get("adapter")
         paper = _EVERY_BLOCK.get(str(adapter.get("kind"))) if isinstance(adapter, Mapping) else None
         if paper and run.insertions and run.num_units and run.insertions < run.num_units:
-            places = f"{run.insertions} place{'s' * (run.insertions > 1)} of {run.num_units}"
+            places = f"{counted(run.insertions, 'place')} of {run.num_units}"
             told.append(f"{table.labels[name]} sits at {places}, {paper} as published at every block")
     return f"Not where their papers have them: {'; '.join(told)}." if told else ""
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...errors import RunError
+from ...errors import RunError, counted
+from ...formats import readable_seconds
 from ..sweep.halving import Score, best_until, mean_score, rank
 from ..training.run_folder import RunFolder
 from ..training.stopped_runs import Stopped, read_stopped
-from .formats import format_time
 from .runs import Run
 from .tables_text import Cells
 
@@ -86,11 +86,12 @@ class SearchSummary:
                 for key, value in one.values.items():
                     values.setdefault(key, set()).add(json.dumps(value, sort_keys=True))
             keys = ", ".join(f"{len(several)} of {key}" for key, several in values.items())
-            found.append(f"Searched: {len(searched)} variants were tried, with values: {keys}.")
+            were = "was" if len(searched) == 1 else "were"
+            found.append(f"Searched: {counted(len(searched), 'variant')} {were} tried, with values: {keys}.")
         if stopped:
             by = Counter(next(iter(one.stopped.values())).by for one in stopped)
             who = ", ".join(f"{count} by {name}" for name, count in by.items())
-            found.append(f"Stopped early, and without a result: {len(stopped)} variants ({who}).")
+            found.append(f"Stopped early, and without a result: {counted(len(stopped), 'variant')} ({who}).")
         if self.all_shown and searched:
             found.append(
                 f"All points of the search are shown on test: choose by validation, not by this table. {_CURSE}"
@@ -120,7 +121,7 @@ class SearchSummary:
             accuracy = "–" if one.score is None else f"{100 * one.score.accuracy:.1f}"
             body.append([one.name, values, accuracy, state, "yes" if one.shown else "no"])
         note = "Validation: best epoch so far, mean over seeds. Stopped runs have no result."
-        note += f" Training what the table does not show took {format_time(self.seconds)}." * bool(self.seconds)
+        note += f" Training what the table does not show took {readable_seconds(self.seconds)}." * bool(self.seconds)
         return Cells(["Tried", "Values", "Validation", "State", "In the table"], body, num_left=2, note=note)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from ...formats import readable_count, readable_seconds
 from . import formats
 from .costs import CostTable
 from .table import AVERAGE, Comparison, Row, Table
@@ -76,10 +77,10 @@ def cost_heads(table: Table, params: str, flops: str, hours: str) -> list[str]:
 def cost_cells(table: Table, row: Row) -> list[str]:
     """Format a row's cells of the last columns: validation, trained parameters, operations, hours."""
     validation = ["–" if row.validation is None else f"{row.validation:.1f}"] if _validated(table) else []
-    flops = [formats.format_count(row.flops)] if any(r.flops is not None for r in table.rows) else []
+    flops = [readable_count(row.flops)] if any(r.flops is not None for r in table.rows) else []
     device = "" if _common_device(table) else _DEVICES.get(row.device or "", "")
     hours = f"{formats.format_hours(row.seconds)} {device}".strip()
-    return [*validation, formats.format_count(row.trainable_params), *flops, hours]
+    return [*validation, readable_count(row.trainable_params), *flops, hours]
 
 
 def comparison_cells(table: Table) -> Cells | None:
@@ -116,7 +117,7 @@ def starred(comparison: Comparison) -> str:
 
 def cost_table_cells(costs: CostTable, labels: Mapping[str, str]) -> Cells:
     """Format the cost table with the printed names of its variants."""
-    body = [[labels.get(name, name), *map(formats.format_time, seconds)] for name, *seconds in costs.rows()]
+    body = [[labels.get(name, name), *map(readable_seconds, seconds)] for name, *seconds in costs.rows()]
     return Cells(["cost", "actual", "predicted", "without the cache"], body)
 
 

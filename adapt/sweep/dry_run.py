@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ...errors import counted
 from ...extract.executors.settings import EngineSettings
 from ...extract.stage.settings import plan_path
+from ...formats import readable_seconds
 from ..config.experiment import Experiment, load_experiment
 from ..training.stopped_runs import read_stopped
 from .halving import longest_training, num_kept, trained_folder
@@ -65,12 +67,12 @@ class SweepOutline:
         """Say all of it in lines of text."""
         states = Counter(state.partition(" ")[0] for group in self.groups for state in group.runs.values())
         words = {"new": "new", "epoch": "begun", "finished": "finished", "stopped": "stopped"}
-        counted = ", ".join(f"{states[key]} {word}" for key, word in words.items() if states[key])
-        lines = [f"{sum(states.values())} runs ({counted})", *self.searches, *self.notes]
+        found = ", ".join(f"{states[key]} {word}" for key, word in words.items() if states[key])
+        lines = [f"{counted(sum(states.values()), 'run')} ({found})", *self.searches, *self.notes]
         width = max(len(name) for group in self.groups for name in group.runs)
         for group in self.groups:
-            how = f"{len(group.runs)} variants in lockstep, {group.batches}" if group.batches else "alone"
-            time = "" if group.seconds is None else f": {_readable(group.seconds)} by the plan"
+            how = f"{counted(len(group.runs), 'variant')} in lockstep, {group.batches}" if group.batches else "alone"
+            time = "" if group.seconds is None else f": {readable_seconds(group.seconds)} by the plan"
             lines.append(f"seed {group.seed}, {how}{time}")
             lines += [f"  {name:{width}}  {state}" for name, state in group.runs.items()]
         if self.rungs:
@@ -81,10 +83,10 @@ class SweepOutline:
         elif self.seconds is None:
             lines.append("the plan does not know all of these variants: talik plan EXPERIMENT.toml measures them")
         else:
-            halved = (
-                "" if self.seconds_halved is None else f", about {_readable(self.seconds_halved)} with early stopping"
-            )
-            lines.append(f"what is not finished, by the plan: {_readable(self.seconds)}{halved}")
+            halved = ""
+            if self.seconds_halved is not None:
+                halved = f", about {readable_seconds(self.seconds_halved)} with early stopping"
+            lines.append(f"what is not finished, by the plan: {readable_seconds(self.seconds)}{halved}")
         return lines
 
 
@@ -225,9 +227,3 @@ def _searches(experiment: Experiment) -> list[str]:
         + ", ".join(f"{len(values)} values of {key}" for key, values in keys.items())
         for (base, search, seed), keys in found.items()
     ]
-
-
-def _readable(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from ...cache.atomic_io import make_folder
 from ...cache.file_locks import LocksUnsupportedError, open_locked, owner
-from ...errors import RunError
+from ...errors import RunError, counted
+from ...formats import readable_seconds
 from ..config.experiment import load_experiment
 from ..training.adapt import RunResult, adapt
 from ..training.run_folder import RunFolder, writing
@@ -87,7 +88,7 @@ def run_lines(lines: Sequence[RunLine]) -> list[str]:
     rows = [("run", "state", "epoch", "val", "best", "time left", "")]
     for line in lines:
         epoch = f"{line.epoch}/{'?' if line.epochs is None else line.epochs}"
-        left = "" if line.seconds_left is None else _readable(line.seconds_left)
+        left = "" if line.seconds_left is None else readable_seconds(line.seconds_left)
         rows.append(
             (line.run, line.state, epoch, _percent(line.val_accuracy), _percent(line.best_accuracy), left, line.note)
         )
@@ -96,7 +97,7 @@ def run_lines(lines: Sequence[RunLine]) -> list[str]:
     counts: dict[str, int] = defaultdict(int)
     for line in lines:
         counts[line.state] += 1
-    return [*text, f"{len(lines)} runs: " + ", ".join(f"{count} {state}" for state, count in counts.items())]
+    return [*text, f"{counted(len(lines), 'run')}: " + ", ".join(f"{count} {state}" for state, count in counts.items())]
 
 
 def stop_run(run: Path | str) -> str:
@@ -285,9 +286,3 @@ def _is_held(path: Path, *, shared: bool) -> bool:
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f} %"
-
-
-def _readable(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -9,6 +9,7 @@ from typing import Any
 
 from ...cache import atomic_io as durable
 from ...errors import SettingsError, unknown_name
+from ...formats import readable_seconds
 from .datasets import DATA, DataPart
 from .encoders import PRESETS, Preset
 
@@ -92,17 +93,11 @@ def estimate(data: DataPart, preset: Preset) -> list[str]:
     return [
         f"Estimated for {data.num_clips} clips of {segments} segments, stored as float16:",
         f"  disk: {sum(sizes.values()):.3g} GB (GB by boundary: {parts}); texts are small beside it",
-        f"  time of stage 1: {_told(max(seconds, decoding))}, the longer of",
-        f"    encoders {_told(seconds)} at {GPU_TFLOPS:g} TFLOP/s ({preset.gflops:g} GFLOP a segment), and",
-        f"    decoding {_told(decoding)} on {DECODE_CORES} cores at {DECODE_SECONDS:g} s of one core a clip",
+        f"  time of stage 1: {readable_seconds(max(seconds, decoding))}, the longer of",
+        f"    encoders {readable_seconds(seconds)} at {GPU_TFLOPS:g} TFLOP/s ({preset.gflops:g} GFLOP a segment), and",
+        f"    decoding {readable_seconds(decoding)} on {DECODE_CORES} cores at {DECODE_SECONDS:g} s of one core a clip",
         "  both are counted, not measured: `talik plan` measures this machine",
     ]
-
-
-def _told(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 _REST = """\

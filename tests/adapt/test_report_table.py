@@ -18,6 +18,7 @@ from talik.adapt.report.statistics import MeanInterval
 from talik.adapt.report.table import Table, build_table
 from talik.adapt.scoring.metrics import TYPE_ORDER, score
 from talik.errors import RunError, SettingsError
+from talik.formats import readable_count, readable_seconds
 
 
 def made_run(
@@ -275,13 +276,13 @@ def test_an_interval_on_one_side_of_zero_says_yes() -> None:
     ],
 )
 def test_counts_have_three_digits(number: int | None, text: str) -> None:
-    assert formats.format_count(number) == text
+    assert readable_count(number) == text
 
 
 def test_times_and_p_values_are_short() -> None:
     hours = [formats.format_hours(s) for s in (None, 0.04, 79.2, 5400.0, 36_000.0, 1_234_567.0)]
     assert hours == ["–", "<0.0001", "0.022", "1.5", "10", "343"]
-    times = [formats.format_time(s) for s in (0.04, 9.94, 89.0, 90.0, 5399.0, 5400.0, 1_234_567.0)]
+    times = [readable_seconds(s) for s in (0.04, 9.94, 89.0, 90.0, 5399.0, 5400.0, 1_234_567.0)]
     assert times == ["0.04 s", "9.94 s", "89 s", "1.5 min", "90 min", "1.5 h", "343 h"]
     assert [formats.format_p(p) for p in (0.0004, 0.001, 0.25, 1.0)] == ["<0.001", "0.001", "0.250", "1.000"]
 

@@ -161,7 +161,7 @@ def test_the_plans_time_is_in_the_outline(folder: Path) -> None:
     (folder / "exp.plan.json").write_text(json.dumps(plan))
     both = outline(folder / "exp.toml", variants=["probe", "trimodal"], seeds=[5])
     assert (both.seconds, both.groups[0].seconds) == (90.0, 90.0)
-    assert both.lines()[-1] == "what is not finished, by the plan: 90.0 s"
+    assert both.lines()[-1] == "what is not finished, by the plan: 1.5 min"
     apart = outline(folder / "exp.toml", variants=["probe", "trimodal"], seeds=[5], fuse=False)
     assert [group.seconds for group in apart.groups] == [60.0, 60.0]
     unknown = outline(folder / "exp.toml", seeds=[5])
