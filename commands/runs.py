@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -125,6 +125,17 @@ def report(
     label: Annotated[
         list[str] | None, typer.Option(metavar="NAME=TEXT", help="A variant's printed name; as often as you like.")
     ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            help="Columns of the accuracy table, separated by commas: question types and their groups, Avg, val, "
+            "params, flops, trained-flops, hours, seeds, macro-f1, or settings such as train.lr."
+        ),
+    ] = None,
+    spread: Annotated[
+        Literal["interval", "sd"],
+        typer.Option(help="What stands after ±: interval, half of the 95 % t interval over seeds; or sd."),
+    ] = "interval",
     as_json: AsJson = False,
 ) -> None:
     """Write the table of finished runs, with what it cost: Markdown, LaTeX, CSV, JSON, figures and one HTML page."""
@@ -139,6 +150,8 @@ def report(
         split=split,
         order=names_in(order or ""),
         labels=dict(_pair(text, "--label", "NAME=TEXT") for text in label or ()),
+        columns=names_in(columns or ""),
+        spread=spread,
     )
     value = json.loads(files.json.read_text(encoding="utf-8")) if as_json else None
     show([*files.notes, "", files.text, *files.costs.lines(), str(files.html)], value, as_json=as_json)

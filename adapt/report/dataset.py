@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -57,13 +58,15 @@ class DataSet:
         manifest: None where it cannot be read.
         settings: of the manifest; None without it.
         blind: the blind baseline's answer to each reported question by id; None without a manifest that has them.
-        notes: on leaks between splits, or why the baseline is missing; one sentence each.
+        notes: on leaks between splits, unseen answers, or why the baseline is missing; one sentence each.
+        unseen: true answers of reported questions that no training question has.
     """
 
     manifest: Manifest | None = None
     settings: DataSettings | None = None
     blind: Mapping[str, str] | None = None
     notes: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
 
 
 def find_data_set(run: Run) -> DataSet:
@@ -84,7 +87,35 @@ def find_data_set(run: Run) -> DataSet:
         f"Leak between splits. {line[:1].upper()}{line[1:]}: what is learnt of them in one is known in the other."
         for line in shared_clips(manifest)
     )
-    return DataSet(manifest=manifest, settings=settings, blind=blind, notes=leaks)
+    unseen = never_trained(manifest, run.predictions)
+    return DataSet(
+        manifest=manifest,
+        settings=settings,
+        blind=blind,
+        notes=(*leaks, *unseen_note(unseen, run.predictions, run.split)),
+        unseen=unseen,
+    )
+
+
+def never_trained(manifest: Manifest, predictions: Sequence[Prediction]) -> tuple[str, ...]:
+    """List the true answers of the predicted questions that no training question has, most frequent first."""
+    if "train" not in manifest.splits:
+        return ()
+    learnt = {word for q in manifest.split("train") for word in (q.answer, *q.labels)}
+    return tuple(word for word, _ in Counter(p.answer for p in predictions).most_common() if word not in learnt)
+
+
+def unseen_note(unseen: Sequence[str], predictions: Sequence[Prediction], split: str) -> tuple[str, ...]:
+    """Say how many questions have a true answer that training never had; () if none has."""
+    num = sum(p.answer in unseen for p in predictions)
+    if not num:
+        return ()
+    named = ", ".join(map(repr, unseen[:5])) + ", …" * (len(unseen) > 5)
+    share = f"{100 * num / len(predictions):.2g} %"
+    return (
+        f"Answers that training never had: the true answers of {num:,} of {len(predictions):,} {split} questions "
+        f"({share}) are in no training question, so that no variant could learn them ({named}).",
+    )
 
 
 def _without(reason: str) -> DataSet:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from .statistics import Difference, MeanInterval
+from collections.abc import Sequence
+
+from .statistics import Difference, MeanInterval, Spread
 
 
-def format_cell(cell: MeanInterval, *, plus_minus: str = " ± ") -> str:
+def format_cell(cell: MeanInterval, *, spread: Spread = "interval", plus_minus: str = " ± ") -> str:
     """Format an accuracy in percent: "61.2" for one seed, "61.2 ± 3.4" for several."""
-    return f"{cell.mean:.1f}" if cell.half is None else f"{cell.mean:.1f}{plus_minus}{cell.half:.1f}"
+    half = cell.spread(spread)
+    return f"{cell.mean:.1f}" if half is None else f"{cell.mean:.1f}{plus_minus}{half:.1f}"
 
 
 def format_hours(seconds: float | None) -> str:
@@ -40,6 +43,15 @@ def format_points(points: float) -> str:
 def format_interval(difference: Difference) -> str:
     """Format an interval in points, as "[+1.2, +4.0]"."""
     return f"[{format_points(difference.low)}, {format_points(difference.high)}]"
+
+
+def listed(names: Sequence[str], *, most: int = 8) -> str:
+    """List names, of more than `most` the first ones.
+
+    >>> listed(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    return ", ".join(names[:most]) + f" and {len(names) - most} more" * (len(names) > most)
 
 
 def shorten(text: str, width: int) -> str:

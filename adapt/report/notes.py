@@ -10,7 +10,7 @@ from ...config import to_mapping
 from ...errors import counted
 from ..config.experiment import TrainSettings
 from ..training.run_data import data_differences
-from .formats import format_cell
+from .formats import format_cell, listed
 from .runs import Run
 from .table import BLIND, BLIND_LABEL, Table
 
@@ -34,7 +34,7 @@ def _size(table: Table) -> str:
         return f"A taste: one seed, {size}.{chance} Training again with another seed may move every row."
     if len(seeds) == 1:
         return f"{counted(seeds[0], 'seed')}, {size}.{chance}"
-    uneven = ", ".join(f"{row.label} {row.num_seeds}" for row in table.trained)
+    uneven = listed([f"{row.label} {row.num_seeds}" for row in table.trained])
     return f"{seeds[0]} to {seeds[-1]} seeds, {size}.{chance} Rows differ in seeds: {uneven}."
 
 
@@ -60,7 +60,13 @@ def _doubts(table: Table) -> Iterator[str]:
             )
     below = [c.a_label for c in table.comparisons if c.b == BLIND and c.difference.low <= 0]
     if below:
-        yield f"Not shown to be better than the {BLIND_LABEL}: {', '.join(below)}."
+        yield f"Not shown to be better than the {BLIND_LABEL}: {listed(below)}."
+    num = max(len(table.comparisons), sum(len(c.by_type) for c in table.comparisons))
+    if num * 2 / (table.resamples + 1) >= 0.05:
+        yield (
+            f"No p-value of {table.resamples:,} resamples can stay below 0.05 after Holm's correction for {num:,} "
+            f"comparisons: name fewer, or call talik.report with more resamples."
+        )
     if table.num_clips < _FEW_CLIPS and table.comparisons:
         few = counted(table.num_clips, "test clip")
         yield f"Only {few}: intervals from fewer than {_FEW_CLIPS} are rough, often too narrow."
@@ -76,7 +82,7 @@ def _other_training(table: Table, variants: Mapping[str, Sequence[Run]]) -> str:
     for key in sorted({key for values in settings.values() for key in values} - {"seed"}):
         found = {label: json.dumps(v[key], sort_keys=True) if key in v else "not set" for label, v in settings.items()}
         if len(set(found.values())) > 1:
-            told.append(f"{key} ({', '.join(f'{label} {value}' for label, value in found.items())})")
+            told.append(f"{key} ({listed([f'{label} {value}' for label, value in found.items()])})")
     return f"The variants were not trained alike; they differ in {'; '.join(told)}." if told else ""
 
 
@@ -96,7 +102,7 @@ def _unknown_data(table: Table, variants: Mapping[str, Sequence[Run]]) -> str:
     """Name variants whose seeds cannot be told to be of the same data."""
     unknown = [table.labels[n] for n, runs in variants.items() if len(runs) > 1 and any(r.data is None for r in runs)]
     what = "made by a version that did not record what a run is trained on"
-    return f"Not known whether all seeds are of the same data, since some were {what}: {', '.join(unknown)}." * bool(
+    return f"Not known whether all seeds are of the same data, since some were {what}: {listed(unknown)}." * bool(
         unknown
     )
 

@@ -26,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import compress
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -33,6 +34,8 @@ from numpy.typing import NDArray
 from scipy.stats import t
 
 from ...errors import RunError, SettingsError
+
+Spread = Literal["interval", "sd"]
 
 _BLOCK_COUNTS = 2_000_000
 _REMEMBERED_COUNTS = 50_000_000
@@ -107,15 +110,25 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class MeanInterval:
-    """Mean over `num` seeds and half the width of its t-interval, None for one seed."""
+    """Mean over `num` seeds with its spread, which is None for one seed.
+
+    Attributes:
+        half: half the width of the mean's t-interval.
+        sd: standard deviation of the seeds, with S - 1 in its denominator.
+    """
 
     mean: float
     half: float | None
     num: int
+    sd: float | None = None
+
+    def spread(self, kind: Spread) -> float | None:
+        """Return what stands after ±: `half` or `sd`."""
+        return self.sd if kind == "sd" else self.half
 
 
 def mean_interval(values: Sequence[float], *, level: float = 0.95) -> MeanInterval:
-    """Average one value per seed, with the half-width of Student's t-interval at `level` (0 < level < 1).
+    """Average one value per seed, with the half-width of Student's t-interval at `level` (0 < level < 1) and sd.
 
     >>> mean_interval([60.0, 62.0]).mean
     61.0
@@ -125,11 +138,11 @@ def mean_interval(values: Sequence[float], *, level: float = 0.95) -> MeanInterv
     """
     if len(values) == 0:
         raise RunError("no value to average; expected one a seed")
-    half = None
+    half = sd = None
     if len(values) > 1:
-        spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-        half = spread * float(t.ppf((1 + level) / 2, len(values) - 1))
-    return MeanInterval(mean=float(np.mean(values)), half=half, num=len(values))
+        sd = float(np.std(values, ddof=1))
+        half = sd / math.sqrt(len(values)) * float(t.ppf((1 + level) / 2, len(values) - 1))
+    return MeanInterval(mean=float(np.mean(values)), half=half, num=len(values), sd=sd)
 
 
 def compare(a: Outcomes, b: Outcomes, *, resamples: int = 10_000, level: float = 0.95, seed: int = 0) -> Difference:

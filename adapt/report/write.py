@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from ...cache.atomic_io import write_file
 from ...errors import RunError, SettingsError, counted, unknown_name
 from ..training.run_folder import RunFolder
 from ..training.stopped_runs import read_stopped
+from .build_table import build_table
 from .costs import CostTable, make_cost_table
-from .dataset import ShownClip, find_data_set, some_clips
+from .dataset import DataSet, ShownClip, find_data_set, some_clips
 from .figures import make_figures
+from .json_values import json_values
+from .latex import to_latex
 from .notes import make_notes
+from .order import order_of_files
 from .page import method_note, to_html
-from .runs import Run, group_by_variant, is_finished, read_run, with_prefixes
+from .read_runs import is_finished, read_run, with_prefixes
+from .runs import Run, group_by_variant
 from .search import summarise_search
-from .statistics import MeanInterval
-from .table import AVERAGE, BLIND, Table, build_table
+from .statistics import Spread
+from .table import AVERAGE, BLIND, Table
 from .tables_text import (
-    COST_FIELDS,
+    DEVIATION,
+    HALF_INTERVAL,
     cells_to_markdown,
     comparisons_to_csv,
     cost_table_cells,
     to_csv,
-    to_latex,
     to_markdown,
     to_text,
 )
@@ -63,7 +68,7 @@ class ReportFiles:
     def to_pandas(self) -> pandas.DataFrame:
         """Return the table: a row for each variant; mean accuracies in percent by type and in all, parameters, seconds.
 
-        The half widths of the intervals over seeds stand in columns that end in "±".
+        Columns that end in "± (half of 95 % t interval)" and "sd" have the spread over seeds.
         """
         import pandas
 
@@ -71,7 +76,8 @@ class ReportFiles:
         for row in self.table.rows:
             cells = {**row.by_type, **row.by_group, AVERAGE: row.overall}
             means = {name: cell.mean for name, cell in cells.items()}
-            halves = {f"{name} ±": cell.half for name, cell in cells.items() if cell.half is not None}
+            halves = {name + HALF_INTERVAL: cell.half for name, cell in cells.items() if cell.half is not None}
+            halves |= {name + DEVIATION: cell.sd for name, cell in cells.items() if cell.sd is not None}
             costs = {"params": row.trainable_params, "seconds": row.seconds, "seeds": row.num_seeds}
             rows[row.name] = {"label": row.label, **means, **halves, **costs}
         return pandas.DataFrame.from_dict(rows, orient="index")
@@ -98,6 +104,8 @@ def report(
     skip_unfinished: bool = False,
     every_point: bool = False,
     split: str | None = None,
+    spread: Spread = "interval",
+    columns: Sequence[str] = (),
     resamples: int = 10_000,
 ) -> ReportFiles:
     """Build the tables and figures of finished runs and write them to `out` in every format.
@@ -109,7 +117,8 @@ def report(
         run_folders: run folders, or folders above them (a variant's, an experiment's). With a prefix for each,
             {"small": "runs/small", "large": "runs/large"}, the variants are called "small/probe", "large/probe", …
         out: the folder to write, made if absent; report files in it are replaced.
-        order: variant names in the order of their rows; variants that it leaves out follow in order of appearance.
+        order: variant names in the order of their rows; variants that it leaves out follow in the order of their
+            experiment's file, where that is still beside the runs, else in order of appearance.
         labels: printed names by variant name, "blind" for the baseline.
         blind: the blind baseline's answer to each test question by question id; from the data set that the runs name,
             where that can be read, if not given.
@@ -125,6 +134,10 @@ def report(
         every_point: show all finished points of a search on test.
         split: whose predictions are compared, for instance "val", as `talik.evaluate` wrote them into the runs'
             folders; by default the split that the runs were scored on.
+        spread: what stands after ±: "interval", half of the mean's 95 % t interval over seeds, or "sd", their standard
+            deviation.
+        columns: of the accuracy table, in order: question types, groups of types, "Avg", "val", "params", "flops",
+            "trained-flops", "hours", "seeds", "macro-f1", or settings as "train.lr"; the usual ones if empty.
         resamples: of the bootstrap.
 
     Example:
@@ -134,8 +147,11 @@ def report(
 
     Raises:
         RunError: nothing to report, an unfinished, malformed or contradictory run, or a folder that cannot be written.
-        SettingsError: names in `order`, `labels`, `comparisons`, `baseline` or `clips` that the runs do not have.
+        SettingsError: names in `order`, `labels`, `comparisons`, `baseline`, `clips` or `columns` that the runs do not
+            have, or another `spread`.
     """
+    if spread not in get_args(Spread):
+        raise SettingsError(unknown_name("spread", spread, get_args(Spread)))
     prefixes = with_prefixes(run_folders)
     folders = tuple(prefixes)
     stopped = [folder for folder in folders if read_stopped(RunFolder(folder)) is not None]
@@ -163,29 +179,49 @@ def report(
             raise SettingsError(unknown_name("variant in order", name, variants))
     shown = {*order, *labels, *(name for pair in pairs or () for name in pair), baseline or ""}
     variants, search = summarise_search(
-        {name: variants[name] for name in dict.fromkeys([*order, *variants])},
+        {name: variants[name] for name in dict.fromkeys([*order, *order_of_files(variants)])},
         stopped,
         named=shown,
         every_point=every_point,
     )
     notes = (*notes, *search.notes())
+    data = DataSet()
     if variants:
         first = next(iter(variants.values()))[0]
         data = find_data_set(first)
         blind = data.blind if blind is None else blind
         clips = some_clips(data, first.predictions) if clips is None else clips
         notes = (*notes, *data.notes)
-    table = build_table(variants, labels=labels, blind=blind, comparisons=pairs, baseline=baseline, resamples=resamples)
+    table = build_table(
+        variants,
+        labels=labels,
+        blind=blind,
+        comparisons=pairs,
+        baseline=baseline,
+        spread=spread,
+        columns=columns,
+        resamples=resamples,
+    )
     costs = make_cost_table(variants)
     notes = (*notes, *make_notes(table, variants))
     experiments = dict.fromkeys(run.experiment for runs in variants.values() for run in runs)
     title = title or f"talik: {', '.join(experiments)}"
-    figures = make_figures(table, variants, costs)
+    figures = make_figures(table, variants, costs, search)
     tried = search.cells()
-    page = to_html(
-        table, variants, costs, figures, title=title, notes=notes, blind=blind, clips=list(clips or ()), tried=tried
-    )
     out = Path(out)
+    page = to_html(
+        table,
+        variants,
+        costs,
+        figures,
+        title=title,
+        notes=notes,
+        blind=blind,
+        clips=list(clips or ()),
+        tried=tried,
+        data=data,
+        out=out,
+    )
     files = ReportFiles(
         markdown=out / "report.md",
         latex=out / "report.tex",
@@ -202,7 +238,7 @@ def report(
     quoted = "".join(f"> {note}\n>\n" for note in notes)
     method = f"\n{method_note(table)}\n" if table.comparisons else ""
     cost_lines = "\n".join([cells_to_markdown(cost_table_cells(costs, table.labels)), *costs.lines()])
-    values = _as_json(table, variants, costs, title=title, notes=notes)
+    values = json_values(table, variants, costs, title=title, notes=notes)
     values["tried"] = [one.to_json() for one in search.tried]
     tried_lines = "" if tried is None else f"\n{cells_to_markdown(tried)}"
     contents: dict[Path, str | bytes] = {
@@ -218,47 +254,6 @@ def report(
     for path, content in contents.items():
         _write(path, content)
     return files
-
-
-def _as_json(
-    table: Table, variants: Mapping[str, Sequence[Run]], costs: CostTable, *, title: str, notes: Sequence[str]
-) -> dict[str, Any]:
-    rows = [
-        {
-            "variant": row.name,
-            "label": row.label,
-            "trained": row.trained,
-            "seeds": [run.seed for run in variants.get(row.name, ())],
-            "runs": [run.name for run in variants.get(row.name, ())],
-            "best_epochs": [run.best_epoch for run in variants.get(row.name, ())],
-            "by_type": {name: _cell(cell) for name, cell in row.by_type.items()},
-            "by_group": {name: _cell(cell) for name, cell in row.by_group.items()},
-            "overall": _cell(row.overall),
-            **{name: getattr(row, name) for name in COST_FIELDS},
-        }
-        for row in table.rows
-    ]
-    comparisons = [
-        {"a": c.a, "b": c.b, **c.values(), "by_type": {name: of_type.values() for name, of_type in c.by_type.items()}}
-        for c in table.comparisons
-    ]
-    by_variant = [cost._asdict() for cost in costs.variants]
-    totals = {"training": costs.training, "without_cache": costs.without_cache}
-    return {
-        "title": title,
-        "notes": list(notes),
-        "split": table.split,
-        "num_questions": dict(table.num_by_type),
-        "num_clips": table.num_clips,
-        "rows": rows,
-        "comparisons": comparisons,
-        "baseline": table.baseline,
-        "costs": {**asdict(costs), "variants": by_variant, **totals},
-    }
-
-
-def _cell(cell: MeanInterval) -> dict[str, float | None]:
-    return {"percent": cell.mean, "half_interval": cell.half}
 
 
 def _write(path: Path, content: str | bytes) -> None:

@@ -140,7 +140,7 @@ def test_live_runs_need_no_extraction_and_are_told(tmp_path: Path) -> None:
     costs = make_cost_table({"a": (made_run(tmp_path, "a", 900.0, live=True),)})
     assert (costs.extraction, costs.predicted_training) == (0.0, 1000.0)
     assert "exp.plan.json advises not to cache; it predicts live runs only." in costs.notes
-    assert "1 of 1 runs were trained live, without the cache." in costs.notes
+    assert "Trained live, without the cache: 1 of 1 run." in costs.notes
 
 
 def test_cost_is_drawn_over_depth_where_the_runs_say_it(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import tomli_w
 from typer.testing import CliRunner
 
 from talik.adapt.report.dataset import find_data_set
-from talik.adapt.report.runs import read_run
+from talik.adapt.report.read_runs import read_run
 from talik.adapt.report.write import report
 from talik.cli import app
 
@@ -64,6 +64,21 @@ def test_the_baseline_and_the_leak_come_from_the_data_set_that_the_runs_name(tmp
     for path in (files.html, files.markdown, files.json):
         assert leak in path.read_text()
     assert str(tmp_path) not in files.html.read_text()
+
+
+def test_answers_that_training_never_had_are_counted(tmp_path: Path) -> None:
+    write_data(tmp_path)
+    write_run(tmp_path)
+    files = report([tmp_path / "runs"], out=tmp_path / "out")
+    said = "the true answers of 1 of 3 test questions (33 %) are in no training question"
+    for path in (files.html, files.markdown, files.json):
+        assert said in path.read_text()
+    TRAIN.append(("c9", "V-loc", "right"))
+    try:
+        write_data(tmp_path)
+    finally:
+        TRAIN.pop()
+    assert "training never had" not in "".join(report([tmp_path / "runs"], out=tmp_path / "out").notes)
 
 
 def test_a_data_set_out_of_reach_is_told_in_one_line(tmp_path: Path) -> None:

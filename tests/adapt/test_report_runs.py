@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import tomli_w
 
-from talik.adapt.report.runs import Run, find_runs, group_by_variant, read_run
+from talik.adapt.report.read_runs import find_runs, read_run
+from talik.adapt.report.runs import Run, group_by_variant
 from talik.errors import RunError, TalikError
 
 QUESTIONS = [("q1", "c1", "A-count", "two"), ("q2", "c1", "V-loc", "left"), ("q3", "c2", "V-loc", "right")]

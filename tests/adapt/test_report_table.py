@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ import pytest
 
 from talik.adapt.report import formats
 from talik.adapt.report import tables_text as render
+from talik.adapt.report.build_table import build_table
+from talik.adapt.report.latex import to_latex
 from talik.adapt.report.notes import make_notes
 from talik.adapt.report.runs import Prediction, Run
-from talik.adapt.report.statistics import MeanInterval
-from talik.adapt.report.table import Table, build_table
+from talik.adapt.report.statistics import Difference, MeanInterval
+from talik.adapt.report.table import Table
 from talik.adapt.scoring.metrics import TYPE_ORDER, score
 from talik.errors import RunError, SettingsError
 from talik.formats import readable_count, readable_seconds
@@ -150,18 +153,30 @@ def test_text_is_this(small: Table) -> None:
     ]
 
 
+MARKS = "Bold: the one highest of a column (one seed each: by how much chance moves it is not known); "
+
+
 def test_markdown_is_this(small: Table) -> None:
     assert render.to_markdown(small).splitlines() == [
         "| variant | A-count | V-loc | Avg | trainable parameters | hours |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
         "| blind baseline | 0.0 | 0.0 | 0.0 | – | – |",
-        "| probe | **100.0** | 0.0 | 50.0 | 1.23 k | 0.0033 |",
-        "| tri_modal & co | **100.0** | **50.0** | **75.0** | 2.34 M | 0.0033 |",
+        "| probe | 100.0 | 0.0 | 50.0 | 1.23 k | 0.0033 |",
+        "| tri_modal & co | 100.0 | **50.0** | **75.0** | 2.34 M | 0.0033 |",
+        "",
+        f"{MARKS}italics: a highest that ties.",
     ]
 
 
 def test_latex_is_this(small: Table) -> None:
-    assert render.to_latex(small).splitlines() == [
+    assert to_latex(small).splitlines() == [
+        r"% Made by talik report. \input this file in a document with \usepackage{booktabs,graphicx}.",
+        r"\begin{table*}[tbp]",
+        r"\centering\small\setlength{\tabcolsep}{3.5pt}",
+        r"\caption{Accuracy (\%) by question type on 4 test questions on 2 clips; one seed a variant; the blind "
+        rf"baseline has none. {MARKS}underlined: a highest that ties.}}",
+        r"\label{tab:talik-accuracy}",
+        r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",
         r"\begin{tabular}{lrrrrrrr}",
         r"\toprule",
         r" & \multicolumn{2}{c}{Audio} & \multicolumn{2}{c}{Visual} &  &  &  \\",
@@ -170,12 +185,69 @@ def test_latex_is_this(small: Table) -> None:
         r"\midrule",
         r"blind baseline & 0.0 & 0.0 & 0.0 & 0.0 & 0.0 & -- & -- \\",
         r"\midrule",
-        r"probe & \textbf{100.0} & \textbf{100.0} & 0.0 & 0.0 & 50.0 & 1.23 k & 0.0033 \\",
-        r"tri\_modal \& co & \textbf{100.0} & \textbf{100.0} & \textbf{50.0} & \textbf{50.0} & \textbf{75.0} "
-        r"& 2.34 M & 0.0033 \\",
+        r"probe & 100.0 & 100.0 & 0.0 & 0.0 & 50.0 & 1.23 k & 0.0033 \\",
+        r"tri\_modal \& co & 100.0 & 100.0 & \textbf{50.0} & \textbf{50.0} & \textbf{75.0} & 2.34 M & 0.0033 \\",
         r"\bottomrule",
-        r"\end{tabular}",
+        r"\end{tabular}}",
+        r"\end{table*}",
     ]
+
+
+def test_bold_stands_only_where_one_maximum_does() -> None:
+    def rows(**values: tuple[float, ...]) -> dict[str, str]:
+        """The mark of each row's average, given accuracies of its seeds in percent."""
+        made = {
+            name: tuple(made_run(name, [k < share for k in range(100)], seed=s) for s, share in enumerate(shares))
+            for name, shares in values.items()
+        }
+        table = build_table(made, comparisons=[])
+        return {row.name: table.mark(row, "Avg") for row in table.rows}
+
+    assert rows(a=(50,), b=(60,)) == {"a": "", "b": "best"}
+    assert rows(a=(60,), b=(60,)) == {"a": "", "b": ""}  # all rows are equal
+    assert rows(a=(60,), b=(60,), c=(50,)) == {"a": "shared", "b": "shared", "c": ""}
+    assert rows(a=(50, 51, 52), b=(60, 61, 62)) == {"a": "", "b": "best"}
+    assert rows(a=(50, 55, 60), b=(56, 61, 66)) == {"a": "", "b": "shared"}  # their intervals over seeds overlap
+
+
+def test_plus_minus_is_said_to_be_what_it_is() -> None:
+    variants = made_variants(3)
+    interval, deviation = build_table(variants), build_table(variants, spread="sd")
+    cell = deviation.rows[0].overall
+    assert f"{cell.mean:.1f} ± {cell.sd:.1f}" in render.to_markdown(deviation)
+    assert f"{cell.mean:.1f} ± {cell.half:.1f}" in render.to_markdown(interval)
+    assert cell.sd == pytest.approx(cell.half / 4.302653 * 3**0.5, rel=1e-6)
+    for printed in (render.to_text, render.to_markdown, to_latex):
+        for table, said in ((interval, "half of the mean's 95"), (deviation, "the standard deviation over seeds")):
+            assert said in printed(table)
+    assert "±" not in render.to_text(build_table(made_variants(1)))
+
+
+def test_columns_are_those_asked_for_in_their_order() -> None:
+    config = {"train": {"lr": 0.01}, "insertion": {"visual": [3]}}
+    table = build_table(made_variants(1, config=config), columns=["train.lr", "Avg", "V-loc", "params", "insertion"])
+    head, _, first, *_ = render.to_text(table).splitlines()
+    assert head.split() == ["variant", "train.lr", "Avg", "V-loc", "params", "insertion"]
+    row = table.rows[0]
+    assert first.split("  ")[0] == "probe"
+    assert first.split()[1:4] == ["0.01", f"{row.overall.mean:.1f}", f"{row.by_type['V-loc'].mean:.1f}"]
+    assert '{"visual": [3]}' in first
+    assert "multicolumn" not in to_latex(table)
+    with pytest.raises(SettingsError, match=r"unknown column 'train\.lrr'; did you mean 'train\.lr'"):
+        render.to_text(build_table(made_variants(1, config=config), columns=["train.lrr"]))
+
+
+def test_significant_is_what_holms_correction_leaves_so() -> None:
+    d = Difference(points=1.0, low=0.1, high=1.9, p_value=0.03, level=0.95, covers_seeds=True)
+    table = build_table(made_variants(1))
+    (made,) = table.comparisons
+    doubtful = replace(table, comparisons=(replace(made, difference=d, p_corrected=0.6, by_type={}),))
+    assert d.excludes_zero
+    cells = render.comparison_cells(doubtful)
+    assert cells is not None
+    assert cells.body[0][-2:] == ["0.600", "no"]
+    clear = replace(doubtful, comparisons=(replace(made, difference=d, p_corrected=0.049, by_type={}),))
+    assert render.comparison_cells(clear).body[0][-2:] == ["0.049", "yes"]
 
 
 @pytest.mark.parametrize("num_seeds", [1, 3])
@@ -195,7 +267,8 @@ def test_labels_are_cut_short_before_columns_move_below() -> None:
     labels = {"blind": "blind: most frequent answer of each template", "trimodal": "trimodal without interaction"}
     table = build_table(variants, blind=always("no", variants), labels=labels, comparisons=[])
     lines = render.to_text(table).splitlines()
-    assert len(lines) == 2 + 3
+    assert len(lines) == 2 + 3 + 1
+    assert lines[-1] == "± is half of the mean's 95 % t interval over seeds."
     assert max(map(len, lines)) <= 160
     assert lines[2].startswith("blind: most frequent answer")
     assert "…" in lines[2]
@@ -216,20 +289,20 @@ def test_columns_that_do_not_fit_go_on_below() -> None:
 def test_latex_and_markdown_escape_what_would_break_them() -> None:
     name = "a|b_50%\n{x}~^\\$#"
     table = build_table({name: (made_run(name, [1, 0, 1, 1]),)}, comparisons=[(name, name)])
-    latex = render.to_latex(table)
-    assert r"a|b\_50\%" in latex
+    latex = to_latex(table)
+    assert r"a\textbar{}b\_50\%" in latex
     assert r"\{x\}\textasciitilde{}\textasciicircum{}\textbackslash{}\$\#" in latex
     assert "95 \\% interval" in latex
-    first, second = render.to_markdown(table).strip().split("\n\n")
-    for part, num_cells in ((first, 8), (second, 7)):
-        assert {line.count("|") - line.count(r"\|") for line in part.splitlines()} == {num_cells + 1}
+    lines = render.to_markdown(table).splitlines()
+    rows = [line.count("|") - line.count(r"\|") for line in lines if line.startswith("|")]
+    assert rows == [9] * 3 + [8] * 3
 
 
 def test_latex_rows_have_as_many_cells_as_columns() -> None:
     variants = made_variants(3, types=(*TYPE_ORDER, "other"))
-    latex = render.to_latex(build_table(variants, blind=always("no", variants)))
+    latex = to_latex(build_table(variants, blind=always("no", variants)))
     for tabular in latex.split(r"\end{tabular}")[:-1]:
-        columns = len(tabular.split("}{", 1)[1].split("}", 1)[0])
+        columns = len(tabular.split(r"\begin{tabular}{")[1].split("}", 1)[0])
         rows = [line for line in tabular.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
         assert {row.count(" & ") + 1 for row in rows} == {columns}
     assert r"$\pm$" in latex
@@ -241,7 +314,7 @@ def test_csv_holds_full_precision_and_reads_back() -> None:
     rows = list(csv.DictReader(io.StringIO(render.to_csv(table))))
     assert [row["label"] for row in rows] == ['a "probe", plain', "trimodal"]
     assert float(rows[1]["Avg"]) == table.rows[1].overall.mean
-    assert float(rows[1]["Avg ±"]) == table.rows[1].overall.half
+    assert float(rows[1]["Avg ± (half of 95 % t interval)"]) == table.rows[1].overall.half
     assert float(rows[0]["Audio"]) == table.rows[0].by_group["Audio"].mean
     assert rows[0]["trainable_params"] == "1234"
     compared = list(csv.DictReader(io.StringIO(render.comparisons_to_csv(table))))
@@ -333,7 +406,7 @@ def test_differences_by_type_are_starred_where_they_are_more_than_chance() -> No
     assert deltas.head == ["against a|b", "A-count", "V-loc", "Avg"]
     assert render.DELTA_NOTE in render.to_text(table)
     assert r"against a\|b" in render.to_markdown(table)
-    assert f"better & {first} & 0.0 & {average}" in render.to_latex(table)
+    assert f"better & {first} & 0.0 & {average}" in to_latex(table)
     lines = list(csv.DictReader(io.StringIO(render.comparisons_to_csv(table))))
     assert [line["type"] for line in lines] == ["Avg", "A-count", "V-loc"]
     assert float(lines[1]["difference"]) == table.comparisons[0].by_type["A-count"].difference.points

@@ -13,9 +13,9 @@ import statsmodels.api as sm
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
+from talik.adapt.report.build_table import build_table
 from talik.adapt.report.runs import Prediction, Run
 from talik.adapt.report.statistics import Outcomes, compare, holm, mean_interval
-from talik.adapt.report.table import build_table
 from talik.adapt.scoring.metrics import score
 from talik.errors import RunError, SettingsError
 

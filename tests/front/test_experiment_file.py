@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import talik as package
-from talik.adapt.report.runs import read_run
+from talik.adapt.report.read_runs import read_run
 from talik.adapt.training.run_folder import RunFolder
 from talik.errors import PlugInError, RunDiffersError, RunError, SettingsError
 from talik.extract.stage.experiment_file import merged, parse_changes, read_experiment
