@@ -1,4 +1,5 @@
 # make demo: environment, installation, the whole story.   make test: the same environment, every test and check.
+# make docs: the documentation as a site in build/site; any warning, a dead link among them, is an error.
 # make test-oldest: the media tests with the oldest PyAV that pyproject.toml allows.
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INPUTS := pyproject.toml constraints.txt requirements-weights.txt
 TEST_OPTIONS ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
-.PHONY: demo demo-full test test-oldest check reference clean
+.PHONY: demo demo-full test test-oldest check reference docs clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/talik demo
@@ -38,6 +39,12 @@ check: $(VENV)/installed-test
 
 reference: $(VENV)/installed-test
 	$(BIN)/python -m typer talik.cli utils docs --name talik --title "The command line" --output docs/cli.md
+	$(BIN)/talik schema --markdown > docs/settings.md
+	$(BIN)/python docs/pipeline.py
+
+docs: $(VENV)/installed-docs
+	@mkdir -p $(VENV)/src && ln -sfn "$(CURDIR)" $(VENV)/src/talik
+	PYTHONPATH=$(abspath $(VENV)/src) NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "talik needs Python 3.11 or later; name one with PYTHON=…")'
@@ -50,6 +57,12 @@ $(VENV)/installed-demo: $(VENV)/bin/python $(INPUTS)
 
 $(VENV)/installed-test: $(VENV)/installed-demo
 	$(PIP) install --progress-bar off -c constraints.txt -e '.[test]'
+	touch $@
+
+# The pages are built from the source; nothing of talik, and no torch, is needed for that.
+$(VENV)/installed-docs: $(VENV)/bin/python $(INPUTS)
+	$(PIP) install --progress-bar off -c constraints.txt $$($(BIN)/python -c 'import tomllib; \
+		print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
 	touch $@
 
 clean:

@@ -30,10 +30,19 @@ def init(
 
 
 @app.command(cls=Command)
-def schema() -> None:
+def schema(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the reference of all settings instead, as Markdown.")
+    ] = False,
+) -> None:
     """Print the JSON Schema of the experiment file, from which editors complete and check it."""
     from ..adapt.config.experiment_schema import experiment_schema
 
+    if markdown:
+        from ..adapt.config.settings_page import settings_page
+
+        typer.echo(settings_page(), nl=False)
+        return
     typer.echo(json.dumps(experiment_schema(), indent=1, ensure_ascii=False))
 
 

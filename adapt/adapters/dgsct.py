@@ -41,7 +41,7 @@ class DgsctSettings:
 
     Args:
         channel: weight of the channel gate, 0 to 1; what is kept of x in any case is 1 - channel.
-        spatial: weight of the token gate, 0 or more.
+        spatial: weight of the token gate, more than 0.
         reduction: channels of a modality over those of its bottleneck.
         groups: of both maps of the bottleneck.
         num_latents: K; without effect while `latents` is "zero".

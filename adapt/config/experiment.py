@@ -32,6 +32,7 @@ class TrainSettings:
     Args:
         epochs: passes over the training questions at most.
         batch_size: questions a step.
+        eval_batch_size: questions a batch of validation and test; results do not depend on it beyond the last bits.
         lr: peak learning rate of the adapter's parameters.
         head_lr: peak learning rate of the head's parameters; `lr` when not given.
         weight_decay: AdamW's, on matrices only (vectors, gates and state matrices are not decayed).
@@ -99,6 +100,7 @@ class VariantSettings:
     """A named adapter with its settings, its insertion and the training settings that it changes.
 
     Args:
+        name: of the variant, without spaces and slashes: its folder below runs/ and its row in reports.
         adapter: `kind`, and that kind's own settings.
         insertion: "last K"; depths from 0.0 to 1.0, the same for every encoder; or by modality a list of boundaries and
             depths, or "aligned" with the one that has a list, all of one length: the i-th insertion joins the i-th

@@ -18,6 +18,7 @@ class HalvingSettings:
     Jamieson, Talwalkar: Non-stochastic best arm identification and hyperparameter optimization, AISTATS 2016.
 
     Args:
+        kind: "halving", the only one.
         keep: share of a rung's variants that goes on, more than 0 and less than 1; rounded up, at least one.
         rungs: epochs after which variants are compared, ascending; [] for the largest number of epochs of a variant
             times keep, keep², …, down to 1.

@@ -11,11 +11,13 @@ nothing happens are "background". In CSV the fields may have commas, semicolons 
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from ...config import settings_class
 from ...errors import ManifestError, unknown_name
 from .json_records import Record, inside, read_table
 from .media_index import find_clips
@@ -28,7 +30,39 @@ _OTHER_SPLITS = {
     **dict.fromkeys(("valid", "validation", "dev", "development"), "val"),
     **dict.fromkeys(("testing",), "test"),
 }
-_COLUMNS = ("clip", "question", "answer", "labels", "type", "split", "id", "template")
+
+
+@settings_class
+class ManifestColumns:
+    """The columns of a manifest: keys of a JSONL record, or columns of a CSV file.
+
+    Args:
+        clip: the media file: a path relative to the root, or an absolute one below it, of a film, a sound, a picture or
+            a folder of frames; or a name that is looked up in the folders of the root.
+        question: what is asked. In all records or in none: without it the task is "classes" or "events", and no text
+            encoder is needed.
+        answer: the right answer, which is a class. All answers of the file together are the vocabulary, unless
+            `answers` of [data] gives it.
+        labels: the class of each segment, as many as `segments` of [data], for the task "events": a list, in CSV with
+            "|" between; "background" where nothing happens. In place of `answer` or beside it.
+        type: the group that the question is counted in: reports have a column for each. With labels "event".
+        split: "train", "val" or "test"; others may be named in `talik evaluate --split`.
+        id: names the question in predictions; the line's number by default.
+        template: groups questions for the blind baseline, which gives each group its most frequent answer; the question
+            itself by default.
+    """
+
+    clip: str
+    question: str = ""
+    answer: str = ""
+    labels: tuple[str, ...] = ()
+    type: str = "all"
+    split: str = "train"
+    id: str = ""
+    template: str = ""
+
+
+_COLUMNS = tuple(field.name for field in dataclasses.fields(ManifestColumns))  # type: ignore[arg-type]
 
 
 def load_generic(settings: DataSettings, *, root: Path, base: Path) -> Manifest:

@@ -99,7 +99,7 @@ class DataSettings:
             taken. By default the root and the folders in it, where two files of one name are an error.
         frames_fps: frames a second at which clips that are folders of frames were extracted.
         answers: the vocabulary of a `manifest`, in the order of its classes; by default all answers of its splits, in
-            alphabetical order.
+            the order in which train, then val, then test first name them.
         extracted_from: the root at which the store's states were extracted, where the media themselves are not here and
             the store lies elsewhere in relation to the root than it did then; a message says so, and names it.
         allow_missing: go on where media files are not there, and record which.

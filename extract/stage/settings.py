@@ -53,6 +53,7 @@ class EncoderSettings:
             products a GPU computes in TensorFloat-32; "bfloat16", weights held and states computed in it. States of
             another `compute` are other states. What training runs above the cut is not changed by it.
         batch_size: frames, windows or texts a forward; results do not depend on it beyond the last bits.
+        trust_remote_code: let transformers run the Python code that comes with a model, from a hub or a folder.
     """
 
     model: str

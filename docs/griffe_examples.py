@@ -1,0 +1,17 @@
+"""Have mkdocstrings read a docstring's `Example:` as it reads `Examples:`, as code."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import griffe
+
+
+class ExampleSections(griffe.Extension):
+    """Rename the sections before docstrings are parsed."""
+
+    def on_instance(self, *, obj: Any, **_: Any) -> None:
+        """Rename those of one function or class."""
+        if obj.docstring is not None:
+            obj.docstring.value = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
