@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import griffe
+try:
+    from griffe import Extension
+except ImportError:  # it is there where the site is built
+    Extension = object
 
 
-class ExampleSections(griffe.Extension):
+class ExampleSections(Extension):
     """Rename the sections before docstrings are parsed."""
 
     def on_instance(self, *, obj: Any, **_: Any) -> None:

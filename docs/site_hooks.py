@@ -8,9 +8,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from latex2mathml.converter import convert
-from mkdocs.structure.files import File, Files
-
 log = logging.getLogger("mkdocs.hooks")
 
 #: Files outside this folder that are pages of the site: where each stands in the repository → its page.
@@ -18,8 +15,10 @@ ELSEWHERE = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md
 INDEX_OF_MEASUREMENTS = "measurements.md"
 
 
-def on_files(files: Files, config: Any) -> Files:
+def on_files(files: Any, config: Any) -> Any:
     """Add the pages that stand elsewhere in the repository, those of benchmarks/ among them."""
+    from mkdocs.structure.files import File
+
     root = Path(config.config_file_path).parent
     listed = (root / "docs" / INDEX_OF_MEASUREMENTS).read_text(encoding="utf-8")
     for path in sorted((root / "benchmarks").glob("*.md")):
@@ -60,6 +59,7 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
 
 def on_page_content(html: str, **_: Any) -> str:
     """Turn the formulas into MathML, which browsers show without a script."""
+    from latex2mathml.converter import convert
 
     def mathml(found: re.Match[str]) -> str:
         block = found[1].startswith(r"\[")
