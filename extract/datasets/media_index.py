@@ -103,10 +103,18 @@ def annotation_folder(settings: DataSettings, *, root: Path, base: Path) -> Path
     return folder
 
 
-def media_folders(root: Path, names: Sequence[str]) -> list[Path]:
-    """Return the folders to look for clips: those named, or the root and the folders in it, in order of name."""
+def media_folders(root: Path, names: Sequence[str], *, also: Sequence[str] = ()) -> list[Path]:
+    """Return the folders to look for clips: those named, or the root and the folders in it, in order of name.
+
+    Args:
+        root: the folder with the media.
+        names: folders below it.
+        also: where none are named, further folders below it to look in, as far as they are there.
+    """
     if not names:
-        return [root, *sorted(p for p in root.iterdir() if p.is_dir())]
+        further = (root / folder for folder in also)
+        in_root = sorted(p for p in root.iterdir() if p.is_dir())
+        return list(dict.fromkeys([root, *in_root, *(folder for folder in further if folder.is_dir())]))
     folders = [root / name for name in names]
     for name, folder in zip(names, folders, strict=True):
         if Path(name).is_absolute() or ".." in Path(name).parts:
@@ -138,7 +146,12 @@ def index_media(folders: Iterable[Path], *, in_order: bool = False) -> MediaInde
 
 
 def find_clips(
-    named: Mapping[str, Record], settings: DataSettings, *, root: Path, by_path: bool = False
+    named: Mapping[str, Record],
+    settings: DataSettings,
+    *,
+    root: Path,
+    by_path: bool = False,
+    also: Sequence[str] = (),
 ) -> dict[str, Clip]:
     """Return the clips of a manifest, in the order of `named`.
 
@@ -149,13 +162,14 @@ def find_clips(
         root: the folder with the media.
         by_path: an id may also be the path, relative to `root`, of a file, with or without its ending, or of a folder
             of frames; that is looked for first.
+        also: folders below the root to look in beside it and the folders in it, where `videos` names none.
 
     Raises:
         ManifestError: `videos` names what is no folder below the root; a clip of frames whose rate is not known; one
             name for two files.
         MissingMediaError: clips without a file: how many, the first ten, and the record that names the first.
     """
-    finder = _Finder(settings, root)
+    finder = _Finder(settings, root, also)
     found: dict[str, Clip | None] = {}
     for clip_id, record in named.items():
         try:
@@ -176,13 +190,13 @@ def find_clips(
 class _Finder:
     """Looks for clips below a root; reads each folder once."""
 
-    def __init__(self, settings: DataSettings, root: Path) -> None:
-        self._settings, self._root = settings, root
+    def __init__(self, settings: DataSettings, root: Path, also: Sequence[str]) -> None:
+        self._settings, self._root, self._also = settings, root, also
         self._below: dict[Path, MediaIndex] = {}
 
     @cached_property
     def _index(self) -> MediaIndex:
-        folders = media_folders(self._root, self._settings.videos)
+        folders = media_folders(self._root, self._settings.videos, also=self._also)
         return index_media(folders, in_order=bool(self._settings.videos))
 
     def by_name(self, clip_id: str) -> Clip | None:

@@ -77,6 +77,16 @@ _FOLDERS: Mapping[str, tuple[str, ...]] = {
     "r": ("dataset/MUSIC-AVQA-R", "MUSIC-AVQA-R", "data/json_update", "json_update", ""),
 }
 
+#: The two archives of clips, unpacked; the second is distributed under a misspelt name.
+_ARCHIVES = ("MUSIC-AVQA-videos-Real", "MUCIS-AVQA-videos-Synthetic", "MUSIC-AVQA-videos-Synthetic")
+
+#: Folders of a clone of the repository in which clips lie, beside its root and the folders in it: its README puts clips
+#: into `data/video`, the frames and the sound that its scripts extract into `data/frames` and `data/audio`.
+_MEDIA = (
+    *(f"data/{name}" for name in ("video", "videos", "frames", "audio")),
+    *(f"{place}/{name}" for place in ("data", "data/video", "data/videos", "video", "videos") for name in _ARCHIVES),
+)
+
 #: Parts of a split that a file holds, by the end of its name: answers that are frequent, and that are rare, for their
 #: type of question (Ma et al., Look, Listen, and Answer, NeurIPS 2024: more, and less, than 1.2 times the mean).
 _SUBSETS = ("head", "tail")
@@ -104,7 +114,7 @@ def load_music_avqa(settings: DataSettings, *, root: Path, base: Path) -> Manife
         kept = [record for record in records if not record.flag("question_deleted")]
         repeated = _add(kept, split, subset_of(path), questions, named, times_seen)
         notes += _notes(split, path, num_records=len(records), num_kept=len(kept), num_repeated=repeated)
-    clips = find_clips(named, settings, root=root)
+    clips = find_clips(named, settings, root=root, also=_MEDIA)
     return Manifest(
         name=settings.dataset,
         root=root,

@@ -40,11 +40,12 @@ class DataPart:
 MUSIC_AVQA = """\
 [data]
 dataset = "music-avqa"
-root = "MUSIC-AVQA"               # holds the clips: <id>.mp4 in it or in any folder in it, real and synthetic
-# Its `annotations` folder, or it itself, holds avqa-train.json, avqa-val.json and avqa-test.json. For a clone of the
-# repository, and for the later releases, say which: "original", "updated", "real", "synthetic", "v2.0-balanced",
-# "v2.0-biased", or "r" (MUSIC-AVQA-R: rephrased test questions, frequent and rare answers told apart).
-# release = "updated"
+root = "MUSIC-AVQA"               # a clone of github.com/GeWu-Lab/MUSIC-AVQA with the clips, <id>.mp4, in data/video or
+# in the folders that the two archives unpack to there; or a folder with the clips in it, or in folders in it, and with
+# avqa-train.json, avqa-val.json and avqa-test.json in it or in its `annotations` folder.
+release = "updated"               # of the annotations, data/json_update of the clone; or "original", "real",
+# "synthetic", "v2.0-balanced", "v2.0-biased", "r" (MUSIC-AVQA-R: rephrased questions; frequent and rare answers apart)
+# allow_missing = true            # go on without the clips that you could not get
 # frames_fps = 8                  # for extracted frames (<id>/*.jpg) and sound (<id>.wav) in place of mp4
 split = "official"                # shares clips between splits; "by-video" deals the same questions without a leak
 """

@@ -40,6 +40,7 @@ ELSEWHERE = {
     "docs/cli.md": "generated",
     "docs/extending.md": "tests/adapt/test_extending.py, tests/extract/test_own_sources.py",
     "docs/sweeps.md": "tests/adapt/test_run_list.py",
+    "docs/music-avqa.md": "tests/adapt/test_music_avqa.py",
 }
 #: The pages' encoders and layers, and those that the tests take in their place.
 SMALLER = {
