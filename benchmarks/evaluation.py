@@ -145,7 +145,7 @@ def experiment(
     """Write an experiment on the set in `folder`: variants by name with an adapter and a learning rate each."""
     variants = []
     for variant, (adapter, rate) in chosen.items():
-        method = METHODS[variant.partition(" ")[0]]
+        method = METHODS[variant.partition("@")[0]]
         place = {} if adapter["kind"] == "probe" else {"insertion": method.insertion}
         if place and method.placement != "between":
             place["placement"] = method.placement
@@ -181,7 +181,7 @@ def best_rates(path: Path) -> dict[str, float]:
     found: dict[str, dict[float, float]] = {}
     loaded = load_experiment(path)
     for variant in loaded.variants:
-        method, _, rate = variant.name.partition(" ")
+        method, _, rate = variant.name.partition("@")
         epochs = RunFolder(loaded.runs / variant.name / "seed0").epochs()
         found.setdefault(method, {})[float(rate)] = max(epoch["val_accuracy"] for epoch in epochs)
     return {method: max(sorted(scores), key=lambda rate: scores[rate]) for method, scores in found.items()}
@@ -261,7 +261,7 @@ def run(arguments: argparse.Namespace) -> Path:
         print(f"{name}: {made.summary()}", flush=True)
     wanted = num_parameters(METHODS["trimodal"].adapter)
     adapters = {name: matched(METHODS[name], wanted) for name in arguments.rows}
-    search = {f"{name} {rate:g}": (adapter, rate) for name, adapter in adapters.items() for rate in arguments.rates}
+    search = {f"{name}@{rate:g}": (adapter, rate) for name, adapter in adapters.items() for rate in arguments.rates}
     tuning = experiment(folders["tuning"], "tuning", search, arguments)
     train(tuning, arguments)
     rates = best_rates(tuning)
