@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Device
+from .options import Device, Quiet
 from .usage import Command
 
 app = typer.Typer(invoke_without_command=True, help="The whole story on a small made data set; made sets alone.")
@@ -45,3 +45,16 @@ def demo_make(
 
     made = make_demo(folder, num_clips=clips, seed=seed, kind=set_kind(kind))
     typer.echo(made.summary())
+
+
+@app.command("oracles", cls=Command)
+def demo_oracles(
+    clips: Annotated[int, typer.Option(help="How many clips, of all splits.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the evaluation set.")] = 0,
+    imagined: Annotated[int, typer.Option(help="What a weaker reader imagines for each question.", min=1)] = 100,
+    quiet: Quiet = False,
+) -> None:
+    """Say what the evaluation set's questions ask for: right answers of readers of the scenes that lack one thing."""
+    from ..demo.oracle_table import oracle_table
+
+    typer.echo(oracle_table(num_clips=clips, seed=seed, num_imagined=imagined, progress=not quiet).text())

@@ -12,11 +12,12 @@ plots say when, in the clip's four blocks of four segments:
 
 and "open" is any stage. All else is drawn alike for all: no kind prefers a place, a level or a partner, and sound has
 no place in the stereo picture. The alike two, and the seats, are interchangeable at every draw, so a reader without one
-of the things that a question asks for is at chance on it.
+of the things that a question asks for is at chance on it (`weaker_readers.py`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from random import Random
 
@@ -160,16 +161,16 @@ def _make_player(
     onsets_per_minute = beats_per_minute * rng.choice(NOTES_PER_BEAT)
     intervals = _intervals(times)
     onsets = tuple(t for interval in intervals for t in place_onsets(rng, interval, onsets_per_minute))
-    player = {
-        "kind": kind, "seat": seat, "intervals": intervals, "onsets": onsets, "pan": 0.5, "role": role,
-        "level_db": level + round(rng.uniform(-0.5, 0.5), 2),
-    }  # fmt: skip
+    player = Player(
+        kind=kind, seat=seat, intervals=intervals, onsets=onsets, pan=0.5, role=role,
+        level_db=level + round(rng.uniform(-0.5, 0.5), 2),
+    )  # fmt: skip
     if seat is None:
-        return Player(**player)
+        return player
     x, y = SEAT_CENTRES[SEATS.index(seat)]
     away = _choose_away(rng, times) if role == "guest" else set()
-    return Player(
-        **player, away=_intervals(away), size=rng.randrange(68, 85, 4), x=x + rng.randrange(-4, 5),
+    return dataclasses.replace(
+        player, away=_intervals(away), size=rng.randrange(68, 85, 4), x=x + rng.randrange(-4, 5),
         y=y + rng.randrange(-6, 7),
     )  # fmt: skip
 
