@@ -23,7 +23,7 @@ Run = Callable[..., tuple[int, str, str]]
 WORLDS = {
     "README.md": "study",
     "docs/your-data.md": "study",
-    "docs/reading-a-report.md": "study",
+    "docs/reports.md": "made",
     "docs/concepts.md": "study",
     "docs/recipes/linear-probe.md": "study",
     "docs/recipes/which-layer.md": "study",
@@ -50,6 +50,7 @@ SMALLER = {
     r"image_size = 98": 'image_size = 28, fit = "stretch"',
     r"window_seconds = 1\.0": "window_seconds = 0.4",
     r"epochs = 3": "epochs = 1, num_threads = 1",
+    r"Avg,AV-temp": "Avg,visual",
     r"--seeds 2": "--seeds 1",
     r"cut = \[(11, 12|3, 4|5, 6)\]": "cut = [2, 3]",
     r"([\[(])3, 6, 9, 11, 12([\])])": r"\g<1>0, 1, 2, 3\g<2>",
