@@ -59,7 +59,7 @@ def picture() -> str:
         box(296, 228, 18, "", FROZEN, 14),
         label(392, 235, "frozen encoder units"),
         box(476, 228, 18, "", TRAINED, 14),
-        label(518, 235, "trained"),
+        label(526, 235, "trained"),
         box(576, 228, 18, "", STORED, 14),
         label(634, 235, "on the disk"),
     ]

@@ -182,4 +182,6 @@ def _as_code(heading: str) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    """Return a text for a cell: nothing in it ends the cell, or is taken for HTML outside code."""
+    parts = text.replace("|", "\\|").split("`")
+    return "`".join(part if i % 2 else part.replace("<", "&lt;") for i, part in enumerate(parts))

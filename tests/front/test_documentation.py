@@ -23,6 +23,7 @@ Run = Callable[..., tuple[int, str, str]]
 WORLDS = {
     "README.md": "study",
     "docs/your-data.md": "study",
+    "docs/your-adapter.md": "study",
     "docs/reports.md": "made",
     "docs/concepts.md": "study",
     "docs/recipes/linear-probe.md": "study",
@@ -55,6 +56,7 @@ SMALLER = {
     r"cut = \[(11, 12|3, 4|5, 6)\]": "cut = [2, 3]",
     r"([\[(])3, 6, 9, 11, 12([\])])": r"\g<1>0, 1, 2, 3\g<2>",
     r"visual = \[12\], audio = \[4\], text = \[5\]": "visual = [3], audio = [3], text = [2]",
+    r"visual = \[11, 12\], audio = \[3, 4\]": "visual = [2, 3], audio = [2, 3]",
     r"visual = \[11\]": "visual = [2]",
     r"(probe\('\w+', )(12|4)\)": r"\g<1>3)",
     r"layer=12": "layer=3",
