@@ -164,6 +164,23 @@ def test_every_block_of_commands_is_run_or_says_why_not() -> None:
             assert not (runnable and block.is_run), f"{page}: name it in WORLDS, or give the block a title {NOT_RUN}"
 
 
+def test_the_figures_of_the_readme_are_those_of_the_benchmarks() -> None:
+    def minutes(page: str, way: str) -> str:
+        found = re.search(
+            rf"^\| {way} \| [^|]* \| ([\d.]+) ", (ROOT / "benchmarks" / page).read_text("utf-8"), re.MULTILINE
+        )
+        assert found, (page, way)
+        return f"{float(found[1]):.0f} min"
+
+    rows = re.findall(r"^\| [^|]* \| (\d+ (?:min|s)) \| (\d+ (?:min|s)) \|", PAGES["README.md"], re.MULTILINE)
+    cpu = [(minutes(page, "naive"), minutes(page, "fused")) for page in ("sweep.md", "sweep_grouped.md")]
+    lasts = re.search(
+        r"with extraction (\d+ s); each with `--live` (\d+ s)", (ROOT / "benchmarks/gpu.md").read_text("utf-8")
+    )
+    assert lasts
+    assert rows == [*cpu, (lasts[2], lasts[1])]
+
+
 @pytest.fixture(scope="module")
 def own_videos(tmp_path_factory: pytest.TempPathFactory, demo_set: Path, tiny_encoders: dict[str, Path]) -> Path:
     """The folder `study` of the pages: videos, manifest.csv, experiment.toml, its store and its runs."""
