@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.transforms.v2 import functional as pictures
 
 from ...errors import SettingsError
 from ..encoders.encoder import Encoder
@@ -87,6 +86,8 @@ def _draw(settings: AugmentSettings, modality: str, key: str, view: int) -> np.r
 
 def _changed_frames(raw: NDArray[np.uint8], settings: AugmentSettings, draw: np.random.Generator) -> NDArray[np.uint8]:
     """Crop, mirror and recolour (T, H, W, 3); the crop keeps its own size, since preprocessing takes any."""
+    from torchvision.transforms.v2 import functional as pictures  # it imports torch's compiler: seconds of every start
+
     frames = torch.from_numpy(raw.copy()).permute(0, 3, 1, 2)  # (T, 3, H, W)
     if settings.crop is not None:
         top, left, height, width = _box(frames.shape[-2], frames.shape[-1], settings.crop, draw)

@@ -1,13 +1,24 @@
-"""Stand-ins for the encoders of the presets, for tests that run what `talik init` writes."""
+"""For stage 2: a training of few steps, and stand-ins for the encoders of the presets."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+
+
+@pytest.fixture(scope="session")
+def in_few_steps(on_store: Callable[..., Path]) -> Callable[..., Path]:
+    """Write the experiment on the store that is there, as `on_store` does, with a third of the steps an epoch.
+
+    For tests that compare whole trainings with each other: an epoch still has several batches and a smaller last one.
+    """
+    larger = "batch_size = 8\neval_batch_size = 8", "batch_size = 24\neval_batch_size = 24"
+    return lambda path, *changes, more="": on_store(path, larger, *changes, more=more)
 
 
 @pytest.fixture(scope="session")

@@ -24,9 +24,9 @@ from talik.errors import MissingItemError, RunError, SettingsError, StoreMismatc
 
 
 @pytest.fixture
-def place(on_store: Callable[..., Path], tmp_path: Path) -> Path:
+def place(in_few_steps: Callable[..., Path], tmp_path: Path) -> Path:
     """The extracted experiment in a folder of its own, the store shared."""
-    return on_store(tmp_path / "exp.toml")
+    return in_few_steps(tmp_path / "exp.toml")
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,8 @@ def test_the_seed_decides(place: Path, context: Any) -> None:
 
 
 def test_training_learns_what_it_is_shown(place: Path, context: Any) -> None:
-    experiment = changed(place, ("epochs = 2", "epochs = 30\nlr = 1e-2\nweight_decay = 0.0"))
+    long = ("epochs = 2", "epochs = 30\nlr = 1e-2\nweight_decay = 0.0")
+    experiment = changed(place, long, ("batch_size = 24\neval", "batch_size = 8\neval"))
     run = adapt(experiment, variant="trimodal", progress=False, context=context(experiment))
     losses = [line["train_loss"] for line in lines(run.folder / "metrics.jsonl") if line["event"] == "epoch"]
     assert losses[-1] < 0.5 * losses[0]
@@ -208,8 +209,8 @@ def test_another_encoder_is_refused(place: Path, context: Any) -> None:
 def test_a_folder_of_other_settings_is_refused(place: Path, context: Any) -> None:
     experiment = load_experiment(place)
     adapt(experiment, variant="probe", progress=False, context=context(experiment))
-    other = changed(place, ("batch_size = 8\neval", "batch_size = 4\neval"))
-    with pytest.raises(RunError, match=r"train\.batch_size: requested 4, stored 8"):
+    other = changed(place, ("batch_size = 24\neval", "batch_size = 4\neval"))
+    with pytest.raises(RunError, match=r"train\.batch_size: requested 4, stored 24"):
         adapt(other, variant="probe", progress=False, context=context(other))
 
 

@@ -85,13 +85,18 @@ class TestPeft(Registered):
     test_every_parameter_has_a_gradient = None  # type: ignore[assignment]  # test_unit_tuners
 
 
+# An adapter is given tokens, whatever the layout: that its settings are other ones is seen on one of the ways as well.
+ALL_WAYS = [n for n in OURS if n not in MORE]
 WAYS = [("NHWC", "between"), ("NCHW", "between"), *((layout, "parallel") for layout in ("NLC", *MAPS))]
 
 
-@pytest.mark.parametrize(
-    ("name", "layout", "placement"),
-    [p for p in cases(OURS, *WAYS) if p.values[2] == "between" or placed(str(p.values[0]))],
-)
+ON_WAYS = [
+    *(p for p in cases(ALL_WAYS, *WAYS) if p.values[2] == "between" or placed(str(p.values[0]))),
+    *(p for n in MORE for p in cases([n], ("NHWC", "parallel" if placed(n) else "between"))),
+]
+
+
+@pytest.mark.parametrize(("name", "layout", "placement"), ON_WAYS)
 class TestOnOtherLayoutsAndBesideUnits(Registered):
     test_padding_changes_nothing = None  # type: ignore[assignment]  # of the text alone: as in TestOurs, these too
     test_saves_and_loads = None  # type: ignore[assignment]

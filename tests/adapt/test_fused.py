@@ -10,10 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from talik.adapt.config.experiment import load_experiment
 from talik.adapt.evaluation.evaluate import evaluate
 from talik.adapt.sweep.sweep import sweep
 from talik.adapt.training import lockstep_group as fused
 from talik.adapt.training.adapt import adapt
+from talik.adapt.training.experiment_context import ExperimentContext
 from talik.adapt.training.trainer import Trainer
 from talik.errors import RunError
 from talik.extract.encoders.encoder import Encoder
@@ -57,9 +59,9 @@ NAMES = ("probe", "trimodal", "early", "sound", "lavish", "norm", "side", "wide"
 
 
 @pytest.fixture
-def experiment(on_store: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+def experiment(in_few_steps: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
     """Write an experiment of its own name and run folders on the store that is there."""
-    return lambda name, more=MORE: on_store(tmp_path / name / "exp.toml", more=more)
+    return lambda name, more=MORE: in_few_steps(tmp_path / name / "exp.toml", more=more)
 
 
 def outcome(path: Path, variant: str, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -173,14 +175,17 @@ def test_bfloat16_is_one_precision_alone_in_a_group_and_in_evaluation(experiment
     assert (folder / "predictions-test.jsonl").read_text() == (folder / "predictions.jsonl").read_text()
 
 
-@pytest.mark.parametrize("killed_at", [3, 11, 14])
+@pytest.mark.parametrize("killed", ["in an epoch", "between checkpoints", "between the last checkpoints"])
 def test_an_interrupted_group_ends_as_an_uninterrupted_one(
-    experiment: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, killed_at: int
+    experiment: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, killed: str
 ) -> None:
     whole, broken = experiment("whole"), experiment("broken")
     names = ["probe", "trimodal", "early"]
     sweep(whole, variants=names, progress=False)
-    count = 0
+    count, steps = 0, -(-len(ExperimentContext(load_experiment(whole)).questions("train")) // 24)
+    first = 3 * (steps + 1)  # an epoch of all three; "early" has ended with it
+    places = {"in an epoch": 3, "between checkpoints": first - 1}
+    killed_at = {**places, "between the last checkpoints": first + 2 * (steps + 1)}[killed]
     step, end_epoch = Trainer.step, Trainer.end_epoch
 
     def dies(real: Callable[..., object]) -> Callable[..., object]:

@@ -138,7 +138,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def write(tmp_path: Path, on_store: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+def write(tmp_path: Path, in_few_steps: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Write an experiment on the filled store, with variants of a plug-in that any process can import."""
     packages = tmp_path / "packages"
     (packages / "bad-1.0.dist-info").mkdir(parents=True)
@@ -150,7 +150,7 @@ def write(tmp_path: Path, on_store: Callable[..., Path], monkeypatch: pytest.Mon
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(packages), os.environ.get("PYTHONPATH", "")]))
 
     def made(more: str, name: str = "exp", stack: bool = False) -> Path:
-        return on_store(tmp_path / f"{name}.toml", more=f"\n[sweep]\nstack = {str(stack).lower()}\n{more}")
+        return in_few_steps(tmp_path / f"{name}.toml", more=f"\n[sweep]\nstack = {str(stack).lower()}\n{more}")
 
     return made
 
@@ -161,9 +161,9 @@ def losses(path: Path, variant: str) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, on_store: Callable[..., Path]) -> list[float]:
+def alone(tmp_path_factory: pytest.TempPathFactory, in_few_steps: Callable[..., Path]) -> list[float]:
     """The losses of the sound variant, trained without company."""
-    path = on_store(tmp_path_factory.mktemp("alone") / "exp.toml")
+    path = in_few_steps(tmp_path_factory.mktemp("alone") / "exp.toml")
     talik.adapt(path, variant="probe", progress=False)
     return losses(path, "probe")
 

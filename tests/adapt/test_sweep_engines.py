@@ -102,10 +102,10 @@ def test_groups_are_divided_until_every_worker_has_one(experiment: Callable[[str
     assert divided(8) == [(s, (n,)) for s in (0, 1) for n in both] == divided(1, fuse=False)
 
 
-def test_an_engine_that_is_not_asked_for_is_not_imported() -> None:
+def test_engines_and_networks_that_are_not_asked_for_are_not_imported() -> None:
     code = (
         "import sys, talik, talik.cli, talik.adapt.sweep.sweep, talik.extract.stage.extract;"
-        "print([m for m in ('ray', 'submitit') if m in sys.modules])"
+        "print([m for m in ('ray', 'submitit', 'timm', 'torchvision', 'transformers') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"

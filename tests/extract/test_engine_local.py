@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,32 +24,18 @@ from talik.extract.executors.worker_pool import MemoryBudget
 from talik.extract.stage.extract import extract
 from talik.extract.stage.run_records import receipts_path
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from light_jobs import Sleeper
+
 WriteExperiment = Callable[..., Path]
 SMALL_SHARDS = ('dtype = "float32"', 'dtype = "int8"\nshard_items = 2')  # int8: its error is summed in a fixed order
 
 
-@dataclass
-class Sleeper:
-    """A job whose tasks say what is to happen: seconds to sleep, an error to raise, or that the worker is to die."""
-
-    def run(self, given: dict[str, Any]) -> dict[str, Any]:
-        if "die" in given and not Path(given["die"]).exists():
-            Path(given["die"]).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        if given.get("always"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        if "error" in given:
-            raise NumericsError(given["error"])
-        if "bug" in given:
-            raise ZeroDivisionError(given["bug"])
-        time.sleep(given.get("seconds", 0.0))
-        return {"pid": os.getpid(), "threads": os.environ["OMP_NUM_THREADS"], "from": given.get("seconds", 0.0)}
-
-
 @pytest.fixture
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers are other processes: they find `Sleeper` by this module's name."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[Sleeper.__module__.count(".")]), prepend=os.pathsep)
+    """Workers are other processes: they find `Sleeper` by its module's name."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
 
 
 def tree(store: Path) -> dict[str, bytes]:

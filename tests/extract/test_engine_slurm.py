@@ -6,11 +6,9 @@ import json
 import os
 import shutil
 import subprocess
-import time
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,20 +20,9 @@ from talik.extract.executors.slurm import Share, SlurmExecutor
 from talik.extract.executors.tasks import Task
 from talik.extract.stage.extract import extract
 
+sys.path.insert(0, str(Path(__file__).parent))
 
-@dataclass
-class Touch:
-    """A job whose tasks leave a file each; one that is told to dies."""
-
-    def run(self, given: dict[str, Any]) -> dict[str, Any]:
-        path = Path(given["path"])
-        time.sleep(given.get("seconds", 0.0))
-        if given.get("dies") and not path.exists():
-            path.touch()
-            os._exit(3)
-        with path.open("a") as file:
-            file.write("x")
-        return {"path": str(path)}
+from light_jobs import Touch
 
 
 def slurm_runs() -> bool:
@@ -69,7 +56,7 @@ def test_an_array_fills_the_store_that_one_process_fills(write_experiment: Calla
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_lost_element_costs_the_task_that_it_was_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[Touch.__module__.count(".")]), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     tasks = [
         Task(name=name, given={"path": str(tmp_path / name), "dies": name in dying})
         for dying in [("second",)]
@@ -98,7 +85,7 @@ def test_a_share_that_is_begun_again_goes_on(tmp_path: Path) -> None:
 @pytest.mark.skipif(not slurm_runs(), reason="no Slurm here: sinfo finds no node (docs/cluster.md says how to try one)")
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::UserWarning:submitit")
 def test_slurm_itself_does_an_array_and_one_element_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[Touch.__module__.count(".")]), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     given = [{"path": str(tmp_path / str(i)), "seconds": 8.0 * (i == 2)} for i in range(4)]
     tasks = [Task(name=str(i), given=what) for i, what in enumerate(given)]
     settings = EngineSettings(kind="submitit", jobs=2, threads=1, slurm={"time": 5})
