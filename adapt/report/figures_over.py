@@ -97,18 +97,21 @@ def cost_over_depth(
     A ring above a dot is the plan's prediction for that run without the cache. None where no run records its depth.
     """
     by_name = {cost.name: cost for cost in costs.variants}
-    plot, dots, rings = Plot(9.6, 3.6), [], False
+    plot, dots, with_live = Plot(9.6, 3.6), [], False
+    places = [(runs[0].depth, f"{(by_name[name].actual or 0) / len(runs):.2g}") for name, runs in variants.items()]
+    sizes = rings(places)
     for index, (name, runs) in enumerate(variants.items()):
         depth, cost = runs[0].depth, by_name[name]
         if depth is None or not cost.actual:
             continue
         label, seconds = labels[name], cost.actual / len(runs)
         if cost.without_cache is not None:
-            rings, live = True, cost.without_cache / len(runs)
+            with_live, live = True, cost.without_cache / len(runs)
             plot.axes.plot([depth, depth], [seconds, live], color=LINE, linewidth=1)
             words = f"{label} without the cache: {readable_seconds(live)}"
             plot.dot(depth, live, words, name, color=colour(index), markerfacecolor=CARD)
-        plot.dot(depth, seconds, f"{label}, depth {depth:.2f}: {readable_seconds(seconds)}", name, color=colour(index))
+        words = f"{label}, depth {depth:.2f}: {readable_seconds(seconds)}"
+        plot.dot(depth, seconds, words, name, color=colour(index), markersize=6 + sizes[index])
         dots.append((depth, seconds, label))
     if not dots:
         return None
@@ -122,7 +125,7 @@ def cost_over_depth(
     plot.axes.set(xlim=(-0.03, 1.35), ylim=(low, high))
     plot.axes.set_xlabel(_DEPTH)
     plot.name_dots(dots)
-    detail = "one run, training and evaluation; logarithmic scale" + "; rings: without the cache" * rings
+    detail = "one run, training and evaluation; logarithmic scale" + "; rings: without the cache" * with_live
     return plot.finish("cost_over_depth", "Cost over depth of insertion", detail)
 
 

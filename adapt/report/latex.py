@@ -5,6 +5,7 @@ The file is included by \input; its head names the two packages that it needs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from ...errors import counted
@@ -18,6 +19,7 @@ _SPECIAL |= {"±": r"$\pm$", "−": "$-$", "–": "--", "…": r"\ldots{}", "·"
 _MARKED = {"best": "\0b{}\1", "shared": "\0u{}\1", "": "{}"}  # not escaped; commands once all else is
 _COMMANDS = {"\0b": r"\textbf{", "\0u": r"\underline{", "\1": "}", "\2": r"$^{*}$"}
 _ROWS_A_PAGE = 40
+_SPREAD = re.compile(r"(?:\$(\^\{\*\})\$)? \$\\pm\$ (\d+\.\d)$")
 _HEAD = r"% Made by talik report. \input this file in a document with \usepackage{booktabs,graphicx}."
 _FIT = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"  # only what is too wide is made smaller
 
@@ -132,5 +134,7 @@ def _escaped(text: str) -> str:
 
 
 def _row(cells: Iterable[str]) -> str:
+    """Escape and join cells; a spread stands as a subscript, so that a column is narrow."""
     found = [_escaped(" ".join(cell.split())) for cell in cells]
+    found = [_SPREAD.sub(lambda m: f"${m[1] or ''}_{{\\pm {m[2]}}}$", cell) for cell in found]
     return " & ".join(f"{{}}{cell}" if cell.startswith("[") else cell for cell in found) + r" \\"

@@ -21,13 +21,19 @@ from .gates import GateChart, read_gates
 from .runs import Prediction, Run
 from .table import Table
 
-_MOST_CELLS = 1_000_000  # questions times rows
+MOST_CELLS = 1_000_000  # questions times rows
 _MOST_GATED = 200  # questions of a variant
 _SOUND = {".wav", ".mp3", ".flac", ".ogg", ".opus", ".m4a", ".aac"}
 
 
 def page_data(
-    table: Table, variants: Mapping[str, Sequence[Run]], *, blind: Mapping[str, str] | None, data: DataSet, out: Path
+    table: Table,
+    variants: Mapping[str, Sequence[Run]],
+    *,
+    blind: Mapping[str, str] | None,
+    data: DataSet,
+    out: Path,
+    most_cells: int = MOST_CELLS,
 ) -> dict[str, Any]:
     """Collect what the script shows, as plain values.
 
@@ -37,12 +43,13 @@ def page_data(
         blind: the baseline's answers by question id, where the table has its row.
         data: the data set, for the media.
         out: the folder of the page, from which media are named relatively.
+        most_cells: questions times rows; of more, the questions of evenly spaced clips are taken.
 
     Raises:
         RunError: a gates file that is not as evaluate writes it.
     """
     first = next(iter(variants.values()))[0]
-    asked = _embedded(first.predictions, len(table.rows))
+    asked = _embedded(first.predictions, max(1, most_cells // len(table.rows)))
     ids = [p.question_id for p in asked]
     place = {name: index for index, name in enumerate(ids)}
     answers, types, clips = _Numbers(), _Numbers(), _Numbers()
@@ -53,7 +60,11 @@ def page_data(
         "text": [p.question if p.segment is None else f"{p.question} (segment {p.segment + 1})".strip() for p in asked],
         "answer": [answers.of(p.answer) for p in asked],
     }
-    given, probability, right, confusion, gates = [], [], [], [], {}
+    given: list[list[int]] = []
+    probability: list[list[int]] = []
+    right: list[list[int]] = []
+    confusion: list[list[list[int]]] = []
+    gates: dict[int, list[dict[str, Any]]] = {}
     for index, row in enumerate(table.rows):
         if not row.trained:
             guesses = blind or {}
@@ -112,9 +123,8 @@ class _Numbers:
         return list(self._places)
 
 
-def _embedded(predictions: Sequence[Prediction], rows: int) -> list[Prediction]:
+def _embedded(predictions: Sequence[Prediction], most: int) -> list[Prediction]:
     """Choose the questions of evenly spaced clips, if all are too many for the page."""
-    most = max(1, _MOST_CELLS // rows)
     if len(predictions) <= most:
         return list(predictions)
     clips = list(dict.fromkeys(p.clip_id for p in predictions))

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from .drawing import ACCENT, INK, SOFT, Plot, ReportFigure
+from .drawing import ACCENT, HALO, INK, SOFT, Plot, ReportFigure
 from .formats import shorten
 from .search import SearchSummary, Tried
 
@@ -22,10 +22,9 @@ class _Axis:
         self.numeric = len(numbers) == len(values) and len(set(numbers)) > 1
         self.log = self.numeric and min(numbers) > 0 and max(numbers) > 30 * min(numbers)
         texts = sorted(set(map(_text, values)))
-        known = sorted(set(numbers)) if self.numeric else texts
-        self.places = {_text(v): self._scaled(v, numbers) if self.numeric else i for i, v in enumerate(known)}
-        if not self.numeric:
-            self.places = {text: (i + 0.5) / len(texts) for i, text in enumerate(texts)}
+        self.places = {text: (i + 0.5) / len(texts) for i, text in enumerate(texts)}
+        if self.numeric:
+            self.places = {_text(number): self._scaled(number, numbers) for number in sorted(set(numbers))}
 
     def _scaled(self, value: float, numbers: Sequence[float]) -> float:
         low, high, own = (math.log(x) if self.log else x for x in (min(numbers), max(numbers), value))
@@ -68,7 +67,14 @@ def search_coordinates(search: SearchSummary) -> ReportFigure | None:
         plot.axes.axvline(place, color=INK, linewidth=0.8)
         for height, text in axis.labels():
             plot.axes.annotate(
-                shorten(text, 22), (place, height), (4, 0), textcoords="offset points", va="center", fontsize=7.5
+                shorten(text, 22),
+                (place, height),
+                (4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=7.5,
+                color=INK,
+                path_effects=HALO,
             )
     heads = [*(shorten(key, 24) for key in keys), "validation (%)"]
     plot.axes.set_xticks(range(len(axes)), heads)

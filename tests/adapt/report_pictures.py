@@ -42,7 +42,7 @@ def main(out: Path) -> None:
         browser.open(large, width=390, height=860)
         browser.photograph(out / "report-narrow.png")
     for file in out.glob("report-*.png"):
-        Image.open(file).quantize(192).save(file, optimize=True)
+        Image.open(file).convert("RGB").save(file, optimize=True)
 
 
 if __name__ == "__main__":

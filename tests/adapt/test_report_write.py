@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ import pytest
 import tomli_w
 from PIL import Image
 
-from talik.adapt.report.dataset import ShownClip, data_uri, pick_clips, show_clip
+from talik.adapt.report.build_table import build_table
+from talik.adapt.report.dataset import DataSet, ShownClip, data_uri, pick_clips, show_clip
+from talik.adapt.report.page_data import page_data
 from talik.adapt.report.read_runs import read_run
 from talik.adapt.report.write import report
 from talik.adapt.scoring.metrics import TYPE_ORDER, score
@@ -148,6 +151,32 @@ def test_figures_are_files_that_a_paper_can_take(tmp_path: Path) -> None:
     assert "_probe, epoch 2: 1" in page.text
 
 
+def test_depth_and_search_are_drawn_where_they_vary(tmp_path: Path) -> None:
+    runs = made_runs(tmp_path / "deep", ["a", "b", "c"], clips=1)
+    deep = report([runs], out=tmp_path / "deep" / "out", comparisons=[])
+    words = "".join(ElementTree.parse(deep.figures / "accuracy_over_depth.svg").getroot().itertext())
+    assert all(f"{name}" in words for name in "abc")
+    assert not (deep.figures / "search.svg").exists()
+    assert f"b, depth 0.17: {deep.table.rows[2].overall.mean:.1f} %" in Page(deep.html.read_text()).text
+    runs = made_runs(tmp_path / "searched", ["a", *(f"t{i}" for i in range(6))], clips=1, searched=True)
+    searched = report([runs], out=tmp_path / "searched" / "out", comparisons=[])
+    drawn = "".join(ElementTree.parse(searched.figures / "search.svg").getroot().itertext())
+    assert all(key in drawn for key in ("train.lr", "adapter.d_model", "adapter.center", "validation (%)"))
+    assert "t3: train.lr = 0.001, " in Page(searched.html.read_text()).text  # on hovering, of one not in the table
+
+
+def test_curves_and_dots_at_one_place_are_all_seen(tmp_path: Path) -> None:
+    make_runs(tmp_path / "runs", {"one": 0.0, "two": 0.0})  # no answer is right, and the epochs are alike
+    files = report([tmp_path / "runs"], out=tmp_path, comparisons=[])
+    curves = (files.figures / "val_accuracy.svg").read_text()
+    dashes = re.findall(r"stroke-dasharray: ([\d., ]+); stroke-dashoffset: ([\d.]+)", curves)
+    assert len({offset for _, offset in dashes}) == 2
+    dots = (files.figures / "accuracy_over_parameters.svg").read_text()
+    markers = re.findall(r"<path id=\"m[^>]*?d=\"([^\"]*)\"", dots, re.DOTALL) + re.findall(r"d=\"([^\"]*)\"", dots)
+    radii = {max(abs(float(x)) for x in re.findall(r"-?\d+(?:\.\d+)?", marker)) for marker in markers}
+    assert {3.0, 5.0} <= radii  # a dot of 6 points, and one of 10 behind it, which shows as a ring
+
+
 def test_colours_of_the_page_follow_light_and_dark(tmp_path: Path) -> None:
     make_runs(tmp_path / "runs", {f"v{i:02d}": 0.5 for i in range(14)})
     text = report([tmp_path / "runs"], out=tmp_path, comparisons=[]).html.read_text()
@@ -233,6 +262,32 @@ def test_a_clip_shows_each_question_with_its_true_answer_and_every_prediction(tm
     assert marks[2] == ("right" if first.correct else "wrong", first.prediction, f"{first.probability:.2f}")
     assert [p for _, _, p in marks[::3]] == ["", "", ""]  # the baseline has no probability
     assert "its first seed" in text
+
+
+def test_the_page_holds_every_answer_for_its_script(tmp_path: Path) -> None:
+    blind = make_runs(tmp_path / "runs", {"probe": 0.4, "trimodal": 0.9}, num_seeds=2)
+    text = report([tmp_path / "runs"], out=tmp_path, blind=blind, comparisons=[]).html.read_text()
+    packed = re.search(r'<script type="application/octet-stream" id="data">([^<]*)</script>', text)
+    assert packed is not None
+    found = json.loads(zlib.decompress(base64.b64decode(packed[1])))
+    runs = [read_run(tmp_path / "runs" / "exp" / "v1" / f"seed{k}").predictions for k in range(2)]
+    assert [row["label"] for row in found["rows"]] == ["blind baseline", "probe", "trimodal"]
+    assert found["questions"]["id"] == [p.question_id for p in runs[0]]
+    assert [found["answers"][given] for given in found["given"][2]] == [p.prediction for p in runs[0]]
+    assert found["probability"][2] == [round(100 * (p.probability or 0)) for p in runs[0]]
+    assert found["right"][2] == [a.correct + b.correct for a, b in zip(*runs, strict=True)]
+    assert sum(count for *_, count in found["confusion"][2]) == 120
+    assert found["left_out"] == 0
+
+
+def test_of_very_many_questions_those_of_evenly_spaced_clips_are_embedded(tmp_path: Path) -> None:
+    make_runs(tmp_path / "runs", {"probe": 0.4})
+    variants = {"probe": (read_run(tmp_path / "runs" / "exp" / "v0" / "seed0"),)}
+    table = build_table(variants)
+    found = page_data(table, variants, blind=None, data=DataSet(), out=tmp_path, most_cells=30)
+    assert [clip["id"] for clip in found["clips"]] == [f"c{i}" for i in range(0, 20, 2)]
+    assert len(found["questions"]["id"]) == 30
+    assert found["left_out"] == 30
 
 
 def test_an_unfinished_run_stops_the_report_or_is_left_out_with_a_note(tmp_path: Path) -> None:
