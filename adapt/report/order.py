@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 
 from .runs import Run
@@ -17,11 +16,12 @@ def order_of_files(variants: Mapping[str, Sequence[Run]]) -> list[str]:
     A point of a search stands where its file has the variant that the search starts from. Variants that no file names
     any more, and those of files that are gone, follow those of their experiment in order of appearance.
     """
-    experiments = list(dict.fromkeys(_file(runs[0]) for runs in variants.values()))
+    files = {file: _variants_of(file) for file in dict.fromkeys(_file(runs[0]) for runs in variants.values())}
+    experiments = list(files)
 
     def place(name: str) -> tuple[int, int]:
         run = variants[name][0]
-        listed = _variants_of(_file(run))
+        listed = files[_file(run)]
         own = str(run.config.get("variant", run.variant))
         base = own if own in listed else _search_base(run.path)
         return experiments.index(_file(run)), listed.index(base) if base in listed else len(listed)
@@ -33,7 +33,6 @@ def _file(run: Run) -> Path:
     return run.base / f"{run.experiment}.toml"
 
 
-@lru_cache(maxsize=32)
 def _variants_of(file: Path) -> tuple[str, ...]:
     try:
         found = tomllib.loads(file.read_text(encoding="utf-8")).get("variants", [])
