@@ -70,7 +70,7 @@ def _trimodal(**settings: Any) -> Method:
 METHODS: dict[str, Method] = {
     "probe": Method({"kind": "probe"}),
     "bottleneck": Method({"kind": "bottleneck"}, ("d_bottleneck", range(16, 512, 8))),
-    "lora": Method({"kind": "peft:lora", "r": 32}),
+    "lora": Method({"kind": "peft:lora", "r": 22}),
     "lavish": Method({"kind": "lavish"}, ("reduction", (1, 2, 3, 4, 6, 8))),
     "lavish-published": Method(
         {"kind": "lavish", "after_attention": True, "cross_gate": 0.0},
