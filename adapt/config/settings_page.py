@@ -160,7 +160,7 @@ def _value(schema: Mapping[str, Any]) -> str:
         return " or ".join(dict.fromkeys(kinds))
     kind = schema.get("type", "")
     if kind == "array":
-        inner = schema.get("items") or next(iter(schema.get("prefixItems", ())), {})
+        inner: Mapping[str, Any] = schema.get("items") or next(iter(schema.get("prefixItems", ())), {})
         return f"list: {_value(inner)}"
     words = {"integer": "whole number", "number": "number", "string": "string", "boolean": "`true` or `false`"}
     return ", ".join([words.get(kind, "table"), *_ranges(schema)])

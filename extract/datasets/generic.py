@@ -62,7 +62,7 @@ class ManifestColumns:
     template: str = ""
 
 
-_COLUMNS = tuple(field.name for field in dataclasses.fields(ManifestColumns))  # type: ignore[arg-type]
+_COLUMNS = tuple(field.name for field in dataclasses.fields(ManifestColumns))
 
 
 def load_generic(settings: DataSettings, *, root: Path, base: Path) -> Manifest:
