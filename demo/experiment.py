@@ -16,14 +16,16 @@ from ..adapt.evaluation.evaluate import evaluate
 from ..adapt.plan.plan import plan
 from ..adapt.plan.text import plan_lines
 from ..adapt.report.write import ReportFiles, report
-from ..adapt.sweep.sweep import sweep
+from ..adapt.sweep.sweep import SweepResult, sweep
 from ..adapt.training.run_folder import writing
 from ..errors import RunError
 from ..extract.executors.device import chosen_device
+from ..extract.executors.threads import torch_threads
 from ..extract.stage.extract import extract
 from ..extract.stage.settings import plan_path
 from ..formats import readable_seconds
 from .make import make_demo
+from .thread_check import threads_now
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +207,22 @@ def demo(
     experiment = _write_experiment(folder, size, seeds)
     made = make_demo(folder / "set", num_clips=clips, seed=size.set_seed, progress=progress)
     typer.echo(made.summary())
+    threads, said = threads_now(device)
+    if said is not None:
+        typer.echo(said)
+    with torch_threads(threads):
+        result = _run(experiment, device=device, progress=progress)
+    files = _report(folder, experiment, size)
+    typer.echo(f"\n{files.text}\n")
+    for line in (*files.notes, *_closing(files)):
+        typer.echo(line)
+    if result.failures:
+        raise RunError(f"{len(result.failures)} of {len(result.runs) + len(result.failures)} runs failed; see above")
+    return files
+
+
+def _run(experiment: Experiment, *, device: str, progress: bool) -> SweepResult:
+    """Extract, plan and train, and say what is done."""
     for line in extract(experiment.extraction, device=device, progress=progress).lines():
         typer.echo(line)
     for line in _planned(experiment, device=device, progress=progress):
@@ -213,14 +231,25 @@ def demo(
     for name, reason in result.failures:
         typer.echo(f"failed {name}: {reason}", err=True)
     _read_gates(experiment, device=device)
-    files = _report(folder, experiment, size)
-    typer.echo(f"\n{files.text}\n")
-    for note in files.notes:
-        typer.echo(note)
-    typer.echo(f"the same with plots and clips: {files.html}")
-    if result.failures:
-        raise RunError(f"{len(result.failures)} of {len(result.runs) + len(result.failures)} runs failed; see above")
-    return files
+    return result
+
+
+def _closing(files: ReportFiles) -> list[str]:
+    """Return the demo's last lines: what the cache saved, where the page is, what to run on data of one's own."""
+    lines = []
+    costs = files.costs
+    if costs.without_cache is not None and costs.extraction is not None:
+        lines.append(
+            f"saved: filling the store took {readable_seconds(costs.extraction)} and training from it "
+            f"{readable_seconds(costs.training)}; without a cache the same training takes "
+            f"{readable_seconds(costs.without_cache)} by the plan"
+        )
+    return [
+        *lines,
+        f"the same with plots and clips: {files.html}",
+        "next, on clips and questions of your own: talik init manifest DIR   (or music-avqa, ave, avqa)",
+        "  then, in DIR: talik extract experiment.toml; talik sweep experiment.toml; talik report runs/experiment",
+    ]
 
 
 def _announcement(folder: Path, size: DemoSize, clips: int, seeds: int) -> str:

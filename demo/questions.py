@@ -71,7 +71,7 @@ def set_kind(name: str) -> SetKind:
     """
     for kind in get_args(SetKind):
         if kind == name:
-            return kind  # type: ignore[no-any-return]
+            return kind
     raise SettingsError(unknown_name("kind of set", name, get_args(SetKind)))
 
 

@@ -4,8 +4,9 @@ What a weaker reader lacks it imagines, many times over, as the set's own genera
 result is a whole description that agrees with all that it does perceive, and the question is answered in it
 (`description_reader.py`). Its answer is the most frequent one; imaginations in which the question makes no sense are
 discarded. So it is a Bayesian reader that samples from its posterior: it knows how clips are made, and is held back by
-nothing but what it lacks. It even knows the clip's plot and, of what it perceives, which part it plays there. Without
-the order of time every order is as likely to it as any other.
+nothing but what it lacks. It even knows the clip's plot and, of what it perceives, which part it plays there; and where
+a question is about one of two alike and asks for an instrument, that a cue is meant. Without the order of time every
+order is as likely to it as any other.
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ from random import Random
 from .description import Description, Voice, describe, described
 from .description_reader import read_answer
 from .evaluation_scene import ALIKE, BLOCK, CUES, NUM_SEGMENTS, draw_scene
+from .evaluation_templates import BEFORE_AFTER, SAME_TIME
 from .instruments import KINDS, SEATS
 from .scene import PLACES
 
 Imagined = Iterator[Description]
 _Imagine = Callable[[Description, Random], Description | None]
 
-_POOL = 300
+_POOL = 400
+_Pattern = frozenset[tuple[str, bool, int]]
+"""How many of each part are perceived in a segment, playing and at rest."""
 
 
 @cache
@@ -70,12 +74,18 @@ def _count(
     imagine: _Imagine, d: Description, template: str, values: Sequence[str], rng: Random, num_imagined: int
 ) -> Counter[str]:
     answers: Counter[str] = Counter()
+    cue_meant = template in (SAME_TIME, BEFORE_AFTER) and " " in values[-1]  # of one of two alike, "left violin"
     for _ in range(num_imagined):
         world = imagine(d, rng)
         answer = None if world is None else read_answer(world, template, values)
-        if answer is not None:
-            answers[answer] += 1
+        if world is None or answer is None or (cue_meant and not _is_cue(world, answer)):
+            continue
+        answers[answer] += 1
     return answers
+
+
+def _is_cue(d: Description, kind: str) -> bool:
+    return any(voice.role in CUES and voice.kind == kind for voice in d.voices)
 
 
 def _sureness(answers: Counter[str]) -> float:
@@ -195,10 +205,11 @@ def partial_view(segment: int) -> _Imagine:
     """Return the imagination of a reader that gets one segment alone, sight and sound, and knows which it is."""
 
     def imagine(d: Description, rng: Random) -> Description | None:
-        other = rng.choice(_pool(d.plot))
-        parts = _matched(d, other, segment, rng)
-        if parts is None:
+        likely = _alike_in(d.plot, segment, _pattern(d, segment))
+        if not likely:
             return None
+        other = rng.choice(likely)
+        parts = _matched(d, other, segment, rng)
         known = {truth.kind for truth in parts.values() if truth is not None}
         taken = {str(truth.seat) for truth in parts.values() if truth is not None and truth.seat}
         kinds, seats = _other_kinds(rng, known), iter([s for s in rng.sample(SEATS, 3) if s not in taken])
@@ -220,22 +231,24 @@ def partial_view(segment: int) -> _Imagine:
     return imagine
 
 
-def _matched(d: Description, other: Description, segment: int, rng: Random) -> dict[Voice, Voice | None] | None:
-    """Give each part of another clip the voice that is perceived in its place in that segment, or None for nobody.
-
-    None for all where the two clips differ in that segment.
-    """
+def _matched(d: Description, other: Description, segment: int, rng: Random) -> dict[Voice, Voice | None]:
+    """Give each part of another clip the voice that is perceived in its place in that segment, or None for nobody."""
     parts: dict[Voice, Voice | None] = dict.fromkeys(other.voices)
-    perceived = [_perceived(clip, segment) for clip in (d, other)]
-    if perceived[0].keys() != perceived[1].keys():
-        return None
-    for what, truths in perceived[0].items():
-        places = perceived[1][what]
-        if len(truths) != len(places):
-            return None
+    places = _perceived(other, segment)
+    for what, truths in _perceived(d, segment).items():
         rng.shuffle(truths)
-        parts.update(zip(places, truths, strict=True))
+        parts.update(zip(places[what], truths, strict=True))
     return parts
+
+
+@cache
+def _alike_in(plot: str, segment: int, pattern: _Pattern) -> tuple[Description, ...]:
+    """Return the clips of the pool of which as much is seen and heard in a segment."""
+    return tuple(clip for clip in _pool(plot) if _pattern(clip, segment) == pattern)
+
+
+def _pattern(d: Description, segment: int) -> _Pattern:
+    return frozenset((part, plays, len(voices)) for (part, plays), voices in _perceived(d, segment).items())
 
 
 def _perceived(d: Description, segment: int) -> dict[tuple[str, bool], list[Voice]]:

@@ -58,6 +58,9 @@ def test_the_story_is_told_and_kept(demo_set: Path, tmp_path: Path, capsys: pyte
     assert len(results) == 9
     planned = (folder / "demo.plan.json").stat().st_mtime_ns
     demo(folder, num_clips=8, progress=False)
+    assert "next, on clips and questions of your own: talik init manifest" in said.splitlines()[-2]
+    assert f"the same with plots and clips: {files.html}" in said.splitlines()
+    assert "saved: filling the store took" in said or files.costs.without_cache is None
     said = capsys.readouterr().out
     assert "nothing to do" in said
     assert "the plan made before them stays" in said
