@@ -110,6 +110,7 @@ class DataSettings:
             `nvdec`, torchcodec on the first GPU's own decoder. The states of another decoder are other states.
         deinterlace: FFmpeg's filter that makes interlaced frames whole, `yadif` or `bwdif`; `off` leaves them with both
             fields in each, as FFmpeg's command does.
+        channels: of the sound: their `mean`, or the `first` alone, as Kaldi's filter banks in LAVISH's code hear it.
         split: `official` as the files say, or `by-video`, which deals the same questions anew so that no clip is in
             two splits.
         validation: share of train's clips that become the split `val`, with all their questions, where a data set has
@@ -137,6 +138,7 @@ class DataSettings:
     missing_picture: Literal["error", "black"] = "error"
     decoder: Literal["pyav", "torchcodec", "nvdec"] = "pyav"
     deinterlace: Literal["off", "yadif", "bwdif"] = "off"
+    channels: Literal["mean", "first"] = "mean"
     split: Literal["official", "by-video"] = "official"
     validation: ShareBelowOne = 0.0
     columns: tuple[str, ...] = ()

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from av.audio.frame import AudioFrame
 
+from .clip_media import Channels
 from .container import MediaFile, demux, reopened
 
 #: Native samples kept on both sides of a window, in seconds, so that the resampler's filter has run in.
@@ -43,6 +44,7 @@ class _Windows:
     samples: npt.NDArray[np.float32]
     starts: npt.NDArray[np.int64]
     rate_hz: int
+    channels: Channels
 
     def put(self, position: int, frame: AudioFrame) -> None:
         """Copy a decoded frame, whose first sample is number `position`, into the windows that it touches."""
@@ -51,7 +53,7 @@ class _Windows:
         last = int(np.searchsorted(self.starts, position + frame.samples, side="left"))
         if first >= last:
             return
-        mono = _mono(frame)  # (n,)
+        mono = _mono(frame, self.channels)  # (n,)
         for j in range(first, last):
             begin = position - int(self.starts[j])
             into = slice(max(begin, 0), min(begin + len(mono), length))
@@ -59,7 +61,12 @@ class _Windows:
 
 
 def read_sound(
-    file: MediaFile, instants: npt.NDArray[np.float64], *, window_seconds: float, sample_rate_hz: int
+    file: MediaFile,
+    instants: npt.NDArray[np.float64],
+    *,
+    window_seconds: float,
+    sample_rate_hz: int,
+    channels: Channels = "mean",
 ) -> npt.NDArray[np.float32]:
     """Return the sound around some instants.
 
@@ -68,9 +75,10 @@ def read_sound(
         instants: the windows' centres, (T,) seconds on the file's own clock, sorted.
         window_seconds: length of a window.
         sample_rate_hz: of the result.
+        channels: the mean of the channels, or the first alone.
 
     Returns:
-        (T, S) float32 in [-1, 1], S = round(window_seconds * sample_rate_hz): the mean of the channels. Sample s of
+        (T, S) float32 in [-1, 1], S = round(window_seconds * sample_rate_hz). Sample s of
         window t lies within half a sample of instants[t] - window_seconds / 2 + s / sample_rate_hz.
 
     Raises:
@@ -81,7 +89,7 @@ def read_sound(
     if not 0 < native_hz <= _MAX_RATE_HZ:
         raise file.error(f"damaged: its sound has a sample rate of {native_hz} Hz")
     num_samples = round(window_seconds * sample_rate_hz)
-    windows = _empty_windows(instants - window_seconds / 2, window_seconds, native_hz, sample_rate_hz)
+    windows = _empty_windows(instants - window_seconds / 2, window_seconds, native_hz, sample_rate_hz, channels)
     _fill(file, windows)
     resampled = _resample(windows, sample_rate_hz)  # (T, m)
     begins = instants - window_seconds / 2 - windows.starts / native_hz
@@ -91,7 +99,7 @@ def read_sound(
 
 
 def _empty_windows(
-    begins: npt.NDArray[np.float64], window_seconds: float, native_hz: int, sample_rate_hz: int
+    begins: npt.NDArray[np.float64], window_seconds: float, native_hz: int, sample_rate_hz: int, channels: Channels
 ) -> _Windows:
     """Return windows of silence, padded, of a length that is a whole number of samples at both rates."""
     pad = math.ceil(_PAD_SECONDS * native_hz)
@@ -99,7 +107,9 @@ def _empty_windows(
     slack = math.ceil(native_hz / sample_rate_hz) + 2
     length = math.ceil((math.ceil(window_seconds * native_hz) + 2 * pad + slack) / step) * step
     starts = np.floor(begins * native_hz).astype(np.int64) - pad
-    return _Windows(samples=np.zeros((len(begins), length), np.float32), starts=starts, rate_hz=native_hz)
+    return _Windows(
+        samples=np.zeros((len(begins), length), np.float32), starts=starts, rate_hz=native_hz, channels=channels
+    )
 
 
 def _fill(file: MediaFile, windows: _Windows) -> None:
@@ -166,8 +176,8 @@ def _sample_number(frame: AudioFrame, rate_hz: int) -> int | None:
     return round(Fraction(frame.pts) * frame.time_base * rate_hz)
 
 
-def _mono(frame: AudioFrame) -> npt.NDArray[np.float32]:
-    """Return the mean of a frame's channels, (n,) float32 with full scale at 1."""
+def _mono(frame: AudioFrame, channels: Channels) -> npt.NDArray[np.float32]:
+    """Return the mean of a frame's channels, or the first, (n,) float32 with full scale at 1."""
     samples = frame.to_ndarray()  # (C, n) planar, (1, n * C) packed
     scaled: npt.NDArray[np.float32]
     if samples.dtype == np.uint8:
@@ -178,7 +188,8 @@ def _mono(frame: AudioFrame) -> npt.NDArray[np.float32]:
         scaled = samples.astype(np.float32, copy=False)
     if frame.format.is_packed:
         scaled = scaled.reshape(frame.samples, -1).T
-    mono: npt.NDArray[np.float32] = scaled[0] if len(scaled) == 1 else scaled.mean(axis=0, dtype=np.float32)
+    one = len(scaled) == 1 or channels == "first"
+    mono: npt.NDArray[np.float32] = scaled[0] if one else scaled.mean(axis=0, dtype=np.float32)
     return mono
 
 

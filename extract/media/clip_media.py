@@ -14,6 +14,9 @@ import numpy.typing as npt
 from ...errors import SettingsError, unknown_name
 from .deinterlace import Deinterlace
 
+Channels = Literal["mean", "first"]
+"""What is heard of a sound with several channels."""
+
 Instants = Literal["centres", "first-to-last"]
 """Where in a clip its segments are looked at."""
 
@@ -53,6 +56,7 @@ class SegmentSettings:
         stride_seconds: length of a segment; None where the T segments fill the clip.
         decoder: of pictures: "pyav", "torchcodec" or "nvdec" (`torchcodec_frames`).
         deinterlace: FFmpeg's filter that makes interlaced frames whole; "off" leaves them with both fields in each.
+        channels: of the sound: their mean, or the first alone.
         instants: whether segments are looked at in their centres, or from the first to the last frame (`instants.py`).
         instants_fps: the rate of the frames among which the first and the last are; with "first-to-last".
     """
@@ -68,6 +72,7 @@ class SegmentSettings:
     stride_seconds: float | None = None
     decoder: Decoder = "pyav"
     deinterlace: Deinterlace = "off"
+    channels: Channels = "mean"
     instants: Instants = "centres"
     instants_fps: float | None = None
 
@@ -98,6 +103,8 @@ class SegmentSettings:
         check_instants(self.instants, self.instants_fps)
         if self.deinterlace not in get_args(Deinterlace):
             raise SettingsError(f"deinterlace: {unknown_name('filter', self.deinterlace, get_args(Deinterlace))}")
+        if self.channels not in get_args(Channels):
+            raise SettingsError(f"channels: {unknown_name('way', self.channels, get_args(Channels))}")
 
 
 @dataclass(frozen=True, kw_only=True)

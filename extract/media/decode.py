@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from ...errors import MediaError, SettingsError, name_item
 from .audio import read_sound
-from .clip_media import ClipMedia, Instants, SegmentSettings
+from .clip_media import Channels, ClipMedia, Instants, SegmentSettings
 from .container import MediaFile, open_media
 from .deinterlace import Deinterlace
 from .extent import TAIL_SECONDS, Extent, film_extent, folder_extent, sound_begin
@@ -69,6 +69,7 @@ def decode_clip(
     missing_picture: Literal["error", "black"] = "error",
     stride_seconds: float | None = None,
     deinterlace: Deinterlace = "off",
+    channels: Channels = "mean",
     instants: Instants = "centres",
     instants_fps: float | None = None,
 ) -> ClipMedia:
@@ -90,6 +91,7 @@ def decode_clip(
         stride_seconds: length of a segment; None where the T segments fill the clip.
         deinterlace: FFmpeg's filter that makes interlaced frames whole, "yadif" or "bwdif"; "off" leaves them with both
             fields in each, as FFmpeg's command does.
+        channels: of the sound: their "mean", or the "first" alone.
         instants: "centres" of the segments; or "first-to-last" of the frames that FFmpeg's filter `fps` takes out at
             `instants_fps` (of a folder, of all frames), with windows of sound from the first sample to 0.1 s before the
             last, as LAVISH's loader does.
@@ -126,6 +128,7 @@ def decode_clip(
         missing_picture=missing_picture,
         stride_seconds=stride_seconds,
         deinterlace=deinterlace,
+        channels=channels,
         instants=instants,
         instants_fps=instants_fps,
     )
@@ -337,7 +340,8 @@ def _waveforms(
     around = window_centres(
         settings, centres, clip_begin=begin, sound_begin=first, sound_seconds=file.sound.end_seconds - first
     )
-    return read_sound(file, around, window_seconds=settings.window_seconds, sample_rate_hz=settings.sample_rate_hz)
+    window, rate = settings.window_seconds, settings.sample_rate_hz
+    return read_sound(file, around, window_seconds=window, sample_rate_hz=rate, channels=settings.channels)
 
 
 def _silence(settings: SegmentSettings) -> npt.NDArray[np.float32]:

@@ -92,6 +92,7 @@ def lavish_instants(dataset: str) -> str:
     return f"""\
 instants = "first-to-last"        # its loaders' instants: of frames extracted at that rate, and of windows of sound
 instants_fps = {3.0 if dataset == "ave" else 1.0}
+channels = "first"                # what Kaldi's filter banks hear there
 """
 
 
@@ -99,8 +100,8 @@ LAVISH = Preset(
     about="""\
 # LAVISH (Lin et al., CVPR 2023): one Swin-V2-L sees the frames and hears the sound as log-mel pictures, with adapters
 # between the two. Vision and sound are two encoders here, with the same frozen weights. Whole frames are seen, and
-# sound is heard through Kaldi's filter banks, at the instants of the published code. It resizes frames without
-# smoothing, and hears the first channel; here they are smoothed, and channels averaged.
+# sound is heard through Kaldi's filter banks, in its first channel, at the instants of the published code. It resizes
+# frames without smoothing; here they are smoothed.
 #
 # The published method adapts every block from the first. Nothing of such a network stays frozen below an adapter, so
 # that only decoding and the embedding can be cached: that is variant "lavish", from boundary 0, and it saves little and

@@ -98,6 +98,7 @@ def _key(settings: ExtractSettings) -> str:
             data.missing_picture,
             data.stride_seconds,
             data.deinterlace,
+            data.channels,
             data.instants,
             data.instants_fps,
         ],

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..encoders.encoder import Encoder
 from ..executors.device import sent
-from ..media.clip_media import ClipMedia, Decoder, Instants, SegmentSettings
+from ..media.clip_media import Channels, ClipMedia, Decoder, Instants, SegmentSettings
 from ..media.deinterlace import Deinterlace
 from ..media.torchcodec_frames import check_decoder
 from .clip_inputs import joined, joined_frames
@@ -33,6 +33,7 @@ class Sampling:
         stride_seconds: length of a segment, counted from the clip's beginning; None where T segments fill the clip.
         decoder: what decodes pictures.
         deinterlace: FFmpeg's filter that makes interlaced frames whole.
+        channels: of the sound: their mean, or the first alone.
         instants, instants_fps: where in a clip its segments are looked at (`media/instants.py`).
     """
 
@@ -44,6 +45,7 @@ class Sampling:
     stride_seconds: float | None = None
     decoder: Decoder = "pyav"
     deinterlace: Deinterlace = "off"
+    channels: Channels = "mean"
     instants: Instants = "centres"
     instants_fps: float | None = None
 
@@ -61,7 +63,7 @@ class Sampling:
             other = {} if self.decoder == "pyav" else {"decoder": self.decoder}
             fields = {} if self.deinterlace == "off" else {"deinterlace": self.deinterlace}
             return {**common, **whole, "frame": "nearest", **fields, **replaced, **other}
-        return {**common, "window_seconds": self.window_seconds, "channels": "mean", **replaced}
+        return {**common, "window_seconds": self.window_seconds, "channels": self.channels, **replaced}
 
     def _instants(self, modality: str) -> str:
         stride = "" if self.stride_seconds is None else f"every {self.stride_seconds!r} s, "
@@ -101,6 +103,7 @@ class Sampling:
             stride_seconds=self.stride_seconds,
             decoder=self.decoder,
             deinterlace=self.deinterlace,
+            channels=self.channels,
             instants=self.instants,
             instants_fps=self.instants_fps,
         )
@@ -145,6 +148,7 @@ def sampling_of(settings: ExtractSettings, encoders: Mapping[str, Encoder]) -> S
         stride_seconds=data.stride_seconds,
         decoder=data.decoder,
         deinterlace=data.deinterlace,
+        channels=data.channels,
         instants=data.instants,
         instants_fps=data.instants_fps,
     )

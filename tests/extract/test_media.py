@@ -242,6 +242,14 @@ def test_the_channels_are_averaged_and_equal_rates_are_left_as_they_are(tmp_path
     np.testing.assert_allclose(waveforms[:, RATE // 2 : RATE // 2 + len(tone)], np.tile(tone, (3, 1)), atol=1e-3)
 
 
+def test_the_first_channel_alone_is_heard_where_it_is_asked_for(tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "pan.mkv", audio="pcm_s16le", gains=(0.9, 0.3), rate=RATE)
+    waveforms = decode(path, channels="first").waveforms
+    assert waveforms is not None
+    tone = 0.9 * np.sin(np.arange(RATE // 100) * 2 * np.pi * 2000 / RATE)
+    np.testing.assert_allclose(waveforms[:, RATE // 2 : RATE // 2 + len(tone)], np.tile(tone, (3, 1)), atol=1e-3)
+
+
 def test_no_sound_or_no_picture_is_an_error_unless_allowed(made: Path) -> None:
     with pytest.raises(MediaError, match=r"silent\.mp4: no sound in it"):
         decode(made / "silent.mp4")
@@ -348,6 +356,7 @@ def test_decoding_stays_a_bounded_way_ahead(made: Path) -> None:
         {"window_seconds": float("nan")},
         {"window_seconds": 1e-9},
         {"missing_sound": "quiet"},
+        {"channels": "left"},
     ],
 )
 def test_settings_that_cannot_be_are_refused(made: Path, wrong: dict[str, object]) -> None:

@@ -109,6 +109,12 @@ def test_frames_without_fields_stay_as_they_are(ffmpeg: Ffmpeg, tmp_path: Path) 
     assert plain.notes == filtered.notes == ()
 
 
+def test_the_channels_that_are_heard_are_part_of_the_sounds_identity() -> None:
+    usual, first = (Sampling(num_segments=2, window_seconds=1.0, channels=how) for how in ("mean", "first"))  # type: ignore[arg-type]
+    assert first.identity("audio") == {**usual.identity("audio"), "channels": "first"}
+    assert first.identity("visual") == usual.identity("visual")
+
+
 def test_what_makes_frames_whole_is_part_of_their_identity() -> None:
     usual = Sampling(num_segments=2, window_seconds=1.0)
     whole = Sampling(num_segments=2, window_seconds=1.0, deinterlace="yadif")

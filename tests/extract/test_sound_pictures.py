@@ -95,8 +95,9 @@ def test_only_what_changes_a_number_changes_what_identifies_a_picture():
 
 @pytest.mark.parametrize("dataset", DATA)
 def test_the_lavish_preset_sees_whole_frames_and_hears_as_published(dataset):
-    tables = tomllib.loads(preset_text(dataset, "lavish"))["encoders"]
-    assert tables["visual"]["fit"] == "stretch"
+    written = tomllib.loads(preset_text(dataset, "lavish"))
+    assert written["data"]["channels"] == "first"  # Kaldi's filter banks hear the first (`channel=-1`)
+    assert written["encoders"]["visual"]["fit"] == "stretch"
     settings, seconds = _lavish(dataset)
     assert (settings.front_end, settings.rows, settings.num_mel_bins, settings.num_frames) == (
         "kaldi",
