@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 import time
+from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import torch
@@ -60,6 +64,7 @@ class RayExecutor(WorkerPool[Any]):
         memory = float(settings.memory_bytes or 0)
         self._needs = {"CPU": float(settings.num_threads), "GPU": settings.gpus_of(device), "memory": memory}
         self._ours = not ray.is_initialized()
+        self._sigterm = signal.getsignal(signal.SIGTERM)
         if self._ours:
             try:
                 _check_reachable(settings.address)
@@ -67,6 +72,7 @@ class RayExecutor(WorkerPool[Any]):
             except (OSError, RuntimeError, ValueError) as error:
                 where = settings.address or "this machine"
                 raise BackendError(f"no Ray cluster at {where}: {' '.join(str(error).split())[:300]}") from None
+            _handle_sigterm(self._sigterm if callable(self._sigterm) else _leave)  # Ray's ends with code 15
         self._actor = self._ray.remote(
             num_cpus=self._needs["CPU"],
             num_gpus=self._needs["GPU"],
@@ -161,6 +167,17 @@ class RayExecutor(WorkerPool[Any]):
         super().close()
         if self._ours:
             self._ray.shutdown()
+            _handle_sigterm(self._sigterm)
+
+
+def _leave(signum: int, _: FrameType | None) -> None:
+    """End this process by SystemExit, so that Ray's processes are ended with it."""
+    raise SystemExit(128 + signum)
+
+
+def _handle_sigterm(handler: Callable[[int, FrameType | None], Any] | int | None) -> None:
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _check_reachable(address: str | None) -> None:

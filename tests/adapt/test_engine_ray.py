@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ def test_a_store_is_the_same_bytes_though_a_node_is_killed(
     report = extract(path, progress=False, engine=ray_engine(nodes))
     assert tree(store) == expected
     assert len(report.retried) == 1
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # Ray's handler is gone with the cluster
     assert len(one_is_killed) == len(set(one_is_killed)) + 1  # the one that was lost, and no other, was begun twice
     receipts = [json.loads(line) for line in receipts_path(store).read_text().splitlines()]
     assert [r["task"] for r in receipts if r["attempts"] == 2] == [report.retried[0][0]]
