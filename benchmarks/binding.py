@@ -16,10 +16,9 @@ run takes some five minutes of one CPU core; on a GPU many processes (--jobs) sh
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -197,7 +196,9 @@ def page(record: Mapping[str, Any]) -> str:
         'cell is the mean over seeds, with the lowest and the highest where there are several. "Best" is the mean at '
         "the rate where it is highest, by the same runs: of each variant the best of as many rates as are shown.",
     ]
-    for (width, depth, steps), group in grouped(runs, lambda run: (run["width"], run["depth"], run["steps"])):
+    sizes = ("width", "depth", "steps")
+    for width, depth, steps in sorted({tuple(run[size] for size in sizes) for run in runs}):
+        group = [run for run in runs if tuple(run[size] for size in sizes) == (width, depth, steps)]
         rates = sorted({run["lr"] for run in group})
         lines += [
             "",
@@ -213,12 +214,6 @@ def page(record: Mapping[str, Any]) -> str:
             shown = " | ".join(_cell(cell) for cell in cells)
             lines.append(f"| {variant} | {own[0]['num_parameters']:,} | {shown} | {best:.2f} |")
     return "\n".join(lines) + "\n"
-
-
-def grouped(runs: Sequence[dict[str, Any]], key: Any) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
-    """Yield the runs by `key`, in its order."""
-    for value, group in itertools.groupby(sorted(runs, key=key), key=key):
-        yield value, list(group)
 
 
 def _cell(scores: Sequence[float]) -> str:

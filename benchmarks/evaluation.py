@@ -35,6 +35,7 @@ import talik
 from talik.adapt.adapters.registry import adapter_kind, adapter_settings
 from talik.adapt.config.experiment import load_experiment
 from talik.adapt.evaluation.evaluate import evaluate
+from talik.adapt.sweep.halving import best_until
 from talik.adapt.training.run_folder import RunFolder
 from talik.demo.make import make_demo
 
@@ -182,8 +183,10 @@ def best_rates(path: Path) -> dict[str, float]:
     loaded = load_experiment(path)
     for variant in loaded.variants:
         method, _, rate = variant.name.partition("@")
-        epochs = RunFolder(loaded.runs / variant.name / "seed0").epochs()
-        found.setdefault(method, {})[float(rate)] = max(epoch["val_accuracy"] for epoch in epochs)
+        folder = RunFolder(loaded.runs / variant.name / "seed0")
+        best = best_until(folder, loaded.train_settings(variant).epochs)
+        assert best is not None, f"{folder.path}: not trained to its end"
+        found.setdefault(method, {})[float(rate)], _ = best
     return {method: max(sorted(scores), key=lambda rate: scores[rate]) for method, scores in found.items()}
 
 

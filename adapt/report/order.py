@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ...errors import RunError
+from ..training.run_folder import RunFolder
 from .runs import Run
 
 
@@ -43,6 +44,6 @@ def _variants_of(file: Path) -> tuple[str, ...]:
 
 def _search_base(folder: Path) -> str:
     try:
-        return str(json.loads((folder / "search.json").read_text(encoding="utf-8")).get("base"))
-    except (OSError, ValueError, AttributeError):
+        return str(RunFolder(folder).read_json("search.json").get("base"))
+    except RunError:
         return ""
