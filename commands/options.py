@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -70,5 +71,11 @@ def given(changes: list[str] | None, imports: list[str] | None) -> Given:
 
 
 def names_in(text: str) -> list[str]:
-    """Return names that an option separates by commas."""
-    return [name.strip() for name in text.split(",") if name.strip()]
+    """Return names that an option separates by commas; one that holds a comma stands in double quotes.
+
+    Example:
+        >>> names_in('Avg, "AV-temp, long"')
+        ['Avg', 'AV-temp, long']
+    """
+    fields = [name for line in csv.reader([text], skipinitialspace=True) for name in line]
+    return [name.strip() for name in fields if name.strip()]

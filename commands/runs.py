@@ -129,7 +129,8 @@ def report(
         str | None,
         typer.Option(
             help="Columns of the accuracy table, separated by commas: question types and their groups, Avg, val, "
-            "params, flops, trained-flops, hours, seeds, macro-f1, or settings such as train.lr."
+            "params, flops, trained-flops, hours, seeds, macro-f1, or settings such as train.lr; in double "
+            "quotes where a comma belongs to the name."
         ),
     ] = None,
     spread: Annotated[
