@@ -38,7 +38,7 @@ def evaluate(
     scores = evaluation.scores
     rows = [*scores.by_type.items(), *scores.by_subset.items(), ("Avg", scores.overall)]
     f1 = [f"{'macro F1':10s} {100 * evaluation.macro_f1:6.2f} %  (mean over the answers)"]
-    lines = [f"{name:10s} {100 * tally.accuracy:6.2f} %  ({tally.correct} of {tally.total})" for name, tally in rows]
+    lines = [f"{name:10s} {100 * tally.accuracy:6.2f} %  ({tally})" for name, tally in rows]
     show([*lines[:-1], *f1, lines[-1]], {**vars(evaluation), "accuracy": scores.overall.accuracy}, as_json=as_json)
 
 

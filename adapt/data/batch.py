@@ -209,7 +209,7 @@ def content_order(question: Question) -> tuple[Any, ...]:
     """
     clip, choices = unicodedata.normalize("NFC", question.clip_id), tuple(sorted(question.choices))
     told = (question.type, question.template, question.subset)
-    return (clip, question.text, question.answer, question.labels, choices, told)
+    return (clip, question.text, question.answer, question.labels, choices, told, tuple(sorted(question.answers)))
 
 
 def shuffled(questions: Sequence[Question], *, seed: int, by_clip: bool) -> list[int]:

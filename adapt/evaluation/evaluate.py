@@ -144,6 +144,7 @@ def _evaluate(
             questions,
             answers=answers,
             batch_size=settings.eval_batch_size,
+            scoring=own.task.scoring,
         )
     records = prediction_records(predictions)
     seconds = time.perf_counter() - started
@@ -152,6 +153,10 @@ def _evaluate(
         scored = score_records(records, kind=own.task.kind)
         folder.write_json(f"result-{split}.json", {"split": split, **scored, "seconds": seconds})
     subsets = [r.get("subset", "") for r in records]
-    scores = score([r["type"] for r in records], [bool(r["correct"]) for r in records], subsets=subsets)
-    f1 = macro_f1([r["answer"] for r in records], [r["prediction"] for r in records])
+    values = [r.get("score", r["correct"]) for r in records]
+    scores = score([r["type"] for r in records], values, subsets=subsets)
+    true = [
+        r["prediction"] if r["correct"] else r["answer"] for r in records
+    ]  # of several right answers, the one given
+    f1 = macro_f1(true, [r["prediction"] for r in records])
     return Evaluation(run=folder.path, split=split, scores=scores, seconds=seconds, macro_f1=f1, notes=notes)

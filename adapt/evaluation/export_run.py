@@ -121,7 +121,7 @@ def _card(
     yield ""
     scores = read_scores(result)
     tallies = [*scores.by_type.items(), *scores.by_subset.items(), ("all", scores.overall)]
-    rows = [[name, f"{100 * tally.accuracy:.2f} %", tally.correct, tally.total] for name, tally in tallies]
+    rows = [[name, f"{100 * tally.accuracy:.2f} %", *str(tally).split(" of ")] for name, tally in tallies]
     yield from _table(["type", "accuracy", "correct", "of"], rows)
     yield ""
     yield f"Seed {config['seed']}; {result['trainable_params']:,} trained parameters."

@@ -43,7 +43,7 @@ def check_places(folder: RunFolder, experiment: Experiment, *, live: bool) -> No
 def check_answers(folder: RunFolder, questions: Sequence[Question], answers: Sequence[str]) -> None:
     """Raise a RunError where questions have answers, labels or choices that are none of the run's classes."""
     known = set(answers)
-    strange = [{q.answer, *q.labels, *q.choices} - known - {""} for q in questions]
+    strange = [{*q.right, *q.labels, *q.choices} - known for q in questions]
     if any(strange):
         example = min(next(filter(None, strange)))
         raise RunError(

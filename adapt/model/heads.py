@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ...config import Count, ShareBelowOne, settings_class
 from ...errors import SettingsError
+from ...extract.datasets.answer_scores import Scoring
 from ..adapters.layers import masked_mean, sinusoids
 from .registry import HEADS, check_part
 
@@ -31,6 +32,8 @@ class TaskSettings:
         d_head: width d of the head.
         num_heads: of the attention over segments.
         dropout: in the classifier, 0 to 1.
+        scoring: of questions with several right answers: "any", each of them scores 1; "vqa", one that n people gave
+            scores min(n / 3, 1).
         head: a registered head in place of talik's own: its `kind` and that kind's own settings.
     """
 
@@ -38,11 +41,14 @@ class TaskSettings:
     d_head: Count = 256
     num_heads: Count = 4
     dropout: ShareBelowOne = 0.1
+    scoring: Scoring = "any"
     head: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.d_head % self.num_heads:
             raise SettingsError(f"d_head: found {self.d_head}, expected a multiple of num_heads = {self.num_heads}")
+        if self.scoring != "any" and self.kind == "events":
+            raise SettingsError(f"scoring: {self.scoring!r} is of questions, not of events; remove it")
         if self.head is not None:
             check_part(HEADS, self.head, where="head")
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import ManifestError, SettingsError
+from ...extract.datasets.answer_scores import Scoring, answer_scores
 from ...extract.datasets.types import Manifest, Question
 from ...extract.executors.device import sent
 from .heads import AnswerHead, EventHead, TaskSettings
@@ -63,6 +64,17 @@ def labels_of(questions: Sequence[Question], classes: Mapping[str, int], logits:
     return sent(torch.tensor([classes[q.answer] for q in questions]), logits.device)
 
 
+def target_shares(question: Question, *, scoring: Scoring) -> dict[str, float]:
+    """Return the target of a question: its right answers with shares in proportion to what each scores, 1 in all.
+
+    >>> question = Question(id="", clip_id="", text="", answer="a", answers=("a", "b"), type="", template="", split="")
+    >>> target_shares(question, scoring="any")
+    {'a': 0.5, 'b': 0.5}
+    """
+    scores = answer_scores(question.answer, question.answers, scoring=scoring)
+    return {answer: score / sum(scores.values()) for answer, score in scores.items()}
+
+
 def restricted(logits: Tensor, questions: Sequence[Question], classes: Mapping[str, int]) -> Tensor:
     """Return logits (B, C) with -inf at the classes that are not among a question's choices, where it has any."""
     if logits.ndim == 3 or not any(q.choices for q in questions):
@@ -71,19 +83,41 @@ def restricted(logits: Tensor, questions: Sequence[Question], classes: Mapping[s
 
 
 def loss_of(
-    logits: Tensor, questions: Sequence[Question], classes: Mapping[str, int], *, label_smoothing: float
+    logits: Tensor,
+    questions: Sequence[Question],
+    classes: Mapping[str, int],
+    *,
+    label_smoothing: float,
+    scoring: Scoring = "any",
 ) -> Tensor:
-    """Return the mean cross-entropy over questions or segments; over a question's own choices where it has any."""
+    """Return the mean cross-entropy over questions or segments; over a question's own choices where it has any.
+
+    Of a question with several right answers the target is `target_shares`.
+    """
     labels = labels_of(questions, classes, logits)
     if logits.ndim == 3:
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=label_smoothing)
+    several = any(len(q.right) > 1 for q in questions)
     if not any(q.choices for q in questions):
-        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        target = _shares(logits, questions, classes, scoring) if several else labels
+        return F.cross_entropy(logits, target, label_smoothing=label_smoothing)
     allowed = _allowed(logits, questions, classes)
     log_probs = logits.masked_fill(~allowed, float("-inf")).log_softmax(-1).masked_fill(~allowed, 0.0)
-    true = -log_probs.gather(1, labels[:, None])[:, 0]
+    if several:
+        true = -(log_probs * _shares(logits, questions, classes, scoring)).sum(-1)
+    else:
+        true = -log_probs.gather(1, labels[:, None])[:, 0]
     even = -log_probs.sum(-1) / allowed.sum(-1)
     return ((1 - label_smoothing) * true + label_smoothing * even).mean()
+
+
+def _shares(logits: Tensor, questions: Sequence[Question], classes: Mapping[str, int], scoring: Scoring) -> Tensor:
+    """Return the targets (B, C), rows that sum to 1."""
+    shares = torch.zeros(logits.shape, dtype=logits.dtype)
+    for row, question in zip(shares, questions, strict=True):
+        for answer, share in target_shares(question, scoring=scoring).items():
+            row[classes[answer]] = share
+    return sent(shares, logits.device)
 
 
 def _allowed(logits: Tensor, questions: Sequence[Question], classes: Mapping[str, int]) -> Tensor:

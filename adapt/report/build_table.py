@@ -55,8 +55,8 @@ def build_table(
     _check_names("labels", labels, [*variants, BLIND])
     outcomes = {} if blind is None else {BLIND: _blind_outcomes(questions, blind)}
     for name, runs in variants.items():
-        right = [{p.question_id: p.correct for p in run.predictions} for run in runs]
-        outcomes[name] = _outcomes(questions, right)
+        values = [{p.question_id: p.value for p in run.predictions} for run in runs]
+        outcomes[name] = _outcomes(questions, values)
     rows = [_row(name, labels.get(name, name), o, types, variants.get(name, ())) for name, o in outcomes.items()]
     _check_names("baseline", [] if baseline is None else [baseline], outcomes)
     if comparisons is None:
@@ -95,7 +95,7 @@ def _check_names(place: str, names: Iterable[str], known: Collection[str]) -> No
 
 def _row(name: str, label: str, outcomes: Outcomes, types: Sequence[str], runs: Sequence[Run]) -> Row:
     def accuracy(members: Collection[str]) -> MeanInterval:
-        return mean_interval((100 * outcomes.correct[:, [t in members for t in types]].mean(axis=1)).tolist())
+        return mean_interval((100 * outcomes.values[:, [t in members for t in types]].mean(axis=1)).tolist())
 
     row = Row(
         name=name,
@@ -133,7 +133,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _macro_f1(predictions: Sequence[Prediction]) -> float:
-    return macro_f1([p.answer for p in predictions], [p.prediction for p in predictions])
+    return macro_f1([p.true for p in predictions], [p.prediction for p in predictions])
 
 
 def _mean(shares: Sequence[float | None]) -> float | None:
@@ -147,12 +147,14 @@ def _mean_count(counts: Sequence[int | None]) -> int | None:
     return round(sum(known) / len(known)) if len(known) == len(counts) else None
 
 
-def _outcomes(questions: Sequence[Prediction], runs: Sequence[Mapping[str, bool]], *, trained: bool = True) -> Outcomes:
-    """Order the answers of each run, right or wrong by question id, as the questions."""
+def _outcomes(
+    questions: Sequence[Prediction], runs: Sequence[Mapping[str, float]], *, trained: bool = True
+) -> Outcomes:
+    """Order what the answers of each run score, by question id, as the questions."""
     return Outcomes(
         question_ids=tuple(p.question_id for p in questions),
         clip_ids=tuple(p.clip_id for p in questions),
-        correct=np.array([[right[p.question_id] for p in questions] for right in runs], dtype=np.bool_),
+        values=np.array([[run[p.question_id] for p in questions] for run in runs], dtype=np.float64),
         trained=trained,
     )
 
@@ -161,7 +163,7 @@ def _blind_outcomes(questions: Sequence[Prediction], blind: Mapping[str, str]) -
     missing = [p.question_id for p in questions if p.question_id not in blind]
     if missing:
         raise RunError(f"the blind baseline has no answer to {len(missing)} test questions, {missing[0]!r} for one")
-    return _outcomes(questions, [{p.question_id: blind[p.question_id] == p.answer for p in questions}], trained=False)
+    return _outcomes(questions, [{p.question_id: p.value_of(blind[p.question_id]) for p in questions}], trained=False)
 
 
 def _compare(

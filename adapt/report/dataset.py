@@ -101,8 +101,9 @@ def never_trained(manifest: Manifest, predictions: Sequence[Prediction]) -> tupl
     """List the true answers of the predicted questions that no training question has, most frequent first."""
     if "train" not in manifest.splits:
         return ()
-    learnt = {word for q in manifest.split("train") for word in (q.answer, *q.labels)}
-    return tuple(word for word, _ in Counter(p.answer for p in predictions).most_common() if word not in learnt)
+    learnt = {word for q in manifest.split("train") for word in (*q.right, *q.labels)}
+    unknown = Counter(p.answer for p in predictions if learnt.isdisjoint(p.right))
+    return tuple(word for word, _ in unknown.most_common())
 
 
 def unseen_note(unseen: Sequence[str], predictions: Sequence[Prediction], split: str) -> tuple[str, ...]:

@@ -120,10 +120,14 @@ async function readData(holder) {
   return JSON.parse(await new Response(stream).text());
 }
 
+// The right answers of a question: one, or several.
+const rightAnswers = (data, q) => data.questions.right[q] || [data.questions.answer[q]];
+
 // One question: the clip, what was asked, what each variant answered, what its gates let pass.
 function shownQuestion(data, q) {
   const clip = data.clips[data.questions.clip[q]], answer = data.questions.answer[q];
   const unseen = data.unseen.includes(answer) ? " (in no training question)" : "";
+  const accepted = rightAnswers(data, q), several = accepted.length > 1;
   const player = shownMedia(clip);
   const rows = data.rows.map((row, r) => {
     const given = data.given[r][q], probability = data.probability[r][q], right = data.right[r][q];
@@ -131,7 +135,7 @@ function shownQuestion(data, q) {
     const dot = element("span", { className: row.trained ? "dot" : "dot blind", style: row.trained ? `background:${row.colour}` : "" });
     return element("tr", {},
       element("th", { scope: "row" }, dot, row.label),
-      element("td", { className: `left ${given === answer ? "right" : "wrong"}` }, data.answers[given]),
+      element("td", { className: `left ${accepted.includes(given) ? "right" : "wrong"}` }, data.answers[given]),
       element("td", {}, probability < 0 ? "" : (probability / 100).toFixed(2)), element("td", {}, seeds));
   });
   const heads = ["variant", "answer", "probability", ""].map((text) => element("th", {}, text));
@@ -139,7 +143,7 @@ function shownQuestion(data, q) {
   return element("article", {},
     element("h3", {}, data.questions.text[q] || "(no words)"),
     element("p", { className: "caption" }, `${data.types[data.questions.type[q]]} · clip ${clip.id} · question ${data.questions.id[q]}`),
-    element("p", {}, "True answer: ", element("b", {}, data.answers[answer]), unseen),
+    element("p", {}, several ? "Right answers: " : "True answer: ", element("b", {}, accepted.map((one) => data.answers[one]).join(" · ")), unseen),
     player,
     ...(data.gates[q] || []).map((gates) => shownGates(data, gates, player)),
     element("div", { className: "scroll" },
@@ -193,7 +197,7 @@ function setUpQuestions(section, data) {
   row.append(...data.rows.map((one, index) => element("option", { value: index }, one.label)));
   row.value = data.rows.findIndex((one) => one.trained);
   let found = [], page = 0;
-  const right = (r, q) => data.given[r][q] === data.questions.answer[q];
+  const right = (r, q) => rightAnswers(data, q).includes(data.given[r][q]);
   const trained = data.rows.map((one, index) => index).filter((index) => data.rows[index].trained);
   const tests = {
     all: () => true,

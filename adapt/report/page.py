@@ -138,7 +138,7 @@ def _answers(
         raise SettingsError(f"clip {clip_id!r} is to be shown, but no {split} question is about it")
     questions = []
     for name, question in by_run[0].items():
-        given: list[Answer] = [] if blind is None else [(blind[name], blind[name] == question.answer, None)]
+        given: list[Answer] = [] if blind is None else [(blind[name], question.value_of(blind[name]) > 0, None)]
         own = [predictions[name] for predictions in by_run]
         questions.append((question, given + [(p.prediction, p.correct, p.probability) for p in own]))
     return questions

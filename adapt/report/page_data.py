@@ -59,6 +59,7 @@ def page_data(
         "type": [types.of(p.type) for p in asked],
         "text": [p.question if p.segment is None else f"{p.question} (segment {p.segment + 1})".strip() for p in asked],
         "answer": [answers.of(p.answer) for p in asked],
+        "right": {i: [answers.of(name) for name in p.right] for i, p in enumerate(asked) if len(p.right) > 1},
     }
     given: list[list[int]] = []
     probability: list[list[int]] = []
@@ -70,7 +71,7 @@ def page_data(
             guesses = blind or {}
             given.append([answers.of(guesses[p.question_id]) for p in asked])
             probability.append([-1] * len(asked))
-            right.append([int(guesses[p.question_id] == p.answer) for p in asked])
+            right.append([int(p.value_of(guesses[p.question_id]) > 0) for p in asked])
             confusion.append([])
             continue
         runs = variants[row.name]
@@ -79,7 +80,7 @@ def page_data(
         probability.append([_percent(own[name]) for name in ids])
         counts = Counter(p.question_id for run in runs for p in run.predictions if p.correct)
         right.append([counts[name] for name in ids])
-        pairs = Counter((p.answer, p.prediction) for run in runs for p in run.predictions)
+        pairs = Counter((p.true, p.prediction) for run in runs for p in run.predictions)
         confusion.append([[answers.of(t), answers.of(p), count] for (t, p), count in sorted(pairs.items())])
         for name, charts in read_gates(runs[0], most=_MOST_GATED).items():
             if name in place:

@@ -120,7 +120,7 @@ def read_run(folder: Path | str, *, split: str | None = None, prefix: str = "") 
     if other and not answers.is_file():
         raise RunError(f"{folder}: no predictions of {split}; run talik evaluate {folder} --split {split} first")
     predictions = _read_predictions(answers)
-    scores = score([p.type for p in predictions], [p.correct for p in predictions])
+    scores = score([p.type for p in predictions], [p.value for p in predictions])
     if not other:
         _check_result(outcome, result, scores)
     return Run(
@@ -226,8 +226,10 @@ def _read_predictions(path: Path) -> tuple[Prediction, ...]:
     predictions: dict[str, Prediction] = {}
     for where, line in _parse_lines(path):
         found = _build(Prediction, line, where)
-        if found.correct != (found.prediction == found.answer):
+        if found.correct != (found.prediction in found.right):
             raise RunError(f"{where}: 'correct' contradicts 'prediction' and 'answer'")
+        if found.score is not None and found.score != found.value_of(found.prediction):
+            raise RunError(f"{where}: 'score' contradicts 'prediction' and 'answers'")
         if found.question_id in predictions:
             raise RunError(f"{where}: question {found.question_id!r} is there twice")
         predictions[found.question_id] = found

@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from ...cache.format.spec import FieldDifference, differences
 from ...errors import RunError, SettingsError
+from ...extract.datasets.answer_scores import Scoring, answer_scores
 from ..config.run_config import completed, is_place
 from ..scoring.metrics import Scores
 from ..training.run_data import RunData, data_differences, split_digest
@@ -26,7 +27,9 @@ CHECKED = pydantic.ConfigDict(strict=True, extra="ignore")
 class Prediction:
     """Answer of a run to one question; `probability` in [0, 1] is the one that the run gave this answer.
 
-    `segment` is that of the clip which the answer is about, from 0, where each segment has its own.
+    `segment` is that of the clip which the answer is about, from 0, where each segment has its own. `answers` are all
+    right answers, as often as they were given, where there are several; `score` is what the prediction scores, where
+    answers are not either right or wrong.
     """
 
     question_id: str
@@ -39,6 +42,28 @@ class Prediction:
     probability: float | None = None
     correct: bool
     segment: int | None = None
+    answers: list[str] | None = None
+    score: float | None = None
+
+    @property
+    def value(self) -> float:
+        """What the prediction scores, 0 to 1."""
+        return self.correct if self.score is None else self.score
+
+    @property
+    def true(self) -> str:
+        """The true answer; of several right ones the one that was predicted, if it is among them."""
+        return self.prediction if self.correct else self.answer
+
+    @property
+    def right(self) -> tuple[str, ...]:
+        """The right answers, each once."""
+        return tuple(dict.fromkeys(self.answers or [self.answer]))
+
+    def value_of(self, answer: str) -> float:
+        """Return what another answer to this question scores, 0 to 1."""
+        scoring: Scoring = "any" if self.score is None else "vqa"
+        return answer_scores(self.answer, self.answers or (), scoring=scoring).get(answer, 0.0)
 
 
 @checked_dataclass(frozen=True, kw_only=True, config=CHECKED)

@@ -43,41 +43,41 @@ _REMEMBERED_COUNTS = 50_000_000
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Outcomes:
-    """Correct and wrong answers of one variant on a test set.
+    """What the answers of one variant on a test set score.
 
     Attributes:
         question_ids: Q distinct ids.
         clip_ids: the clip of each question.
-        correct: bool (S, Q), a row a seed.
+        values: float64 (S, Q), a row a seed: 1 for a right answer, 0 for a wrong one, or something between.
         trained: False for a rule that has no seeds (the blind baseline); then S is 1.
     """
 
     question_ids: tuple[str, ...]
     clip_ids: tuple[str, ...]
-    correct: NDArray[np.bool_]
+    values: NDArray[np.float64]
     trained: bool = True
 
     def __post_init__(self) -> None:
-        num, shape, dtype = len(self.question_ids), self.correct.shape, self.correct.dtype
+        num, shape, dtype = len(self.question_ids), self.values.shape, self.values.dtype
         if num == 0 or len(set(self.question_ids)) != num or len(self.clip_ids) != num:
             found = f"{num} question and {len(self.clip_ids)} clip ids"
             raise RunError(f"found {found}; expected distinct questions, a clip each")
-        if len(shape) != 2 or shape[1] != num or dtype != np.bool_:
-            raise RunError(f"outcomes of shape {shape} {dtype}; expected bool (seeds, {num})")
+        if len(shape) != 2 or shape[1] != num or dtype != np.float64:
+            raise RunError(f"outcomes of shape {shape} {dtype}; expected float64 (seeds, {num})")
         if shape[0] < 1 or (not self.trained and shape[0] != 1):
             raise RunError(f"outcomes of {shape[0]} seeds; expected at least 1, just 1 for an untrained rule")
 
     @property
     def num_seeds(self) -> int:
         """Number of seeds, S."""
-        return int(self.correct.shape[0])
+        return int(self.values.shape[0])
 
     def only(self, wanted: Sequence[bool]) -> Outcomes:
         """Select questions by a mask of Q truth values, at least one of them true."""
         return Outcomes(
             question_ids=tuple(compress(self.question_ids, wanted)),
             clip_ids=tuple(compress(self.clip_ids, wanted)),
-            correct=self.correct[:, np.asarray(wanted, dtype=np.bool_)],
+            values=self.values[:, np.asarray(wanted, dtype=np.bool_)],
             trained=self.trained,
         )
 
@@ -155,8 +155,8 @@ def compare(a: Outcomes, b: Outcomes, *, resamples: int = 10_000, level: float =
         seed: of the draws; the same seed gives the same interval.
 
     >>> ids, clips = ("q0", "q1", "q2"), ("c0", "c1", "c2")
-    >>> a = Outcomes(question_ids=ids, clip_ids=clips, correct=np.array([[True, True, False]]))
-    >>> b = Outcomes(question_ids=ids, clip_ids=clips, correct=np.array([[False, True, False]]))
+    >>> a = Outcomes(question_ids=ids, clip_ids=clips, values=np.array([[1.0, 1.0, 0.0]]))
+    >>> b = Outcomes(question_ids=ids, clip_ids=clips, values=np.array([[0.0, 1.0, 0.0]]))
     >>> round(compare(a, b).points, 1)
     33.3
 
@@ -166,10 +166,10 @@ def compare(a: Outcomes, b: Outcomes, *, resamples: int = 10_000, level: float =
     """
     if resamples < 100 or not 0 < level < 1:
         raise SettingsError(f"resamples {resamples}, level {level}: expected at least 100, and 0 < level < 1")
-    right_a, right_b, clips = _aligned(a, b)
-    sums_a, sums_b = _clip_sums(right_a, clips), _clip_sums(right_b, clips)  # (S, C) each
+    values_a, values_b, clips = _aligned(a, b)
+    sums_a, sums_b = _clip_sums(values_a, clips), _clip_sums(values_b, clips)  # (S, C) each
     sizes = np.bincount(clips).astype(np.float64)  # (C,)
-    points = 100.0 * float(right_a.mean() - right_b.mean())
+    points = 100.0 * float(values_a.mean() - values_b.mean())
     num_clips = len(sizes)
     if num_clips < 2:
         return Difference(points=points, low=-100.0, high=100.0, p_value=1.0, level=level, covers_seeds=False)
@@ -210,7 +210,7 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     return tuple(corrected.tolist())
 
 
-def _aligned(a: Outcomes, b: Outcomes) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.int64]]:
+def _aligned(a: Outcomes, b: Outcomes) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     """Order both outcomes (S, Q) as `a` has them, and number the clip of each question (Q,)."""
     place = {name: i for i, name in enumerate(b.question_ids)}
     if odd := place.keys() ^ set(a.question_ids):
@@ -220,12 +220,12 @@ def _aligned(a: Outcomes, b: Outcomes) -> tuple[NDArray[np.bool_], NDArray[np.bo
     order = [place[name] for name in a.question_ids]
     if [b.clip_ids[i] for i in order] != list(a.clip_ids):
         raise RunError("the two sides name different clips for one question; were the data made anew in between?")
-    return a.correct, b.correct[:, order], pd.factorize(np.array(a.clip_ids, dtype=object))[0]
+    return a.values, b.values[:, order], pd.factorize(np.array(a.clip_ids, dtype=object))[0]
 
 
-def _clip_sums(correct: NDArray[np.bool_], clips: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Count correct answers by clip: (S, Q) -> (S, C)."""
-    return np.stack([np.bincount(clips, weights=row) for row in correct.astype(np.float64)])
+def _clip_sums(values: NDArray[np.float64], clips: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Sum what the answers score by clip: (S, Q) -> (S, C)."""
+    return np.stack([np.bincount(clips, weights=row) for row in values])
 
 
 def _residuals(sums: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[np.float64]:

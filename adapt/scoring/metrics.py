@@ -26,19 +26,23 @@ TYPE_ORDER: tuple[str, ...] = tuple(name for members in GROUPS.values() for name
 
 @dataclass(frozen=True, kw_only=True)
 class Tally:
-    """How many of `total` questions (at least 1) were answered correctly."""
+    """How many of `total` questions (at least 1) were answered correctly: the sum of what their answers score."""
 
-    correct: int
+    correct: float
     total: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.correct <= self.total or self.total < 1:
+        if not 0 <= round(self.correct, 6) <= self.total or self.total < 1:
             raise RunError(f"a tally of {self.correct} of {self.total}: expected 0 <= correct <= total, and a question")
 
     @property
     def accuracy(self) -> float:
         """The fraction that is correct, in [0, 1]."""
         return self.correct / self.total
+
+    def __str__(self) -> str:
+        correct = f"{self.correct:.2f}" if self.correct % 1 else f"{self.correct:.0f}"
+        return f"{correct} of {self.total}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +93,7 @@ def read_scores(values: Mapping[str, Any]) -> Scores:
         Tally(correct=1, total=1)
     """
     by_type, by_subset = (
-        {str(name): Tally(correct=int(t["correct"]), total=int(t["total"])) for name, t in values.get(part, {}).items()}
+        {str(name): Tally(correct=t["correct"] + 0, total=int(t["total"])) for name, t in values.get(part, {}).items()}
         for part in ("by_type", "by_subset")
     )
     by_type = {name: by_type[name] for name in order_types(by_type)}
@@ -109,12 +113,12 @@ def order_types(types: Iterable[str]) -> tuple[str, ...]:
     return tuple(t for t in TYPE_ORDER if t in seen) + tuple(t for t in seen if t not in TYPE_ORDER)
 
 
-def score(types: Sequence[str], correct: Sequence[bool], *, subsets: Sequence[str] = ()) -> Scores:
+def score(types: Sequence[str], correct: Sequence[float], *, subsets: Sequence[str] = ()) -> Scores:
     """Count correct answers by type, by group, by subset and in all.
 
     Args:
         types: the type of each question.
-        correct: whether each was answered correctly; as long as `types`.
+        correct: whether each was answered correctly, or what its answer scores, 0 to 1; as long as `types`.
         subsets: the subset of each question, "" for none; as long as `types`, or empty.
 
     Raises:
@@ -123,14 +127,16 @@ def score(types: Sequence[str], correct: Sequence[bool], *, subsets: Sequence[st
     if len(types) != len(correct) or not types:
         raise RunError(f"found {len(types)} question types and {len(correct)} outcomes; expected as many, at least 1")
     totals = Counter(types)
-    hits = Counter(name for name, right in zip(types, correct, strict=True) if right)
+    hits: dict[str, float] = dict.fromkeys(totals, 0)
+    for name, right in zip(types, correct, strict=True):
+        hits[name] += right
     by_type = {name: Tally(correct=hits[name], total=totals[name]) for name in order_types(types)}
     by_group: dict[str, Tally] = {}
     for group, members in GROUPS.items():
         total = sum(totals[name] for name in members)
         if total:
-            by_group[group] = Tally(correct=sum(hits[name] for name in members), total=total)
-    overall = Tally(correct=hits.total(), total=totals.total())
+            by_group[group] = Tally(correct=sum(hits.get(name, 0) for name in members), total=total)
+    overall = Tally(correct=sum(hits.values()), total=totals.total())
     pairs = [(name, right) for name, right in zip(subsets, correct, strict=False) if name]
     by_subset = {
         name: Tally(correct=sum(r for n, r in pairs if n == name), total=sum(n == name for n, _ in pairs))
@@ -170,5 +176,5 @@ def macro_f1(answers: Sequence[str], predictions: Sequence[str]) -> float:
     return sum(2 * right[name] / (true[name] + given[name]) for name in true) / len(true)
 
 
-def _counts(tallies: Mapping[str, Tally]) -> dict[str, dict[str, int]]:
+def _counts(tallies: Mapping[str, Tally]) -> dict[str, dict[str, float]]:
     return {name: {"correct": t.correct, "total": t.total} for name, t in tallies.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...extract.datasets.answer_scores import Scoring, answer_scores
 from ...extract.datasets.types import BACKGROUND, Question
 from ..data.batch import Batch, Source, content_order
 from ..model.joint_model import JointModel
-from ..model.targets import labels_of, restricted
+from ..model.targets import labels_of, restricted, target_shares
 from .metrics import mean_class_accuracy, score
 
 
@@ -24,18 +26,25 @@ class Prediction:
         record: the question (and the segment), as predictions.jsonl has it.
         prediction: the most probable answer.
         probability: its probability, 0 to 1.
-        log_likelihood: log-probability of the true answer.
+        log_likelihood: log-probability of the true answer; of several its mean, as the loss weights them.
+        score: what the prediction scores, 0 to 1, where answers are not either right or wrong.
     """
 
     record: dict[str, Any]
     prediction: str
     probability: float
     log_likelihood: float
+    score: float | None = None
 
     @property
     def correct(self) -> bool:
-        """Whether the prediction is the true answer."""
-        return bool(self.prediction == self.record["answer"])
+        """Whether the prediction is the true answer, or one of the right ones."""
+        return self.prediction in (self.record.get("answers") or [self.record["answer"]])
+
+    @property
+    def value(self) -> float:
+        """What the prediction scores: `score`, or whether it is correct."""
+        return self.correct if self.score is None else self.score
 
 
 @torch.no_grad()
@@ -46,6 +55,7 @@ def answer(
     *,
     answers: Sequence[str],
     batch_size: int,
+    scoring: Scoring = "any",
 ) -> list[Prediction]:
     """Answer questions in their order, in eval mode; the model's mode is restored.
 
@@ -55,7 +65,7 @@ def answer(
     order = clip_order(questions)
     out: list[Prediction] = []
     for batch in source.batches(batches_of([questions[i] for i in order], batch_size), by_clip=True):
-        out += answer_batch(model, batch, answers=answers)
+        out += answer_batch(model, batch, answers=answers, scoring=scoring)
     return restore_order(out, order)
 
 
@@ -86,22 +96,27 @@ def restore_order(predictions: Sequence[Prediction], order: Sequence[int]) -> li
 
 
 @torch.no_grad()
-def answer_batch(model: JointModel, batch: Batch, *, answers: Sequence[str]) -> list[Prediction]:
+def answer_batch(
+    model: JointModel, batch: Batch, *, answers: Sequence[str], scoring: Scoring = "any"
+) -> list[Prediction]:
     """Answer the questions of one batch in eval mode; the model's mode is restored."""
     was_training = model.training
     model.eval()
     logits = model(batch)
     model.train(was_training)
-    return predictions_of(logits, batch.questions, answers)
+    return predictions_of(logits, batch.questions, answers, scoring=scoring)
 
 
-def predictions_of(logits: Tensor, questions: Sequence[Question], answers: Sequence[str]) -> list[Prediction]:
+def predictions_of(
+    logits: Tensor, questions: Sequence[Question], answers: Sequence[str], *, scoring: Scoring = "any"
+) -> list[Prediction]:
     """Turn logits into predictions.
 
     Args:
         logits: (B, C), or (B, T, C) of a head that classifies segments.
         questions: B of them.
         answers: the C classes.
+        scoring: what each of several right answers scores.
 
     Returns:
         B predictions, or B·T with t fastest.
@@ -110,25 +125,46 @@ def predictions_of(logits: Tensor, questions: Sequence[Question], answers: Seque
     logits = logits.float()
     log_probs = restricted(logits, questions, classes).log_softmax(-1).cpu()
     labels = labels_of(questions, classes, log_probs)
-    records = [r for q in questions for r in _records(q, by_segment=log_probs.ndim == 3)]
+    if log_probs.ndim == 3:
+        records = [r for q in questions for r in _segment_records(q)]
+        pairs = zip(records, log_probs.flatten(0, -2), labels.flatten().tolist(), strict=True)
+        return [_predicted(record, row, answers, likelihood=float(row[label])) for record, row, label in pairs]
     out: list[Prediction] = []
-    for record, row, label in zip(records, log_probs.flatten(0, -2), labels.flatten().tolist(), strict=True):
-        choice = int(row.argmax())
-        out.append(
-            Prediction(
-                record=record,
-                prediction=answers[choice],
-                probability=float(row[choice].exp()),
-                log_likelihood=float(row[label]),
-            )
-        )
+    for question, row, label in zip(questions, log_probs, labels.tolist(), strict=True):
+        likelihood, score = float(row[label]), None
+        if len(question.right) > 1:
+            shares = target_shares(question, scoring=scoring).items()
+            likelihood = math.fsum(share * float(row[classes[right]]) for right, share in shares)
+        if scoring != "any":
+            scores = answer_scores(question.answer, question.answers, scoring=scoring)
+            score = scores.get(answers[int(row.argmax())], 0.0)
+        out.append(_predicted(_record(question), row, answers, likelihood=likelihood, score=score))
     return out
+
+
+def _predicted(
+    record: dict[str, Any], row: Tensor, answers: Sequence[str], *, likelihood: float, score: float | None = None
+) -> Prediction:
+    choice = int(row.argmax())
+    return Prediction(
+        record=record,
+        prediction=answers[choice],
+        probability=float(row[choice].exp()),
+        log_likelihood=likelihood,
+        score=score,
+    )
 
 
 def prediction_records(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
     """Return the lines of predictions.jsonl."""
     return [
-        {**p.record, "prediction": p.prediction, "probability": round(p.probability, 6), "correct": p.correct}
+        {
+            **p.record,
+            "prediction": p.prediction,
+            "probability": round(p.probability, 6),
+            "correct": p.correct,
+            **({} if p.score is None else {"score": p.score}),
+        }
         for p in predictions
     ]
 
@@ -141,7 +177,8 @@ def score_records(records: Sequence[dict[str, Any]], *, kind: str = "answers") -
         kind: of the task; other than "answers" adds the mean over classes.
     """
     subsets = [r.get("subset", "") for r in records]
-    scores = score([r["type"] for r in records], [r["correct"] for r in records], subsets=subsets).to_json()
+    values = [r.get("score", r["correct"]) for r in records]
+    scores = score([r["type"] for r in records], values, subsets=subsets).to_json()
     if kind != "answers":
         scores["mean_class_accuracy"] = mean_class_accuracy(
             [r["answer"] for r in records], [r["correct"] for r in records]
@@ -149,11 +186,9 @@ def score_records(records: Sequence[dict[str, Any]], *, kind: str = "answers") -
     return scores
 
 
-def _records(question: Question, *, by_segment: bool) -> list[dict[str, Any]]:
-    """The record of a question, or those of its segments; the type of an eventless segment is the background's."""
-    whole = _record(question)
-    if not by_segment:
-        return [whole]
+def _segment_records(question: Question) -> list[dict[str, Any]]:
+    """The records of a question's segments; the type of an eventless segment is the background's."""
+    whole = {name: value for name, value in _record(question).items() if name != "answers"}
     return [
         {
             **whole,
@@ -176,4 +211,5 @@ def _record(question: Question) -> dict[str, Any]:
         "template": question.template,
         "question": question.text,
         "answer": question.answer,
+        **({"answers": list(question.answers)} if question.answers else {}),
     }

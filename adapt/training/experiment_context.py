@@ -81,7 +81,8 @@ class ExperimentContext:
             label = most_frequent_label(manifest)
             labels = [found for q in questions for found in q.labels]
             return labels.count(label) / len(labels)
-        return fraction_correct(questions, blind_baseline(manifest, "val"))
+        blind = blind_baseline(manifest, "val")
+        return fraction_correct(questions, blind, scoring=self.experiment.task.scoring)
 
     @property
     def classes(self) -> tuple[str, ...]:

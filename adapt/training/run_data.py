@@ -37,7 +37,8 @@ def question_digest(question: Question) -> str:
     (True, False, True)
     """
     asked = [unicodedata.normalize("NFC", question.clip_id), question.text]
-    labels = [question.answer, list(question.labels), sorted(question.choices)]
+    labels: list[Any] = [question.answer, list(question.labels), sorted(question.choices)]
+    labels += [sorted(question.answers)] if question.answers else []
     told = [question.type, question.template, question.subset]
     return digest_json(asked)[:16] + digest_json(labels)[:8] + digest_json(told)[:8]
 

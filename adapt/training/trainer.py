@@ -65,6 +65,7 @@ class Trainer:
         model: the joint model.
         source: yields the batches of a single run.
         classes: the run's answers, in the order of its classes.
+        scoring: what each of several right answers scores.
         data: the questions of each split, in the order of training and of evaluation.
         run_data: what the run is trained on.
         how: whether it is trained from its beginning, or resumed.
@@ -92,6 +93,7 @@ class Trainer:
         self.context, self.variant, self.settings, self.seed, self.folder = context, variant, settings, seed, folder
         self.processes = processes or Processes(device=context.device)
         self.label = f"{variant.name}/seed{seed}"
+        self.scoring = context.experiment.task.scoring
         recorded = folder.data()
         unfinished = folder.status == "unfinished"
         if recorded is not None and not recorded.complete and not unfinished:
@@ -269,7 +271,8 @@ class Trainer:
 
     def _loss(self, logits: Tensor, questions: Sequence[Question]) -> Tensor:
         if self.loss is None:
-            return loss_of(logits, questions, self._labels, label_smoothing=self.settings.label_smoothing)
+            smoothing = self.settings.label_smoothing
+            return loss_of(logits, questions, self._labels, label_smoothing=smoothing, scoring=self.scoring)
         found: Tensor = self.loss(logits, labels_of(questions, self._labels, logits))
         return found
 
@@ -369,7 +372,7 @@ class Trainer:
     def answers(self, batch: Batch) -> list[Prediction]:
         """Answer one batch, in eval mode."""
         self.count_flops(batch)
-        return answer_batch(self.model, batch, answers=self.classes)
+        return answer_batch(self.model, batch, answers=self.classes, scoring=self.scoring)
 
     def count_flops(self, batch: Batch) -> None:
         """Count, once in the final evaluation, what answering a question costs that shares its clip with no other."""
@@ -394,7 +397,7 @@ class Trainer:
         improved = self.progress.add_epoch(
             train_loss=sum(losses) / len(losses),
             val_loss=math.fsum(-p.log_likelihood for p in predictions) / len(predictions),
-            val_accuracy=sum(p.correct for p in predictions) / len(predictions),
+            val_accuracy=sum(p.value for p in predictions) / len(predictions),
             lr=self.optimizer.param_groups[0]["lr"],
             seconds=self._earlier_seconds + seconds,
         )

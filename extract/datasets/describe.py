@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import combinations
 
 from ...errors import counted
+from .answer_scores import Scoring, answer_scores
 from .types import MUSIC_AVQA_TYPES, Manifest, Question
 
 
@@ -50,13 +51,20 @@ def _types(manifest: Manifest, split: str) -> str:
 def _unseen_answers(manifest: Manifest) -> list[str]:
     if "train" not in manifest.splits:
         return []
-    learnt = {word for q in manifest.split("train") for word in (q.answer, *q.labels)}
+    learnt = {word for q in manifest.split("train") for word in (*q.right, *q.labels)}
     lines = []
     for split in manifest.splits:
-        unseen = sum(not learnt.issuperset((q.answer, *q.labels)) for q in manifest.split(split))
+        unseen = sum(not is_learnt(q, learnt) for q in manifest.split(split))
         if unseen:
             lines.append(f"unseen: {counted(unseen, 'question')} of {split} with an answer that train does not have")
     return lines
+
+
+def is_learnt(question: Question, words: Collection[str]) -> bool:
+    """Return whether `words` hold a right answer of a question, and the classes of all its segments."""
+    return all(label in words for label in question.labels) and (
+        not question.right or any(answer in words for answer in question.right)
+    )
 
 
 def _blind(manifest: Manifest) -> str:
@@ -82,17 +90,17 @@ def blind_baseline(manifest: Manifest, split: str) -> dict[str, str]:
 
     A template that train does not have gets the most frequent answer of the question's type, or else of all. Of equally
     frequent answers the one with the lower class wins. A question with choices gets that of its choices which train
-    answers most often.
+    answers most often. Of several right answers each counts.
 
     Raises:
         ManifestError: there is no split of that name, or no train split.
     """
     train = manifest.split("train")
     rank = {answer: i for i, answer in enumerate(manifest.answers)}
-    by_template = _most_frequent(((q.template.strip(), q.answer) for q in train), rank)
-    by_type = _most_frequent(((q.type, q.answer) for q in train), rank)
-    overall = _most_frequent((("", q.answer) for q in train), rank)[""]
-    often = Counter(q.answer for q in train)
+    by_template = _most_frequent(((q.template.strip(), answer) for q in train for answer in q.right), rank)
+    by_type = _most_frequent(((q.type, answer) for q in train for answer in q.right), rank)
+    overall = _most_frequent((("", answer) for q in train for answer in q.right), rank)[""]
+    often = Counter(answer for q in train for answer in q.right)
     return {
         q.id: min(q.choices, key=lambda choice: (-often[choice], rank[choice]))
         if q.choices
@@ -112,10 +120,14 @@ def most_frequent_label(manifest: Manifest) -> str:
     return min(counts, key=lambda label: (-counts[label], rank[label]))
 
 
-def fraction_correct(questions: Iterable[Question], predictions: Mapping[str, str]) -> float:
-    """Return the share of `questions` whose prediction (by question id) is their answer; one without any is wrong."""
-    right = [predictions.get(q.id) == q.answer for q in questions]
-    return sum(right) / len(right) if right else 0.0
+def fraction_correct(
+    questions: Iterable[Question], predictions: Mapping[str, str], *, scoring: Scoring = "any"
+) -> float:
+    """Return the mean of what the predictions (by question id) score; a question without any prediction is wrong."""
+    scores = [
+        answer_scores(q.answer, q.answers, scoring=scoring).get(predictions.get(q.id, ""), 0.0) for q in questions
+    ]
+    return sum(scores) / len(scores) if scores else 0.0
 
 
 def _most_frequent(pairs: Iterable[tuple[str, str]], rank: Mapping[str, int]) -> dict[str, str]:

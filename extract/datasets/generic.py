@@ -4,9 +4,10 @@
 
 `clip` is a path relative to the root, or an absolute one below it, of a file or of a folder of frames, or a name that
 is looked up in the folders of the root. `question` may be left out of all records (classification without text);
-`type` ("all"), `split` ("train"), `id` (the line's number) and `template` (the question itself) of any. In place of
-`answer`, or beside it, `labels` gives the class of each segment: a list, in CSV with `|` between; segments in which
-nothing happens are "background". In CSV the fields may have commas, semicolons or tabs between them.
+`type` ("all"), `split` ("train"), `id` (the line's number) and `template` (the question itself) of any. Several right
+answers are a list, as `answer` or as `answers`. In place of `answer`, or beside it, `labels` gives the class of each
+segment; segments in which nothing happens are "background". In CSV lists have `|` between their parts, and the fields
+may have commas, semicolons or tabs between them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -42,7 +44,10 @@ class ManifestColumns:
         question: what is asked. In all records or in none: without it the task is "classes" or "events", and no text
             encoder is needed.
         answer: the right answer, which is a class. All answers of the file together are the vocabulary, unless
-            `answers` of [data] gives it.
+            `answers` of [data] gives it. Several right answers may stand here as a list (not in CSV).
+        answers: the right answers, where there are several: a list, in CSV with "|" between. One that several people
+            gave may stand as often as they did. In place of `answer`, which is then the most frequent of them, or
+            beside it.
         labels: the class of each segment, as many as `segments` of [data], for the task "events": a list, in CSV with
             "|" between; "background" where nothing happens. In place of `answer` or beside it.
         type: the group that the question is counted in: reports have a column for each. With labels "event".
@@ -55,6 +60,7 @@ class ManifestColumns:
     clip: str
     question: str = ""
     answer: str = ""
+    answers: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     type: str = "all"
     split: str = "train"
@@ -107,7 +113,8 @@ def _questions(records: Iterable[Record], settings: DataSettings, root: Path) ->
             raise record.error(f"id {question.id!r} is also that of {seen[question.id]}; ids are to be unique")
         for word in _words(question) if vocabulary else ():
             if word not in vocabulary:
-                raise record.error(f"'answer': {unknown_name('answer', word, vocabulary)}")
+                key = "answers" if word in question.answers else "answer"
+                raise record.error(f"'{key}': {unknown_name('answer', word, vocabulary)}")
         seen[question.id] = record.where
         questions.append(question)
         named = "id" in record.values, record.values.get("split")
@@ -130,7 +137,7 @@ def _check_questions(records: Sequence[Record], questions: Sequence[Question]) -
         )
     first: dict[tuple[object, ...], Record] = {}
     for record, q in zip(records, questions, strict=True):
-        said = (q.clip_id, q.text, q.answer, q.labels, q.split)
+        said = (q.clip_id, q.text, q.answer, q.answers, q.labels, q.split)
         earlier = first.setdefault(said, record)
         if earlier is not record and "id" not in record.values:
             raise record.error(
@@ -161,7 +168,7 @@ def _notes(records: Sequence[Record], questions: Sequence[Question]) -> Iterator
     if unlike:
         yield (
             f"{len(unlike)} records give a question about a clip another answer than an earlier record does, the first "
-            f"{unlike[0].where}"
+            f"{unlike[0].where}; several right answers of one question are a list in 'answers'"
         )
 
 
@@ -178,7 +185,7 @@ def _manifest_file(settings: DataSettings, *, root: Path, base: Path) -> Path:
 
 def _words(question: Question) -> tuple[str, ...]:
     """Return the answers and classes that a question names."""
-    return (*question.labels, question.answer) if question.answer else question.labels
+    return (*question.labels, *question.right)
 
 
 def _columns(settings: DataSettings) -> tuple[str, ...]:
@@ -206,28 +213,57 @@ def _question(record: Record, settings: DataSettings, root: Path) -> Question:
             raise record.error(f"{unknown_name('column', str(key), known)}; others are allowed by data.columns")
     text = record.text("question", default="")
     labels, type_column = _labels(record, settings.segments), settings.type_column or "type"
+    answer, answers = _answers(record, needed=not labels)
     identifier = record.identifier("id")
     clip_id = inside(record, "clip", _below_root(record, root), single=False)
     return Question(
         id=record.where.rsplit(":", 1)[1] if identifier is None else identifier,
         clip_id=sys.intern(clip_id),  # one string, not one a record
         text=text,
-        answer=sys.intern(record.name("answer", default="" if labels else None)),
+        answer=sys.intern(answer),
         type=sys.intern(record.name(type_column, default="event" if labels else "all")),
         template=record.text("template", default=text),
         split=sys.intern(record.name("split", default="train")),
         labels=labels,
+        answers=answers,
     )
+
+
+def _answers(record: Record, *, needed: bool) -> tuple[str, tuple[str, ...]]:
+    """Return the answer, and the right answers where the record gives a list of them.
+
+    Raises:
+        ManifestError: the record has neither, though one is `needed`; or what it has is no answer.
+    """
+    in_answer = isinstance(record.values.get("answer"), list)
+    if in_answer and record.values.get("answers") is not None:
+        raise record.error("'answer' is a list, and there are 'answers' too; expected one list")
+    key = "answer" if in_answer else "answers"
+    if record.values.get(key) is None:
+        return record.name("answer", default=None if needed else ""), ()
+    answers = tuple(map(sys.intern, _listed(record, key)))
+    if not answers or "" in answers:
+        raise record.error(f"{key!r} holds {'an empty one' if answers else 'no answer'}, expected one answer at least")
+    most = Counter(answers).most_common(1)[0][0]
+    answer = most if in_answer else record.name("answer", default=most)
+    if answer not in answers:
+        raise record.error(f"'answer' is {answer!r}, which is not among 'answers'; add it there, or leave 'answer' out")
+    return answer, answers
+
+
+def _listed(record: Record, key: str) -> list[str]:
+    """Return a list of names, in CSV with bars between."""
+    given = record.values[key]
+    in_bars = isinstance(given, str) and not given.lstrip().startswith("[")
+    names = record.text(key).split("|") if in_bars else record.strings(key)
+    return [unicodedata.normalize("NFC", name.strip()) for name in names]
 
 
 def _labels(record: Record, segments: int) -> tuple[str, ...]:
     """Return the classes of the segments, () where the record gives none."""
-    given = record.values.get("labels")
-    if given is None:
+    if record.values.get("labels") is None:
         return ()
-    in_bars = isinstance(given, str) and not given.lstrip().startswith("[")
-    labels = record.text("labels").split("|") if in_bars else record.strings("labels")
-    labels = [unicodedata.normalize("NFC", label.strip()) for label in labels]
+    labels = _listed(record, "labels")
     if len(labels) != segments or "" in labels:
         raise record.error(f"'labels' has {len(labels)} classes, expected {segments}, one for each of data.segments")
     return tuple(labels)

@@ -72,7 +72,7 @@ def _check(manifest: Manifest, dataset: str) -> None:
         raise ManifestError(f"data set {dataset!r}: its loader returned {type(manifest).__name__}, expected a Manifest")
     answers, seen = frozenset(manifest.answers), set[str]()
     for question in manifest.questions:
-        words = {*question.labels, *question.choices, *([question.answer] if question.answer else [])}
+        words = {*question.labels, *question.choices, *question.right}
         reason = ""
         if question.id in seen:
             reason = "its id is another question's too; expected unique ids"
@@ -80,6 +80,8 @@ def _check(manifest: Manifest, dataset: str) -> None:
             reason = f"its clip {question.clip_id!r} is not among the manifest's clips"
         elif words - answers:
             reason = f"{sorted(words - answers)[0]!r} is not among the manifest's answers"
+        elif question.answer not in question.right and question.right:
+            reason = f"its answer {question.answer!r} is not among its right answers"
         if reason:
             raise ManifestError(f"data set {dataset!r}: question {question.id!r}: {reason}")
         seen.add(question.id)

@@ -63,13 +63,16 @@ class Question:
         id: unique in a manifest (annotations that repeat an id get a suffix, `1234#2`).
         clip_id: the clip that it asks about.
         text: the words that an encoder reads, templates filled; "" where a data set has no questions, only classes.
-        answer: one of the manifest's answers; "" where there are only labels.
+        answer: one of the manifest's answers; "" where there are only labels. Of several right ones the one that was
+            given most often.
         type: the short form (`AV-count`) for MUSIC-AVQA, free text elsewhere.
         template: the wording before it is filled, as distributed.
         split: `train`, `val`, `test` or a name of the manifest's own.
         subset: the part of its split that it belongs to, where a release has such (`head`, `tail`).
         labels: the class of each segment, each one of the manifest's answers; () where there are none.
         choices: the answers to choose from, all of them among the manifest's; () for the whole vocabulary.
+        answers: all right answers, each as often as people gave it, `answer` among them; () where there is only
+            `answer`.
     """
 
     id: str
@@ -82,6 +85,12 @@ class Question:
     subset: str = ""
     labels: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+
+    @property
+    def right(self) -> tuple[str, ...]:
+        """The right answers, each once; () where there are only labels."""
+        return tuple(dict.fromkeys(self.answers)) or ((self.answer,) if self.answer else ())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,7 +23,7 @@ from talik.errors import RunError, SettingsError
 def outcomes(correct: np.ndarray, clips: np.ndarray, *, trained: bool = True) -> Outcomes:
     """Outcomes (S, Q) with the questions numbered in order."""
     ids = tuple(f"q{i}" for i in range(correct.shape[1]))
-    return Outcomes(question_ids=ids, clip_ids=tuple(map(str, clips)), correct=correct.astype(bool), trained=trained)
+    return Outcomes(question_ids=ids, clip_ids=tuple(map(str, clips)), values=correct.astype(float), trained=trained)
 
 
 def simulated(
@@ -120,7 +120,7 @@ def test_one_seed_gives_statsmodels_cluster_robust_interval() -> None:
     gain = rng.normal(0.03, 0.1, 300)[clips]
     a, b = (outcomes(rng.random((1, len(clips))) < r, clips) for r in (rate + gain, rate))
     found = compare(a, b)
-    points = 100.0 * (a.correct[0].astype(float) - b.correct[0])
+    points = 100.0 * (a.values[0].astype(float) - b.values[0])
     fit = sm.OLS(points, np.ones(len(points))).fit(cov_type="cluster", cov_kwds={"groups": clips})
     ((low, high),) = fit.conf_int()
     assert found.points == pytest.approx(fit.params[0])
@@ -132,11 +132,11 @@ def test_one_seed_gives_scipys_bootstrap_over_clips() -> None:
     rng = np.random.default_rng(0)
     a, b = simulated(rng, num_seeds=1, seed_sd=0, clip_sd=0.5, lift=0.4)
     found = compare(b, a)
-    by_clip = [x.correct[0].reshape(50, 5).mean(axis=1) for x in (b, a)]
+    by_clip = [x.values[0].reshape(50, 5).mean(axis=1) for x in (b, a)]
     expected = stats.bootstrap(
         by_clip, lambda x, y, axis: x.mean(axis) - y.mean(axis), paired=True, method="percentile", rng=1
     )
-    assert found.points == pytest.approx(100 * (b.correct.mean() - a.correct.mean()))
+    assert found.points == pytest.approx(100 * (b.values.mean() - a.values.mean()))
     assert found.low == pytest.approx(100 * expected.confidence_interval.low, abs=0.6)
     assert found.high == pytest.approx(100 * expected.confidence_interval.high, abs=0.6)  # a question is 0.4
     assert not found.covers_seeds
@@ -197,7 +197,7 @@ def test_reports_of_two_names_for_one_variant_call_them_different_as_seldom_as_s
     for _ in range(200):
         pair = simulated(rng, num_seeds=num_seeds, seed_sd=0.1 * (num_seeds > 1), clip_sd=0.5)
         runs = {
-            name: tuple(made_run(name, list(row), seed=s, types=types, num_a_clip=5) for s, row in enumerate(o.correct))
+            name: tuple(made_run(name, list(row), seed=s, types=types, num_a_clip=5) for s, row in enumerate(o.values))
             for name, o in zip(("one", "other"), pair, strict=True)
         }
         (found,) = build_table(runs, baseline="one", resamples=1000).comparisons
@@ -245,7 +245,7 @@ def test_questions_are_matched_by_id_whatever_their_order() -> None:
     shuffled = Outcomes(
         question_ids=tuple(b.question_ids[i] for i in order),
         clip_ids=tuple(b.clip_ids[i] for i in order),
-        correct=b.correct[:, order],
+        values=b.values[:, order],
     )
     assert compare(a, shuffled) == compare(a, b)
 
@@ -278,17 +278,17 @@ def test_other_questions_or_other_clips_are_refused() -> None:
 def test_some_questions_of_a_test_set_are_compared_as_if_they_were_all() -> None:
     a, b = simulated(np.random.default_rng(9), num_seeds=2, seed_sd=0.1, clip_sd=0.3, lift=0.5)
     wanted = [i % 5 == 2 for i in range(250)]
-    apart = [outcomes(o.correct[:, 2::5], np.arange(50)) for o in (a, b)]
+    apart = [outcomes(o.values[:, 2::5], np.arange(50)) for o in (a, b)]
     assert compare(a.only(wanted), b.only(wanted)) == compare(*apart)
 
 
 def test_malformed_outcomes_are_refused() -> None:
     with pytest.raises(RunError, match="distinct questions"):
-        Outcomes(question_ids=("q", "q"), clip_ids=("a", "b"), correct=np.ones((1, 2), bool))
-    with pytest.raises(RunError, match=r"expected bool \(seeds, 2\)"):
-        Outcomes(question_ids=("p", "q"), clip_ids=("a", "b"), correct=np.ones((1, 3), bool))
+        Outcomes(question_ids=("q", "q"), clip_ids=("a", "b"), values=np.ones((1, 2)))
+    with pytest.raises(RunError, match=r"expected float64 \(seeds, 2\)"):
+        Outcomes(question_ids=("p", "q"), clip_ids=("a", "b"), values=np.ones((1, 3)))
     with pytest.raises(RunError, match="just 1 for an untrained rule"):
-        Outcomes(question_ids=("p", "q"), clip_ids=("a", "b"), correct=np.ones((2, 2), bool), trained=False)
+        Outcomes(question_ids=("p", "q"), clip_ids=("a", "b"), values=np.ones((2, 2)), trained=False)
 
 
 def test_two_thousand_resamples_of_twelve_hundred_questions_take_well_under_a_second() -> None:
