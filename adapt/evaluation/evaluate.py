@@ -155,8 +155,7 @@ def _evaluate(
     subsets = [r.get("subset", "") for r in records]
     values = [r.get("score", r["correct"]) for r in records]
     scores = score([r["type"] for r in records], values, subsets=subsets)
-    true = [
-        r["prediction"] if r["correct"] else r["answer"] for r in records
-    ]  # of several right answers, the one given
+    # of several right answers the one that was given
+    true = [r["prediction"] if r["correct"] else r["answer"] for r in records]
     f1 = macro_f1(true, [r["prediction"] for r in records])
     return Evaluation(run=folder.path, split=split, scores=scores, seconds=seconds, macro_f1=f1, notes=notes)

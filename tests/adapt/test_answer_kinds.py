@@ -191,7 +191,14 @@ def test_lists_of_answers_are_read_from_json_and_csv(tmp_path: Path) -> None:
         assert [q.answers for q in manifest.questions] == [("red", "red", "dark red"), ("a|b",)]
         assert [q.answer for q in manifest.questions] == ["red", "a|b"]
     with pytest.raises(ManifestError, match=r"m\.csv:2: 'answers': unknown answer 'dark red'"):
-        load_manifest({"dataset": "manifest", "root": str(tmp_path), "annotations": str(tmp_path / "m.csv"), "answers": ["red", "a|b"]})
+        load_manifest(
+            {
+                "dataset": "manifest",
+                "root": str(tmp_path),
+                "annotations": str(tmp_path / "m.csv"),
+                "answers": ["red", "a|b"],
+            }
+        )
 
 
 def test_a_manner_of_scoring_is_of_questions(tmp_path: Path, tiny_encoders: dict[str, Path]) -> None:
