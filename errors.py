@@ -10,6 +10,7 @@
     │   └── TrunkError                   a model that cannot be cut exactly
     ├── StoreError(OSError)              a feature store
     │   ├── StoreFormatError             a folder that is not (this version of) a store
+    │   │   └── NoStoreError             nothing is there
     │   ├── StoreMismatchError           what is asked for is not what is stored
     │   ├── StoreLockedError             another process is writing
     │   ├── ObjectChangedError           another process has written an object of object storage
@@ -79,6 +80,10 @@ class StoreError(TalikError, OSError):
 
 class StoreFormatError(StoreError):
     """A folder that is not a talik store, or one of another format version."""
+
+
+class NoStoreError(StoreFormatError):
+    """A path or URL where there is no store."""
 
 
 class StoreMismatchError(StoreError):

@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from talik.adapt.plan.measure import machine_name
 from talik.cache.format.digests import digest_file
 from talik.demo.make import make_demo
 from talik.extract.datasets.load import load_manifest
 from talik.extract.encoders.encoder import Encoder
+from talik.extract.executors.device import machine_name
 from talik.extract.media.clip_media import ClipMedia
 from talik.extract.media.decode import iter_media
 from talik.extract.stage.extract import extract

@@ -37,7 +37,7 @@ class FolderStore(FeatureStore):
             SettingsError: another mode.
         """
         super().__init__(path, str(path), mode)
-        if check and mode == "a" and _is_vacant(path):
+        if check and mode == "a" and is_vacant(path):
             make_folder(path)
             write_document(path, root_document())
         if check:
@@ -82,7 +82,7 @@ class FolderStore(FeatureStore):
         return self.path
 
 
-def _is_vacant(path: Path) -> bool:
+def is_vacant(path: Path) -> bool:
     """Return whether nothing is at `path`, or an empty folder, or one whose creation was killed."""
     if not path.exists():
         return True

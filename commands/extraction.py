@@ -39,6 +39,14 @@ def extract(
     workers: Workers = None,
     changes: Sets = None,
     imports: Imports = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Write nothing; say what is missing, rows, bytes, and the time, by an earlier extraction on this "
+            "machine or by talik plan.",
+        ),
+    ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -49,6 +57,14 @@ def extract(
 
     settings = read_all_settings(experiment, allow_missing=allow_missing, **given(changes, imports))
     chosen = with_engine(settings[0].engine, engine, jobs)
+    if dry_run:
+        from ..extract.stage.dry_run import outline
+        from ..extract.stage.settings import plan_path
+
+        plan = plan_path(experiment.parent, experiment.stem)
+        outlined = outline(settings, device=device, progress=not quiet, deep=deep, engine=chosen, plan=plan)
+        show(outlined.lines(), outlined.to_json(), as_json=as_json)
+        return
     report = run(settings, device=device, progress=not quiet, deep=deep, engine=chosen, workers=workers)
     value = {name: one for name, one in vars(report).items() if name != "boundaries"}
     show(report.lines(), {**value, "boundaries": [spec.path for spec in report.boundaries]}, as_json=as_json)

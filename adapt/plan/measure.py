@@ -9,7 +9,6 @@ of work, so that what was measured on an idle machine is not announced on a busy
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -29,7 +28,7 @@ from ...errors import MissingMediaError, StoreError
 from ...extract.datasets.types import Clip, Manifest
 from ...extract.encoders.cache_folder import cache_folder
 from ...extract.encoders.encoder import Encoder
-from ...extract.executors.device import processor_name
+from ...extract.executors.device import machine_name
 from ...extract.media.clip_media import ClipMedia
 from ...extract.media.decode import iter_media
 from ...extract.stage.frame_inputs import FrameInputs
@@ -207,13 +206,6 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize(device)
     elif torch.device(device).type == "mps":
         torch.mps.synchronize()
-
-
-def machine_name(device: str) -> str:
-    """Name the processor, or GPU, with the number of threads; measurements are stored by it."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{processor_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
 @cache

@@ -24,7 +24,7 @@ from ...config import from_mapping, to_mapping
 from ...errors import SettingsError, counted
 from ...extract.datasets.types import Manifest, Question
 from ...extract.encoders.encoder import Encoder
-from ...extract.executors.device import say_device
+from ...extract.executors.device import machine_name, say_device
 from ...extract.media.clip_media import ClipMedia
 from ...extract.stage.experiment_file import ExperimentSource
 from ...extract.stage.settings import plan_path
@@ -44,7 +44,6 @@ from .cost_model import (
 from .measure import (
     cached_measurement,
     encoder_costs,
-    machine_name,
     measure_machine,
     sample_clips,
     seconds_of,

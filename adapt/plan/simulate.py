@@ -18,7 +18,7 @@ import torch
 from ...cache.format.layout import TARGET_SHARD_BYTES, TARGET_SHARD_SECONDS
 from ...errors import SettingsError
 from ...extract.encoders.encoder import Encoder
-from ...extract.executors.device import chosen_device, say_device
+from ...extract.executors.device import chosen_device, machine_name, say_device
 from ...extract.stage.experiment_file import ExperimentSource
 from ...progress import progress_bar
 from ..config.experiment import Experiment
@@ -29,7 +29,7 @@ from ..sweep.sweep import run_groups
 from .choose_cuts import cached_seconds
 from .cluster import MOST_GPUS, PEAK_TFLOPS, UTILISATION, Phase, SimulateSettings, Work, phase, stops_helping
 from .cost_model import EncoderCosts, MachineCosts, VariantCosts, distinct_texts, variant_costs
-from .measure import cached_measurement, encoder_costs, machine_name, timed
+from .measure import cached_measurement, encoder_costs, timed
 from .plan import STORED_BYTES, encoder_key, plannable, restored_costs, sample_inputs, variant_key
 from .published_sizes import PublishedSizesContext
 from .workload import SampleStates, answer_pass, train_pass

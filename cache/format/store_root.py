@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...errors import StoreFormatError
+from ...errors import NoStoreError, StoreFormatError
 from .catalog import read_attributes
 from .spec import FORMAT_VERSION, STORE_KIND, BoundarySpec
 from .zarr_metadata import METADATA_NAME, group_document, read_document
@@ -20,10 +20,11 @@ def check_root(path: Path) -> None:
     """Refuse a path that holds no feature store of this format.
 
     Raises:
-        StoreFormatError: nothing, a file, another folder, a damaged document or another format version.
+        NoStoreError: nothing is there.
+        StoreFormatError: a file, another folder, a damaged document or another format version.
     """
     if not path.exists():
-        raise StoreFormatError(f"{path}: there is no store; run `talik extract` to make one")
+        raise NoStoreError(f"{path}: there is no store; run `talik extract` to make one")
     if not path.is_dir():
         raise StoreFormatError(f"{path}: is a file, expected a talik store (a folder); choose another [store] path")
     if not (path / METADATA_NAME).is_file():

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ...errors import StoreError, StoreFormatError
+from ...errors import NoStoreError, StoreError, StoreFormatError
 from ..atomic_io import disk_errors, write_file
 from ..file_locks import open_locked
 from ..format.zarr_metadata import METADATA_NAME
@@ -62,7 +62,8 @@ class Mirror:
             All objects, data files too, as they are there.
 
         Raises:
-            StoreFormatError: no store there.
+            NoStoreError: nothing is there.
+            StoreFormatError: what is there is no store.
             StoreError: no answer.
         """
         with self._table() as known:
@@ -70,8 +71,9 @@ class Mirror:
                 listing = {k: s for k, s in self.objects.list(folder).items() if not _is_hidden(k)}
                 if not folder and METADATA_NAME not in listing:
                     found = f"what is there is no talik store (no {METADATA_NAME})"
-                    nothing = "there is no store; run `talik extract` to make one"
-                    raise StoreFormatError(f"{self.objects.url}: {found if listing else nothing}")
+                    if not listing:
+                        raise NoStoreError(f"{self.objects.url}: there is no store; run `talik extract` to make one")
+                    raise StoreFormatError(f"{self.objects.url}: {found}")
                 if self._get_changed(listing, known):
                     break
             else:

@@ -41,18 +41,9 @@ def plan_rows(
     Raises:
         StoreMismatchError: lengths that differ from the stored ones, or an item longer than a shard.
     """
-    after = _give_up_rows(before, items)
-    firsts = _first_of_each_key(items)
-    rows = after.table.index.find([items[i].key for i in firsts])
-    if lengths is not None:
-        _check_stored_lengths(after, items, firsts, rows, lengths)
-    new = firsts[rows < 0]
-    if len(new):
-        new_lengths = [lengths[i] for i in new] if lengths is not None else []
-        after = allocate_rows(after, [items[i] for i in new], new_lengths)
-    is_new = np.zeros(len(items), bool)
-    is_new[new] = True  # their records are in the catalog
-    after = _record_sources(after, [items[i] for i in np.flatnonzero(~is_new).tolist()])
+    after = with_rows(before, items, lengths)
+    if num_given_up := int((after.records.row[len(before.records) :] < 0).sum()):
+        _log.info("%s: gives up the rows of %d items without data", before.layout.where, num_given_up)
     if not missing_shards(after, items):
         return after, 0
     provenance, *known = ({k: v for k, v in p.items() if k != MEASURED} for p in (provenance, *after.provenance))
@@ -65,6 +56,31 @@ def plan_rows(
         said = "%s: continued under another provenance (%s); its shards are marked: now %s"
         _log.warning(said, after.layout.where, fields, values)
     return replace(after, provenance=(*after.provenance, provenance)), len(after.provenance)
+
+
+def with_rows(before: Catalog, items: Sequence[Item], lengths: Sequence[int] | None) -> Catalog:
+    """Return the catalog with a row for each of `items`, those of others in shards not stored yet given up.
+
+    Args:
+        before: the catalog as stored.
+        items: all requested items; the same key twice is one row.
+        lengths: number of tokens of each item, for a ragged boundary; None for a dense one.
+
+    Raises:
+        StoreMismatchError: lengths that differ from the stored ones, or an item longer than a shard.
+    """
+    after = _give_up_rows(before, items)
+    firsts = _first_of_each_key(items)
+    rows = after.table.index.find([items[i].key for i in firsts])
+    if lengths is not None:
+        _check_stored_lengths(after, items, firsts, rows, lengths)
+    new = firsts[rows < 0]
+    if len(new):
+        new_lengths = [lengths[i] for i in new] if lengths is not None else []
+        after = allocate_rows(after, [items[i] for i in new], new_lengths)
+    is_new = np.zeros(len(items), bool)
+    is_new[new] = True  # their records are in the catalog
+    return _record_sources(after, [items[i] for i in np.flatnonzero(~is_new).tolist()])
 
 
 def missing_shards(catalog: Catalog, items: Sequence[Item]) -> list[int]:
@@ -107,7 +123,6 @@ def _give_up_rows(catalog: Catalog, items: Sequence[Item]) -> Catalog:
     gone = [(row, catalog.table.item(row)) for row in unwanted.tolist()]
     if not gone:
         return catalog
-    _log.info("%s: gives up the rows of %d items without data", catalog.layout.where, len(gone))
     records = Records.of([item for _, item in gone], [~row for row, _ in gone])
     return replace(catalog, records=catalog.records.extended(records))
 

@@ -12,8 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from ...cache.feature_store import FeatureStore
-from ...errors import MediaError, MissingMediaError, NumericsError, StoreError, TalikError
+from ...errors import MediaError, NumericsError, StoreError, TalikError
 from ..datasets.types import Manifest
+from ..executors.device import machine_name
 from ..executors.open import open_executor
 from ..executors.tasks import ReceiptFile
 from ..executors.threads import torch_threads
@@ -62,6 +63,7 @@ def compute_missing(
                     device=options.device_kind,
                     size_bytes=result.bytes_written,
                     items=result.items,
+                    machine=machine_name(options.device) if settings.engine.is_local else "",
                 )
     result.write_record()
     store.put_records()
@@ -159,13 +161,7 @@ def _with_states(
     request = request.without({clip.key for clip in undecoded})
     if failed or undecoded:
         result.add_failed([*failed, *undecoded])
-    gone = absent(request, store)
-    if gone and not settings.data.allow_missing:
-        shown = ", ".join(repr(item.source) for item in gone[:10]) + (", …" if len(gone) > 10 else "")
-        raise MissingMediaError(
-            f"{len(gone)} clips lack states that the experiment names, and their files are not here: {shown}; bring "
-            "the files, or extract where they are"
-        )
+    gone = absent(request, store, allowed=settings.data.allow_missing)
     result.missing += [FailedClip(source=item.source, key="", reason=FILE_MISSING) for item in gone]
     return request.without({request.content(item) for item in gone})
 

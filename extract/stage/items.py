@@ -17,7 +17,7 @@ from pathlib import Path
 from ...cache.cores import available_cores
 from ...cache.feature_store import FeatureStore, Item
 from ...cache.format.dataset_files import UNKNOWN_INODE, ClipFile, DatasetFiles
-from ...cache.format.digests import digest_text
+from ...cache.format.digests import digest_json, digest_text
 from ...errors import MissingMediaError, StoreError
 from ...progress import progress_bar
 from ..datasets.types import Clip, Manifest, MediaPlace
@@ -73,12 +73,14 @@ class ClipDigests:
         store: whose memory is used.
         manifest: the data set.
         deep: digest every file, whatever is remembered; nothing is known of files that are not here.
+        unread: digest no file; one that the store does not remember has a key made of its name, size and time.
     """
 
-    def __init__(self, store: FeatureStore, manifest: Manifest, *, deep: bool = False) -> None:
+    def __init__(self, store: FeatureStore, manifest: Manifest, *, deep: bool = False, unread: bool = False) -> None:
         self._store = store
         self._clips = manifest.clips
         self._deep = deep
+        self._unread = unread
         self.place = manifest.place or MediaPlace(root=os.path.realpath(manifest.root), choice=manifest.name)
         clips = list(manifest.clips.values())
         self.sources = dict(zip(manifest.clips, _sources(self.place.root, clips), strict=True))
@@ -165,8 +167,11 @@ class ClipDigests:
     def _of_file(self, media: Path | FrameFolder, source: str) -> ClipFile:
         stat = stat_media(media)
         known = self._known(source, stat)
-        key = digest_media(media) if known is None else known.key
+        key = self._digest(media, source, stat) if known is None else known.key
         return ClipFile(source=source, key=key, size_bytes=stat.size_bytes, mtime_ns=stat.mtime_ns, inode=stat.inode)
+
+    def _digest(self, media: Path | FrameFolder, source: str, stat: MediaStat) -> str:
+        return digest_json([source, *stat]) if self._unread else digest_media(media)
 
     def _known(self, source: str, stat: MediaStat) -> ClipFile | None:
         """Return what a table has of the very file; None where there is nothing."""

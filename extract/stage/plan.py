@@ -165,14 +165,25 @@ def unstorable(request: StateRequest, earlier: Iterable[FailedClip]) -> list[Fai
     return [replace(entry, source=asked[key].source) for key, entry in failed.items()]
 
 
-def absent(request: StateRequest, store: FeatureStore) -> list[Item]:
-    """Return the items of clips whose files are not here, and of which a boundary lacks the states."""
+def absent(request: StateRequest, store: FeatureStore, *, allowed: bool) -> list[Item]:
+    """Return the items of clips whose files are not here, and of which a boundary lacks the states.
+
+    Raises:
+        MissingMediaError: there are some, and it is not `allowed`.
+    """
     found: dict[str, Item] = {}
     for boundary in request.boundaries if request.sampling is not None else ():
         items = [item for item in boundary.items if request.content(item) not in request.media]
         held = held_keys(store, boundary.spec, [item.key for item in items])
         found |= {request.content(item): item for item in items if item.key not in held}
-    return list(found.values())
+    gone = list(found.values())
+    if gone and not allowed:
+        shown = ", ".join(repr(item.source) for item in gone[:10]) + (", …" if len(gone) > 10 else "")
+        raise MissingMediaError(
+            f"{len(gone)} clips lack states that the experiment names, and their files are not here: {shown}; bring "
+            "the files, or extract where they are"
+        )
+    return gone
 
 
 def plan_shards(request: StateRequest, writers: Sequence[BoundaryWriter]) -> list[ShardUnit]:
@@ -205,7 +216,7 @@ def _request_clips(
     chosen = {m: s for m, s in settings.encoders.live() if m != "text"}
     if not chosen or not manifest.clips:
         return None
-    digests = ClipDigests(store, manifest, deep=options.deep)
+    digests = ClipDigests(store, manifest, deep=options.deep, unread=options.unread)
     missing = digests.unknown()
     if missing and not settings.data.allow_missing:
         _refuse_missing(settings, manifest, missing)

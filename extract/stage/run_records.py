@@ -102,12 +102,14 @@ class ExtractionCost:
         device: "cpu" or "cuda".
         size_bytes: of the states written.
         items: how many were computed for each boundary, by "modality/name".
+        machine: processor or GPU that computed them; "" in records of earlier versions, and of a cluster.
     """
 
     seconds: float
     device: str
     size_bytes: int
     items: dict[str, int] = field(default_factory=dict)
+    machine: str = ""
 
 
 def costs_path(store: Path) -> Path:
@@ -120,14 +122,16 @@ def read_costs(store: Path) -> tuple[ExtractionCost, ...]:
     return _read_lines(costs_path(store), partial(from_mapping, ExtractionCost, where=""))
 
 
-def record_cost(store: Path, *, seconds: float, device: str, size_bytes: int, items: Mapping[str, int]) -> None:
+def record_cost(
+    store: Path, *, seconds: float, device: str, size_bytes: int, items: Mapping[str, int], machine: str = ""
+) -> None:
     """Add a run to the record; one that computed nothing is not recorded.
 
     Raises:
         StoreError: the disk refuses.
     """
     if any(items.values()):
-        run = ExtractionCost(seconds=seconds, device=device, size_bytes=size_bytes, items=dict(items))
+        run = ExtractionCost(seconds=seconds, device=device, size_bytes=size_bytes, items=dict(items), machine=machine)
         _write_lines(costs_path(store), (*read_costs(store), run))
 
 

@@ -259,11 +259,13 @@ class RunOptions:
         progress: show tqdm bars.
         deep: digest every media file, also those whose size and time are as they were.
         workers: processes that decode; None for as many as fit the machine.
+        unread: read no file of which the store knows nothing: it counts as one whose states are missing.
     """
 
     device: str = "cpu"
     progress: bool = True
     deep: bool = False
+    unread: bool = False
     workers: int | None = None
 
     @property
