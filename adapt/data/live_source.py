@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
 
@@ -17,7 +16,7 @@ from ...extract.datasets.types import Manifest, Question
 from ...extract.encoders.encoder import Encoder
 from ...extract.media.clip_media import ClipMedia
 from ...extract.media.decode_pool import Decoder, DecodeRequest, open_decoder
-from ...extract.media.frame_folder import FrameFolder
+from ...extract.media.frame_folder import MediaSource
 from ...extract.stage.frame_inputs import FrameInputs
 from ...extract.stage.in_hand import in_hand
 from ...extract.stage.prefix import boundary_states
@@ -179,7 +178,7 @@ class LiveSource:
         finally:
             outcomes.close()  # type: ignore[attr-defined]
 
-    def _media(self, clip_id: str) -> Path | FrameFolder:
+    def _media(self, clip_id: str) -> MediaSource:
         media = self._manifest.clips[clip_id].media
         if media is None:
             raise MissingMediaError(

@@ -85,7 +85,7 @@ def _measure_decoding(
 ) -> tuple[dict[str, float], list[ClipMedia]]:
     """Measure the seconds a clip of each modality and of all together, which come last; return their media."""
     combinations = [[m] for m in modalities] + ([[*modalities]] if len(modalities) > 1 else [])
-    paths = [c.path for c in clips if c.path is not None]
+    paths = [clip.media for clip in clips if clip.media is not None]
     times: dict[str, list[float]] = {"+".join(wanted): [] for wanted in combinations}
     for _ in range(REPEATS):
         for wanted in combinations:

@@ -187,7 +187,7 @@ def show_clip(clip: Clip, *, num_segments: int, stride_seconds: float | None = N
     except (TalikError, OSError):
         return None
     video = None
-    if _TYPES.get(clip.path.suffix.lower(), "").startswith("video/"):
+    if not clip.fragment and _TYPES.get(clip.path.suffix.lower(), "").startswith("video/"):
         with suppress(MediaError):
             video = data_uri(clip.path)
     return ShownClip(clip_id=clip.id, video=video, frames=frames) if frames or video else None

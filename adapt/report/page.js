@@ -161,6 +161,12 @@ function shownMedia(clip) {
   return holder;
 }
 
+function played(player) {
+  const [, start, end] = /#t=([\d.]+),?([\d.]*)$/.exec(player.src) || [];
+  const begin = Number(start || 0);
+  return { begin, seconds: (end ? Number(end) : player.duration) - begin };
+}
+
 function shownGates(data, gates, holder) {
   const values = [...Object.values(gates.segments).flat(), ...gates.words.map((pair) => pair[1])];
   const reach = Math.max(0.05, ...values.map((value) => Math.abs(value - 1)));
@@ -173,11 +179,16 @@ function shownGates(data, gates, holder) {
     element("th", { scope: "row" }, modality),
     ...line.map((value, t) => {
       const cell = element("td", { style: shade(value), "data-hint": `${modality}, segment ${t + 1}: ${value.toFixed(2)}` }, value.toFixed(2));
-      cell.onclick = () => { if (player?.duration) player.currentTime = (t / line.length) * player.duration; };
+      cell.onclick = () => {
+        if (!player?.duration) return;
+        const { begin, seconds } = played(player);
+        player.currentTime = begin + (t / line.length) * seconds;
+      };
       return cell;
     })));
   const now = () => lines.forEach((line) => {
-    const cells = [...line.cells].slice(1), at = Math.floor((player.currentTime / player.duration) * cells.length);
+    const { begin, seconds } = played(player);
+    const cells = [...line.cells].slice(1), at = Math.floor(((player.currentTime - begin) / seconds) * cells.length);
     cells.forEach((cell, t) => cell.classList.toggle("now", t === at));
   });
   if (player) player.ontimeupdate = now;

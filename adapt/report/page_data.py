@@ -92,7 +92,7 @@ def page_data(
         ],
         "answers": answers.names,
         "types": types.names,
-        "clips": [{"id": name, **_media(name, data, out)} for name in clips.names],
+        "clips": [{"id": name, **media_link(name, data, out)} for name in clips.names],
         "questions": questions,
         "given": given,
         "probability": probability,
@@ -149,8 +149,8 @@ def _chart(row: int, chart: GateChart) -> dict[str, Any]:
     return {"row": row, "insertion": chart.insertion, "segments": segments, "words": words}
 
 
-def _media(clip_id: str, data: DataSet, out: Path) -> dict[str, str]:
-    """Name a clip's film or sound by its path from the page's folder; {} where there is none to play."""
+def media_link(clip_id: str, data: DataSet, out: Path) -> dict[str, str]:
+    """Name a clip's film or sound by its path from the page's folder, a stretch by its ends too; {} without either."""
     clip = None if data.manifest is None else data.manifest.clips.get(clip_id)
     if clip is None or clip.path is None:
         return {}
@@ -159,4 +159,4 @@ def _media(clip_id: str, data: DataSet, out: Path) -> dict[str, str]:
         return {}
     relative = os.path.relpath(os.path.abspath(path), os.path.abspath(out))
     kind = "audio" if path.suffix.lower() in _SOUND else "video"
-    return {"media": quote(Path(relative).as_posix()), "kind": kind}
+    return {"media": quote(Path(relative).as_posix()) + clip.fragment, "kind": kind}

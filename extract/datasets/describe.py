@@ -30,13 +30,21 @@ def describe(manifest: Manifest, *, brief: bool = False) -> list[str]:
 
 
 def shared_clips(manifest: Manifest) -> list[str]:
-    """Return a line for each two splits that have clips in common: how many, and of how many."""
+    """Return a line for each two splits that have clips, or films, in common: how many, and of how many."""
     clips = {s: {q.clip_id for q in manifest.split(s)} for s in manifest.splits}
     lines = []
     for a, b in combinations(manifest.splits, 2):
         if both := len(clips[a] & clips[b]):
             lines.append(f"shared: {both} of the {len(clips[a])} clips of {a} are also in {b}")
+        films = {name: {_film(manifest, clip) for clip in clips[name]} for name in (a, b)}
+        if (films[a] & films[b]) - clips[a]:
+            both = len(films[a] & films[b])
+            lines.append(f"shared: {both} of the {len(films[a])} films of {a} are also in {b}, with other stretches")
     return lines
+
+
+def _film(manifest: Manifest, clip_id: str) -> str:
+    return clip_id.removesuffix(manifest.clips[clip_id].fragment)
 
 
 def _types(manifest: Manifest, split: str) -> str:

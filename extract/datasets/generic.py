@@ -6,8 +6,9 @@
 is looked up in the folders of the root. `question` may be left out of all records (classification without text);
 `type` ("all"), `split` ("train"), `id` (the line's number) and `template` (the question itself) of any. Several right
 answers are a list, as `answer` or as `answers`. In place of `answer`, or beside it, `labels` gives the class of each
-segment; segments in which nothing happens are "background". In CSV lists have `|` between their parts, and the fields
-may have commas, semicolons or tabs between them.
+segment; segments in which nothing happens are "background". `start` and `end` are the seconds between which a long film
+is looked at: each such stretch is a clip of its own, named "films/a.mp4#t=60,70". In CSV lists have `|` between their
+parts, and the fields may have commas, semicolons or tabs between them.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from pathlib import Path
 
 from ...config import settings_class
 from ...errors import ManifestError, unknown_name
+from ..media.stretch import bounds_error, fragment
 from .json_records import Record, inside, read_table
 from .media_index import find_clips
 from .settings import DataSettings
-from .types import SPLITS, Manifest, Question
+from .types import SPLITS, Clip, Manifest, Question
 
 #: Names of splits that other programs use for ours.
 _OTHER_SPLITS = {
@@ -41,6 +43,9 @@ class ManifestColumns:
     Args:
         clip: the media file: a path relative to the root, or an absolute one below it, of a film, a sound, a picture or
             a folder of frames; or a name that is looked up in the folders of the root.
+        start: where in the film the clip begins, in seconds from its first frame; by default its beginning. Several
+            lines may name different stretches of one film: each is a clip with segments and states of its own.
+        end: where it ends; by default the film's end.
         question: what is asked. In all records or in none: without it the task is "classes" or "events", and no text
             encoder is needed.
         answer: the right answer, which is a class. All answers of the file together are the vocabulary, unless
@@ -58,6 +63,8 @@ class ManifestColumns:
     """
 
     clip: str
+    start: float | None = None
+    end: float | None = None
     question: str = ""
     answer: str = ""
     answers: tuple[str, ...] = ()
@@ -85,10 +92,7 @@ def load_generic(settings: DataSettings, *, root: Path, base: Path) -> Manifest:
         raise ManifestError(f"{path}: no record; a manifest has one line for each question")
     _check_questions(records, questions)
     _check_splits(records, questions)
-    named: dict[str, Record] = {}
-    for question, record in zip(questions, records, strict=True):
-        named.setdefault(question.clip_id, record)
-    clips = find_clips(named, settings, root=root, by_path=True)
+    clips = _clips(records, questions, settings, root)
     rank = {split: i for i, split in enumerate(SPLITS)}
     ordered = sorted(questions, key=lambda q: rank.get(q.split, len(SPLITS)))
     return Manifest(
@@ -102,11 +106,11 @@ def load_generic(settings: DataSettings, *, root: Path, base: Path) -> Manifest:
 
 
 def _questions(records: Iterable[Record], settings: DataSettings, root: Path) -> tuple[list[Question], list[Record]]:
-    """Return the questions, and of the record of each its place, its id and its split: a file may have millions."""
+    """Return the questions, and of the record of each its place, and what of it is needed: a file may have millions."""
     seen: dict[str, str] = {}
     vocabulary = _vocabulary(settings)
     questions, kept = [], []
-    shared: dict[tuple[bool, object], dict[str, object]] = {}
+    shared: dict[tuple[object, ...], dict[str, object]] = {}
     for record in records:
         question = _question(record, settings, root)
         if question.id in seen:
@@ -117,10 +121,43 @@ def _questions(records: Iterable[Record], settings: DataSettings, root: Path) ->
                 raise record.error(f"'{key}': {unknown_name('answer', word, vocabulary)}")
         seen[question.id] = record.where
         questions.append(question)
-        named = "id" in record.values, record.values.get("split")
-        values = shared.setdefault(named, {"split": named[1], **({"id": ""} if named[0] else {})})
+        named = ("id" in record.values, *map(record.values.get, ("split", "start", "end")))
+        values = shared.setdefault(named, dict(zip(("id", "split", "start", "end"), ("", *named[1:]), strict=True)))
+        if not named[0]:
+            values.pop("id", None)
         kept.append(Record(record.where, values))
     return questions, kept
+
+
+def _clips(
+    records: Sequence[Record], questions: Sequence[Question], settings: DataSettings, root: Path
+) -> dict[str, Clip]:
+    """Return the clips by id; each film is looked for once, whatever stretches of it are named."""
+    named: dict[str, Record] = {}
+    stretches: dict[str, tuple[str, Record]] = {}  # by clip id: the film
+    for question, record in zip(questions, records, strict=True):
+        film = question.clip_id.removesuffix(fragment(*_bounds(record, settings)))
+        named.setdefault(film, record)
+        if stretches.setdefault(question.clip_id, (film, record))[0] != film:
+            raise record.error(f"'clip' {question.clip_id!r} is a file and a stretch of another; rename the file")
+    films = find_clips(named, settings, root=root, by_path=True)
+    clips = {}
+    for clip_id, (film, record) in stretches.items():
+        start, end = _bounds(record, settings)
+        where = record.where if clip_id != film else ""
+        clips[clip_id] = dataclasses.replace(films[film], id=clip_id, start_seconds=start, end_seconds=end, where=where)
+    return clips
+
+
+def _bounds(record: Record, settings: DataSettings) -> tuple[float | None, float | None]:
+    """Return where a record's stretch begins and ends, (None, None) of a whole film.
+
+    Columns of these names that `columns` of [data] allows are the user's own, and say nothing of the clip.
+    """
+    start, end = (None if key in settings.columns else record.seconds(key) for key in ("start", "end"))
+    if reason := bounds_error(start or 0.0, end):
+        raise record.error(reason)
+    return (start or 0.0, end) if start or end is not None else (None, None)
 
 
 def _vocabulary(settings: DataSettings) -> tuple[str, ...]:
@@ -215,7 +252,7 @@ def _question(record: Record, settings: DataSettings, root: Path) -> Question:
     labels, type_column = _labels(record, settings.segments), settings.type_column or "type"
     answer, answers = _answers(record, needed=not labels)
     identifier = record.identifier("id")
-    clip_id = inside(record, "clip", _below_root(record, root), single=False)
+    clip_id = inside(record, "clip", _below_root(record, root), single=False) + fragment(*_bounds(record, settings))
     return Question(
         id=record.where.rsplit(":", 1)[1] if identifier is None else identifier,
         clip_id=sys.intern(clip_id),  # one string, not one a record

@@ -72,6 +72,22 @@ class Record:
             raise self.error(f"{key!r} is {_short(value)}, expected a string or a whole number")
         return self._clean(key, str(value))
 
+    def seconds(self, key: str) -> float | None:
+        """Return a field that is a number, or in CSV one as text, to the microsecond; None where it is absent or null.
+
+        Raises:
+            ManifestError: it is no number.
+        """
+        value = self.values.get(key)
+        if isinstance(value, str):
+            try:
+                return round(float(value), 6)
+            except ValueError:
+                pass
+        elif value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+            return None if value is None else round(float(value), 6)
+        raise self.error(f"{key!r} is {_short(value)}, expected seconds, such as 90 or 12.5")
+
     def flag(self, key: str) -> bool:
         """Return a field that is 0, 1, true, false or absent."""
         value = self.values.get(key)

@@ -13,6 +13,7 @@ from ...cache.format.digests import digest_text
 from ...errors import ManifestError
 from .types import SPLITS, Manifest
 
+_STRETCH = re.compile(r"(.+)#t=[0-9.]+(?:,[0-9.]+)?")  # as `Clip.fragment` names them
 _FLIPPED = re.compile(r"(.+)_flip")  # v2.0 adds mirrored copies of its clips
 # Made clips carry the number of a real one whose sound or picture was replaced; those with a leading e came later, and
 # whether their numbers are of the same count is not told: kept together with them, which can leak nothing.
@@ -80,7 +81,15 @@ def deal_validation(manifest: Manifest, *, share: float, seed: int) -> Manifest:
 
 
 def source_id(clip_id: str) -> str:
-    """Return the id of the recording that a clip was made from: itself, or what it is a mirrored or dubbed copy of."""
+    """Return the id of the recording that a clip was made from.
+
+    Itself; the film that it is a stretch of; what it is a mirrored or dubbed copy of.
+
+    >>> source_id("films/a.mp4#t=60,70.5"), source_id("00000012_flip")
+    ('films/a.mp4', '00000012')
+    """
+    stretch = _STRETCH.fullmatch(clip_id)
+    clip_id = stretch[1] if stretch else clip_id
     flipped = _FLIPPED.fullmatch(clip_id)
     clip_id = flipped[1] if flipped else clip_id
     synthetic = _SYNTHETIC.fullmatch(clip_id)

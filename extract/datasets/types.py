@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 
 from ...errors import ManifestError
-from ..media.frame_folder import FrameFolder
+from ..media.frame_folder import FrameFolder, MediaSource
+from ..media.stretch import fragment, stretch_of
 
 #: The splits in the order in which they are told; a manifest may name others, which come after these.
 SPLITS = ("train", "val", "test")
@@ -32,27 +33,43 @@ MUSIC_AVQA_TYPES = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
-    """One video with its sound.
+    """One video with its sound, or a stretch of one.
 
     Attributes:
-        id: the name that annotations use; unique in a manifest.
+        id: the name that annotations use, of a stretch with its ends ("film.mp4#t=60,70"); unique in a manifest.
         path: the video or sound file, or the folder of its extracted frames; None where it is missing and missing
             files were allowed.
         sound: the sound file that belongs to a folder of frames.
         frames_fps: the rate at which a folder's frames were extracted.
+        start_seconds, end_seconds: where in the film it begins and ends; None for the film's beginning and end.
+        where: the first record that names a stretch, for messages.
     """
 
     id: str
     path: Path | None
     sound: Path | None = None
     frames_fps: float | None = None
+    start_seconds: float | None = None
+    end_seconds: float | None = None
+    where: str = field(default="", compare=False)
 
     @property
-    def media(self) -> Path | FrameFolder | None:
-        """What is decoded: the file, or the folder of frames with its sound; None where it is missing."""
-        if self.path is None or self.frames_fps is None:
-            return self.path
-        return FrameFolder(path=self.path, fps=self.frames_fps, sound=self.sound)
+    def fragment(self) -> str:
+        """The stretch as the end of a name or a link, "#t=60,70"; "" of a whole film."""
+        return fragment(self.start_seconds, self.end_seconds)
+
+    @property
+    def media(self) -> MediaSource | None:
+        """What is decoded: the file, or the folder of frames with its sound, or a part of it; None where it is missing.
+
+        Raises:
+            SettingsError: the part's end is not after its beginning.
+        """
+        if self.path is None:
+            return None
+        folder = self.frames_fps is not None
+        film = FrameFolder(path=self.path, fps=self.frames_fps or 1.0, sound=self.sound) if folder else self.path
+        return stretch_of(film, self.start_seconds, self.end_seconds, self.where)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

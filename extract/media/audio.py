@@ -17,6 +17,7 @@ from av.audio.frame import AudioFrame
 
 from .clip_media import Channels
 from .container import MediaFile, demux, reopened
+from .sound_positions import counted_positions
 
 #: Native samples kept on both sides of a window, in seconds, so that the resampler's filter has run in.
 _PAD_SECONDS = 0.02
@@ -29,6 +30,9 @@ _SEEK_BEYOND_SECONDS = 1.0
 
 #: Timestamps that differ from the samples counted so far by less than this are rounding (Matroska has whole ms).
 _JITTER_SECONDS = 0.01
+
+#: An instant this much later than a sample counts as at it, in samples: times are sums of binary fractions.
+_SAME_SAMPLE = 1e-3
 
 #: More than any recorder has: what damaged headers claim is not allocated.
 _MAX_RATE_HZ = 768_000
@@ -59,6 +63,13 @@ class _Windows:
             into = slice(max(begin, 0), min(begin + len(mono), length))
             self.samples[j, into] = mono[into.start - begin : into.stop - begin]
 
+    def silence_outside(self, begin: float, end: float) -> None:
+        """Replace the samples before and after a part of the file, in seconds on its clock, by zeros."""
+        first, last = (math.ceil(seconds * self.rate_hz - _SAME_SAMPLE) for seconds in (begin, end))
+        for window, start in zip(self.samples, self.starts.tolist(), strict=True):
+            window[: max(first - start, 0)] = 0.0
+            window[max(last - start, 0) :] = 0.0
+
 
 def read_sound(
     file: MediaFile,
@@ -67,6 +78,7 @@ def read_sound(
     window_seconds: float,
     sample_rate_hz: int,
     channels: Channels = "mean",
+    between: tuple[float, float] | None = None,
 ) -> npt.NDArray[np.float32]:
     """Return the sound around some instants.
 
@@ -76,6 +88,8 @@ def read_sound(
         window_seconds: length of a window.
         sample_rate_hz: of the result.
         channels: the mean of the channels, or the first alone.
+        between: seconds on the file's own clock before and after which all is silent, so that the samples between are
+            those that decoding from the file's beginning gives; None to hear all there is.
 
     Returns:
         (T, S) float32 in [-1, 1], S = round(window_seconds * sample_rate_hz). Sample s of
@@ -90,7 +104,9 @@ def read_sound(
         raise file.error(f"damaged: its sound has a sample rate of {native_hz} Hz")
     num_samples = round(window_seconds * sample_rate_hz)
     windows = _empty_windows(instants - window_seconds / 2, window_seconds, native_hz, sample_rate_hz, channels)
-    _fill(file, windows)
+    _fill(file, windows, None if between is None else counted_positions(file, native_hz, jitter=_jitter(native_hz)))
+    if between is not None:
+        windows.silence_outside(*between)
     resampled = _resample(windows, sample_rate_hz)  # (T, m)
     begins = instants - window_seconds / 2 - windows.starts / native_hz
     offsets = np.rint(begins * sample_rate_hz).astype(np.int64)
@@ -112,8 +128,12 @@ def _empty_windows(
     )
 
 
-def _fill(file: MediaFile, windows: _Windows) -> None:
-    """Decode the sound that the windows cover."""
+def _jitter(rate_hz: int) -> int:
+    return max(round(_JITTER_SECONDS * rate_hz), 1)
+
+
+def _fill(file: MediaFile, windows: _Windows, counted: npt.NDArray[np.int64] | None = None) -> None:
+    """Decode the sound that the windows cover; `counted` is the first sample of each packet, where it is known."""
     assert file.audio is not None
     length = windows.samples.shape[1]
     if not file.seekable or file.audio.codec_context.name in _NOT_SEEKABLE:
@@ -128,7 +148,7 @@ def _fill(file: MediaFile, windows: _Windows) -> None:
     while j < len(windows.starts):
         sought = j
         _seek(file, int(windows.starts[j]) / windows.rate_hz - _PREROLL_SECONDS)
-        for position, frame in _positions(file, windows.rate_hz):
+        for position, frame in _positions(file, windows.rate_hz, counted):
             windows.put(position, frame)
             reached = position + frame.samples
             while j < len(windows.starts) and reached >= windows.starts[j] + length:
@@ -153,17 +173,23 @@ def _seek(file: MediaFile, seconds: float) -> None:
     file.container.seek(target, stream=file.audio, backward=True, any_frame=False)
 
 
-def _positions(file: MediaFile, rate_hz: int) -> Iterator[tuple[int, AudioFrame]]:
+def _positions(
+    file: MediaFile, rate_hz: int, counted: npt.NDArray[np.int64] | None = None
+) -> Iterator[tuple[int, AudioFrame]]:
     """Yield decoded frames, each with the number of its first sample, counted from time zero of the file's clock."""
     assert file.audio is not None
     expected: int | None = None
-    jitter = max(round(_JITTER_SECONDS * rate_hz), 1)
+    jitter = _jitter(rate_hz)
     for packet in demux(file.path, file.container, [file.audio]):
         for frame in packet.decode():
             assert isinstance(frame, AudioFrame)
             if frame.sample_rate != rate_hz:
                 raise file.error(f"its sound changes from {rate_hz} to {frame.sample_rate} Hz on its way")
             stamped = _sample_number(frame, rate_hz)
+            if counted is not None and file.sound is not None and frame.pts is not None:
+                place = int(np.searchsorted(file.sound.times, frame.pts))
+                known = place < len(counted) and file.sound.times[place] == frame.pts
+                stamped = int(counted[place]) if known else stamped
             if expected is None or (stamped is not None and abs(stamped - expected) > jitter):
                 expected = stamped or 0
             yield expected, frame

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,9 @@ _DECODING_ORDER = frozenset({"avi"})
 
 #: Formats of sound whose header counts the samples; sound that went through a pipe has none there.
 _COUNTED = frozenset({"flac", "tta", "ape", "wv"})
+
+#: Films whose packets are kept listed, for further stretches of them.
+_FILMS_LISTED = 4
 
 #: How much shorter than its header counts a file may be before it counts as cut off, in seconds.
 _SHORT_SECONDS = 0.1
@@ -111,16 +115,63 @@ def open_media(path: Path) -> Iterator[MediaFile]:
         yield file
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Listing:
+    """Of a file that may be closed: the numbers of the streams that are its film, and their tracks."""
+
+    video: int | None
+    audio: int | None
+    picture: Track | None
+    sound: Track | None
+
+    @classmethod
+    def of(cls, file: MediaFile) -> _Listing:
+        return cls(
+            video=None if file.video is None else file.video.index,
+            audio=None if file.audio is None else file.audio.index,
+            picture=file.picture,
+            sound=file.sound,
+        )
+
+    @contextlib.contextmanager
+    def opened(self, path: Path) -> Iterator[MediaFile]:
+        with open_container(path) as container:
+            streams = {s.index: s for s in (*container.streams.video, *container.streams.audio)}
+            video = None if self.video is None else streams.get(self.video)
+            audio = None if self.audio is None else streams.get(self.audio)
+            assert video is None or isinstance(video, VideoStream)
+            assert audio is None or isinstance(audio, AudioStream)
+            yield MediaFile(
+                path=path, container=container, video=video, audio=audio, picture=self.picture, sound=self.sound
+            )
+
+
 @contextlib.contextmanager
 def reopened(file: MediaFile) -> Iterator[MediaFile]:
     """Open the same file anew, at its beginning, without listing its packets again."""
-    with open_container(file.path) as container:
-        streams = {s.index: s for s in (*container.streams.video, *container.streams.audio)}
-        video = None if file.video is None else streams.get(file.video.index)
-        audio = None if file.audio is None else streams.get(file.audio.index)
-        assert video is None or isinstance(video, VideoStream)
-        assert audio is None or isinstance(audio, AudioStream)
-        yield replace(file, container=container, video=video, audio=audio)
+    with _Listing.of(file).opened(file.path) as fresh:
+        yield fresh
+
+
+@contextlib.contextmanager
+def open_film(path: Path) -> Iterator[MediaFile]:
+    """Open a file as `open_media` does; its packets are listed once for several stretches of it.
+
+    Raises:
+        MissingMediaError, MediaError: as `open_media` does.
+    """
+    if not path.is_file():
+        raise MissingMediaError(f"{path}: no such file")
+    found = path.stat()
+    listing = _listing(path, (found.st_size, found.st_mtime_ns, found.st_ino))
+    with named_errors(path), listing.opened(path) as file:
+        yield file
+
+
+@lru_cache(maxsize=_FILMS_LISTED)
+def _listing(path: Path, _stat: tuple[int, int, int]) -> _Listing:
+    with open_media(path) as file:
+        return _Listing.of(file)
 
 
 def open_container(path: Path) -> InputContainer:

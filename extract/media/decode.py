@@ -8,6 +8,8 @@ centre of each is the instant of both its frame (the one on display then) and it
 segments have that length instead, counted from the beginning. As in a player the last frame stays on display when the
 picture has ended before the sound, or the clip before its segments, and what has no sound is silent.
 
+A stretch of a film is a clip of its own: time counts from its beginning, and nothing outside of it is seen or heard.
+
 T: segments, F: frames, H: height, W: width, S: samples of a window.
 """
 
@@ -27,18 +29,22 @@ import numpy.typing as npt
 from ...errors import MediaError, SettingsError, name_item
 from .audio import read_sound
 from .clip_media import Channels, ClipMedia, Instants, SegmentSettings
-from .container import MediaFile, open_media
+from .container import MediaFile, open_film, open_media
 from .deinterlace import Deinterlace
 from .extent import TAIL_SECONDS, Extent, film_extent, folder_extent, sound_begin
-from .frame_folder import FrameFolder, frame_files, read_frame_files
+from .frame_folder import FrameFolder, MediaSource, frame_files, read_frame_files
 from .geometry import Pixels
 from .instants import folder_instants, frame_instants, window_centres
+from .stretch import Stretch, stretch_of
 from .video import frame_times, read_frames, shown_at
 
 T = TypeVar("T")
 
 FrameFunction = Callable[[Pixels], Any]
 """Makes of a frame (H, W, 3) uint8 RGB what is kept of it."""
+
+#: A frame that comes on less than this before a stretch's end is the one after it, in seconds.
+_AT_END_SECONDS = 2e-6
 
 #: Height and width of the black frames that stand for a picture that is not there.
 _BLACK_SIZE = (224, 224)
@@ -60,6 +66,8 @@ def decode_clip(
     path: str | Path | FrameFolder,
     *,
     num_segments: int,
+    start_seconds: float | None = None,
+    end_seconds: float | None = None,
     num_frames: int | None = None,
     window_seconds: float | None = None,
     sample_rate_hz: int | None = None,
@@ -81,6 +89,8 @@ def decode_clip(
     Args:
         path: the video or sound file, or a folder of extracted frames.
         num_segments: T, equal segments of the clip; each gives a frame and a window of sound at its centre.
+        start_seconds, end_seconds: of the file, only the part between them is the clip; all that is said of a clip is
+            then said of that part. By default the file's beginning and end.
         num_frames: F, frames at the centres of as many equal parts of the clip; None for one a segment.
         window_seconds: length of a window of sound; required with `sound`.
         sample_rate_hz: of the sound; required with `sound`.
@@ -104,7 +114,7 @@ def decode_clip(
 
     Raises:
         MissingMediaError: no such file.
-        MediaError: it cannot be decoded, is cut off, or lacks the picture or sound.
+        MediaError: it cannot be decoded, is cut off, or lacks the picture or sound; or it ends before that part.
         SettingsError: arguments out of range, or sound without window and rate.
 
     Example:
@@ -132,56 +142,73 @@ def decode_clip(
         instants=instants,
         instants_fps=instants_fps,
     )
-    return decode_segments(path if isinstance(path, FrameFolder) else Path(path), settings)
+    film = path if isinstance(path, FrameFolder) else Path(path)
+    return decode_segments(stretch_of(film, start_seconds, end_seconds), settings)
 
 
 def decode_segments(
-    path: Path | FrameFolder, settings: SegmentSettings, each_frame: FrameFunction | None = None
+    source: MediaSource, settings: SegmentSettings, each_frame: FrameFunction | None = None
 ) -> ClipMedia:
-    """Decode one file, or one folder of frames, as `settings` say; as decode_clip.
+    """Decode one file, or one folder of frames, or a part of either, as `settings` say; as decode_clip.
 
     Args:
-        path: the file, or the folder.
+        source: the file, the folder, or the part.
         settings: what is taken of it.
         each_frame: called with each frame as it comes; `prepared` of the result then holds what it returned, and no
             frame is kept. Without it `frames` holds them whole.
     """
-    if isinstance(path, FrameFolder):
-        return _decode_folder(path, settings, each_frame)
-    with open_media(path) as file:
+    stretch, media = (source, source.media) if isinstance(source, Stretch) else (None, source)
+    if isinstance(media, FrameFolder):
+        return _decode_folder(media, stretch, settings, each_frame)
+    with (open_media if stretch is None else open_film)(media) as file:
         _check_streams(file, settings)
         times = frame_times(file) if file.picture is not None else None
-        extent = film_extent(file, times)
+        film = film_extent(file, times)
+        extent = film if stretch is None else stretch.within(film)
         instants = partial(frame_instants, settings, extent.seconds, extent.picture_seconds)
         centres, shown = instants(parts=settings.num_segments), instants(parts=settings.frames_wanted)  # (T,), (F,)
         notes = list(_notes(settings, extent))
-        frames = _frames(file, times, extent.begin + shown, settings, each_frame, notes) if settings.frames else _NONE
+        seen = extent.begin + shown if stretch is None else _before_end(extent.begin + shown, extent.end)
+        frames = _frames(file, times, seen, settings, each_frame, notes) if settings.frames else _NONE
+        heard = (extent.begin, None if stretch is None else extent.end)
         return ClipMedia(
             **frames,
-            waveforms=_waveforms(file, centres, extent.begin, settings) if settings.sound else None,
+            waveforms=_waveforms(file, centres, heard, settings) if settings.sound else None,
             instants_seconds=centres,
             duration_seconds=extent.seconds,
             notes=tuple(notes),
         )
 
 
-def _decode_folder(folder: FrameFolder, settings: SegmentSettings, each_frame: FrameFunction | None) -> ClipMedia:
+def _before_end(instants: npt.NDArray[np.float64], end: float) -> npt.NDArray[np.float64]:
+    """Return the instants, those at or after a stretch's end as of its last frame, which stays on display."""
+    return np.minimum(instants, end - _AT_END_SECONDS)
+
+
+def _decode_folder(
+    folder: FrameFolder, stretch: Stretch | None, settings: SegmentSettings, each_frame: FrameFunction | None
+) -> ClipMedia:
     files = frame_files(folder.path)
-    extent = folder_extent(folder, len(files))
-    instants = partial(folder_instants, settings, extent.seconds, count=len(files), fps=folder.fps)
+    film = folder_extent(folder, len(files))
+    extent = film if stretch is None else stretch.within(film)
+    count = len(files) if stretch is None else max(round(extent.picture_seconds * folder.fps), 1)
+    instants = partial(folder_instants, settings, extent.seconds, count=count, fps=folder.fps)
     centres, shown = instants(parts=settings.num_segments), instants(parts=settings.frames_wanted)  # (T,), (F,)
     waveforms: npt.NDArray[np.float32] | None = None
     if settings.sound and folder.sound is not None:
         with open_media(folder.sound) as file:
             if file.sound is None:
                 raise file.error("no sound in it, though it stands for the sound of a folder of frames")
-            waveforms = _waveforms(file, centres, sound_begin(file), settings)
+            first = sound_begin(file)
+            heard = (first + extent.begin, None if stretch is None else first + extent.end)
+            waveforms = _waveforms(file, centres, heard, settings)
     elif settings.sound:
         if settings.missing_sound == "error":
             advice = 'add one, or set missing_sound = "silence" in [data]'
             raise MediaError(f"{folder.path}: no sound file beside it; {advice}")
         waveforms = _silence(settings)
-    ordinals = shown_at(np.arange(len(files)) / folder.fps, shown)
+    seen = shown if stretch is None else _before_end(extent.begin + shown, extent.end)
+    ordinals = shown_at(np.arange(len(files)) / folder.fps, seen)
     return ClipMedia(
         **_kept(partial(read_frame_files, files, ordinals), each_frame) if settings.frames else _NONE,
         waveforms=waveforms,
@@ -202,7 +229,7 @@ def _notes(settings: SegmentSettings, extent: Extent) -> Iterator[str]:
 
 
 def iter_media(
-    paths: Iterable[str | Path | FrameFolder],
+    paths: Iterable[str | MediaSource],
     settings: SegmentSettings,
     workers: int = 2,
     *,
@@ -214,7 +241,7 @@ def iter_media(
     the rest go on. The results do not depend on the number of workers.
 
     Args:
-        paths: the files, or folders of frames; read as far ahead as decoding goes.
+        paths: the files, folders of frames, or parts of them; read as far ahead as decoding goes.
         settings: what is taken of each.
         workers: threads; 0 decodes in the caller's thread.
         each_frame: called in those threads with the place of a file in `paths` and each of its frames, as the one of
@@ -265,30 +292,37 @@ def done_ahead(
 
 
 def media_outcome(
-    source: str | Path | FrameFolder, settings: SegmentSettings, each_frame: FrameFunction | None
+    source: str | MediaSource, settings: SegmentSettings, each_frame: FrameFunction | None
 ) -> MediaOutcome:
     """Decode one file as `decode_segments` does; a file that cannot be decoded is an outcome with its error."""
     source = Path(source) if isinstance(source, str) else source
-    path = source.path if isinstance(source, FrameFolder) else source
+    path = film_path(source)
     try:
         return MediaOutcome(path=path, media=decode_segments(source, settings, each_frame), error=None)
     except MediaError as error:
         return MediaOutcome(path=path, media=None, error=error)
     except Exception as error:
-        name_item(error, str(path))
+        name_item(error, str(source if isinstance(source, Stretch) else path))
         raise
 
 
-def missing_streams(source: Path | FrameFolder) -> frozenset[str]:
+def film_path(source: MediaSource) -> Path:
+    """Return the file, or the folder of frames, that a clip is decoded from."""
+    media = source.media if isinstance(source, Stretch) else source
+    return media.path if isinstance(media, FrameFolder) else media
+
+
+def missing_streams(source: MediaSource) -> frozenset[str]:
     """Return which of "picture" and "sound" a file does not have; neither of one that cannot be opened.
 
     >>> sorted(missing_streams(FrameFolder(path=Path("frames/0001"), fps=8.0)))
     ['sound']
     """
-    if isinstance(source, FrameFolder):
-        return frozenset({"sound"} if source.sound is None else ())
+    stretch, media = (source, source.media) if isinstance(source, Stretch) else (None, source)
+    if isinstance(media, FrameFolder):
+        return frozenset({"sound"} if media.sound is None else ())
     try:
-        with open_media(source) as file:
+        with (open_media if stretch is None else open_film)(media) as file:
             found = {"picture": file.picture, "sound": file.sound}
     except MediaError:  # decoding it says what is wrong
         return frozenset()
@@ -329,19 +363,35 @@ def _kept(read: Callable[[FrameFunction], list[Any]], each_frame: FrameFunction 
 
 
 def _waveforms(
-    file: MediaFile, centres: npt.NDArray[np.float64], begin: float, settings: SegmentSettings
+    file: MediaFile, centres: npt.NDArray[np.float64], heard: tuple[float, float | None], settings: SegmentSettings
 ) -> npt.NDArray[np.float32]:
-    """Return the sound of a clip that begins at `begin` on the file's own clock, around its segments' centres."""
+    """Return the sound of a clip around its segments' centres.
+
+    Args:
+        file: open.
+        centres: (T,) seconds from the clip's beginning.
+        heard: when the clip begins on the file's own clock, and the end of a stretch, outside of which all is silent.
+        settings: what is taken of it.
+    """
     assert settings.window_seconds is not None
     assert settings.sample_rate_hz is not None
     if file.sound is None:
         return _silence(settings)
-    first = sound_begin(file)
+    first, last = sound_begin(file), file.sound.end_seconds
+    begin, end = heard
+    if end is not None:
+        first, last = max(first, begin), min(last, end)
     around = window_centres(
-        settings, centres, clip_begin=begin, sound_begin=first, sound_seconds=file.sound.end_seconds - first
+        settings, centres, clip_begin=begin, sound_begin=first, sound_seconds=max(last - first, 0.0)
     )
-    window, rate = settings.window_seconds, settings.sample_rate_hz
-    return read_sound(file, around, window_seconds=window, sample_rate_hz=rate, channels=settings.channels)
+    return read_sound(
+        file,
+        around,
+        window_seconds=settings.window_seconds,
+        sample_rate_hz=settings.sample_rate_hz,
+        channels=settings.channels,
+        between=None if end is None else (begin, end),
+    )
 
 
 def _silence(settings: SegmentSettings) -> npt.NDArray[np.float32]:

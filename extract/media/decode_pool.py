@@ -16,14 +16,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection, Pipe, wait
-from pathlib import Path
 from typing import Any
 
 from ...errors import BackendError, MediaError
 from .clip_media import SegmentSettings
-from .decode import MediaOutcome, done_ahead, media_outcome
+from .decode import MediaOutcome, done_ahead, film_path, media_outcome
 from .decode_server import ClipFrames, Request, receive_outcome
-from .frame_folder import FrameFolder
+from .frame_folder import MediaSource
 
 _THREADS = 2  # more are no faster: most of the decoder's time is spent under Python's lock
 _QUEUED = 2  # clips that each process is given at once, so that it never waits for the next
@@ -36,14 +35,14 @@ class DecodeRequest:
     """A clip to be decoded.
 
     Args:
-        source: its file, or folder of frames.
+        source: its file, folder of frames, or part of either.
         settings: what is taken of it.
         key: of its item, which what is done to its frames may depend on.
         views: numbers of the views that are made of its frames; () where no frames are wanted.
         tag: whatever the outcome is to come back with.
     """
 
-    source: Path | FrameFolder
+    source: MediaSource
     settings: SegmentSettings
     key: str = ""
     views: tuple[int, ...] = ()
@@ -224,7 +223,7 @@ class ProcessDecoder(Decoder):
             session.waiting.appendleft(first)
             return
         source = session.taken[first].source
-        path = source.path if isinstance(source, FrameFolder) else source
+        path = film_path(source)
         error = MediaError(
             f"{path}: each of {_ATTEMPTS} processes that decoded it died: the decoder crashed, or memory ran out"
         )

@@ -20,14 +20,13 @@ from contextlib import suppress
 from itertools import pairwise
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from .clip_media import SegmentSettings
 from .decode import FrameFunction, MediaOutcome, media_outcome
-from .frame_folder import FrameFolder
+from .frame_folder import MediaSource
 
 
 class ClipFrames(Protocol):
@@ -41,7 +40,7 @@ class ClipFrames(Protocol):
 _NICENESS = 5  # whoever feeds the device goes first
 
 #: What a worker is given: a number, the file, what is taken of it, and for its frames the item's key and the views.
-Request = tuple[int, Path | FrameFolder, SegmentSettings, str, tuple[int, ...]]
+Request = tuple[int, MediaSource, SegmentSettings, str, tuple[int, ...]]
 
 
 def send_outcome(connection: Connection, number: int, outcome: MediaOutcome | Exception) -> None:

@@ -19,6 +19,7 @@ from ...errors import MediaError, MissingMediaError
 from .container import named_errors, open_container
 from .geometry import Pixels, stream_geometry
 from .shown_as import folder_shown_as, shown_as
+from .stretch import Stretch
 
 T = TypeVar("T")
 
@@ -39,6 +40,10 @@ class FrameFolder:
     path: Path
     fps: float
     sound: Path | None = None
+
+
+MediaSource = Path | FrameFolder | Stretch
+"""What a clip is decoded from: a file, a folder of frames, or a part of either."""
 
 
 def frame_files(folder: Path) -> list[Path]:
@@ -116,12 +121,13 @@ class MediaStat(NamedTuple):
     inode: int
 
 
-def stat_media(source: Path | FrameFolder) -> MediaStat:
-    """Look at all that a clip is read from, without reading it.
+def stat_media(source: MediaSource) -> MediaStat:
+    """Look at all that a clip is read from, without reading it; of a stretch, at its film.
 
     Raises:
         OSError: it cannot be looked at.
     """
+    source = source.media if isinstance(source, Stretch) else source
     if isinstance(source, Path):
         found = source.stat()
         return MediaStat(found.st_size, found.st_mtime_ns, found.st_ino & _SIGNED)

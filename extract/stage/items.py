@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -21,7 +22,8 @@ from ...cache.format.digests import digest_json, digest_text
 from ...errors import MissingMediaError, StoreError
 from ...progress import progress_bar
 from ..datasets.types import Clip, Manifest, MediaPlace
-from ..media.frame_folder import DIGEST_VERSION, FrameFolder, MediaStat, digest_media, stat_media
+from ..media.frame_folder import DIGEST_VERSION, FrameFolder, MediaSource, MediaStat, digest_media, stat_media
+from ..media.stretch import Stretch
 from .run_records import FailedClip, FailedClipRecord
 from .settings import ExtractSettings
 
@@ -34,7 +36,8 @@ _CLIPS_AT_ONCE = 64  # so that an interrupt does not wait for all files
 def source_of(manifest: Manifest, clip: Clip) -> str | None:
     """Return the clip's file relative to the manifest's root, with forward slashes; None where the file is missing.
 
-    A folder of frames is named with its rate and its sound: "frames/0001 (8 fps) + audio/0001.wav".
+    A folder of frames is named with its rate and its sound: "frames/0001 (8 fps) + audio/0001.wav"; a stretch with its
+    ends: "films/a.mp4#t=60,70".
     """
     return next(_sources(os.path.realpath(manifest.root), [clip]))
 
@@ -60,7 +63,7 @@ def _sources(root: str, clips: list[Clip]) -> Iterator[str | None]:
         if clip.frames_fps is not None:
             source += f" ({clip.frames_fps:g} fps)"
             source += f" + {relative(clip.sound)}" if clip.sound is not None else ""
-        yield source
+        yield source + clip.fragment
 
 
 class ClipDigests:
@@ -85,6 +88,7 @@ class ClipDigests:
         clips = list(manifest.clips.values())
         self.sources = dict(zip(manifest.clips, _sources(self.place.root, clips), strict=True))
         self._found: dict[str, ClipFile | None] = {}
+        self._films: dict[Path | FrameFolder, str] = {}  # digests of the films of which stretches were asked for
 
     @cached_property
     def _tables(self) -> tuple[DatasetFiles, ...]:
@@ -148,6 +152,7 @@ class ClipDigests:
         _ = self._by_file, self._here, self._named  # once, before threads ask for them
         with ThreadPoolExecutor(min(available_cores(), _READERS), "talik-digest") as pool:
             while some := list(islice(waiting, _CLIPS_AT_ONCE)):
+                list(pool.map(self._digest_film, self._unknown_films(some)))
                 yield from zip(some, pool.map(found, some), strict=True)
 
     def remembered(self, clip_id: str) -> ClipFile | None:
@@ -164,14 +169,37 @@ class ClipDigests:
             self._found[clip_id] = replace(known, source=source)
         return self.find(clip_id)
 
-    def _of_file(self, media: Path | FrameFolder, source: str) -> ClipFile:
+    def _unknown_films(self, clips: Iterable[Clip]) -> list[Path | FrameFolder]:
+        """Return the films of which stretches are among the clips, and that are to be digested: each once."""
+        films: dict[Path | FrameFolder, None] = {}
+        for clip in () if self._unread else clips:
+            media, source = clip.media, self.sources[clip.id]
+            if isinstance(media, Stretch) and source is not None and media.media not in self._films:
+                with suppress(OSError):  # asking for the clip says so
+                    if self._known(source, stat_media(media)) is None:
+                        films[media.media] = None
+        return list(films)
+
+    def _digest_film(self, film: Path | FrameFolder) -> None:
+        with suppress(OSError):
+            self._films[film] = digest_media(film)
+
+    def _content(self, media: MediaSource, source: str, stat: MediaStat) -> str:
+        """Return the digest of a file, or of a stretch, whose film is digested once for all stretches of it."""
+        if self._unread:
+            return digest_json([source, *stat])
+        if not isinstance(media, Stretch):
+            return digest_media(media)
+        if media.media not in self._films:
+            whole = self._known(source.removesuffix(media.fragment), stat)
+            self._films[media.media] = digest_media(media.media) if whole is None else whole.key
+        return media.key(self._films[media.media])
+
+    def _of_file(self, media: MediaSource, source: str) -> ClipFile:
         stat = stat_media(media)
         known = self._known(source, stat)
-        key = self._digest(media, source, stat) if known is None else known.key
+        key = self._content(media, source, stat) if known is None else known.key
         return ClipFile(source=source, key=key, size_bytes=stat.size_bytes, mtime_ns=stat.mtime_ns, inode=stat.inode)
-
-    def _digest(self, media: Path | FrameFolder, source: str, stat: MediaStat) -> str:
-        return digest_json([source, *stat]) if self._unread else digest_media(media)
 
     def _known(self, source: str, stat: MediaStat) -> ClipFile | None:
         """Return what a table has of the very file; None where there is nothing."""
@@ -236,7 +264,7 @@ class ClipItems:
     """
 
     items: dict[str, Item] = field(default_factory=dict)
-    media: dict[str, Path | FrameFolder] = field(default_factory=dict)
+    media: dict[str, MediaSource] = field(default_factory=dict)
     unreadable: list[FailedClip] = field(default_factory=list)
     files: DatasetFiles | None = None
 

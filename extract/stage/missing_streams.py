@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 
 from ...cache.feature_store import BoundarySpec, FeatureStore
 from ...cache.format.digests import digest_json
 from ..media.decode import missing_streams
-from ..media.frame_folder import FrameFolder
+from ..media.frame_folder import MediaSource
 from .sampling import Sampling
 
 _STREAMS = {"audio": "sound", "visual": "picture"}
@@ -68,7 +67,7 @@ def item_keys(
     store: FeatureStore,
     specs: Sequence[BoundarySpec],
     sampling: Sampling,
-    media: Mapping[str, Path | FrameFolder],
+    media: Mapping[str, MediaSource],
     keys: Collection[str],
 ) -> dict[str, str]:
     """Return the key of the item of each film that lacks the stream of a modality, by the film's digest.
@@ -94,7 +93,7 @@ def item_keys(
     return {key: item for key, item in replaced.items() if key in lacking}
 
 
-def _lacking(stream: str, media: Mapping[str, Path | FrameFolder]) -> Iterable[str]:
+def _lacking(stream: str, media: Mapping[str, MediaSource]) -> Iterable[str]:
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="talik-streams") as pool:
         found = pool.map(missing_streams, media.values())
         return [key for key, missing in zip(media, found, strict=True) if stream in missing]

@@ -19,7 +19,7 @@ from ..datasets.types import Manifest
 from ..encoders.encoder import Encoder
 from ..encoders.imported_features import open_features_encoder
 from ..media.decode import iter_media
-from ..media.frame_folder import FrameFolder
+from ..media.frame_folder import MediaSource
 from .in_hand import in_hand
 from .items import FILE_MISSING, ClipDigests, clip_items, text_items, trainable
 from .missing_streams import held_keys, is_older, item_keys
@@ -70,7 +70,7 @@ class StateRequest:
     base: Path
     boundaries: tuple[BoundaryRequest, ...]
     sampling: Sampling | None = None
-    media: Mapping[str, Path | FrameFolder] = field(default_factory=dict)
+    media: Mapping[str, MediaSource] = field(default_factory=dict)
     contents: Mapping[str, str] = field(default_factory=dict)
     missing: tuple[FailedClip, ...] = ()
     unreadable: tuple[FailedClip, ...] = ()

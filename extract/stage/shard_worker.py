@@ -24,12 +24,12 @@ from ...cache.write.shard_writer import ShardWriter
 from ...user_code import import_user_code
 from ..encoders.encoder import Encoder
 from ..media.augment_settings import view_number
-from ..media.frame_folder import FrameFolder
+from ..media.frame_folder import MediaSource
 from .prefix import open_planned
 from .run_records import FailedClip
 from .settings import EncoderSettings
 
-Media = Mapping[str, Path | FrameFolder]
+Media = Mapping[str, MediaSource]
 """The file, or folder of frames, of each clip by item key; empty for texts."""
 
 ItemState = tuple[NDArray[Any], dict[str, NDArray[Any]]]
@@ -104,7 +104,7 @@ class ShardTask:
     """
 
     items: tuple[Item, ...]
-    media: tuple[Path | FrameFolder, ...]
+    media: tuple[MediaSource, ...]
     targets: tuple[tuple[ShardWriter, Shard], ...]
     contents: Mapping[str, str] = field(default_factory=dict)
 

@@ -66,6 +66,7 @@ def made_runs(
     media: bool = False,
     gates: bool = False,
     searched: bool = False,
+    stretch: tuple[float, float] | None = None,
 ) -> Path:
     """Write an experiment's file, its data set and its finished runs; return the folder of the runs.
 
@@ -77,10 +78,13 @@ def made_runs(
         media: write a film for each clip; without, they are missing.
         gates: give the last variant's first run gates.
         searched: all variants but the first are points of a search.
+        stretch: the seconds between which the test clips' films are looked at; None for all of each.
     """
     rng = np.random.default_rng(0)
-    _write_data(base, clips, media=media)
     questions = _questions(clips)
+    _write_data(base, questions, media=media, stretch=stretch)
+    if stretch is not None:
+        questions = [{**q, "clip_id": f"{q['clip_id']}#t={stretch[0]:g},{stretch[1]:g}"} for q in questions]
     variants = [{"name": name, "adapter": {"kind": "trimodal"}} for name in names]
     (base / "exp.toml").write_text(tomli_w.dumps({"variants": variants}))
     for index, name in enumerate(names):
@@ -117,17 +121,20 @@ def _questions(clips: int) -> list[dict[str, Any]]:
     return found
 
 
-def _write_data(base: Path, clips: int, *, media: bool) -> None:
+def _write_data(
+    base: Path, questions: Sequence[dict[str, Any]], *, media: bool, stretch: tuple[float, float] | None
+) -> None:
+    part = {} if stretch is None else dict(zip(("start", "end"), stretch, strict=True))
     base.mkdir(parents=True, exist_ok=True)
     (base / "media").mkdir()
     if media:
         write_clip(base / "media" / "clip000.mp4")
     lines = []
-    for question in _questions(clips):
+    for question in questions:
         if media and not (base / question["clip_id"]).exists():
             (base / question["clip_id"]).write_bytes((base / "media" / "clip000.mp4").read_bytes())
         shared = {"type": question["type"], "clip": question["clip_id"], "question": question["question"]}
-        lines.append({**shared, "id": question["question_id"], "answer": question["answer"], "split": "test"})
+        lines.append({**shared, **part, "id": question["question_id"], "answer": question["answer"], "split": "test"})
     for i, answer in enumerate(ANSWERS[:-1]):
         shared = {"type": "A-count", "clip": f"media/train{i}.mp4", "question": WORDS["A-count"]}
         lines.append({**shared, "id": f"t{i}", "answer": answer, "split": "train"})
