@@ -18,7 +18,7 @@ demo-full: $(VENV)/installed-demo
 
 test: $(VENV)/installed-test
 	$(MAKE) check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=15 $(TEST_OPTIONS)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=15 $(TEST_OPTIONS)
 
 # PyAV at its lower bound decodes as the newest does: the media tests, and one extraction, with that version.
 OLDEST_AV := $(shell sed -n 's/.*"av>=\([0-9.]*\)".*/\1/p' pyproject.toml)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import hashlib
 import os
 import signal
 import socket
@@ -11,8 +14,13 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from talik.extract.encoders.pretrained_encoder import PretrainedEncoder
+    from talik.extract.stage.settings import EncoderSettings
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] is the in video how many instruments are sounding left right violin piano ? first a"
 
@@ -26,16 +34,29 @@ LONGEST = (
     "test_engine_ray.py",
     "test_engine_local.py",
     "test_docstrings.py",
+    "test_precision.py",
+    "test_stop_signals.py",
     "test_adapt_train.py",
     "test_terminals.py",
     "test_plan.py",
     "test_engine_slurm.py",
+    "test_stacked.py",
     "test_store_contract.py",
     "test_adapt_demo.py",
+    "test_experiment_file.py",
     "test_report_write.py",
+    "test_scan_triton.py",
+    "test_training_options.py",
     "test_sweep_engines.py",
     "test_sweep_kills.py",
+    "test_halving.py",
+    "test_batched_members.py",
     "test_run_data.py",
+    "test_run_list.py",
+    "test_decode_pool.py",
+    "test_site.py",
+    "test_presets.py",
+    "test_extending.py",
 )
 
 
@@ -49,6 +70,54 @@ def pytest_configure(config: pytest.Config) -> None:
     """Have `device="auto"` be the CPU on every machine, but where the tests that need a GPU are asked for."""
     if "not gpu" in config.option.markexpr:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks
+
+
+def pytest_collection_finish() -> None:
+    """Have the garbage collector leave out all that was imported: looking through it takes a second each time."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_flush() -> Iterator[None]:
+    """Leave fsync out: it protects from a power cut, which no test makes, and takes long on most disks.
+
+    Where the calls stand is what tests/cache/test_store_kill.py looks at. Processes that a test starts do flush.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def opened_encoders() -> Iterator[None]:
+    """Let experiments that train or evaluate share the encoders opened before, which takes a third of a short training.
+
+    An encoder is frozen. It is shared where a folder of the same content decides all of it. Extraction, other processes
+    and `talik.load_encoder` open anew.
+    """
+    context = sys.modules.get("talik.adapt.training.experiment_context")
+    prefix = sys.modules.get("talik.extract.stage.prefix")
+    if context is None or prefix is None:  # imported by no test's module
+        yield
+        return
+    real, load, known = context.open_encoder, prefix.load_encoder, dict[Any, "PretrainedEncoder"]()
+
+    def opened(settings: EncoderSettings, *, base: Path = Path(), **options: Any) -> PretrainedEncoder:
+        folder = base / settings.model.removeprefix("hf:").partition("#")[0]
+        in_own_way = prefix.load_encoder is not load  # a test's
+        if in_own_way or settings.weights or settings.trust_remote_code or not folder.is_dir():
+            return real(settings, base=base, **options)
+        files = [(path.name, path.read_bytes()) for path in sorted(folder.rglob("*")) if path.is_file()]
+        key = settings, *sorted(options.items()), *((name, hashlib.sha256(held).digest()) for name, held in files)
+        found = known.get(key) or real(settings, base=base, **options)
+        if found.read_from is not None:  # nothing but these files decides
+            known[key] = found
+        return copy.copy(found)  # with its own preprocessing, which `follow_store` may change
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(context, "open_encoder", opened)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -26,9 +26,9 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture
-def experiment(on_store: Callable[..., Path], tmp_path: Path) -> Callable[[str], Path]:
+def experiment(in_few_steps: Callable[..., Path], tmp_path: Path) -> Callable[[str], Path]:
     """Write the experiment, with its own run folders, on the store that is there."""
-    return lambda name: on_store(tmp_path / name / "exp.toml")
+    return lambda name: in_few_steps(tmp_path / name / "exp.toml")
 
 
 @pytest.fixture

@@ -109,17 +109,6 @@ SPECS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="session", autouse=True)
-def no_flush() -> Iterator[None]:
-    """Leave fsync out: it protects from a power cut, which no test makes, and takes most of the time.
-
-    Where the calls stand is what test_store_durable.py looks at.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
-
-
 @pytest.fixture
 def make_sample() -> Callable[..., Sample]:
     """Give samples by the name of one of SPECS, with changes."""
