@@ -66,6 +66,6 @@ def extend(
 
     done = extend_run(run, epochs=epochs, device=device, progress=not quiet, places=experiment)
     typer.echo(
-        f"{done.folder}: {done.how}, from the weights of {run}, {epochs} epochs with a schedule of their own, accuracy "
-        f"{100 * done.accuracy:.2f} %"
+        f"{done.folder}: {done.how}, from the weights of {run}, {epochs} epochs with a schedule of their own, "
+        f"{done.scores.headline}"
     )

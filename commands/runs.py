@@ -36,10 +36,17 @@ def evaluate(
     for note in evaluation.notes:
         typer.echo(note, err=True)
     scores = evaluation.scores
-    rows = [*scores.by_type.items(), *scores.by_subset.items(), ("Avg", scores.overall)]
+    whole = "Avg" if scores.metric.name == "accuracy" else scores.metric.label
+    rows = [*scores.by_type.items(), *scores.by_subset.items(), (whole, scores.overall)]
     f1 = [f"{'macro F1':10s} {100 * evaluation.macro_f1:6.2f} %  (mean over the answers)"]
+    if evaluation.micro_f1 is not None:
+        f1.append(f"{'micro F1':10s} {100 * evaluation.micro_f1:6.2f} %  (of all decisions)")
     lines = [f"{name:10s} {100 * tally.accuracy:6.2f} %  ({tally})" for name, tally in rows]
-    show([*lines[:-1], *f1, lines[-1]], {**vars(evaluation), "accuracy": scores.overall.accuracy}, as_json=as_json)
+    show(
+        [*lines[:-1], *f1, lines[-1]],
+        {**vars(evaluation), scores.metric.name: scores.overall.accuracy},
+        as_json=as_json,
+    )
 
 
 @app.command(cls=Command)
@@ -129,7 +136,7 @@ def report(
         str | None,
         typer.Option(
             help="Columns of the accuracy table, separated by commas: question types and their groups, Avg, val, "
-            "params, flops, trained-flops, hours, seeds, macro-f1, or settings such as train.lr; in double "
+            "params, flops, trained-flops, hours, seeds, macro-f1, micro-f1, or settings such as train.lr; in double "
             "quotes where a comma belongs to the name."
         ),
     ] = None,

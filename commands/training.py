@@ -89,8 +89,11 @@ def adapt(
     for note in result.notes:
         typer.echo(f"{result.folder}: {note}", err=True)
     done = "was done before" if result.skipped else f"done in {result.seconds:.0f} s"
-    accuracy = f"accuracy {100 * result.accuracy:.2f} %"
-    show([f"{result.folder}: {done}, {accuracy}, {result.trainable_params:,} trained"], result, as_json=as_json)
+    show(
+        [f"{result.folder}: {done}, {result.scores.headline}, {result.trainable_params:,} trained"],
+        result,
+        as_json=as_json,
+    )
 
 
 @app.command(cls=Command)
@@ -146,7 +149,7 @@ def sweep(
         engine=workers,
         retrain=retrain,
     )
-    lines = [f"{done.folder}: {done.how}, accuracy {100 * done.accuracy:.2f} %" for done in result.runs]
+    lines = [f"{done.folder}: {done.how}, {done.scores.headline}" for done in result.runs]
     lines += [f"{folder}: {stopped.line}" for folder, stopped in result.stopped]
     show(lines, result, as_json=as_json)
     for note, count in Counter(note for done in result.runs for note in done.notes).items():

@@ -40,7 +40,7 @@ class TrainSettings:
         clip_norm: largest gradient norm; 0 for no clipping.
         label_smoothing: of the cross-entropy, 0 to 1.
         loss: a registered loss in place of the cross-entropy: its `kind` and that kind's own settings.
-        patience: epochs without a better validation accuracy before training stops; 0 never stops early.
+        patience: epochs without a better validation before training stops; 0 never stops early.
         precision: "bfloat16" holds the frozen units' weights and the states between them in bfloat16 and runs adapters
             under autocast, what is trained staying float32; "float32" narrows nothing; "auto" takes bfloat16 on a GPU
             that has it and float32 elsewhere. (Earlier files say `amp`: "auto", "bf16", "off".)

@@ -13,7 +13,7 @@ from ...extract.executors.threads import torch_threads
 from ...extract.trunk.exact_float32 import exact_float32
 from ..config.experiment import Experiment, VariantSettings
 from ..data.batch import stored_questions
-from ..scoring.metrics import Scores, macro_f1, score
+from ..scoring.metrics import Scores, macro_f1, read_scores
 from ..scoring.predictions import answer, prediction_records, score_records
 from ..training.adapter_files import load_adapter
 from ..training.experiment_context import ExperimentContext
@@ -35,7 +35,8 @@ class Evaluation:
         split: which questions.
         scores: correct and total by question type, by group and in all.
         seconds: wall time.
-        macro_f1: mean over the true answers of the F1 of each, 0 to 1.
+        macro_f1: mean over the true answers (of multi-label answers, over the labels) of the F1 of each, 0 to 1.
+        micro_f1: of multi-label answers, F1 of all decisions together, 0 to 1; None of others.
         notes: how the questions and clips differ from those that the run knew; one line each.
     """
 
@@ -45,6 +46,7 @@ class Evaluation:
     seconds: float
     macro_f1: float
     notes: tuple[str, ...] = ()
+    micro_f1: float | None = None
 
     @property
     def variant(self) -> str:
@@ -61,8 +63,9 @@ class Evaluation:
         return self.scores.to_pandas()
 
     def __repr__(self) -> str:
-        accuracy = f"{100 * self.scores.overall.accuracy:.2f} % of {self.scores.overall.total} {self.split} questions"
-        return f"Evaluation({self.run.parent.name}/{self.run.name}: {accuracy})"
+        metric = "" if self.scores.metric.name == "accuracy" else f"{self.scores.metric.label} "
+        value = f"{100 * self.scores.overall.accuracy:.2f} % of {self.scores.overall.total} {self.split} questions"
+        return f"Evaluation({self.run.parent.name}/{self.run.name}: {metric}{value})"
 
     def _repr_html_(self) -> str:
         return f"<p>{escape(repr(self))}</p>{self.scores._repr_html_()}"
@@ -144,18 +147,25 @@ def _evaluate(
             questions,
             answers=answers,
             batch_size=settings.eval_batch_size,
-            scoring=own.task.scoring,
+            task=own.task,
         )
     records = prediction_records(predictions)
     seconds = time.perf_counter() - started
+    scored = score_records(records, kind=own.task.kind, classes=answers)
     if save:
         folder.write_lines(f"predictions-{split}.jsonl", records)
-        scored = score_records(records, kind=own.task.kind)
         folder.write_json(f"result-{split}.json", {"split": split, **scored, "seconds": seconds})
-    subsets = [r.get("subset", "") for r in records]
-    values = [r.get("score", r["correct"]) for r in records]
-    scores = score([r["type"] for r in records], values, subsets=subsets)
-    # of several right answers the one that was given
-    true = [r["prediction"] if r["correct"] else r["answer"] for r in records]
-    f1 = macro_f1(true, [r["prediction"] for r in records])
-    return Evaluation(run=folder.path, split=split, scores=scores, seconds=seconds, macro_f1=f1, notes=notes)
+    f1 = scored.get("macro_f1")
+    if f1 is None:
+        # of several right answers the one that was given
+        true = [r["prediction"] if r["correct"] else r["answer"] for r in records]
+        f1 = macro_f1(true, [r["prediction"] for r in records])
+    return Evaluation(
+        run=folder.path,
+        split=split,
+        scores=read_scores(scored),
+        seconds=seconds,
+        macro_f1=f1,
+        micro_f1=scored.get("micro_f1"),
+        notes=notes,
+    )

@@ -121,8 +121,8 @@ def _card(
     yield ""
     scores = read_scores(result)
     tallies = [*scores.by_type.items(), *scores.by_subset.items(), ("all", scores.overall)]
-    rows = [[name, f"{100 * tally.accuracy:.2f} %", *str(tally).split(" of ")] for name, tally in tallies]
-    yield from _table(["type", "accuracy", "correct", "of"], rows)
+    rows = [[name, f"{100 * tally.accuracy:.2f} %", str(tally)] for name, tally in tallies]
+    yield from _table(["type", scores.metric.label, "correct" if scores.metric.name == "accuracy" else "of"], rows)
     yield ""
     yield f"Seed {config['seed']}; {result['trainable_params']:,} trained parameters."
     yield ""

@@ -33,7 +33,8 @@ class Predicted:
     """What a run says about a video.
 
     Args:
-        answers: the most probable ones, best first; for a task by segments, their mean over segments.
+        answers: the most probable ones, best first; for a task by segments, their mean over segments. Of multi-label
+            answers each has a probability of its own, and all that are true of the video may be near 1.
         by_segment: the best answer of each segment; () for a task that has one answer.
         gates: one line an insertion, as gates-<split>.jsonl has them; () where the adapter has no selection.
     """
@@ -121,7 +122,8 @@ def predict(
         logits = model(batch)
         if has_gates:
             gates = tuple(gate_records(model, source, [given], batch_size=1))
-    probabilities = logits[0].float().softmax(-1).cpu()
+    found = logits[0].float()
+    probabilities = (found.sigmoid() if own.task.kind == "multi-label" else found.softmax(-1)).cpu()
     best = tuple(_best(row, answers, 1)[0] for row in probabilities) if probabilities.ndim == 2 else ()
     overall = probabilities.mean(0) if probabilities.ndim == 2 else probabilities
     return Predicted(answers=_best(overall, answers, top), by_segment=best, gates=gates)

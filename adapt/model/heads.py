@@ -15,11 +15,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ...config import Count, ShareBelowOne, settings_class
+from ...config import Count, Share, ShareBelowOne, settings_class
 from ...errors import SettingsError
 from ...extract.datasets.answer_scores import Scoring
 from ..adapters.layers import masked_mean, sinusoids
 from .registry import HEADS, check_part
+
+TaskKind = Literal["answers", "classes", "multi-label", "events"]
 
 
 @settings_class
@@ -28,27 +30,30 @@ class TaskSettings:
 
     Args:
         kind: "answers": one answer of the data set's vocabulary for each question; "classes": one class for each
-            clip, without questions; "events": one class for each segment.
+            clip, without questions; "multi-label": for each clip or question all labels that are true of it, or none;
+            "events": one class for each segment.
         d_head: width d of the head.
         num_heads: of the attention over segments.
         dropout: in the classifier, 0 to 1.
         scoring: of questions with several right answers: "any", each of them scores 1; "vqa", one that n people gave
             scores min(n / 3, 1).
+        threshold: of "multi-label", the probability from which on a label is given; F1 depends on it, mAP does not.
         head: a registered head in place of talik's own: its `kind` and that kind's own settings.
     """
 
-    kind: Literal["answers", "classes", "events"] = "answers"
+    kind: TaskKind = "answers"
     d_head: Count = 256
     num_heads: Count = 4
     dropout: ShareBelowOne = 0.1
     scoring: Scoring = "any"
+    threshold: Share = 0.5
     head: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.d_head % self.num_heads:
             raise SettingsError(f"d_head: found {self.d_head}, expected a multiple of num_heads = {self.num_heads}")
-        if self.scoring != "any" and self.kind == "events":
-            raise SettingsError(f"scoring: {self.scoring!r} is of questions, not of events; remove it")
+        if self.scoring != "any" and self.kind in ("events", "multi-label"):
+            raise SettingsError(f"scoring: {self.scoring!r} is not of kind {self.kind!r}; remove it")
         if self.head is not None:
             check_part(HEADS, self.head, where="head")
 

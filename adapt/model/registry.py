@@ -65,7 +65,8 @@ def register_loss(name: str, settings: type, module: type[nn.Module]) -> None:
         name: what `kind` says.
         settings: a frozen dataclass; the table's other keys are its fields.
         module: `module(settings)`; called with logits (B, C) or (B, T, C) over all classes and the true classes (B,) or
-            (B, T) int64; returns a scalar. It has no parameters of its own that are trained.
+            (B, T) int64, for "multi-label" (B, C) of 0 and 1 in the logits' type; returns a scalar. It has no
+            parameters of its own that are trained.
 
     Example:
         >>> from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Targets of the head's logits: a class for each question or each segment, among all classes or given choices.
+"""Targets of the head's logits: a class for each question or each segment, among all classes or given choices; labels.
 
 Letters: B questions, T segments, C classes.
 """
@@ -15,8 +15,10 @@ from ...errors import ManifestError, SettingsError
 from ...extract.datasets.answer_scores import Scoring, answer_scores
 from ...extract.datasets.types import Manifest, Question
 from ...extract.executors.device import sent
-from .heads import AnswerHead, EventHead, TaskSettings
+from .heads import AnswerHead, EventHead, TaskKind, TaskSettings
 from .registry import HEADS, make_part
+
+_ANSWERS = TaskSettings()
 
 
 def make_head(dims: Mapping[str, int], num_classes: int, settings: TaskSettings) -> nn.Module:
@@ -42,8 +44,10 @@ def check_task(manifest: Manifest, settings: TaskSettings, modalities: Sequence[
         SettingsError: a text encoder, and records without a question.
     """
     questions = manifest.questions
+    if settings.kind == "multi-label":
+        _check_labels(manifest)
     wanted = "labels" if settings.kind == "events" else "answer"
-    lacking = [q.id for q in questions if not getattr(q, wanted)]
+    lacking = [q.id for q in questions if not getattr(q, wanted) and settings.kind != "multi-label"]
     if lacking:
         raise ManifestError(
             f"{manifest.name}: {len(lacking)} of {len(questions)} records have no {wanted} (the first has the id "
@@ -57,8 +61,25 @@ def check_task(manifest: Manifest, settings: TaskSettings, modalities: Sequence[
         )
 
 
-def labels_of(questions: Sequence[Question], classes: Mapping[str, int], logits: Tensor) -> Tensor:
-    """Return the true classes: (B,) for logits (B, C), (B, T) for logits (B, T, C)."""
+def _check_labels(manifest: Manifest) -> None:
+    if not any(q.right for q in manifest.questions):
+        raise ManifestError(f"{manifest.name}: no record has answers, a list of which task.kind = 'multi-label' needs")
+    if any(q.choices for q in manifest.questions):
+        raise SettingsError(f"task.kind: 'multi-label' has no choices, but {manifest.name} has; choose \"answers\"")
+
+
+def labels_of(
+    questions: Sequence[Question], classes: Mapping[str, int], logits: Tensor, *, kind: TaskKind = "answers"
+) -> Tensor:
+    """Return the true classes: (B,) for logits (B, C), (B, T) for logits (B, T, C).
+
+    Of multi-label answers it is (B, C), 1 at what is true and else 0, in the data type of the logits.
+
+    Raises:
+        SettingsError: a head whose logits are by segment, for multi-label answers.
+    """
+    if kind == "multi-label":
+        return _multi_hot(logits, questions, classes)
     if logits.ndim == 3:
         return sent(torch.tensor([[classes[label] for label in q.labels] for q in questions]), logits.device)
     return sent(torch.tensor([classes[q.answer] for q in questions]), logits.device)
@@ -88,27 +109,42 @@ def loss_of(
     classes: Mapping[str, int],
     *,
     label_smoothing: float,
-    scoring: Scoring = "any",
+    task: TaskSettings = _ANSWERS,
 ) -> Tensor:
     """Return the mean cross-entropy over questions or segments; over a question's own choices where it has any.
 
-    Of a question with several right answers the target is `target_shares`.
+    Of a question with several right answers the target is `target_shares`. Of multi-label answers it is the mean binary
+    cross-entropy over questions and classes, where label smoothing draws the targets towards 0.5.
     """
-    labels = labels_of(questions, classes, logits)
+    labels = labels_of(questions, classes, logits, kind=task.kind)
+    if task.kind == "multi-label":
+        smoothed = labels if label_smoothing == 0 else labels * (1 - label_smoothing) + label_smoothing / 2
+        return F.binary_cross_entropy_with_logits(logits, smoothed)
     if logits.ndim == 3:
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=label_smoothing)
     several = any(len(q.right) > 1 for q in questions)
     if not any(q.choices for q in questions):
-        target = _shares(logits, questions, classes, scoring) if several else labels
+        target = _shares(logits, questions, classes, task.scoring) if several else labels
         return F.cross_entropy(logits, target, label_smoothing=label_smoothing)
     allowed = _allowed(logits, questions, classes)
     log_probs = logits.masked_fill(~allowed, float("-inf")).log_softmax(-1).masked_fill(~allowed, 0.0)
     if several:
-        true = -(log_probs * _shares(logits, questions, classes, scoring)).sum(-1)
+        true = -(log_probs * _shares(logits, questions, classes, task.scoring)).sum(-1)
     else:
         true = -log_probs.gather(1, labels[:, None])[:, 0]
     even = -log_probs.sum(-1) / allowed.sum(-1)
     return ((1 - label_smoothing) * true + label_smoothing * even).mean()
+
+
+def _multi_hot(logits: Tensor, questions: Sequence[Question], classes: Mapping[str, int]) -> Tensor:
+    if logits.ndim != 2:
+        raise SettingsError(
+            f"task.head: gives logits of shape {tuple(logits.shape)}, expected (questions, classes) for 'multi-label'"
+        )
+    found = torch.zeros(logits.shape, dtype=logits.dtype)
+    for row, question in zip(found, questions, strict=True):
+        row[[classes[answer] for answer in question.right]] = 1
+    return sent(found, logits.device)
 
 
 def _shares(logits: Tensor, questions: Sequence[Question], classes: Mapping[str, int], scoring: Scoring) -> Tensor:

@@ -6,12 +6,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from ...errors import RunError, SettingsError, unknown_name
-from ..scoring.metrics import GROUPS, macro_f1, order_types
+from ..scoring.metrics import ACCURACY, GROUPS, MEAN_AP, VQA_ACCURACY, Metric, macro_f1, order_types
+from ..scoring.multi_label import macro_f1_of_labels, micro_f1
+from .outcomes import Answered, answered, blind_answered
 from .runs import Prediction, Run
-from .statistics import MeanInterval, Outcomes, Spread, compare, holm, mean_interval
+from .statistics import MeanInterval, Spread, compare, holm, mean_interval
 from .table import BLIND, BLIND_LABEL, Comparison, Row, Table
 
 
@@ -20,6 +20,7 @@ def build_table(
     *,
     labels: Mapping[str, str] | None = None,
     blind: Mapping[str, str] | None = None,
+    blind_labels: Mapping[str, Mapping[str, float]] | None = None,
     comparisons: Iterable[tuple[str, str]] | None = None,
     baseline: str | None = None,
     spread: Spread = "interval",
@@ -32,6 +33,7 @@ def build_table(
         variants: the runs of each variant, in the order of the rows; all on the same questions.
         labels: printed names by variant name ("blind" for the baseline); the name itself where absent.
         blind: the baseline's answer to every test question, by question id.
+        blind_labels: of multi-label answers, how probable the baseline holds each label, by question id.
         comparisons: pairs of variant names, or "blind"; by default each variant against the blind baseline, and each
             other against `baseline`.
         baseline: a variant, or "blind"; the first variant where neither it nor comparisons are given. Comparisons with
@@ -53,10 +55,10 @@ def build_table(
     types = [p.type for p in questions]
     labels = {BLIND: BLIND_LABEL, **(labels or {})}
     _check_names("labels", labels, [*variants, BLIND])
-    outcomes = {} if blind is None else {BLIND: _blind_outcomes(questions, blind)}
+    classes = () if first.data is None else first.data.answers
+    outcomes = {} if blind is None else {BLIND: blind_answered(questions, blind, blind_labels, classes=classes)}
     for name, runs in variants.items():
-        values = [{p.question_id: p.value for p in run.predictions} for run in runs]
-        outcomes[name] = _outcomes(questions, values)
+        outcomes[name] = answered(questions, runs)
     rows = [_row(name, labels.get(name, name), o, types, variants.get(name, ())) for name, o in outcomes.items()]
     _check_names("baseline", [] if baseline is None else [baseline], outcomes)
     if comparisons is None:
@@ -84,7 +86,14 @@ def build_table(
         spread=spread,
         columns=tuple(columns),
         resamples=resamples,
+        metric=_metric(questions),
     )
+
+
+def _metric(questions: Sequence[Prediction]) -> Metric:
+    if questions[0].labels is not None:
+        return MEAN_AP
+    return ACCURACY if questions[0].score is None else VQA_ACCURACY
 
 
 def _check_names(place: str, names: Iterable[str], known: Collection[str]) -> None:
@@ -93,14 +102,15 @@ def _check_names(place: str, names: Iterable[str], known: Collection[str]) -> No
             raise SettingsError(unknown_name(f"variant in {place}", name, known))
 
 
-def _row(name: str, label: str, outcomes: Outcomes, types: Sequence[str], runs: Sequence[Run]) -> Row:
+def _row(name: str, label: str, answers: Answered, types: Sequence[str], runs: Sequence[Run]) -> Row:
     def accuracy(members: Collection[str]) -> MeanInterval:
-        return mean_interval((100 * outcomes.values[:, [t in members for t in types]].mean(axis=1)).tolist())
+        values = answers.outcomes([t in members for t in types]).values
+        return mean_interval((100 * values.mean(axis=1)).tolist())
 
     row = Row(
         name=name,
         label=label,
-        num_seeds=outcomes.num_seeds,
+        num_seeds=max(1, len(runs)),
         by_type={kind: accuracy([kind]) for kind in order_types(types)},
         by_group={group: accuracy(members) for group, members in GROUPS.items() if not {*types}.isdisjoint(members)},
         overall=accuracy(types),
@@ -110,6 +120,8 @@ def _row(name: str, label: str, outcomes: Outcomes, types: Sequence[str], runs: 
     params, devices = {run.trainable_params for run in runs}, {run.device for run in runs}
     if len(params) > 1:
         raise RunError(f"variant {name!r}: seeds differ in trainable parameters, {sorted(params)}; one must be stale")
+    macro = [macro_f1_of_labels(one) for one in answers.labels] or [_macro_f1(run.predictions) for run in runs]
+    micro = [micro_f1(one) for one in answers.labels]
     return replace(
         row,
         trainable_params=params.pop(),
@@ -118,7 +130,8 @@ def _row(name: str, label: str, outcomes: Outcomes, types: Sequence[str], runs: 
         flops_trained=_mean_count([run.flops_trained for run in runs]),
         device=devices.pop() if len(devices) == 1 else None,
         validation=_mean([None if run.split == "val" else run.validation for run in runs]),
-        macro_f1=_mean([_macro_f1(run.predictions) for run in runs]),
+        macro_f1=_mean(macro),
+        micro_f1=_mean(micro) if micro else None,
         settings=dict(_flat(runs[0].config)),
     )
 
@@ -147,36 +160,18 @@ def _mean_count(counts: Sequence[int | None]) -> int | None:
     return round(sum(known) / len(known)) if len(known) == len(counts) else None
 
 
-def _outcomes(
-    questions: Sequence[Prediction], runs: Sequence[Mapping[str, float]], *, trained: bool = True
-) -> Outcomes:
-    """Order what the answers of each run score, by question id, as the questions."""
-    return Outcomes(
-        question_ids=tuple(p.question_id for p in questions),
-        clip_ids=tuple(p.clip_id for p in questions),
-        values=np.array([[run[p.question_id] for p in questions] for run in runs], dtype=np.float64),
-        trained=trained,
-    )
-
-
-def _blind_outcomes(questions: Sequence[Prediction], blind: Mapping[str, str]) -> Outcomes:
-    missing = [p.question_id for p in questions if p.question_id not in blind]
-    if missing:
-        raise RunError(f"the blind baseline has no answer to {len(missing)} test questions, {missing[0]!r} for one")
-    return _outcomes(questions, [{p.question_id: p.value_of(blind[p.question_id]) for p in questions}], trained=False)
-
-
 def _compare(
     keys: Sequence[tuple[str, str, str | None]],
-    outcomes: Mapping[str, Outcomes],
+    outcomes: Mapping[str, Answered],
     labels: Mapping[str, str],
     types: Sequence[str],
     resamples: int,
 ) -> list[Comparison]:
     """Compare the two sides of each key on the questions of its type, or of all, and correct over all keys."""
     masks = {kind: [kind in (name, None) for name in types] for *_, kind in keys}
-    sides = [(outcomes[a].only(masks[kind]), outcomes[b].only(masks[kind])) for a, b, kind in keys]
-    differences = [compare(a, b, resamples=resamples) for a, b in sides]
+    names = dict.fromkeys((name, kind) for a, b, kind in keys for name in (a, b))
+    sides = {(name, kind): outcomes[name].outcomes(masks[kind]) for name, kind in names}
+    differences = [compare(sides[a, kind], sides[b, kind], resamples=resamples) for a, b, kind in keys]
     corrected = holm([difference.p_value for difference in differences])
     return [
         Comparison(a=a, b=b, a_label=labels[a], b_label=labels[b], difference=difference, p_corrected=p)

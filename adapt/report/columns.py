@@ -106,6 +106,13 @@ def _numbers(table: Table) -> dict[str, Column]:
             long="macro F1",
             cell=lambda row: percent(row.macro_f1),
         ),
+        Column(
+            name="micro-f1",
+            short="micro F1",
+            latex="Micro F1",
+            long="micro F1",
+            cell=lambda row: percent(row.micro_f1),
+        ),
     )
     return {column.name: column for column in found}
 

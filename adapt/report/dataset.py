@@ -20,12 +20,18 @@ from PIL import Image
 
 from ...config import from_mapping
 from ...errors import MediaError, SettingsError, TalikError
-from ...extract.datasets.describe import blind_baseline, most_frequent_label, shared_clips
+from ...extract.datasets.describe import (
+    blind_baseline,
+    blind_label_shares,
+    most_frequent_label,
+    shared_clips,
+)
 from ...extract.datasets.load import load_manifest
 from ...extract.datasets.settings import DataSettings
 from ...extract.datasets.types import Clip, Manifest
 from ...extract.media.clip_media import SegmentSettings
 from ...extract.media.decode import decode_segments
+from ..scoring.multi_label import label_text
 from .runs import Prediction, Run
 
 _TYPES = {".mp4": "video/mp4", ".webm": "video/webm", ".png": "image/png", ".webp": "image/webp"}
@@ -58,6 +64,7 @@ class DataSet:
         manifest: None where it cannot be read.
         settings: of the manifest; None without it.
         blind: the blind baseline's answer to each reported question by id; None without a manifest that has them.
+        blind_labels: of multi-label answers, how probable the baseline holds each label, by question id.
         notes: on leaks between splits, unseen answers, or why the baseline is missing; one sentence each.
         unseen: true answers of reported questions that no training question has.
     """
@@ -65,6 +72,7 @@ class DataSet:
     manifest: Manifest | None = None
     settings: DataSettings | None = None
     blind: Mapping[str, str] | None = None
+    blind_labels: Mapping[str, Mapping[str, float]] | None = None
     notes: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
 
@@ -73,12 +81,17 @@ def find_data_set(run: Run) -> DataSet:
     """Read the data set that a run's config.toml names; media files are not needed."""
     table, task = run.config.get("data"), run.config.get("task")
     by_segment = isinstance(task, Mapping) and task.get("kind") == "events"
+    by_label = isinstance(task, Mapping) and task.get("kind") == "multi-label"
     if not isinstance(table, Mapping):
         return _without("config.toml names none")
     try:
         settings = replace(from_mapping(DataSettings, table, where="data"), allow_missing=True)
         manifest = load_manifest(settings, base=run.base)
-        blind = _blind_answers(manifest, run.predictions, run.split, by_segment=by_segment)
+        shares = _blind_shares(manifest, run.predictions, run.split) if by_label else None
+        if by_label:
+            blind = None if shares is None else _texts(shares, task)
+        else:
+            blind = _blind_answers(manifest, run.predictions, run.split, by_segment=by_segment)
     except (TalikError, OSError) as error:
         return _without(" ".join(str(error).split()).replace(f"{run.base}/", ""))
     if blind is None:
@@ -92,6 +105,7 @@ def find_data_set(run: Run) -> DataSet:
         manifest=manifest,
         settings=settings,
         blind=blind,
+        blind_labels=shares,
         notes=(*leaks, *unseen_note(unseen, run.predictions, run.split)),
         unseen=unseen,
     )
@@ -102,7 +116,8 @@ def never_trained(manifest: Manifest, predictions: Sequence[Prediction]) -> tupl
     if "train" not in manifest.splits:
         return ()
     learnt = {word for q in manifest.split("train") for word in (*q.right, *q.labels)}
-    unknown = Counter(p.answer for p in predictions if learnt.isdisjoint(p.right))
+    true = [(p.answer, p.right if p.labels is None else p.labels) for p in predictions]
+    unknown = Counter(answer for answer, words in true if words and learnt.isdisjoint(words))
     return tuple(word for word, _ in unknown.most_common())
 
 
@@ -142,6 +157,24 @@ def _blind_answers(
         p.question_id: guesses.get((p.clip_id, p.question, _segment(p, by_segment), p.answer)) for p in predictions
     }
     return None if None in found.values() else {name: guess for name, guess in found.items() if guess is not None}
+
+
+def _blind_shares(
+    manifest: Manifest, predictions: Sequence[Prediction], split: str
+) -> dict[str, dict[str, float]] | None:
+    """Return how often each label is true in train, of each predicted question; None where they are no longer there."""
+    shares = blind_label_shares(manifest, split)
+    guesses = {(q.clip_id, q.text, label_text(q.right)): shares[q.id] for q in manifest.split(split)}
+    keys = {p.question_id: (p.clip_id, p.question, p.answer) for p in predictions}
+    if not guesses.keys() >= {*keys.values()}:
+        return None
+    return {name: guesses[key] for name, key in keys.items()}
+
+
+def _texts(shares: Mapping[str, Mapping[str, float]], task: object) -> dict[str, str]:
+    """Return the labels whose share reaches the task's threshold, as text, by question id."""
+    threshold = float(task.get("threshold", 0.5)) if isinstance(task, Mapping) else 0.5
+    return {name: label_text(label for label, s in own.items() if s >= threshold) for name, own in shares.items()}
 
 
 def _segment(prediction: Prediction, by_segment: bool) -> int | None:

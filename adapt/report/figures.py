@@ -44,7 +44,9 @@ def make_figures(
         drawn = (
             accuracy_by_type(table) if len(table.rows) <= MOST_NAMED else accuracy_matrix(table),
             intervals(table),
-            learning_curves(table, variants, "val_accuracy", "Validation accuracy", "percent, "),
+            learning_curves(
+                table, variants, f"val_{table.metric.name}", f"Validation {table.metric.label}", "percent, "
+            ),
             learning_curves(table, variants, "train_loss", "Training loss", ""),
             accuracy_over_depth(table, variants),
             accuracy_over_params(table),
@@ -72,13 +74,13 @@ def accuracy_by_type(table: Table) -> ReportFigure:
                 ends = [place - 0.44, place + 0.44]
                 (drawn,) = plot.axes.plot(ends, [cell.mean] * 2, linewidth=1.6, path_effects=HALO, **DASHED)
             plot.hint(drawn, f"{row.label}, {column}: {format_cell(cell, spread=table.spread)} %", row.name)
-    plot.axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(0, 100), ylabel="accuracy (%)")
+    plot.axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(0, 100), ylabel=f"{table.metric.label} (%)")
     turned: dict[str, Any] = {"rotation": 40, "ha": "right"} if sum(map(len, columns)) > 110 else {}
     plot.axes.set_xticks(range(len(columns)), [shorten(c, 24) for c in columns], **turned)
     plot.axes.grid(visible=False, axis="x")
     plot.legend(table.rows)
     detail = table.spread_note().replace("± is", "whiskers:").rstrip(".")
-    return plot.finish("accuracy_by_type", "Accuracy by question type", detail)
+    return plot.finish("accuracy_by_type", f"{table.metric.title} by question type", detail)
 
 
 def accuracy_matrix(table: Table) -> ReportFigure:
@@ -105,7 +107,7 @@ def accuracy_matrix(table: Table) -> ReportFigure:
     plot.axes.grid(visible=False)
     plot.axes.spines[:].set_visible(False)
     detail = "percent, means over seeds; the darker the higher in its column"
-    return plot.finish("accuracy_by_type", "Accuracy by question type", detail)
+    return plot.finish("accuracy_by_type", f"{table.metric.title} by question type", detail)
 
 
 def intervals(table: Table) -> ReportFigure | None:
@@ -136,7 +138,7 @@ def learning_curves(
     for name, runs in variants.items():
         values = pd.DataFrame([{e.epoch: getattr(e, field) for e in run.epochs} for run in runs], dtype=float)
         finite = values.where(np.isfinite(values)).dropna(axis=1, how="all").sort_index(axis=1)
-        curves[name] = finite * (100.0 if field.endswith("accuracy") else 1.0)
+        curves[name] = finite * (100.0 if field.startswith("val_") else 1.0)
     if len({epoch for seeds in curves.values() for epoch in seeds}) < 2:
         return None
     plot = Plot(4.7, 3.1)

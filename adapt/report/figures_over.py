@@ -41,12 +41,12 @@ def accuracy_over_params(table: Table) -> ReportFigure:
     low, high = min(x for x, *_ in dots), max(x for x, *_ in dots)
     span = max(high / low, 3)
     plot.axes.set(xscale="log", xlim=(low * span**-0.12, high * span**0.35))
-    plot.axes.set(xlabel="trainable parameters", ylabel="accuracy (%)")
+    plot.axes.set(xlabel="trainable parameters", ylabel=f"{table.metric.label} (%)")
     plot.axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     plot.axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _short_count(x)))
     plot.axes.minorticks_off()
     plot.name_dots(dots)
-    caption, detail = "Accuracy over trainable parameters", "all questions; logarithmic scale"
+    caption, detail = f"{table.metric.title} over trainable parameters", "all questions; logarithmic scale"
     return plot.finish("accuracy_over_parameters", caption, detail)
 
 
@@ -77,10 +77,12 @@ def accuracy_over_depth(table: Table, variants: Mapping[str, Sequence[Run]]) -> 
         plot.dot(x, cell.mean, words, name, color=colour(index), markersize=6 + size)
         dots.append((x, cell.mean, row.label))
     low, high = min(x for x, *_ in dots), max(x for x, *_ in dots)
-    plot.axes.set(xlim=(low - 0.05 * (high - low), high + 0.35 * (high - low)), ylabel="accuracy (%)", xlabel=_DEPTH)
+    plot.axes.set(
+        xlim=(low - 0.05 * (high - low), high + 0.35 * (high - low)), ylabel=f"{table.metric.label} (%)", xlabel=_DEPTH
+    )
     plot.name_dots(dots)
     detail = "all questions; lines join variants that differ in insertion alone"
-    return plot.finish("accuracy_over_depth", "Accuracy over depth of insertion", detail)
+    return plot.finish("accuracy_over_depth", f"{table.metric.title} over depth of insertion", detail)
 
 
 def _but_for_depth(run: Run) -> str:

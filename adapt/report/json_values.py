@@ -10,7 +10,7 @@ from .costs import CostTable
 from .runs import Run
 from .statistics import MeanInterval
 from .table import Table
-from .tables_text import COST_FIELDS
+from .tables_text import row_fields
 
 
 def json_values(
@@ -28,7 +28,7 @@ def json_values(
             "by_type": {name: _cell(cell) for name, cell in row.by_type.items()},
             "by_group": {name: _cell(cell) for name, cell in row.by_group.items()},
             "overall": _cell(row.overall),
-            **{name: getattr(row, name) for name in COST_FIELDS},
+            **{name: getattr(row, name) for name in row_fields(table)},
         }
         for row in table.rows
     ]
@@ -42,6 +42,7 @@ def json_values(
         "title": title,
         "notes": list(notes),
         "split": table.split,
+        "metric": table.metric.name,
         "num_questions": dict(table.num_by_type),
         "num_clips": table.num_clips,
         "rows": rows,

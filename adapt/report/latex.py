@@ -33,7 +33,7 @@ def to_latex(table: Table) -> str:
     untrained = len(table.rows) - len(table.trained)
     size = f"{counted(table.num_questions, f'{table.split} question')} on {counted(table.num_clips, 'clip')}"
     parts = [_HEAD]
-    caption = f"Accuracy (\\%) by question type on {_escaped(size)}; {_seeds(table)}."
+    caption = f"{table.metric.title} (\\%) by question type on {_escaped(size)}; {_seeds(table)}."
     notes = [table.spread_note(), table.mark_note(), _star_note(table)]
     caption += "".join(f" {_escaped(note)}" for note in notes if note)
     columns = "l" + "r" * (len(accuracy.head) - 1)
@@ -42,8 +42,8 @@ def to_latex(table: Table) -> str:
     if comparisons is not None:
         level = f"{100 * table.comparisons[0].difference.level:g}"
         caption = (
-            rf"Differences in accuracy (percentage points) on the same {_escaped(size)}, with {level}\,\% intervals "
-            "of a paired bootstrap over clips"
+            rf"Differences in {table.metric.label} (percentage points) on the same {_escaped(size)}, with {level}\,\% "
+            "intervals of a paired bootstrap over clips"
             + (" and the seeds' spread" if any(c.difference.covers_seeds for c in table.comparisons) else "")
             + rf"; significant: $p < {1 - table.comparisons[0].difference.level:.2g}$ after Holm's correction."
         )

@@ -9,6 +9,7 @@ from dataclasses import replace
 from ...config import to_mapping
 from ...errors import counted
 from ..config.experiment import TrainSettings
+from ..scoring.metrics import MEAN_AP
 from ..training.run_data import data_differences
 from .formats import format_cell, listed
 from .runs import Run
@@ -53,8 +54,11 @@ def _doubts(table: Table) -> Iterator[str]:
     """Say what the blind baseline reaches, which variants do not exceed it, and whether clips are few."""
     for row in table.rows:
         if not row.trained:
+            how = "answers with each template's most frequent training answer"
+            if table.metric is MEAN_AP:
+                how = "holds each label as probable as it is among the template's training questions"
             yield (
-                f"The {BLIND_LABEL} answers with each template's most frequent training answer and never sees or hears "
+                f"The {BLIND_LABEL} {how} and never sees or hears "
                 f"the clip: {format_cell(row.overall)} %. What a row has above that, it has from the clip or the "
                 "question's words."
             )

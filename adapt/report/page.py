@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ...errors import SettingsError, counted
+from ..scoring.metrics import MEAN_AP
 from . import formats, tables_text
 from .columns import table_columns
 from .costs import CostTable
@@ -114,6 +115,7 @@ def method_note(table: Table) -> str:
     elif any(covered):
         scope = "Intervals cover the choice of seeds only where a side has more than one."
     how = "Differences on the same questions, by a paired bootstrap over clips"
+    how += ", each with its pseudo-value of the mAP (infinitesimal jackknife)" if table.metric is MEAN_AP else ""
     how += ", with the seeds' spread drawn from its t distribution" if any(covered) else ""
     return f"{how}; p-values corrected after Holm for {len(covered)} comparisons. {scope}"
 

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pydantic
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from ...errors import RunError
 from ..scoring.metrics import Scores, score
+from ..scoring.multi_label import label_scores, label_text, score_labels
 from ..training.run_folder import RunFolder
 from .runs import CHECKED, Epoch, Prediction, Run
 
@@ -42,6 +44,7 @@ class _Done:
 class _Result:
     split: str
     accuracy: float
+    map: float | None = None
     trainable_params: int
     by_type: Any = None
     device: str | None = None
@@ -120,7 +123,8 @@ def read_run(folder: Path | str, *, split: str | None = None, prefix: str = "") 
     if other and not answers.is_file():
         raise RunError(f"{folder}: no predictions of {split}; run talik evaluate {folder} --split {split} first")
     predictions = _read_predictions(answers)
-    scores = score([p.type for p in predictions], [p.value for p in predictions])
+    data = RunFolder(folder).data() if (folder / "data.json").is_file() else None
+    scores = _scores(predictions, answers, () if data is None else data.answers)
     if not other:
         _check_result(outcome, result, scores)
     return Run(
@@ -139,11 +143,22 @@ def read_run(folder: Path | str, *, split: str | None = None, prefix: str = "") 
         device=result.device,
         live=bool(result.live),
         together=result.together,
-        data=RunFolder(folder).data() if (folder / "data.json").is_file() else None,
+        data=data,
         flops=result.flops,
         flops_trained=result.flops_trained,
         **_read_insertions(folder / "adapter.json"),
     )
+
+
+def _scores(predictions: Sequence[Prediction], path: Path, classes: Sequence[str]) -> Scores:
+    types = [p.type for p in predictions]
+    if predictions[0].labels is None:
+        return score(types, [p.value for p in predictions])
+    rows = [(p.labels or (), p.given or (), p.probabilities) for p in predictions]
+    try:
+        return score_labels(types, label_scores([(t, g, () if p is None else p) for t, g, p in rows], classes))
+    except RunError as error:
+        raise RunError(f"{path}: {error}") from None
 
 
 def _natural_order(path: Path) -> tuple[Path, str, int]:
@@ -225,7 +240,12 @@ def _read_insertions(path: Path) -> dict[str, Any]:
 def _read_predictions(path: Path) -> tuple[Prediction, ...]:
     predictions: dict[str, Prediction] = {}
     for where, line in _parse_lines(path):
+        if isinstance(line.get("probabilities"), list):
+            line["probabilities"] = np.array(line["probabilities"], dtype=np.float64)
         found = _build(Prediction, line, where)
+        own = None if found.labels is None else (label_text(found.labels), label_text(found.given or ()))
+        if own is not None and (found.answer, found.prediction) != own:
+            raise RunError(f"{where}: 'answer' and 'prediction' contradict 'labels' and 'given'")
         if found.correct != (found.prediction in found.right):
             raise RunError(f"{where}: 'correct' contradicts 'prediction' and 'answer'")
         if found.score is not None and found.score != found.value_of(found.prediction):
@@ -239,8 +259,10 @@ def _read_predictions(path: Path) -> tuple[Prediction, ...]:
 
 
 def _check_result(path: Path, result: _Result, scores: Scores) -> None:
-    if abs(result.accuracy - scores.overall.accuracy) > 1e-6:
-        raise RunError(f"{path}: accuracy {result.accuracy} but predictions.jsonl counts {scores.overall.accuracy:.6f}")
+    metric = scores.metric.name
+    said = result.map if metric == "map" else result.accuracy
+    if said is None or abs(said - scores.overall.accuracy) > 1e-6:
+        raise RunError(f"{path}: {metric} {said} but predictions.jsonl counts {scores.overall.accuracy:.6f}")
     expected = scores.to_json()["by_type"]
     if result.by_type not in (None, expected):
         raise RunError(f"{path}: by_type differs from what predictions.jsonl counts, {expected}")

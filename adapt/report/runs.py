@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pydantic
+from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from ...cache.format.spec import FieldDifference, differences
 from ...errors import RunError, SettingsError
 from ...extract.datasets.answer_scores import Scoring, answer_scores
 from ..config.run_config import completed, is_place
-from ..scoring.metrics import Scores
+from ..scoring.metrics import Scores, validation_of
 from ..training.run_data import RunData, data_differences, split_digest
 from ..training.run_folder import RunFolder
 
-CHECKED = pydantic.ConfigDict(strict=True, extra="ignore")
+CHECKED = pydantic.ConfigDict(strict=True, extra="ignore", arbitrary_types_allowed=True)
 
 
 @checked_dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -29,7 +31,8 @@ class Prediction:
 
     `segment` is that of the clip which the answer is about, from 0, where each segment has its own. `answers` are all
     right answers, as often as they were given, where there are several; `score` is what the prediction scores, where
-    answers are not either right or wrong.
+    answers are not either right or wrong. Of multi-label answers `labels` are the true ones, `given` the run's, and
+    `probabilities` (C,) float64 those of each of its classes.
     """
 
     question_id: str
@@ -44,6 +47,9 @@ class Prediction:
     segment: int | None = None
     answers: list[str] | None = None
     score: float | None = None
+    labels: list[str] | None = None
+    given: list[str] | None = None
+    probabilities: NDArray[np.float64] | None = field(default=None, compare=False, repr=False)
 
     @property
     def value(self) -> float:
@@ -68,14 +74,20 @@ class Prediction:
 
 @checked_dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Epoch:
-    """Metrics of one training epoch; `val_accuracy` in [0, 1], `seconds` of wall time."""
+    """Metrics of one training epoch; `val_accuracy` or `val_map` in [0, 1], `seconds` of wall time."""
 
     epoch: int
     step: int
     train_loss: float
     val_loss: float | None = None
     val_accuracy: float | None = None
+    val_map: float | None = None
     seconds: float
+
+    @property
+    def validation(self) -> float | None:
+        """The validation by the task's metric, 0 to 1; None if not recorded."""
+        return validation_of(vars(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +134,8 @@ class Run:
 
     @property
     def validation(self) -> float | None:
-        """Accuracy on the validation split of the epoch whose weights are scored, 0 to 1; None if not recorded."""
-        return next((epoch.val_accuracy for epoch in self.epochs if epoch.epoch == self.best_epoch), None)
+        """Validation, by the task's metric, of the epoch whose weights are scored, 0 to 1; None if not recorded."""
+        return next((epoch.validation for epoch in self.epochs if epoch.epoch == self.best_epoch), None)
 
     @property
     def base(self) -> Path:
@@ -217,7 +229,9 @@ def _content(p: Prediction) -> tuple[Any, ...]:
 def _check_same_questions(first: Run, run: Run) -> None:
     if run.split != first.split:
         raise RunError(f"{run.name} is on split {run.split!r}, {first.name} on {first.split!r}; report one split")
-    mine, theirs = ({(p.question_id, p.clip_id, p.type, p.answer) for p in r.predictions} for r in (run, first))
+    mine, theirs = (
+        {(p.question_id, p.clip_id, p.type, p.answer, p.labels is None) for p in r.predictions} for r in (run, first)
+    )
     if mine != theirs:
         example = next(iter(mine ^ theirs))[0]
         raise RunError(

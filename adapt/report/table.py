@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from ..scoring.metrics import GROUPS
+from ..scoring.metrics import ACCURACY, GROUPS, Metric
 from .statistics import Difference, MeanInterval, Spread
 
 Mark = Literal["best", "shared", ""]
@@ -28,7 +28,8 @@ class Row:
         device: "cpu" or "cuda"; None where the runs do not record it or differ.
         validation: accuracy on the validation split of the epochs that the runs are scored with, percent, mean over
             seeds; None where it was not recorded, or the table itself is of validation.
-        macro_f1: mean over the true answers of the F1 of each, percent, mean over seeds; of all rows.
+        macro_f1: mean over the true answers, or labels, of the F1 of each, percent, mean over seeds; of all rows.
+        micro_f1: of multi-label answers F1 of all decisions together, percent, mean over seeds.
         settings: of its runs, by dotted name ("train.lr").
     """
 
@@ -45,6 +46,7 @@ class Row:
     device: str | None = None
     validation: float | None = None
     macro_f1: float | None = None
+    micro_f1: float | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -114,6 +116,8 @@ class Table:
         spread: what stands after ± in print: half of the t interval over seeds, or the standard deviation.
         columns: names of the printed columns, in order; () for the default ones.
         resamples: of the bootstrap behind the comparisons.
+        metric: what the table's percentages are: accuracy, or the mAP of multi-label answers, and so is all that is
+            called accuracy here.
     """
 
     types: tuple[str, ...]
@@ -126,6 +130,7 @@ class Table:
     spread: Spread = "interval"
     columns: tuple[str, ...] = ()
     resamples: int = 10_000
+    metric: Metric = ACCURACY
 
     @property
     def num_questions(self) -> int:

@@ -9,6 +9,7 @@ from typing import Literal
 import pandas as pd
 
 from ...formats import readable_seconds
+from ..scoring.metrics import MEAN_AP
 from . import formats
 from .columns import Column, table_columns
 from .costs import CostTable
@@ -145,6 +146,11 @@ def cells_to_markdown(cells: Cells) -> str:
     return "\n".join([*lines, *note]) + "\n"
 
 
+def row_fields(table: Table) -> tuple[str, ...]:
+    """Name the fields of `Row` that stand beside its accuracies in CSV and JSON."""
+    return (*(("micro_f1",) if table.metric is MEAN_AP else ()), *COST_FIELDS)
+
+
 def to_csv(table: Table) -> str:
     """Print the accuracy table as CSV: full precision, percent, a column for each mean, each half-interval and sd."""
     lines = []
@@ -155,7 +161,7 @@ def to_csv(table: Table) -> str:
             for name, c in cells.items()
             for end, value in (("", c.mean), (HALF_INTERVAL, c.half), (DEVIATION, c.sd))
         }
-        own = {name: getattr(row, name) for name in COST_FIELDS}
+        own = {name: getattr(row, name) for name in row_fields(table)}
         lines.append({"variant": row.name, "label": row.label, "seeds": row.num_seeds, **accuracies, **own})
     return str(pd.DataFrame(lines, dtype=object).to_csv(index=False, lineterminator="\n"))
 

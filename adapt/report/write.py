@@ -137,7 +137,8 @@ def report(
         spread: what stands after ±: "interval", half of the mean's 95 % t interval over seeds, or "sd", their standard
             deviation.
         columns: of the accuracy table, in order: question types, groups of types, "Avg", "val", "params", "flops",
-            "trained-flops", "hours", "seeds", "macro-f1", or settings as "train.lr"; the usual ones if empty.
+            "trained-flops", "hours", "seeds", "macro-f1", "micro-f1" (of multi-label answers), or settings as
+            "train.lr"; the usual ones if empty.
         resamples: of the bootstrap.
 
     Example:
@@ -188,6 +189,8 @@ def report(
     data = DataSet()
     if variants:
         first = next(iter(variants.values()))[0]
+        if blind is not None and first.predictions[0].labels is not None:
+            raise SettingsError("blind: of multi-label answers it is fitted to the data set; leave it out")
         data = find_data_set(first)
         blind = data.blind if blind is None else blind
         clips = some_clips(data, first.predictions) if clips is None else clips
@@ -196,6 +199,7 @@ def report(
         variants,
         labels=labels,
         blind=blind,
+        blind_labels=data.blind_labels,
         comparisons=pairs,
         baseline=baseline,
         spread=spread,

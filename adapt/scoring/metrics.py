@@ -1,4 +1,4 @@
-"""Accuracy by question type, counted as MUSIC-AVQA counts it.
+"""Scores by question type; accuracy is counted as MUSIC-AVQA counts it.
 
 All averages are micro averages: correct answers over questions, of one type, of one group of types, and of all
 questions. (Li et al., Learning to Answer Questions in Dynamic Audio-Visual Scenarios, CVPR 2022, table 3.)
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ...errors import RunError
+from ...errors import RunError, counted
 
 if TYPE_CHECKING:
     import pandas
@@ -22,6 +22,58 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "Audio-Visual": ("AV-exist", "AV-loc", "AV-count", "AV-comp", "AV-temp"),
 }
 TYPE_ORDER: tuple[str, ...] = tuple(name for members in GROUPS.values() for name in members)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """What the answers of a task are scored by: a number from 0 to 1, the higher the better.
+
+    Attributes:
+        name: its key in result.json; after "val_", that in metrics.jsonl.
+        label, title: as printed, within and at the beginning of a line.
+        note: what its percentages are, in a sentence.
+    """
+
+    name: str
+    label: str
+    title: str
+    note: str
+
+
+ACCURACY = Metric(
+    name="accuracy",
+    label="accuracy",
+    title="Accuracy",
+    note="Percent of the questions answered correctly; averages are over questions.",
+)
+VQA_ACCURACY = Metric(
+    name="accuracy",
+    label="VQA accuracy",
+    title="VQA accuracy",
+    note="Percent; an answer that n people gave scores min(n / 3, 1); averages are over questions.",
+)
+MEAN_AP = Metric(
+    name="map",
+    label="mAP",
+    title="mAP",
+    note="Percent; the mean over labels of average precision, on the questions of each type and on all.",
+)
+_KEYS = tuple(f"val_{metric.name}" for metric in (ACCURACY, MEAN_AP))
+
+
+def metric_of(kind: str) -> Metric:
+    """Return the metric by which a kind of task is validated, and its best epoch chosen."""
+    return MEAN_AP if kind == "multi-label" else ACCURACY
+
+
+def validation_of(record: Mapping[str, object]) -> float | None:
+    """Return an epoch's validation by its task's metric, 0 to 1; None where the record has none.
+
+    >>> validation_of({"epoch": 1, "val_accuracy": 0.5}), validation_of({"val_map": 0.25}), validation_of({})
+    (0.5, 0.25, None)
+    """
+    found = (record.get(key) for key in _KEYS)
+    return next((float(value) for value in found if isinstance(value, int | float)), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,23 +98,39 @@ class Tally:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Measure(Tally):
+    """A metric of `total` questions that is no share of them: `correct` is its value times their number."""
+
+    def __str__(self) -> str:
+        return counted(self.total, "question")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scores:
     """Tallies of one run on one split; types, groups and subsets without a question are absent.
 
-    Subsets are the parts of a split that a release tells apart (frequent and rare answers of MUSIC-AVQA-R).
+    Subsets are the parts of a split that a release tells apart (frequent and rare answers of MUSIC-AVQA-R). Of
+    multi-label answers there are measures of their mAP in place of tallies, and none of groups.
     """
 
     by_type: dict[str, Tally]
     by_group: dict[str, Tally]
     overall: Tally
     by_subset: dict[str, Tally] = field(default_factory=dict)
+    metric: Metric = ACCURACY
+
+    @property
+    def headline(self) -> str:
+        """The metric on all questions, as "accuracy 61.20 %"."""
+        return f"{self.metric.label} {100 * self.overall.accuracy:.2f} %"
 
     def to_json(self) -> dict[str, object]:
         """Return `{"accuracy": fraction, "by_type": {type: {"correct": …, "total": …}}}`, as result.json has it.
 
-        With subsets there is "by_subset" of the same form.
+        With subsets there is "by_subset" of the same form. Of multi-label answers it is
+        `{"map": fraction, "by_type": {type: {"value": fraction, "total": …}}}`.
         """
-        found: dict[str, object] = {"accuracy": self.overall.accuracy, "by_type": _counts(self.by_type)}
+        found: dict[str, object] = {self.metric.name: self.overall.accuracy, "by_type": _counts(self.by_type)}
         return {**found, "by_subset": _counts(self.by_subset)} if self.by_subset else found
 
     def to_pandas(self) -> pandas.DataFrame:
@@ -75,6 +143,9 @@ class Scores:
         import pandas
 
         rows = {**self.by_type, **self.by_group, **self.by_subset, "Avg": self.overall}
+        if self.metric.name != "accuracy":
+            shown = [(t.total, t.accuracy) for t in rows.values()]
+            return pandas.DataFrame(shown, index=list(rows), columns=["total", self.metric.name])
         values = [(t.correct, t.total, t.accuracy) for t in rows.values()]
         return pandas.DataFrame(values, index=list(rows), columns=["correct", "total", "accuracy"])
 
@@ -93,13 +164,23 @@ def read_scores(values: Mapping[str, Any]) -> Scores:
         Tally(correct=1, total=1)
     """
     by_type, by_subset = (
-        {str(name): Tally(correct=t["correct"] + 0, total=int(t["total"])) for name, t in values.get(part, {}).items()}
-        for part in ("by_type", "by_subset")
+        {str(name): _read_tally(t) for name, t in values.get(part, {}).items()} for part in ("by_type", "by_subset")
     )
     by_type = {name: by_type[name] for name in order_types(by_type)}
+    if MEAN_AP.name in values:
+        total = sum(tally.total for tally in by_type.values())
+        whole = Measure(correct=float(values[MEAN_AP.name]) * total, total=total)
+        return Scores(by_type=by_type, by_group={}, overall=whole, by_subset=by_subset, metric=MEAN_AP)
     groups = {g: [by_type[name] for name in members if name in by_type] for g, members in GROUPS.items()}
     by_group = {group: _sum(tallies) for group, tallies in groups.items() if tallies}
     return Scores(by_type=by_type, by_group=by_group, overall=_sum(by_type.values()), by_subset=by_subset)
+
+
+def _read_tally(value: Mapping[str, Any]) -> Tally:
+    total = int(value["total"])
+    if "value" in value:
+        return Measure(correct=float(value["value"]) * total, total=total)
+    return Tally(correct=value["correct"] + 0, total=total)
 
 
 def _sum(tallies: Iterable[Tally]) -> Tally:
@@ -177,4 +258,9 @@ def macro_f1(answers: Sequence[str], predictions: Sequence[str]) -> float:
 
 
 def _counts(tallies: Mapping[str, Tally]) -> dict[str, dict[str, float]]:
-    return {name: {"correct": t.correct, "total": t.total} for name, t in tallies.items()}
+    return {
+        name: {"value": t.accuracy, "total": t.total}
+        if isinstance(t, Measure)
+        else {"correct": t.correct, "total": t.total}
+        for name, t in tallies.items()
+    }

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from ...errors import RunError
 from ..config.experiment import Experiment
 from ..config.sweep_settings import HalvingSettings
+from ..scoring.metrics import validation_of
 from ..training.run_folder import RunFolder
 from ..training.stopped_runs import Stopped, read_stopped, write_stopped
 
@@ -26,7 +27,7 @@ class Score:
     """A variant's validation at a rung, means over seeds of each one's best epoch so far.
 
     Attributes:
-        accuracy: 0 to 1. loss: of the same epochs.
+        accuracy: 0 to 1; of multi-label answers their mAP. loss: of the same epochs.
         seeds: that count; not those that failed.
     """
 
@@ -86,7 +87,7 @@ def best_until(folder: RunFolder, epoch: int) -> tuple[float, float] | None:
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         history = [line for line in lines if line.get("event") == "epoch"]
-        found = [(float(e["val_accuracy"]), float(e["val_loss"])) for e in history if e["epoch"] <= epoch]
+        found = [(_validation(e), float(e["val_loss"])) for e in history if e["epoch"] <= epoch]
         reached = max((int(e["epoch"]) for e in history), default=0)
     except FileNotFoundError:
         return None
@@ -95,6 +96,13 @@ def best_until(folder: RunFolder, epoch: int) -> tuple[float, float] | None:
     if not found or (reached < epoch and not folder.done):
         return None
     return max(found, key=lambda pair: (pair[0], -pair[1]))
+
+
+def _validation(record: Mapping[str, object]) -> float:
+    found = validation_of(record)
+    if found is None:
+        raise KeyError("val_accuracy")
+    return found
 
 
 def trained_folder(experiment: Experiment, name: str, seed: int) -> RunFolder:

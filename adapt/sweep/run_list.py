@@ -17,6 +17,7 @@ from ...cache.file_locks import LocksUnsupportedError, open_locked, owner
 from ...errors import RunError, counted
 from ...formats import readable_seconds
 from ..config.experiment import load_experiment
+from ..scoring.metrics import validation_of
 from ..training.adapt import RunResult, adapt
 from ..training.run_folder import RunFolder, writing
 from ..training.stopped_runs import Stopped, read_stopped, request_stop, stop_is_requested, write_stopped
@@ -34,7 +35,7 @@ class RunLine:
         run: experiment, variant and seed: "exp/trimodal/seed0".
         state: "waiting" is a run of a sweep that is trained now, at a rung or before its turn.
         epoch: done. epochs: at most; None where the folder does not say.
-        val_accuracy: of the last epoch, 0 to 1. best_accuracy: of the best.
+        val_accuracy: of the last epoch, 0 to 1; of multi-label answers their mAP. best_accuracy: of the best.
         seconds_left: until its last epoch, as the epochs so far took, those of the group that it trains with added;
             of a run that is trained now.
         note: who trains it, or why it ended.
@@ -217,8 +218,8 @@ def _look(path: Path) -> RunLine:
         state="not started",
         epoch=int(history[-1]["epoch"]) if history else 0,
         epochs=_epochs(folder.path),
-        val_accuracy=history[-1].get("val_accuracy") if history else None,
-        best_accuracy=max((e.get("val_accuracy") or 0.0 for e in history), default=None),
+        val_accuracy=validation_of(history[-1]) if history else None,
+        best_accuracy=max((validation_of(e) or 0.0 for e in history), default=None),
     )
     if folder.done:
         return replace(line, state="finished")

@@ -56,14 +56,14 @@ class SweepResult:
     stopped: tuple[tuple[Path, Stopped], ...] = ()
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Return a table of the finished runs: variant, seed, accuracy, and that of each question type."""
+        """Return a table of the finished runs: variant, seed, accuracy (or mAP), and that of each question type."""
         import pandas
 
         rows = [
             {
                 "variant": run.variant,
                 "seed": run.seed,
-                "accuracy": run.accuracy,
+                run.scores.metric.name: run.scores.overall.accuracy,
                 **{name: tally.accuracy for name, tally in run.scores.by_type.items()},
             }
             for run in self.runs

@@ -56,7 +56,9 @@ class RunResult:
         variant, seed: which of the experiment's runs it is.
         split: that it was scored on: test, or validation where there is no test split.
         scores: correct and total by question type, by group and in all.
-        accuracy: of the best epoch's weights on the test split, 0 to 1; on validation where there is no test split.
+        accuracy: of the best epoch's weights on the test split, 0 to 1; on validation where there is no test split. Of
+            multi-label answers the share of questions whose labels are all right, and no others given; their mAP stands
+            in `scores`.
         seconds: wall time of training and of the final evaluation.
         trainable_params: number of trained parameters, adapter and head.
         how: what this call did: kept a run that had ended before, resumed one, trained a new one, or trained one anew
@@ -81,9 +83,9 @@ class RunResult:
         return self.how == "kept"
 
     def __repr__(self) -> str:
-        return (
-            f"RunResult({self.variant}, seed {self.seed}: {100 * self.accuracy:.2f} % of {self.split}, {self.folder})"
-        )
+        metric = "" if self.scores.metric.name == "accuracy" else f"{self.scores.metric.label} "
+        value = f"{metric}{100 * self.scores.overall.accuracy:.2f} % of {self.split}"
+        return f"RunResult({self.variant}, seed {self.seed}: {value}, {self.folder})"
 
     def _repr_html_(self) -> str:
         return f"<p>{escape(repr(self))}</p>{self.scores._repr_html_()}"

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 from safetensors.torch import load, save_file
@@ -23,14 +23,18 @@ from .run_folder import writing
 
 
 class EpochRecord(TypedDict):
-    """One epoch's line of metrics.jsonl; `step` counts optimiser steps from the start of the training."""
+    """One epoch's line of metrics.jsonl; `step` counts optimiser steps from the start of the training.
+
+    The validation is `val_accuracy` or, of multi-label answers, `val_map`.
+    """
 
     event: str
     epoch: int
     step: int
     train_loss: float
     val_loss: float
-    val_accuracy: float
+    val_accuracy: NotRequired[float]
+    val_map: NotRequired[float]
     lr: float
     seconds: float
 
@@ -43,7 +47,7 @@ class Progress:
         epoch: epochs done.
         step: optimiser steps done.
         best_epoch: the epoch, from 1, with the best validation; 0 before the first.
-        best_accuracy: its accuracy, 0 to 1; -1 before the first.
+        best_accuracy: its accuracy, or mAP of multi-label answers, 0 to 1; -1 before the first.
         best_loss: its validation loss.
         seconds: wall time of all epochs.
         history: one record an epoch.
@@ -65,26 +69,35 @@ class Progress:
     step_losses: list[float] = field(default_factory=list)
     held: list[tuple[int, float]] = field(default_factory=list)
 
-    def add_epoch(self, *, train_loss: float, val_loss: float, val_accuracy: float, lr: float, seconds: float) -> bool:
-        """Count an epoch and record it; return whether its validation is the best so far."""
+    def add_epoch(
+        self, *, train_loss: float, val_loss: float, validation: float, metric: str, lr: float, seconds: float
+    ) -> bool:
+        """Count an epoch and record it; return whether its validation is the best so far.
+
+        Args:
+            train_loss, val_loss: means over the epoch, and over the validation split.
+            validation: by the task's metric, 0 to 1.
+            metric: its name.
+            lr: of the last step.
+            seconds: wall time of the epoch.
+        """
         self.epoch += 1
         self.batch, self.epoch_seconds, self.step_losses, self.held = 0, 0.0, [], []
         self.seconds += seconds
-        improved = (val_accuracy, -val_loss) > (self.best_accuracy, -self.best_loss)
+        improved = (validation, -val_loss) > (self.best_accuracy, -self.best_loss)
         if improved:
-            self.best_accuracy, self.best_loss, self.best_epoch = val_accuracy, val_loss, self.epoch
-        self.history.append(
-            {
-                "event": "epoch",
-                "epoch": self.epoch,
-                "step": self.step,
-                "train_loss": train_loss,
-                "val_loss": val_loss,
-                "val_accuracy": val_accuracy,
-                "lr": lr,
-                "seconds": seconds,
-            }
-        )
+            self.best_accuracy, self.best_loss, self.best_epoch = validation, val_loss, self.epoch
+        record = {
+            "event": "epoch",
+            "epoch": self.epoch,
+            "step": self.step,
+            "train_loss": train_loss,
+            "val_loss": val_loss,
+            f"val_{metric}": validation,
+            "lr": lr,
+            "seconds": seconds,
+        }
+        self.history.append(cast(EpochRecord, record))
         return improved
 
 

@@ -11,7 +11,7 @@ import torch
 
 from ...cache.feature_store import FeatureStore
 from ...errors import ManifestError, SettingsError
-from ...extract.datasets.describe import blind_baseline, fraction_correct, most_frequent_label
+from ...extract.datasets.describe import blind_baseline, blind_label_shares, fraction_correct, most_frequent_label
 from ...extract.datasets.load import load_manifest
 from ...extract.datasets.types import Manifest, Question
 from ...extract.encoders.encoder import Encoder
@@ -36,6 +36,7 @@ from ..model.insertion import Placement, ResolvedInsertions, check_reach, resolv
 from ..model.joint_model import JointModel
 from ..model.precision import Precision
 from ..model.targets import check_task, make_head
+from ..scoring.multi_label import label_scores, mean_average_precision
 from .random_stream import derived_seed
 
 
@@ -69,7 +70,7 @@ class ExperimentContext:
 
     @cached_property
     def blind_validation(self) -> float | None:
-        """The share of the validation questions that the blind baseline answers right, 0 to 1; None where it has none.
+        """What the blind baseline scores on validation by the task's metric, 0 to 1; None where it has none.
 
         Of clips whose segments are labelled, the share of segments that are of train's most frequent class.
         """
@@ -81,8 +82,15 @@ class ExperimentContext:
             label = most_frequent_label(manifest)
             labels = [found for q in questions for found in q.labels]
             return labels.count(label) / len(labels)
+        if self.experiment.task.kind == "multi-label":
+            return self._blind_map(questions)
         blind = blind_baseline(manifest, "val")
         return fraction_correct(questions, blind, scoring=self.experiment.task.scoring)
+
+    def _blind_map(self, questions: Sequence[Question]) -> float:
+        shares, classes = blind_label_shares(self.manifest, questions[0].split), self.classes
+        rows = [(q.right, (), [shares[q.id].get(name, 0.0) for name in classes]) for q in questions]
+        return mean_average_precision(label_scores(rows, classes))
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ NAMES = {
     "train_loss": "loss/train",
     "val_loss": "loss/val",
     "val_accuracy": "accuracy/val",
+    "val_map": "map/val",
     "lr": "lr",
     "seconds": "seconds",
 }

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..config.experiment import LogSettings
+from ..scoring.metrics import validation_of
 from ..scoring.predictions import Prediction, prediction_records, score_records
 from .checkpoint import EpochRecord
 from .loggers import open_scalars
@@ -24,7 +25,8 @@ def epoch_line(history: Sequence[EpochRecord]) -> str:
     if not history:
         return ""
     last = history[-1]
-    return f"epoch {last['epoch']}, loss {last['train_loss']:.3f}, val {100 * last['val_accuracy']:.1f} %"
+    validation = 100 * (validation_of(last) or 0.0)
+    return f"epoch {last['epoch']}, loss {last['train_loss']:.3f}, val {validation:.1f} %"
 
 
 class RunRecorder:
@@ -60,13 +62,20 @@ class RunRecorder:
             scalars.write(self.history[-1])
 
     def record_result(
-        self, predictions: Sequence[Prediction], *, task: str, split: str, facts: Mapping[str, Any]
+        self,
+        predictions: Sequence[Prediction],
+        *,
+        task: str,
+        classes: Sequence[str],
+        split: str,
+        facts: Mapping[str, Any],
     ) -> None:
         """Write predictions.jsonl, the last line of metrics.jsonl and, last, result.json; close the loggers.
 
         Args:
             predictions: of the split that the finished run is scored on.
             task: the kind of task, which decides what is counted.
+            classes: the run's answers, in the order of its classes.
             split: its name.
             facts: what result.json says beside the scores; among them `best_epoch`, `seconds`, `trainable_params` and
                 `all_params`.
@@ -75,6 +84,8 @@ class RunRecorder:
         self.folder.write_lines("predictions.jsonl", records)
         last = {k: facts[k] for k in ("best_epoch", "seconds", "trainable_params", "all_params")}
         self.folder.write_lines("metrics.jsonl", [*self.history, {"event": "done", **last}])
-        self.folder.write_json("result.json", {"split": split, **score_records(records, kind=task), **facts})
+        self.folder.write_json(
+            "result.json", {"split": split, **score_records(records, kind=task, classes=classes), **facts}
+        )
         for scalars in self._scalars:
             scalars.close()

@@ -211,7 +211,7 @@ def _answers_alone(training: Trainer, batch: Batch) -> list[Prediction] | Except
 def _predicted(training: Trainer, batch: Batch, logits: Tensor | Exception) -> list[Prediction] | Exception:
     try:
         with training.own_random_stream():
-            return predictions_of(_unless_error(logits), batch.questions, training.classes, scoring=training.scoring)
+            return predictions_of(_unless_error(logits), batch.questions, training.classes, task=training.task)
     except Exception as error:
         return error
 

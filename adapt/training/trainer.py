@@ -31,7 +31,8 @@ from ..model.joint_model import JointModel
 from ..model.precision import Precision
 from ..model.registry import LOSSES, make_part
 from ..model.targets import labels_of, loss_of
-from ..scoring.predictions import Prediction, answer_batch
+from ..scoring.metrics import metric_of
+from ..scoring.predictions import Prediction, answer_batch, validation_score
 from .adapter_files import load_adapter, save_adapter
 from .checkpoint import Checkpointer, Progress
 from .data_order import DataOrder
@@ -65,7 +66,7 @@ class Trainer:
         model: the joint model.
         source: yields the batches of a single run.
         classes: the run's answers, in the order of its classes.
-        scoring: what each of several right answers scores.
+        task: what is predicted, and how it is scored.
         data: the questions of each split, in the order of training and of evaluation.
         run_data: what the run is trained on.
         how: whether it is trained from its beginning, or resumed.
@@ -93,7 +94,7 @@ class Trainer:
         self.context, self.variant, self.settings, self.seed, self.folder = context, variant, settings, seed, folder
         self.processes = processes or Processes(device=context.device)
         self.label = f"{variant.name}/seed{seed}"
-        self.scoring = context.experiment.task.scoring
+        self.task = context.experiment.task
         recorded = folder.data()
         unfinished = folder.status == "unfinished"
         if recorded is not None and not recorded.complete and not unfinished:
@@ -272,8 +273,8 @@ class Trainer:
     def _loss(self, logits: Tensor, questions: Sequence[Question]) -> Tensor:
         if self.loss is None:
             smoothing = self.settings.label_smoothing
-            return loss_of(logits, questions, self._labels, label_smoothing=smoothing, scoring=self.scoring)
-        found: Tensor = self.loss(logits, labels_of(questions, self._labels, logits))
+            return loss_of(logits, questions, self._labels, label_smoothing=smoothing, task=self.task)
+        found: Tensor = self.loss(logits, labels_of(questions, self._labels, logits, kind=self.task.kind))
         return found
 
     def end_batch(self) -> None:
@@ -372,7 +373,7 @@ class Trainer:
     def answers(self, batch: Batch) -> list[Prediction]:
         """Answer one batch, in eval mode."""
         self.count_flops(batch)
-        return answer_batch(self.model, batch, answers=self.classes, scoring=self.scoring)
+        return answer_batch(self.model, batch, answers=self.classes, task=self.task)
 
     def count_flops(self, batch: Batch) -> None:
         """Count, once in the final evaluation, what answering a question costs that shares its clip with no other."""
@@ -397,7 +398,8 @@ class Trainer:
         improved = self.progress.add_epoch(
             train_loss=sum(losses) / len(losses),
             val_loss=math.fsum(-p.log_likelihood for p in predictions) / len(predictions),
-            val_accuracy=sum(p.value for p in predictions) / len(predictions),
+            validation=validation_score(predictions, classes=self.classes),
+            metric=metric_of(self.task.kind).name,
             lr=self.optimizer.param_groups[0]["lr"],
             seconds=self._earlier_seconds + seconds,
         )
@@ -454,8 +456,9 @@ class Trainer:
             "all_params": every,
             **(self._flops or {}),
         }
-        task = self.context.experiment.task.kind
-        self.recorder.record_result(predictions, task=task, split=self.data.final_split, facts=facts)
+        self.recorder.record_result(
+            predictions, task=self.task.kind, classes=self.classes, split=self.data.final_split, facts=facts
+        )
         self.checkpointer.clear()
         self.folder.take_place()
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ..adapters.selection import Selection
 from ..model.joint_model import JointModel
+from ..scoring.metrics import validation_of
 from .checkpoint import EpochRecord
 
 _FLAT = 0.005  # of the loss, over the epochs that are looked at
@@ -17,8 +18,8 @@ class TrainingWatch:
 
     Args:
         after: epochs before the first look; 0 never looks.
-        blind: returns the share of validation questions that the blind baseline answers right, 0 to 1; None where
-            there is none. It is called once, at the first look.
+        blind: returns what the blind baseline scores on validation, 0 to 1; None where there is none. It is called
+            once, at the first look.
         model: whose gates are looked at.
 
     Example:
@@ -43,7 +44,7 @@ class TrainingWatch:
     def _blindness(self, history: Sequence[EpochRecord]) -> str | None:
         """Compare validation with the blind baseline; "" ends the check without a line."""
         blind = self._blind()
-        best = max(record["val_accuracy"] for record in history)
+        best = max(validation_of(record) or 0.0 for record in history)
         if blind is None or best > blind:
             return ""
         return (

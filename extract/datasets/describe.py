@@ -24,7 +24,7 @@ def describe(manifest: Manifest, *, brief: bool = False) -> list[str]:
         shown = ", ".join(manifest.missing[:10]) + (", …" if len(manifest.missing) > 10 else "")
         lines.append(f"  missing: {counted(len(manifest.missing), 'clip')} without a file: {shown}")
     lines += [f"  {line}" for line in shared_clips(manifest)]
-    lines += [f"  {line}" for line in _unseen_answers(manifest)]
+    lines += [f"  {line}" for line in (*_unseen_answers(manifest), *_several_answers(manifest))]
     lines.append(f"  {_blind(manifest)}")
     return lines
 
@@ -68,6 +68,16 @@ def _unseen_answers(manifest: Manifest) -> list[str]:
     return lines
 
 
+def _several_answers(manifest: Manifest) -> list[str]:
+    """Say how many right answers, or labels, the questions have, where some have more than one or none."""
+    counts = [len(q.right) for q in manifest.questions if not q.labels]
+    if not counts or {*counts} == {1}:
+        return []
+    none = f", {counted(counts.count(0), 'question')} with none" * (0 in counts)
+    mean = sum(counts) / len(counts)
+    return [f"right answers or labels: {mean:.2f} a question, {len(manifest.answers)} different ones{none}"]
+
+
 def is_learnt(question: Question, words: Collection[str]) -> bool:
     """Return whether `words` hold a right answer of a question, and the classes of all its segments."""
     return all(label in words for label in question.labels) and (
@@ -85,7 +95,8 @@ def _blind(manifest: Manifest) -> str:
         shares = (f"{s} {100 * _share(manifest, s, label):.2f} %" for s in others)
         return f"blind baseline ({label!r}, train's most frequent class, in every segment): {', '.join(shares)}"
     shares = (f"{s} {100 * fraction_correct(manifest.split(s), blind_baseline(manifest, s)):.2f} %" for s in others)
-    return f"blind baseline (most frequent answer of each template in train): {', '.join(shares)}"
+    several = ", right if any answer of the list is" * any(len(q.right) > 1 for q in manifest.questions)
+    return f"blind baseline (most frequent answer of each template in train{several}): {', '.join(shares)}"
 
 
 def _share(manifest: Manifest, split: str, label: str) -> float:
@@ -107,7 +118,7 @@ def blind_baseline(manifest: Manifest, split: str) -> dict[str, str]:
     rank = {answer: i for i, answer in enumerate(manifest.answers)}
     by_template = _most_frequent(((q.template.strip(), answer) for q in train for answer in q.right), rank)
     by_type = _most_frequent(((q.type, answer) for q in train for answer in q.right), rank)
-    overall = _most_frequent((("", answer) for q in train for answer in q.right), rank)[""]
+    overall = _most_frequent((("", answer) for q in train for answer in q.right), rank).get("", manifest.answers[0])
     often = Counter(answer for q in train for answer in q.right)
     return {
         q.id: min(q.choices, key=lambda choice: (-often[choice], rank[choice]))
@@ -115,6 +126,35 @@ def blind_baseline(manifest: Manifest, split: str) -> dict[str, str]:
         else by_template.get(q.template.strip(), by_type.get(q.type, overall))
         for q in manifest.split(split)
     }
+
+
+def blind_label_shares(manifest: Manifest, split: str) -> dict[str, dict[str, float]]:
+    """Return how often each label is true in train, by the id of each question of `split`: the blind baseline's guess.
+
+    Counted are the questions of the template; where train has none, those of the type, or else all.
+
+    Returns:
+        Of each question its labels with their shares, 0 to 1; labels that are never true are left out.
+
+    Raises:
+        ManifestError: there is no split of that name, or no train split.
+    """
+    train = manifest.split("train")
+    groups: dict[tuple[str, str], list[Question]] = defaultdict(list)
+    for q in train:
+        groups["template", q.template.strip()].append(q)
+        groups["type", q.type].append(q)
+    shares: dict[tuple[str, str], dict[str, float]] = {}
+    found = {}
+    for q in manifest.split(split):
+        keys = [("template", q.template.strip()), ("type", q.type)]
+        key = next((key for key in keys if key in groups), ("", ""))
+        if key not in shares:
+            own = groups.get(key, train)
+            counts = Counter(answer for one in own for answer in one.right)
+            shares[key] = {answer: count / len(own) for answer, count in counts.items()}
+        found[q.id] = shares[key]
+    return found
 
 
 def most_frequent_label(manifest: Manifest) -> str:

@@ -52,7 +52,7 @@ class ManifestColumns:
             `answers` of [data] gives it. Several right answers may stand here as a list (not in CSV).
         answers: the right answers, where there are several: a list, in CSV with "|" between. One that several people
             gave may stand as often as they did. In place of `answer`, which is then the most frequent of them, or
-            beside it.
+            beside it. For the task "multi-label" all that are true of the clip; [] for none.
         labels: the class of each segment, as many as `segments` of [data], for the task "events": a list, in CSV with
             "|" between; "background" where nothing happens. In place of `answer` or beside it.
         type: the group that the question is counted in: reports have a column for each. With labels "event".
@@ -279,11 +279,11 @@ def _answers(record: Record, *, needed: bool) -> tuple[str, tuple[str, ...]]:
     if record.values.get(key) is None:
         return record.name("answer", default=None if needed else ""), ()
     answers = tuple(map(sys.intern, _listed(record, key)))
-    if not answers or "" in answers:
-        raise record.error(f"{key!r} holds {'an empty one' if answers else 'no answer'}, expected one answer at least")
-    most = Counter(answers).most_common(1)[0][0]
+    if "" in answers:
+        raise record.error(f"{key!r} holds an empty one, expected texts")
+    most = max(answers, key=Counter(answers).__getitem__, default="")
     answer = most if in_answer else record.name("answer", default=most)
-    if answer not in answers:
+    if answer and answer not in answers:
         raise record.error(f"'answer' is {answer!r}, which is not among 'answers'; add it there, or leave 'answer' out")
     return answer, answers
 

@@ -72,7 +72,7 @@ dataset = "manifest"
 root = "."                        # holds manifest.jsonl or manifest.csv and the clips
 # One record a line: clip, question, answer, type, split, as in
 #   {"clip": "videos/a.mp4", "question": "Is there a drum?", "answer": "yes", "type": "audio", "split": "train"}
-# Several right answers are a list: "answers": ["red", "dark red"].
+# Several right answers are a list: "answers": ["red", "dark red"]; with task.kind = "multi-label" all are to be given.
 # Without questions it is classification (task.kind = "classes", and no [encoders.text]); with `labels`, a list of one
 # class for each segment, in place of `answer` it is localisation (task.kind = "events").
 """

@@ -251,7 +251,7 @@ def page_runner(
         names: dict[str, object] = {"__name__": "page"}
         for block in filter(lambda block: block.is_run, blocks(page)):
             text = smaller(block.text, tiny_encoders)
-            if re.fullmatch(r"[\w/]+\.(toml|csv|py)", block.title):
+            if re.fullmatch(r"[\w/]+\.(toml|csv|py|jsonl)", block.title):
                 (world / block.title).write_text(text, encoding="utf-8")
             elif block.language == "python":
                 capsys.readouterr()
