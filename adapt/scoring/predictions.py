@@ -236,8 +236,8 @@ def score_records(
 
     Args:
         records: the lines.
-        kind: of the task; "classes" and "events" add the mean over classes; "multi-label" the F1s, average precision and
-            F1 of each label, and as accuracy the share of the questions whose labels are all right, no others given.
+        kind: of the task; "classes" and "events" add the mean over classes; "multi-label" the F1s, average precision
+            and F1 of each label, and as accuracy the share of the questions whose labels are all right.
         classes: in the order of the probabilities, for "multi-label".
     """
     subsets = [r.get("subset", "") for r in records]

@@ -66,7 +66,7 @@ class RunRecorder:
         predictions: Sequence[Prediction],
         *,
         task: str,
-        classes: Sequence[str],
+        classes: Sequence[str] = (),
         split: str,
         facts: Mapping[str, Any],
     ) -> None:
@@ -75,7 +75,7 @@ class RunRecorder:
         Args:
             predictions: of the split that the finished run is scored on.
             task: the kind of task, which decides what is counted.
-            classes: the run's answers, in the order of its classes.
+            classes: the run's answers, in the order of its classes; needed for multi-label answers.
             split: its name.
             facts: what result.json says beside the scores; among them `best_epoch`, `seconds`, `trainable_params` and
                 `all_params`.
