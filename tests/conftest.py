@@ -78,6 +78,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Let the interpreter free at its end what it would without us; libraries complain of leaks otherwise."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_flush() -> Iterator[None]:
     """Leave fsync out: it protects from a power cut, which no test makes, and takes long on most disks.

@@ -80,14 +80,14 @@ def test_a_store_is_the_same_bytes_though_a_node_is_killed(
 def test_runs_and_report_are_the_same_though_a_node_is_killed(
     nodes: Any,
     one_is_killed: list[str],
-    on_store: Callable[..., Path],
+    in_few_steps: Callable[..., Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     compare = importlib.import_module("sweep_kills")
-    sweep(on_store(tmp_path / "alone" / "exp.toml"), progress=False)
-    result = sweep(on_store(tmp_path / "together" / "exp.toml"), progress=False, engine=ray_engine(nodes))
+    sweep(in_few_steps(tmp_path / "alone" / "exp.toml"), progress=False)
+    result = sweep(in_few_steps(tmp_path / "together" / "exp.toml"), progress=False, engine=ray_engine(nodes))
     assert len(result.runs) == 2
     assert len(result.retried) == 1
     assert len(one_is_killed) == 3

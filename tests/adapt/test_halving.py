@@ -30,7 +30,7 @@ def write(extracted: Path, folder: Path, search: str = SEARCH) -> Path:
     """Write a sweep of four rates, four epochs each, with run folders of its own, on the store that is there."""
     text = extracted.read_text(encoding="utf-8")
     text = text.replace("[store]", f'[store]\npath = "{extracted.parent}/features.zarr"')
-    text = text.replace("epochs = 2", "epochs = 4")
+    text = text.replace("epochs = 2\nbatch_size = 8", "epochs = 4\nbatch_size = 24")
     path = folder / "exp.toml"
     folder.mkdir()
     path.write_text(text[: text.index('[[variants]]\nname = "trimodal"')] + search, encoding="utf-8")

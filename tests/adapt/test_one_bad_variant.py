@@ -128,6 +128,7 @@ PLACES = [
     "init", "forward", "later forward", "evaluation", "backward", "named_parameters", "saving", "best weights",
     "mode", "eval mode", "begin_training", "extra_loss", "after_step", "export",
 ]  # fmt: skip
+APART = ["backward", "eval mode"]  # a stack is then run one by one, where nothing else of its batch could fail stacked
 BAD = '\n[[variants]]\nname = "bad"\ninsertion = {{ audio = [3] }}\nadapter = {{ kind = "bad", place = "{}" {} }}\n'
 WAYS: dict[str, dict[str, Any]] = {
     "group": {},
@@ -168,24 +169,27 @@ def alone(tmp_path_factory: pytest.TempPathFactory, in_few_steps: Callable[..., 
     return losses(path, "probe")
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("places", [[p for p in PLACES if p not in APART], APART], ids=["most", "apart"])
 @pytest.mark.parametrize("way", ["group", "stacked"])
-def test_a_sweep_goes_on_wherever_one_variant_raises(
-    write: Callable[..., Path], alone: list[float], place: str, way: str
+def test_a_sweep_goes_on_wherever_variants_raise(
+    write: Callable[..., Path], alone: list[float], places: list[str], way: str
 ) -> None:
-    path = write(BAD.format(place, ""), stack=way == "stacked")
-    result = talik.sweep(path, variants=["bad", "probe"], progress=False, **WAYS[way])
-    ((name, reason),) = result.failures
-    assert name == "bad/seed0"
-    assert reason.startswith("ValueError: first line second line")
+    named = {place: f"bad-{place.replace(' ', '-')}" for place in places}
+    more = [BAD.format(place, "").replace('name = "bad"', f'name = "{name}"') for place, name in named.items()]
+    path = write("".join(more), stack=way == "stacked")
+    result = talik.sweep(path, variants=[*named.values(), "probe"], progress=False, **WAYS[way])
+    assert sorted(name for name, _ in result.failures) == sorted(f"{name}/seed0" for name in named.values())
     assert [run.folder.parent.name for run in result.runs] == ["probe"]
     assert losses(path, "probe") == pytest.approx(alone, abs=0 if way == "group" else 1e-5)
-    told = RunFolder(path.parent / "runs" / "exp" / "bad" / "seed0")
-    text = told.error_file.read_text(encoding="utf-8")
-    assert text.startswith("ValueError: first line")
-    assert "Traceback (most recent call last)" in text
-    assert "bad_plug_in.py" in text
-    assert not told.done
+    reasons = dict(result.failures)
+    for place, name in named.items():
+        assert reasons[f"{name}/seed0"].startswith("ValueError: first line second line"), place
+        told = RunFolder(path.parent / "runs" / "exp" / name / "seed0")
+        text = told.error_file.read_text(encoding="utf-8")
+        assert text.startswith("ValueError: first line"), place
+        assert "Traceback (most recent call last)" in text
+        assert "bad_plug_in.py" in text
+        assert not told.done
 
 
 @pytest.mark.parametrize(

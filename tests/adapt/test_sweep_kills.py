@@ -12,11 +12,11 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def test_a_sweep_killed_five_times(
-    on_store: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    in_few_steps: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     kills = importlib.import_module("sweep_kills")
-    path = on_store(tmp_path / "exp.toml")
+    path = in_few_steps(tmp_path / "exp.toml")
     seen = kills.kill_again_and_again(tmp_path / "runs" / "exp", kills.sweeping(path), kills=5, seed=3)
     assert seen.faults == []
     assert seen.killed == 5
