@@ -46,8 +46,8 @@ class ManifestColumns:
         start: where in the film the clip begins, in seconds from its first frame; by default its beginning. Several
             lines may name different stretches of one film: each is a clip with segments and states of its own.
         end: where it ends; by default the film's end.
-        question: what is asked. In all records or in none: without it the task is "classes" or "events", and no text
-            encoder is needed.
+        question: what is asked. In all records or in none: without it the task is "classes", "multi-label" or
+            "events", and no text encoder is needed.
         answer: the right answer, which is a class. All answers of the file together are the vocabulary, unless
             `answers` of [data] gives it. Several right answers may stand here as a list (not in CSV).
         answers: the right answers, where there are several: a list, in CSV with "|" between. One that several people
