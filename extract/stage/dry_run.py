@@ -23,7 +23,7 @@ from ..trunk.exact_float32 import exact_float32
 from .expected_time import ExpectedTime, Work, expected_time
 from .experiment_file import ExperimentSource
 from .items import ClipDigests, failed_clip_record
-from .plan import StateRequest, absent, request_states, unstorable
+from .plan import StateRequest, absent, request_states, undecodable, unstorable
 from .settings import ExtractSettings, RunOptions, plan_path, read_all_settings
 
 
@@ -38,7 +38,6 @@ class ExtractOutline:
         expected: how long it would take; None where nothing on this machine tells.
         unread: files that the store does not remember and that were not read: each counts as missing.
         skipped: (source, reason) of what has no states and would be left out.
-        tried_again: clips that an earlier run could not decode.
     """
 
     boundaries: tuple[BoundaryOutline, ...]
@@ -48,7 +47,6 @@ class ExtractOutline:
     expected: ExpectedTime | None
     unread: int = 0
     skipped: tuple[tuple[str, str], ...] = ()
-    tried_again: int = 0
 
     @property
     def size_bytes(self) -> int:
@@ -86,15 +84,12 @@ class ExtractOutline:
             "expected": None if self.expected is None else asdict(self.expected),
             "unread": self.unread,
             "skipped": [list(one) for one in self.skipped],
-            "tried_again": self.tried_again,
         }
 
     def lines(self) -> list[str]:
         """Say all of it in lines of text."""
         lines = [f"left out {source}: {reason}" for source, reason in self.skipped]
         lines += [_line(one) for one in self.boundaries]
-        if self.tried_again:
-            lines.append(f"{counted(self.tried_again, 'clip')} that could not be decoded before would be tried again")
         if not self.size_bytes:
             return [*lines, "nothing to do: every state is in the store"]
         if self.unread:
@@ -176,18 +171,20 @@ def _outline(
         requests = request_states(settings, manifest, store, options)
         machine = machine_name(options.device) if engine.is_local else ""
     record = failed_clip_record(store, manifest)
-    skipped, tried = [], set[str]()
+    skipped = list[tuple[str, str]]()
+    undecoded = {entry.key for entry in record.entries if entry.key and not entry.boundary}
     found: dict[str, list[BoundaryOutline]] = {}
     content: dict[str, set[str]] = {}
     for request in requests:
         failed = [] if options.deep else unstorable(request, record.entries)
+        request = request.without({clip.key for clip in failed})
+        failed += undecodable(request, undecoded)
         request = request.without({clip.key for clip in failed})
         gone = absent(request, store, allowed=settings.data.allow_missing)
         request = request.without({request.content(item) for item in gone})
         skipped += [(clip.source, clip.reason) for clip in (*request.missing, *request.unreadable, *failed)]
         outlines = [_of_boundary(request, number, store, taken) for number in range(len(request.boundaries))]
         missing = {request.contents.get(key, key) for one in outlines for key in one.missing}
-        tried |= missing & {entry.key for entry in record.entries if entry.key and not entry.boundary}
         found[request.kind], content[request.kind] = outlines, missing
     boundaries = [one for several in found.values() for one in several]
     work = [Work.of(one) for one in boundaries if one.missing]
@@ -203,7 +200,6 @@ def _outline(
         if content.get("clips") and not options.deep
         else 0,
         skipped=tuple(skipped),
-        tried_again=len(tried),
     )
 
 
@@ -268,7 +264,6 @@ def _joined(outlines: Sequence[ExtractOutline]) -> ExtractOutline:
         else None,
         unread=max(one.unread for one in outlines),
         skipped=tuple(dict.fromkeys(one for several in outlines for one in several.skipped)),
-        tried_again=max(one.tried_again for one in outlines),
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from talik.cli import app
-from talik.errors import MissingMediaError
+from talik.errors import MediaError, MissingMediaError
 from talik.extract.executors.device import machine_name
 from talik.extract.stage.dry_run import ExtractOutline, outline
 from talik.extract.stage.extract import extract
@@ -144,3 +144,17 @@ def test_the_command_prints_lines_and_json(write_experiment: WriteExperiment, tm
     assert value["clips"] == 8
     assert value["size_bytes"] == sum(one["size_bytes"] for one in value["boundaries"])
     assert not (tmp_path / "features.zarr").exists()
+
+
+def test_a_clip_that_cannot_be_decoded_is_not_counted_again(
+    write_experiment: WriteExperiment, demo_set: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(demo_set, tmp_path / "set"))
+    bad = min((copy / "videos").glob("*.mp4"))
+    bad.write_bytes(b"no film")
+    path = write_experiment(root=copy)
+    with pytest.raises(MediaError, match=bad.name):
+        extract(path, progress=False)
+    outlined = outline(path, progress=False)
+    assert outlined.size_bytes == 0
+    assert [source for source, _ in outlined.skipped] == [f"videos/{bad.name}"]
