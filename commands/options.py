@@ -35,7 +35,12 @@ Places = Annotated[
     ),
 ]
 OnMissing = Annotated[
-    str, typer.Option(help='What states that the store lacks are: an "error", or to "compute" first, as extract does.')
+    str,
+    typer.Option(
+        help='What states that the store lacks are: an "error", or to "compute": a process extracts them while the '
+        "first epoch trains, in its order; before it where several processes train, where clips may be missing, for "
+        "stores in object storage, and for variants with encoders or data of their own."
+    ),
 ]
 AllowMissing = Annotated[
     bool, typer.Option("--allow-missing", help="Go on without clips that are not there, or cannot be decoded.")

@@ -25,7 +25,8 @@ from ...extract.stage.settings import plan_path
 from ...progress import progress_bar
 from ..config.experiment import Experiment, load_experiment
 from ..config.run_config import run_config
-from ..training.adapt import OnMissing, RunResult, fill_store, result_of
+from ..training.adapt import RunResult, result_of
+from ..training.filling import OnMissing, begin_filling
 from ..training.run_folder import RunFolder
 from ..training.stop_signals import ended_by_signals
 from ..training.stopped_runs import Stopped, read_stopped
@@ -106,7 +107,8 @@ def sweep(
         seeds: the experiment's by default.
         fuse: train variants that see the same batches in lockstep; otherwise one after another.
         live: decode and encode the media files for every batch, without a store.
-        on_missing: what states that the store lacks are: an "error", or to "compute" first, as `extract` does.
+        on_missing: what states that the store lacks are: an "error", or to "compute" as `extract` does, while the first
+            epoch trains where that is possible (`talik.adapt.training.filling`).
         device: the torch device, for instance "cpu" or "cuda"; "auto" is a GPU where there is one.
         progress: show tqdm bars.
         engine: which workers train, in place of the experiment's `[engine]`.
@@ -137,10 +139,13 @@ def sweep(
         say_device(device, chosen)
     for note in experiment.notes:
         _log.info(note)
+    filling = None
     if not live:
-        fill_store(experiment, [name for name, _ in pairs], on_missing, device=device, progress=progress)
-    job = SweepJob(experiment=experiment, live=live, device=device, retrain=retrain)
-    with recorded_sweep(experiment.runs, pairs):
+        first = "" if chosen.in_process else "other processes train"
+        names, seed = [name for name, _ in pairs], pairs[0][1]
+        filling = begin_filling(experiment, names, seed, on_missing, device=device, progress=progress, first=first)
+    job = SweepJob(experiment=experiment, live=live, device=device, retrain=retrain, filling=filling)
+    with filling or nullcontext(), recorded_sweep(experiment.runs, pairs):
         return _Sweep(job, chosen).run(pairs, fuse=fuse, progress=progress)
 
 

@@ -15,6 +15,7 @@ from ..config.experiment import Experiment
 from ..training.adapt import RunResult, open_trainer
 from ..training.experiment_context import ExperimentContext
 from ..training.failures import reason_of, record_failure
+from ..training.filling import Filling
 from ..training.lockstep_group import group_key, train_together
 from ..training.run_folder import RunFolder, RunOutcome
 from ..training.stop_signals import StopSignals
@@ -48,6 +49,7 @@ class SweepJob:
         progress: show a tqdm bar for each group.
         skip_locked: count a run that another process has as failed and train the others; otherwise none is trained.
         retrain: train anew the runs whose folders hold runs of other settings or data.
+        filling: the extraction that fills the store meanwhile, of this process alone.
     """
 
     experiment: Experiment
@@ -56,6 +58,7 @@ class SweepJob:
     progress: bool = False
     skip_locked: bool = False
     retrain: bool = False
+    filling: Filling | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         names = ("experiment", "live", "device", "progress", "skip_locked", "retrain")
@@ -71,8 +74,11 @@ class SweepJob:
         for opened in self._contexts:
             if opened.experiment.extraction == experiment.extraction:
                 return opened
-        self._contexts.append(ExperimentContext(experiment, device=self.device))
-        return self._contexts[-1]
+        context = ExperimentContext(experiment, device=self.device)
+        if self.filling is not None:
+            self.filling.give_store(context)
+        self._contexts.append(context)
+        return context
 
     def run(self, given: RunGroup) -> dict[str, Any]:
         """Train the runs of a group that are not finished.
@@ -139,6 +145,8 @@ class SweepJob:
 
     def _train_together(self, trainers: Sequence[Trainer]) -> dict[str, str]:
         stop = StopSignals()
+        if self.filling is not None:
+            self.filling.stop = stop
         try:
             with stop.caught():
                 found = train_together(trainers, progress=self.progress, stop=stop).failures

@@ -6,11 +6,10 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 from tqdm import tqdm
@@ -21,7 +20,6 @@ from ...extract.datasets.types import Question
 from ...extract.executors.device import say_device
 from ...extract.executors.threads import torch_threads
 from ...extract.stage.experiment_file import ExperimentSource
-from ...extract.stage.extract import extract
 from ...extract.trunk.exact_float32 import exact_float32
 from ..config.check_experiment import check_variant
 from ..config.experiment import Experiment, VariantSettings, load_experiment
@@ -32,15 +30,13 @@ from ..scoring.metrics import Scores, read_scores
 from .distributed import Processes, joined
 from .experiment_context import ExperimentContext
 from .failures import failures_recorded, raised_in_one_line
+from .filling import OnMissing, begin_filling
 from .run_data import collect_data, earlier_digests
 from .run_folder import RunFolder, RunOutcome
 from .solo_run import train_alone
 from .stop_signals import StopSignals
 from .stopped_runs import clear_stopped, read_stopped
 from .trainer import Trainer
-
-OnMissing = Literal["error", "compute"]
-"""What is done about states that the store lacks."""
 
 _log = logging.getLogger(__name__)
 
@@ -118,7 +114,8 @@ def adapt(
         retrain: train anew, whatever run the folder holds; that one stays until the new one has ended, and is then
             removed.
         live: decode and encode the media files for every batch, without a store.
-        on_missing: what states that the store lacks are: an "error", or to "compute" first, as `extract` does.
+        on_missing: what states that the store lacks are: an "error", or to "compute" as `extract` does, while the first
+            epoch trains where that is possible (`filling`).
         device: where it runs; "auto" is a GPU where there is one.
         progress: show tqdm bars.
         context: the opened encoders and store of this experiment, shared by several runs.
@@ -147,12 +144,25 @@ def adapt(
         exact_float32(),
         joined(device) as processes,
         folder.locked() if processes.leads else nullcontext(),
+        ExitStack() as stack,
     ):
         announce = progress and processes.leads and context is None
+        filling = None
         if not live and processes.leads:
-            fill_store(experiment, [variant], on_missing, device=str(processes.device), progress=progress)
+            filling = begin_filling(
+                experiment,
+                [variant],
+                seed,
+                on_missing,
+                device=str(processes.device),
+                progress=progress,
+                first=_why_filled_first(processes, context),
+            )
         processes.wait()  # until the store is filled
+        stack.enter_context(filling or nullcontext())
         context = context or ExperimentContext(experiment, device=processes.device)
+        if filling is not None:
+            filling.give_store(context)
         with processes.in_turn(), raised_in_one_line(folder):
             trainer = open_trainer(
                 context, variant, seed, resume=resume, retrain=retrain, live=live, processes=processes
@@ -165,6 +175,8 @@ def adapt(
         for line in describe(context.manifest, brief=True) if announce else ():
             tqdm.write(line, file=sys.stderr)
         stop = StopSignals()
+        if filling is not None:
+            filling.stop = stop
         with stop.caught(), raised_in_one_line(folder), failures_recorded(folder) if processes.leads else nullcontext():
             train_alone(trainer, progress=progress and processes.leads, stop=stop)
         processes.wait()  # until the result is written
@@ -173,26 +185,11 @@ def adapt(
         return result_of(folder, how=trainer.how)
 
 
-def fill_store(
-    experiment: Experiment, variants: Sequence[str], on_missing: OnMissing, *, device: str, progress: bool
-) -> None:
-    """Compute what the experiment's store lacks, if that is wanted.
-
-    Args:
-        experiment: whose states are wanted.
-        variants: the names of those that will be trained.
-        on_missing: "compute", or "error" to leave the store as it is.
-        device: where encoders run.
-        progress: show tqdm bars.
-
-    Raises:
-        SettingsError: another value.
-        MediaError, NumericsError, StoreError: as `extract` does.
-    """
-    if on_missing not in get_args(OnMissing):
-        raise SettingsError(f'on_missing: found {on_missing!r}, expected "error" or "compute"')
-    if on_missing == "compute":
-        extract(experiment.extractions(variants), device=device, progress=progress)
+def _why_filled_first(processes: Processes, context: ExperimentContext | None) -> str:
+    """Return why the store has to be full before the training, "" where this call knows no reason."""
+    if processes.size > 1:
+        return "several processes train"
+    return "" if context is None else "the store is open already"
 
 
 def open_trainer(

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
-from ...extract.datasets.types import Question
+from ...extract.datasets.types import Manifest, Question
+from ...extract.stage.item_order import ItemOrder
 from ..config.experiment import TrainSettings
 from ..data.batch import content_order, shuffled, stored_questions
 from ..data.cached_source import CachedSource
@@ -96,11 +97,10 @@ class DataOrder:
 
     def train_batches(self, epoch: int) -> Iterator[list[Question]]:
         """Yield the batches of an epoch, from 0, each with the questions of all processes."""
-        questions, size = self.training_order, self._settings.batch_size
-        seed = derived_seed(self._seed, f"order/{epoch}")
-        order = shuffled(questions, seed=seed, by_clip=self._settings.group_by_clip)
+        size = self._settings.batch_size
+        order = epoch_order(self.training_order, self._settings, self._seed, epoch)
         for start in range(0, self.batches_per_epoch * size, size):
-            yield [questions[i] for i in order[start : start + size]]
+            yield order[start : start + size]
 
     def view_seed(self, epoch: int) -> int:
         """Return the seed of an epoch's choice of augmented views."""
@@ -114,3 +114,29 @@ class DataOrder:
     def in_question_order(self, split: str, predictions: Iterable[Sequence[Prediction]]) -> list[Prediction]:
         """Return the predictions of `eval_batches`, given batch by batch, in the order of the split's questions."""
         return restore_order(list(chain.from_iterable(predictions)), clip_order(self.questions_of(split)))
+
+
+def epoch_order(questions: Sequence[Question], settings: TrainSettings, seed: int, epoch: int) -> list[Question]:
+    """Return a run's training questions in the order of an epoch, from 0."""
+    order = shuffled(questions, seed=derived_seed(seed, f"order/{epoch}"), by_clip=settings.group_by_clip)
+    return [questions[i] for i in order]
+
+
+def order_of_need(manifest: Manifest, settings: TrainSettings, seed: int) -> ItemOrder:
+    """Return the clips and texts in the order in which a new run needs them: its first epoch, validation, the end.
+
+    Args:
+        manifest: the data set, of which every clip will have states.
+        settings: of the run: sizes of the batches; whether a clip's questions stay together.
+        seed: of the run.
+    """
+    splits = {split: manifest.split(split) for split in ("train", "val", "test") if split in manifest.splits}
+    needed = epoch_order(sorted(splits.pop("train", ()), key=content_order), settings, seed, 0)
+    size = settings.batch_size
+    at_once = max((len({q.clip_id for q in needed[i : i + size]}) for i in range(0, len(needed), size)), default=1)
+    needed += [questions[i] for questions in splits.values() for i in clip_order(questions)]
+    return ItemOrder(
+        clips=tuple(dict.fromkeys(q.clip_id for q in needed)),
+        texts=tuple(dict.fromkeys(q.text for q in needed)),
+        clips_at_once=at_once,
+    )

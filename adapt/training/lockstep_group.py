@@ -167,15 +167,20 @@ class _Group:
         first = min(t.progress.batch for t in active)
         order = islice(lead.data.train_batches(epoch), first, None)
         batches = self._shared_by(active).batches(order, view_seed=view_seed, by_clip=by_clip)
-        for index, own in enumerate(batches, first):
-            left = [(t, batch) for t, batch in zip(active, own, strict=True) if t in self.members]
-            if not left:
-                return
-            self._step([(t, batch) for t, batch in left if t.progress.batch <= index])  # the others are ahead
-            bar.update(lead.data.batch_size(index))
-            if self.stop.signum or any(t.save_is_due for t, _ in left):
-                self._save_positions(active, started)
-                self._leave()
+        try:
+            for index, own in enumerate(batches, first):
+                left = [(t, batch) for t, batch in zip(active, own, strict=True) if t in self.members]
+                if not left:
+                    return
+                self._step([(t, batch) for t, batch in left if t.progress.batch <= index])  # the others are ahead
+                bar.update(lead.data.batch_size(index))
+                if self.stop.signum or any(t.save_is_due for t, _ in left):
+                    self._save_positions(active, started)
+                    self._leave()
+        except StopRequested:  # while a batch was waited for
+            self._save_positions(active, started)
+            self._leave()
+            return
         for training in active:
             if training in self.members:
                 with self._failing_alone(training):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from ...progress import progress_bar
 from ..scoring.predictions import Prediction
@@ -43,10 +44,7 @@ class _SoloRun:
             while not (trainer.ended or trainer.paused):
                 self.started = time.perf_counter()
                 trainer.begin_epoch()
-                for index, batch in enumerate(trainer.train_batches(), trainer.progress.batch):
-                    trainer.step(batch)
-                    bar.update(trainer.data.batch_size(index))
-                    self._keep_position()
+                self._train_epoch(bar)
                 trainer.check_losses()
                 predictions = self._answers("val", self._save)
                 trainer.end_epoch(predictions, seconds=time.perf_counter() - self.started)
@@ -57,6 +55,19 @@ class _SoloRun:
             trainer.load_best_weights()
             predictions = self._answers(trainer.data.final_split)
             trainer.finish(predictions, seconds=time.perf_counter() - self.started)
+
+    def _train_epoch(self, bar: Any) -> None:
+        """Train on the epoch's batches; a signal that comes while one is waited for takes effect at once."""
+        while True:
+            try:
+                for index, batch in enumerate(self.trainer.train_batches(), self.trainer.progress.batch):
+                    self.trainer.step(batch)
+                    bar.update(self.trainer.data.batch_size(index))
+                    self._keep_position()
+                return
+            except StopRequested:
+                self._save()
+                self._leave()
 
     def _keep_position(self) -> None:
         """Between two batches: save a checkpoint if one is due or a signal has come, and let the signal take effect."""

@@ -58,7 +58,20 @@ class BoundaryReader:
         self._pool = BufferPool(allocate=allocate)
         self._checked = np.zeros(catalog.num_rows, bool)
         self._stored = catalog.receipts[:, 0] != 0  # (shards,)
+        self._awaited: dict[int, Callable[[Catalog, int], None]] = {}
         self._guard = threading.Lock()
+
+    def await_shards(self, shards: Iterable[int], wait: Callable[[Catalog, int], None]) -> None:
+        """Count shards that another process is writing as stored; called before anything is asked or read.
+
+        Args:
+            shards: those that are stored already are passed over.
+            wait: called with the catalog and a shard before the first read of it; returns when it is stored.
+        """
+        for shard in shards:
+            if not self._stored[shard]:
+                self._awaited[shard] = wait
+                self._stored[shard] = True
 
     @cached_property
     def items(self) -> tuple[Item, ...]:
@@ -143,12 +156,20 @@ class BoundaryReader:
 
     def _read(self, keys: Sequence[str], memory: BatchMemory) -> Batch:
         rows = self.rows_of(keys)
+        if self._awaited:
+            self._wait_for(rows)
         with self._guard:
             values = self.rows.read(rows, self._to_check(rows), memory.allocate)
             self._checked[rows] = True
         lengths = self.catalog.lengths(rows) if self.spec.ragged else None
         inputs = dict(zip(self.spec.inputs, values[1:], strict=True))
         return Batch(hidden=values[0], lengths=lengths, inputs=inputs, dtype=self.spec.dtype, memory=memory)
+
+    def _wait_for(self, rows: NDArray[np.int64]) -> None:
+        for shard in np.unique(rows // self.catalog.layout.grid.rows_per_shard).tolist():
+            if (wait := self._awaited.get(shard)) is not None:
+                wait(self.catalog, shard)
+                self._awaited.pop(shard, None)
 
     def prefetch(self, batches_of_keys: Iterable[Sequence[str]], depth: int = 2) -> Iterator[Batch]:
         """Yield `read(keys)` for each of `batches_of_keys`, up to `depth` batches read ahead by one thread.

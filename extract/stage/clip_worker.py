@@ -53,6 +53,7 @@ class _UnitInHand:
     failed: dict[str, FailedClip] = field(default_factory=dict)  # by key
     unseen: dict[str, list[str]] = field(default_factory=dict)  # by source: what of the clip is not looked at
     waiting: dict[str, dict[str, ClipMedia]] = field(default_factory=dict)  # by modality and key: for a forward
+    decoded: int = 0  # clips that came back from the decoder, those that failed too
 
     @cached_property
     def numbers(self) -> dict[str, list[int]]:
@@ -61,6 +62,11 @@ class _UnitInHand:
         for number, item in enumerate(self.task.items):
             found.setdefault(item.key, []).append(number)
         return found
+
+    @property
+    def num_requests(self) -> int:
+        """Clips that are decoded for the unit."""
+        return len(self.numbers.keys() - self.left_out) if self.places else 0
 
     @property
     def has_unstorable(self) -> bool:
@@ -217,6 +223,10 @@ class ClipWorker(ShardWorker):
                     yield from self._take(unit, item, outcome.media)
                 if self.advance is not None:
                     self.advance(1)
+                unit.decoded += 1
+                if unit.decoded == unit.num_requests:  # no clip of the next unit is waited for
+                    begun.popleft()
+                    yield from self._rest(unit)
             while begun:
                 yield from self._rest(begun.popleft())
         finally:
@@ -233,7 +243,7 @@ class ClipWorker(ShardWorker):
     def _requests(self, unit: _UnitInHand) -> Iterator[DecodeRequest]:
         """Yield what is to be decoded for a unit: each of its clips, once."""
         modalities = {modality for modality, _, _ in unit.places}
-        if not modalities:
+        if not unit.num_requests:
             return
         unit.waiting = {modality: {} for modality in self.settings if modality in modalities}
         wanted = self.sampling.media_settings(modalities, self.encoders)

@@ -7,7 +7,7 @@ runs once however many boundaries and modalities need it. An interrupted unit is
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,11 +21,13 @@ from ..executors.threads import torch_threads
 from ..trunk.exact_float32 import exact_float32
 from .compute_shards import ExtractionResult, compute_shards
 from .extract_report import ExtractReport
+from .item_order import in_order_of_need
 from .items import FILE_MISSING, failed_clip_record
 from .known_boundaries import KnownBoundary, remember_boundaries
 from .plan import StateRequest, absent, plan_shards, request_states, undecodable, unstorable
 from .run_records import FailedClip, failed_clips_path, receipts_path, record_cost
 from .settings import ExtractSettings, RunOptions
+from .shard_worker import ShardUnit
 from .version_notes import version_notes
 
 _REASONS, _NAMES = 3, 100  # of the items without states, how many a message tells in full, and by name
@@ -33,8 +35,18 @@ _REASONS, _NAMES = 3, 100  # of the items without states, how many a message tel
 _THREADS_BESIDE_A_GPU = 2  # for sound's spectra; more would wait for cores that decode
 
 
+Planned = Mapping[str, Sequence[int]]
+"""The shards that are to be computed, by path of their boundary."""
+
+
 def compute_missing(
-    settings: ExtractSettings, manifest: Manifest, store: FeatureStore, options: RunOptions, *, started: float
+    settings: ExtractSettings,
+    manifest: Manifest,
+    store: FeatureStore,
+    options: RunOptions,
+    *,
+    started: float,
+    planned: Callable[[Planned], object] | None = None,
 ) -> ExtractReport:
     """Compute every state that the settings name and the store does not hold; what `extract` does and raises.
 
@@ -44,6 +56,7 @@ def compute_missing(
         store: open for writing.
         options: of the run.
         started: when the run began, by `time.perf_counter`.
+        planned: called when every item has its row, before the first shard is computed.
     """
     threads = settings.engine.threads or (None if options.device_kind == "cpu" else _THREADS_BESIDE_A_GPU)
     with torch_threads(threads), exact_float32():
@@ -53,7 +66,7 @@ def compute_missing(
         requests = [_with_states(request, result, store, settings, options) for request in requests]
         prepared = time.perf_counter()
         try:
-            _compute(requests, settings, store, result, options)
+            _compute(requests, settings, store, result, options, planned)
         finally:  # what was computed is kept, so its cost counts
             ended = time.perf_counter() if result.receipts is None else prepared + result.worker_seconds
             with suppress(StoreError):  # a disk that is full says so by itself
@@ -88,6 +101,7 @@ def _compute(
     store: FeatureStore,
     result: ExtractionResult,
     options: RunOptions,
+    planned: Callable[[Planned], object] | None,
 ) -> None:
     """Give rows to the items, plan the missing shards, and have them computed and written."""
     boundaries = [boundary for request in requests for boundary in request.boundaries]
@@ -101,10 +115,29 @@ def _compute(
         for writer in writers:
             now = next(b.provenance for b in boundaries if b.spec.path == writer.spec.path) or {}
             result.notes += version_notes(writer.spec.modality, now, writer.provenance_before)
-        for request in requests:
-            units = plan_shards(request, writers)
+        work = [(request, _in_order(plan_shards(request, writers), request, options)) for request in requests]
+        if options.order is not None:
+            work.sort(key=lambda one: one[0].kind != "texts")  # few, and each batch needs some
+        if planned is not None:
+            planned(_shards_of(unit for _, units in work for unit in units))
+        for request, units in work:
             decoders = options.decoders(settings.engine, sum(len(unit.items) for unit in units))
             compute_shards(request, units, executor, result, options, device=device, decoders=decoders)
+
+
+def _in_order(units: list[ShardUnit], request: StateRequest, options: RunOptions) -> list[ShardUnit]:
+    """Return units in the order in which they are needed, where the options name one: the items' own."""
+    if options.order is None or not request.boundaries:
+        return units
+    ranks = {request.content(item): number for number, item in enumerate(request.boundaries[0].items)}
+    return [units[n] for n in in_order_of_need([[item.key for item in unit.items] for unit in units], ranks)]
+
+
+def _shards_of(units: Iterable[ShardUnit]) -> Planned:
+    found: dict[str, list[int]] = {}
+    for writer, shard in (target for unit in units for target in unit.targets):
+        found.setdefault(writer.spec.path, []).append(shard.index)
+    return found
 
 
 def _remember(settings: ExtractSettings, requests: Sequence[StateRequest]) -> None:

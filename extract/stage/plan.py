@@ -224,6 +224,8 @@ def _request_clips(
         found = clip_items(manifest, digests, progress=options.progress)
     if not found.items and not found.unreadable:
         return None
+    if options.order is not None:
+        found = replace(found, items=options.order.of_clips(found.items))
     segments, device = settings.data.segments, _planning_device(settings, options)
     encoders: dict[str, Encoder] = {}
     for modality, one in chosen.items():
@@ -250,6 +252,8 @@ def _request_clips(
         names |= {spec.path: replaced for spec in of_films}
     provenance = _provenance(encoders, settings, options)
     count = settings.store.shard_items or _clips_per_shard(specs, seconds)
+    if options.order is not None and settings.store.shard_items is None:
+        count = options.order.clips_per_shard(count, len(keys))
     boundaries = [
         BoundaryRequest(
             spec=spec,
@@ -312,6 +316,8 @@ def _request_texts(settings: ExtractSettings, manifest: Manifest, options: RunOp
     items = text_items(manifest)
     if chosen is None or not items:
         return None
+    if options.order is not None:
+        items = options.order.of_texts(items)
     device = _planning_device(settings, options)
     encoder = open_encoder(chosen, modality="text", device=device, base=settings.base)
     cuts = cut_boundaries(encoder, chosen)

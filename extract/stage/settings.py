@@ -21,6 +21,7 @@ from ..encoders.options import MODALITIES, Compute, PictureSettings
 from ..executors.settings import EngineSettings
 from ..media.augment_settings import AugmentSettings, check_modality, check_views
 from .experiment_file import ExperimentFile, ExperimentSource, merged, read_experiment
+from .item_order import ItemOrder
 
 Cut = int | Literal["end"]
 """A boundary as a person writes it: its number, negative to count from the number of units, or the end."""
@@ -260,12 +261,14 @@ class RunOptions:
         deep: digest every media file, also those whose size and time are as they were.
         workers: processes that decode; None for as many as fit the machine.
         unread: read no file of which the store knows nothing: it counts as one whose states are missing.
+        order: compute in this order, in shards of about a batch's clips; None for the data set's order.
     """
 
     device: str = "cpu"
     progress: bool = True
     deep: bool = False
     unread: bool = False
+    order: ItemOrder | None = None
     workers: int | None = None
 
     @property

@@ -139,7 +139,7 @@ def test_what_needs_the_files_asks_for_them_in_one_line(
     assert list(extract(known, progress=False).items.values()) == [1]
 
 
-def test_states_that_the_store_lacks_are_computed_first_if_wanted(place: Path, tiny_encoders: dict[str, Path]) -> None:
+def test_states_that_the_store_lacks_are_computed_if_wanted(place: Path, tiny_encoders: dict[str, Path]) -> None:
     path, other = (write(place, "clean", tiny_encoders["audio"], name=name) for name in ("first", "second"))
     store = place / "features.zarr"
     with pytest.raises(StoreError, match=r"features\.zarr"):
