@@ -1,6 +1,6 @@
 """Successive halving beside the full sweep: is the winner the same, how long does each take, and what do kills change?
 
-    python benchmarks/halving.py FOLDER [--clips 40] [--epochs 8] [--seeds 10] [--kills 20] [--tiny] [--output PAGE.md]
+    python benchmarks/halving.py FOLDER [--clips 100] [--epochs 8] [--seeds 10] [--kills 20] [--tiny] [--output PAGE.md]
 
 A grid of 24 probes (which modalities the head reads, its learning rate) on the clips and encoders of `talik demo`, each
 seed a sweep of its own: all variants to their end, and with halving at the rungs 1, 2 and 4. The winner has the best
@@ -82,9 +82,8 @@ def write_experiments(folder: Path, *, num_clips: int, epochs: int, tiny: bool =
     """Make the set, fill the store, and write the experiments of both sweeps."""
     grid = GRID + (TINY_AXES if tiny else DEMO_AXES)
     make_demo(folder / "set", num_clips=num_clips, seed=0, workers=1, progress=False)
-    tables = ENCODERS.format(
-        visual=12, audio=4, text=6, store="features.zarr", epochs=epochs, precision="float32"
-    ).replace("eval_batch_size = 16", "eval_batch_size = 64")
+    tables = ENCODERS.format(visual=12, audio=4, text=6, store="features.zarr", epochs=epochs, precision="float32")
+    tables = tables.replace("batch_size = 16", "batch_size = 64") + "group_by_clip = true\n"
     if tiny:
         encoders = {m: folder / "encoders" / m for m in ("visual", "text")}
         if not (folder / "encoders").is_dir():
@@ -157,7 +156,7 @@ def page(found: Sequence[Compared], seen: sweep_kills.Kills | None, epochs: int,
         *surroundings(),
         "",
         f"24 probes on {clips} clips of the demo, {'tiny random' if tiny else 'its'} encoders, {epochs} epochs, rungs "
-        "of halves; one thread, float32. Winner: best validation.",
+        f"of halves;{'' if tiny else ' batches of 64 by clip;'} one thread, float32. Winner: best validation.",
         "",
         "| seed | winner of the full sweep | winner with halving | full, s | with halving, s | ratio | survivors |",
         "| ---: | --- | --- | ---: | ---: | ---: | ---: |",
@@ -188,7 +187,7 @@ def main() -> None:
     """Parse, run, write the page; exit with 1 if a survivor or a killed sweep differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--clips", type=int, default=40)
+    parser.add_argument("--clips", type=int, default=100)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--kills", type=int, default=20)

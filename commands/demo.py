@@ -17,9 +17,10 @@ app = typer.Typer(invoke_without_command=True, help="The whole story on a small 
 def demo(
     context: typer.Context,
     folder: Annotated[Path, typer.Option("--dir", help="Where everything is made.")] = Path("talik-demo"),
-    full: Annotated[bool, typer.Option("--full", help="The size at which the variants really learn.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="The size for comparing adapters: 2000 clips, hours.")] = False,
     clips: Annotated[int | None, typer.Option(min=1, help="How many clips, in place of the size's own number.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds, in place of the size's own number.")] = None,
+    set_seed: Annotated[int | None, typer.Option(min=0, help="Of the made set, in place of the size's own.")] = None,
     device: Device = "auto",
 ) -> None:
     """Make a data set, extract, train variants and write the table: the whole story."""
@@ -27,7 +28,7 @@ def demo(
         return
     from ..demo.experiment import demo as tell
 
-    tell(folder, full=full, num_clips=clips, num_seeds=seeds, device=device)
+    tell(folder, full=full, num_clips=clips, num_seeds=seeds, set_seed=set_seed, device=device)
 
 
 @app.command("make", cls=Command)
@@ -36,7 +37,11 @@ def demo_make(
     clips: Annotated[int, typer.Option(help="How many clips.")] = 240,
     seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
     kind: Annotated[
-        str, typer.Option("--set", help="demo: clips of 8 s. evaluation: of 24 s, with long and short questions.")
+        str,
+        typer.Option(
+            "--set",
+            help="demo: clips of 8 s. taste: those, nine templates. evaluation: 24 s, long and short questions.",
+        ),
     ] = "demo",
 ) -> None:
     """Make a data set alone: clips and questions. A second run makes only what is missing."""

@@ -6,7 +6,6 @@ cores without a GPU; and again once the plan has measured the machine at hand.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import typer
@@ -25,157 +24,10 @@ from ..extract.stage.extract import extract
 from ..extract.stage.settings import plan_path
 from ..formats import readable_seconds
 from .make import make_demo
+from .sizes import FULL, LABELS, NUM_PROBES, TASTE, DemoSize, experiment_text
 from .thread_check import threads_now
 
-
-@dataclass(frozen=True, kw_only=True)
-class DemoSize:
-    """How much of everything: clips, seeds, epochs; and what the title of its table says."""
-
-    num_clips: int
-    set_seed: int
-    num_seeds: int
-    epochs: int
-    batch_size: int
-    precision: str
-    title: str
-    note: str
-
-
-TASTE = DemoSize(
-    num_clips=100,
-    set_seed=0,
-    num_seeds=1,
-    epochs=3,
-    batch_size=16,
-    precision="auto",
-    title="talik demo: a taste",
-    note="Few clips and short training: this shows that every part runs, not which variant is best.",
-)
-FULL = DemoSize(
-    num_clips=2000,
-    set_seed=1,  # settings were tried out on the set of seed 0
-    num_seeds=3,
-    epochs=4,
-    batch_size=16,
-    precision="bfloat16",
-    title="talik demo, full size",
-    note="Made clips (drawn instruments, synthesised sound), not MUSIC-AVQA's videos; the templates are MUSIC-AVQA's.",
-)
-SECONDS = {"clip made": 0.25, "clip extracted": 0.15, "probe question": 0.002, "adapter question": 0.006}
-QUESTIONS_PER_CLIP, TRAIN_QUESTIONS_PER_CLIP = 20, 17  # over all clips, whatever their split
-NUM_PROBES, NUM_ADAPTERS = 4, 5
-
-LABELS = {
-    "blind": "blind: most frequent answer of each template",
-    "probe-question": "probe, question alone",
-    "probe-picture": "probe, question + picture",
-    "probe-sound": "probe, question + sound",
-    "probe": "probe, all three",
-    "trimodal": "trimodal",
-    "no-selection": "trimodal without selection",
-    "no-interaction": "trimodal without interaction",
-    "audio-centred": "trimodal, centred on audio",
-    "lavish": "lavish, at trimodal's insertion",
-}
-COMPARISONS = (
-    ("trimodal", "probe"),
-    ("trimodal", "no-selection"),
-    ("trimodal", "no-interaction"),
-    ("trimodal", "audio-centred"),
-    ("trimodal", "lavish"),
-    ("lavish", "probe"),
-    ("probe", "probe-question"),
-    ("probe", "probe-picture"),
-    ("probe", "probe-sound"),
-    ("trimodal", "blind"),
-    ("probe", "blind"),
-    ("probe-question", "blind"),
-    ("probe-picture", "blind"),
-    ("probe-sound", "blind"),
-)
-
-EXPERIMENT = """\
-# Written by `talik demo`. Change it and run `talik extract`, `talik adapt` or `talik sweep` on it: what is done stays.
-[data]
-dataset = "demo"
-root = "set"
-segments = 4                      # T: a frame and a window of sound each
-
-[encoders.visual]
-model = "pip:dinov2-small"        # 12 units
-image_size = 98
-cut = 12                          # after the last unit: on a CPU a live picture unit is dear; see insertion below
-
-[encoders.audio]
-model = "pip:whisper-tiny.en"     # 4 units
-window_seconds = 1.0
-cut = 4
-
-[encoders.text]
-model = "pip:minilm-l6"           # 6 units
-cut = [5, 6]                      # 5 for the adapters, 6 for the probes
-
-[store]
-path = "features.zarr"
-dtype = "float16"
-
-[task]
-kind = "answers"
-
-[train]
-epochs = {epochs}
-batch_size = {batch_size}
-lr = 5e-4                         # of adapters
-head_lr = 1e-3
-precision = "{precision}"
-
-[sweep]
-seeds = {seeds}
-
-[[variants]]
-name = "probe-question"
-adapter = {{ kind = "probe", modalities = ["text"] }}
-
-[[variants]]
-name = "probe-picture"
-adapter = {{ kind = "probe", modalities = ["visual", "text"] }}
-
-[[variants]]
-name = "probe-sound"
-adapter = {{ kind = "probe", modalities = ["audio", "text"] }}
-
-[[variants]]
-name = "probe"
-adapter = {{ kind = "probe" }}
-
-# One insertion, where the text's last unit still runs live. To have the last unit of all three live, cache
-# 11, 3 and 5 too (cut = [11, 12] and so on) and write insertion = "last 1": about six times the work a question.
-[[variants]]
-name = "trimodal"
-insertion = {{ visual = [12], audio = [4], text = [5] }}
-adapter = {{ kind = "trimodal" }}
-
-[[variants]]
-name = "no-selection"
-insertion = {{ visual = [12], audio = [4], text = [5] }}
-adapter = {{ kind = "trimodal", selection = "none" }}
-
-[[variants]]
-name = "no-interaction"
-insertion = {{ visual = [12], audio = [4], text = [5] }}
-adapter = {{ kind = "trimodal", interaction = "none" }}
-
-[[variants]]
-name = "audio-centred"
-insertion = {{ visual = [12], audio = [4], text = [5] }}
-adapter = {{ kind = "trimodal", center = "audio" }}
-
-[[variants]]
-name = "lavish"
-insertion = {{ visual = [12], audio = [4] }}
-adapter = {{ kind = "lavish" }}
-"""
+SECONDS = {"clip made": 0.25, "clip extracted": 0.15}
 
 
 def demo(
@@ -184,6 +36,7 @@ def demo(
     full: bool = False,
     num_clips: int | None = None,
     num_seeds: int | None = None,
+    set_seed: int | None = None,
     device: str = "auto",
     progress: bool = True,
 ) -> ReportFiles:
@@ -191,9 +44,9 @@ def demo(
 
     Args:
         folder: where set, store, runs and report are made.
-        full: the size at which the variants really learn.
-        num_clips: in place of the size's own number.
-        num_seeds: in place of the size's own number.
+        full: the size for comparing adapters: more clips and seeds, all question types, ablations.
+        num_clips, num_seeds: in place of the size's own numbers.
+        set_seed: of the made set, in place of the size's own.
         device: where encoders and training run; "auto" is a GPU where there is one.
         progress: show tqdm bars.
 
@@ -205,7 +58,8 @@ def demo(
     folder, device = Path(folder), chosen_device(device)
     typer.echo(_announcement(folder, size, clips, seeds))
     experiment = _write_experiment(folder, size, seeds)
-    made = make_demo(folder / "set", num_clips=clips, seed=size.set_seed, progress=progress)
+    set_seed = size.set_seed if set_seed is None else set_seed
+    made = make_demo(folder / "set", num_clips=clips, seed=set_seed, kind=size.set_kind, progress=progress)
     typer.echo(made.summary())
     threads, said = threads_now(device)
     if said is not None:
@@ -214,7 +68,7 @@ def demo(
         result = _run(experiment, device=device, progress=progress)
     files = _report(folder, experiment, size)
     typer.echo(f"\n{files.text}\n")
-    for line in (*files.notes, *_closing(files)):
+    for line in (*files.notes, *_closing(files, size)):
         typer.echo(line)
     if result.failures:
         raise RunError(f"{len(result.failures)} of {len(result.runs) + len(result.failures)} runs failed; see above")
@@ -234,9 +88,9 @@ def _run(experiment: Experiment, *, device: str, progress: bool) -> SweepResult:
     return result
 
 
-def _closing(files: ReportFiles) -> list[str]:
-    """Return the demo's last lines: what the cache saved, where the page is, what to run on data of one's own."""
-    lines = []
+def _closing(files: ReportFiles, size: DemoSize) -> list[str]:
+    """Return the demo's last lines: which steps stand out, what was saved, the page, what to run on one's own data."""
+    lines = _steps(files, size)
     costs = files.costs
     if costs.without_cache is not None and costs.extraction is not None:
         lines.append(
@@ -252,10 +106,28 @@ def _closing(files: ReportFiles) -> list[str]:
     ]
 
 
+def _steps(files: ReportFiles, size: DemoSize) -> list[str]:
+    """Say of each neighbour in the table whether the difference is significant, and where it is not what that takes."""
+    if size.set_kind != "taste":
+        return []
+    steps = files.table.comparisons
+    lines = [
+        f"{c.a} − {c.b}: {c.difference.points:+.1f} points"
+        + ("" if c.difference.excludes_zero else ", within chance here")
+        for c in steps
+    ]
+    if not all(c.difference.excludes_zero for c in steps):
+        lines.append(
+            "what is within chance here takes more questions: talik demo --full (2000 clips, three seeds, hours)"
+        )
+    return lines
+
+
 def _announcement(folder: Path, size: DemoSize, clips: int, seeds: int) -> str:
-    questions = clips * QUESTIONS_PER_CLIP
-    passes = seeds * size.epochs * clips * TRAIN_QUESTIONS_PER_CLIP
-    training = passes * (NUM_PROBES * SECONDS["probe question"] + NUM_ADAPTERS * SECONDS["adapter question"])
+    questions = clips * size.questions
+    passes = seeds * size.epochs * clips * size.train_questions
+    num_adapters = size.num_variants - NUM_PROBES
+    training = passes * (NUM_PROBES * size.probe_seconds + num_adapters * size.adapter_seconds)
     seconds = [clips * SECONDS["clip made"], clips * SECONDS["clip extracted"], training]
     minutes = [max(1, round(s / 60)) for s in seconds]
     return "\n".join(
@@ -264,7 +136,7 @@ def _announcement(folder: Path, size: DemoSize, clips: int, seeds: int) -> str:
             f"  1. make {clips} clips of 8 s, about {questions} questions   ~{minutes[0]} min",
             f"  2. extract their states once into features.zarr   ~{minutes[1]} min",
             "  3. plan: measure this machine, and say what training takes on it",
-            f"  4. train {len(LABELS) - 1} variants x {seeds} seed(s), {size.epochs} epochs, in lockstep   "
+            f"  4. train {size.num_variants} variants x {seeds} seed(s), {size.epochs} epochs, in lockstep   "
             f"~{minutes[2]} min",
             "  5. write the table and the page in report/",
         ]
@@ -284,9 +156,7 @@ def _planned(experiment: Experiment, *, device: str, progress: bool) -> list[str
 
 def _write_experiment(folder: Path, size: DemoSize, seeds: int) -> Experiment:
     path = folder / "demo.toml"
-    text = EXPERIMENT.format(
-        epochs=size.epochs, batch_size=size.batch_size, precision=size.precision, seeds=list(range(seeds))
-    )
+    text = experiment_text(size, seeds=range(seeds))
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise RunError(f"{path}: differs from what this demo would write; name another folder with --dir, or remove it")
     with writing(path):
@@ -308,7 +178,7 @@ def _report(folder: Path, experiment: Experiment, size: DemoSize) -> ReportFiles
         out=folder / "report",
         order=[v.name for v in experiment.variants],
         labels=LABELS,
-        comparisons=COMPARISONS,
+        comparisons=size.comparisons,
         baseline="trimodal",
         notes=(size.note,),
         title=size.title,

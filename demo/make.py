@@ -21,7 +21,7 @@ from .questions import Record, SetKind, blind_accuracy, make_records, make_scene
 from .scene import SPLITS, Scene, scene_to_json
 from .video_file import write_video
 
-SET_VERSIONS = {"demo": 1, "evaluation": 1}
+SET_VERSIONS = {"demo": 1, "taste": 1, "evaluation": 1}
 """Of each kind of set; raised whenever the same seed would give other questions, pixels or samples."""
 _FEW = 4
 
@@ -92,7 +92,8 @@ def make_demo(
             manifest.jsonl, for `[data] dataset = "manifest"`, where `kind` is "evaluation".
         num_clips: 4 or more, so that every split has a clip.
         seed: 0 or more.
-        kind: "demo", clips of 8 s; or "evaluation", clips of 24 s whose questions of the families "long" and "short"
+        kind: "demo", clips of 8 s; "taste", the same clips with more questions of nine templates, and more of the clips
+            in test; or "evaluation", clips of 24 s whose questions of the families "long" and "short"
             ask for the whole clip, or for sight and sound of one segment (docs/evaluation.md).
         workers: processes that render; all cores when None, none beside this one when 1.
         progress: whether to show a bar on the error stream.

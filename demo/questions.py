@@ -8,6 +8,7 @@ still leans with the kind that is asked about (the kinds' habits), as in any rea
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,10 +23,11 @@ from ..extract.datasets.music_avqa import ANSWERS_42
 from ..extract.datasets.types import Manifest, Question
 from .candidates import TWO_ANSWERS, Candidate, candidates_of
 from .evaluation_scene import make_evaluation_scene
-from .scene import SPLITS, Scene, make_scene
+from .scene import SPLITS, Scene, make_scene, split_of
 
-SetKind = Literal["demo", "evaluation"]
-"""The demo's set of clips of 8 s; or that of 24 s in which it is known what each question asks for."""
+SetKind = Literal["demo", "taste", "evaluation"]
+"""The demo's set of clips of 8 s; its default size's, the same clips with more questions of fewer templates; or that of
+24 s in which it is known what each question asks for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +47,27 @@ _MOST: Mapping[str, Mapping[str, _Most]] = {
         "val": _Most(of_clip=9, of_type=2, of_template=1),
         "test": _Most(of_clip=9, of_type=2, of_template=1),
     },
+    "taste": {
+        "train": _Most(of_clip=36, of_type=6, of_template=3),
+        "val": _Most(of_clip=24, of_type=4, of_template=2),
+        "test": _Most(of_clip=24, of_type=4, of_template=2),
+    },
     "evaluation": dict.fromkeys(SPLITS, _Most(of_clip=5, of_type=1, of_template=1, of_family=3)),
 }
+_TASTED = frozenset(
+    {
+        "Is there a <Object> sound?",
+        "Is the <Object> louder than the <Object>?",
+        "Is the <Object> more rhythmic than the <Object>?",
+        "Is there a <Object> in the entire video?",
+        "Are there <Object> and <Object> instruments in the video?",
+        "What is the instrument on the <LR> of <Object>?",
+        "Is the <Object> in the video always playing?",
+        "Which is the musical instrument that sounds at the same time as the <Object>?",
+        "How many sounding <Object> in the video？",
+    }
+)
+"""What the set "taste" asks: templates that are learnt in few steps, from the words, the picture, the sound or both."""
 _MAX_SHARE, _MAX_SHARE_OF_TWO = 0.38, 0.51
 _LONG_TYPES = {
     "A-count": ["Audio", "Counting"],
@@ -77,8 +98,11 @@ def set_kind(name: str) -> SetKind:
 
 def make_scenes(seed: int, num_clips: int, kind: SetKind = "demo") -> list[Scene]:
     """Decide clips 0 to `num_clips - 1` of the set of `seed`."""
-    make = make_scene if kind == "demo" else make_evaluation_scene
-    return [make(seed, index) for index in range(num_clips)]
+    make = make_evaluation_scene if kind == "evaluation" else make_scene
+    scenes = [make(seed, index) for index in range(num_clips)]
+    if kind == "taste":
+        scenes = [dataclasses.replace(s, split=split_of(seed, s.index, num_test=7)) for s in scenes]
+    return scenes
 
 
 def make_records(scenes: Sequence[Scene], kind: SetKind = "demo") -> dict[str, list[Record]]:
@@ -89,7 +113,8 @@ def make_records(scenes: Sequence[Scene], kind: SetKind = "demo") -> dict[str, l
     balances = {split: _Balance(_MOST[kind][split]) for split in SPLITS}
     records: dict[str, list[Record]] = {split: [] for split in SPLITS}
     for scene in scenes:
-        for number, candidate in enumerate(balances[scene.split].choose(scene)):
+        candidates = [c for c in candidates_of(scene) if kind != "taste" or c.template in _TASTED]
+        for number, candidate in enumerate(balances[scene.split].choose(scene, candidates)):
             record = _record(scene, number, candidate)
             if kind == "evaluation":
                 record |= {"family": candidate.family, "deciding_segments": list(candidate.segments)}
@@ -153,11 +178,11 @@ class _Balance:
         self._templates: Counter[str] = Counter()
         self._answers: Counter[tuple[str, str]] = Counter()
 
-    def choose(self, scene: Scene) -> list[Candidate]:
-        """Draw the questions of the split's next clip."""
+    def choose(self, scene: Scene, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Draw the questions of the split's next clip among its candidates."""
         rng = Random(f"talik demo questions {scene.seed} {scene.index}")
         most = self._most
-        left = candidates_of(scene)
+        left = list(candidates)
         chosen: list[Candidate] = []
         while left and len(chosen) < most.of_clip:
             types = Counter(map(_group, chosen))

@@ -154,11 +154,14 @@ def make_scene(seed: int, index: int) -> Scene:
     )  # fmt: skip
 
 
-def split_of(seed: int, index: int) -> str:
-    """Return the split of a clip: of every 20 clips 13 train, 2 validate, 5 test; of the first 4 of them 2, 1, 1."""
+def split_of(seed: int, index: int, *, num_test: int = 5) -> str:
+    """Return the split of a clip: of every 20 clips `num_test` test, 2 validate, the rest train.
+
+    The first 4 of them are 2, 1 and 1 of train, val and test.
+    """
     rng = Random(f"talik demo split {seed} {index // 20}")
     head = ["train", "train", "val", "test"]
-    tail = ["train"] * 11 + ["val"] + ["test"] * 4
+    tail = ["train"] * (16 - num_test) + ["val"] + ["test"] * (num_test - 1)
     rng.shuffle(head)
     rng.shuffle(tail)
     return (head + tail)[index % 20]

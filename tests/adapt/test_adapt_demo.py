@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 import talik.demo.experiment as story
-from talik.demo.experiment import EXPERIMENT, demo
+from talik.demo import sizes
+from talik.demo.experiment import demo
 from talik.errors import RunError
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, tiny_encoders: dict[str, Path]) -> None:
     """The demo's own experiment with tiny encoders in place of the pretrained ones, and two epochs."""
-    text = EXPERIMENT
+    text = sizes.EXPERIMENT
     for name, modality, part in (
         ("dinov2-small", "visual", ""),
         ("whisper-tiny.en", "audio", "#encoder"),
@@ -27,10 +28,13 @@ def small(monkeypatch: pytest.MonkeyPatch, tiny_encoders: dict[str, Path]) -> No
     text = text.replace("image_size = 98", "image_size = 28").replace("window_seconds = 1.0", "window_seconds = 0.4")
     text = re.sub(r"cut = (12|4) ", "cut = 3 ", text).replace("cut = 4\n", "cut = 3\n")
     text = text.replace("cut = [5, 6]", "cut = [2, 3]")
-    text = text.replace("visual = [12], audio = [4]", "visual = [3], audio = [3]").replace("text = [5]", "text = [2]")
-    text = text.replace('{{ kind = "lavish" }}', '{{ kind = "lavish", reduction = 2, groups = 2 }}')
-    monkeypatch.setattr(story, "EXPERIMENT", text)
-    monkeypatch.setattr(story, "TASTE", dataclasses.replace(story.TASTE, epochs=2))
+    monkeypatch.setattr(sizes, "EXPERIMENT", text)
+    for name in ("TASTE", "FULL"):
+        size = getattr(story, name)
+        text = size.variants.replace("visual = [12], audio = [4]", "visual = [3], audio = [3]")
+        text = text.replace("text = [5]", "text = [2]")
+        text = text.replace('{ kind = "lavish" }', '{ kind = "lavish", reduction = 2, groups = 2 }')
+        monkeypatch.setattr(story, name, dataclasses.replace(size, epochs=2, variants=text))
 
 
 @pytest.mark.usefixtures("small")

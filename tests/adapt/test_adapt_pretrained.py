@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 from talik.adapt.config.experiment import load_experiment
 from talik.adapt.training.experiment_context import ExperimentContext
-from talik.demo.experiment import EXPERIMENT
+from talik.demo.sizes import FULL, experiment_text
 from talik.extract.stage.extract import extract
 
 # What a value may move by when it is rounded to the storage data type, relative to the largest.
@@ -34,7 +35,8 @@ def context(
     request: pytest.FixtureRequest, demo_set: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> ExperimentContext:
     path = tmp_path_factory.mktemp("pretrained") / "demo.toml"
-    text = EXPERIMENT.format(epochs=1, batch_size=4, precision="float32", seeds=[0])
+    size = dataclasses.replace(FULL, epochs=1, batch_size=4, precision="float32")
+    text = experiment_text(size, seeds=[0])
     text = text.replace('root = "set"', f'root = "{demo_set}"').replace('"float16"', f'"{request.param}"')
     path.write_text(text, encoding="utf-8")
     experiment = load_experiment(path)
