@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -117,7 +117,7 @@ def make_demo(
         raise MediaError(f"{folder}: cannot be made ({error}); choose another folder") from None
     _write_scenes(folder, scenes, kind, seed)
     missing = [scene for scene in scenes if not _video(folder, scene).is_file()]
-    _render(folder, missing, workers, progress)
+    _render(partial(_film_into, folder, kind != "demo"), missing, workers, progress)
     for split in SPLITS:
         _write_json(folder / "annotations" / f"avqa-{split}.json", records[split])
     if kind == "evaluation":
@@ -160,14 +160,13 @@ def _check_folder(folder: Path, kind: SetKind, seed: int) -> None:
         )
 
 
-def _render(folder: Path, scenes: Sequence[Scene], workers: int | None, progress: bool) -> None:
+def _render(job: Callable[[Scene], int], scenes: Sequence[Scene], workers: int | None, progress: bool) -> None:
     with progress_bar(total=len(scenes), desc="clips", unit="clip", disable=not progress or not scenes) as bar:
-        for _ in _films(folder, scenes, workers):
+        for _ in _films(job, scenes, workers):
             bar.update()
 
 
-def _films(folder: Path, scenes: Sequence[Scene], workers: int | None) -> Iterator[int]:
-    job = partial(_film_into, folder)
+def _films(job: Callable[[Scene], int], scenes: Sequence[Scene], workers: int | None) -> Iterator[int]:
     num_workers = min(workers or available_cores(), max(1, len(scenes) // _FEW))
     if num_workers == 1:
         yield from map(job, scenes)
@@ -180,8 +179,8 @@ def _films(folder: Path, scenes: Sequence[Scene], workers: int | None) -> Iterat
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _film_into(folder: Path, scene: Scene) -> int:
-    return write_video(scene, _video(folder, scene))
+def _film_into(folder: Path, fast_sound: bool, scene: Scene) -> int:
+    return write_video(scene, _video(folder, scene), fast_sound=fast_sound)
 
 
 def _video(folder: Path, scene: Scene) -> Path:

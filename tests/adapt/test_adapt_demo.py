@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import talik.demo.experiment as story
+from talik.adapt.config.experiment import load_experiment
 from talik.demo import sizes
 from talik.demo.experiment import demo
 from talik.errors import RunError
@@ -40,13 +42,16 @@ def small(monkeypatch: pytest.MonkeyPatch, tiny_encoders: dict[str, Path]) -> No
 @pytest.mark.usefixtures("small")
 def test_the_story_is_told_and_kept(demo_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "demo"
-    shutil.copytree(demo_set, folder / "set")
+    shutil.copytree(demo_set / "videos", folder / "set" / "videos")
     files = demo(folder, num_clips=8, progress=False)
     said = capsys.readouterr().out
     assert "about" in said.splitlines()[0]
     assert "most frequent answer of each template" in said
-    for label in story.LABELS.values():
-        assert label in files.text
+    names = ("blind", "probe-question", "probe-picture", "probe-sound", "probe", "trimodal")
+    for name in names:
+        assert story.LABELS[name] in files.text
+    for worse, better in itertools.pairwise(("blind", "probe-question", "probe-sound", "probe", "trimodal")):
+        assert re.search(rf"^{better} above {worse}: [+-]", said, re.MULTILINE)
     page = files.html.read_text(encoding="utf-8")
     assert page.count("<svg") >= 3
     assert page.count("data:video/mp4;base64") >= 1
@@ -54,12 +59,12 @@ def test_the_story_is_told_and_kept(demo_set: Path, tmp_path: Path, capsys: pyte
     (first, *_) = re.findall(r'<table class="gates".*?</table>', page, re.DOTALL)
     assert first.count('<img src="data:image/jpeg;base64') == 4  # a clip's four segments, above their gates
     assert len(page) < 3_000_000
-    assert "so training and evaluating 9 variants x 1 seed(s) takes about" in said
+    assert "so training and evaluating 5 variants x 1 seed(s) takes about" in said
     costs = files.costs.variants
-    assert len(costs) == 9
+    assert len(costs) == 5
     assert all(c.predicted and c.without_cache for c in costs) or "do not cache" in said
     results = {p: p.stat().st_mtime_ns for p in folder.rglob("result.json")}
-    assert len(results) == 9
+    assert len(results) == 5
     planned = (folder / "demo.plan.json").stat().st_mtime_ns
     demo(folder, num_clips=8, progress=False)
     assert "next, on clips and questions of your own: talik init manifest" in said.splitlines()[-2]
@@ -72,3 +77,16 @@ def test_the_story_is_told_and_kept(demo_set: Path, tmp_path: Path, capsys: pyte
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("result.json")} == results
     with pytest.raises(RunError, match=r"demo.toml: differs from what this demo would write"):
         demo(folder, num_clips=8, num_seeds=2, progress=False)
+
+
+def test_the_full_size_adds_ablations_to_the_taste(tmp_path: Path) -> None:
+    found = {}
+    for size in (sizes.TASTE, sizes.FULL):
+        path = tmp_path / f"{size.set_kind}.toml"
+        path.write_text(sizes.experiment_text(size, seeds=range(size.num_seeds)), encoding="utf-8")
+        experiment = load_experiment(path)
+        assert len(experiment.sweep.seeds) == size.num_seeds
+        names = [v.name for v in experiment.variants]
+        assert {name for pair in size.comparisons for name in pair} == {*names, "blind"} <= sizes.LABELS.keys()
+        found[size.set_kind] = names
+    assert set(found["taste"]) < set(found["demo"]) == sizes.LABELS.keys() - {"blind"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from typing import Any
@@ -132,6 +133,19 @@ def test_larger_sets_begin_with_the_smaller_ones_questions(records: dict[str, li
         assert smaller[split] == records[split][: len(smaller[split])]
     assert make_scene(5, 36) == make_scenes(5, NUM_CLIPS)[36]
     assert make_records(make_scenes(6, 37)) != smaller
+
+
+def test_the_taste_asks_more_of_nine_templates_about_the_same_clips(scenes: list[Scene]) -> None:
+    tasted = make_scenes(5, NUM_CLIPS, "taste")
+    assert [dataclasses.replace(s, split="") for s in tasted] == [dataclasses.replace(s, split="") for s in scenes]
+    assert Counter(s.split for s in tasted) == {"train": 220, "val": 40, "test": 140}
+    asked = make_records(tasted, "taste")
+    templates = {split: {r["question_content"] for r in records} for split, records in asked.items()}
+    assert templates["train"] == templates["val"] == templates["test"]
+    assert len(templates["train"]) == 9
+    assert templates["train"] < TEMPLATE_TYPES.keys()
+    assert len(asked["test"]) > 9 * 140  # more a clip than the demo's set has
+    assert 0.35 < blind_accuracy(asked)["all"] < 0.45
 
 
 def test_scenes_survive_json(scenes: list[Scene]) -> None:
