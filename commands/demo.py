@@ -40,7 +40,7 @@ def demo_make(
         str,
         typer.Option(
             "--set",
-            help="demo: clips of 8 s. taste: those, nine templates. evaluation: 24 s, long and short questions.",
+            help="demo: clips of 8 s. taste: of eight templates. evaluation: of 24 s.",
         ),
     ] = "demo",
 ) -> None:

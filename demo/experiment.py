@@ -1,6 +1,6 @@
 """Run `talik demo`: make the data set, extract, plan, train the variants in lockstep, write the table.
 
-What a size costs is told before it starts, from the rates in `SECONDS`, which `talik demo` itself measured on 2 quiet
+What a size costs is told before it starts, from the rates that `talik demo` itself measured on 2 quiet
 cores without a GPU; and again once the plan has measured the machine at hand.
 """
 
@@ -27,7 +27,7 @@ from .make import make_demo
 from .sizes import FULL, LABELS, NUM_PROBES, TASTE, DemoSize, experiment_text
 from .thread_check import threads_now
 
-SECONDS = {"clip made": 0.25, "clip extracted": 0.15}
+EXTRACTION_SECONDS = 0.15  # of a clip
 
 
 def demo(
@@ -124,11 +124,11 @@ def _steps(files: ReportFiles, size: DemoSize) -> list[str]:
 
 
 def _announcement(folder: Path, size: DemoSize, clips: int, seeds: int) -> str:
-    questions = clips * size.questions
+    questions = round(clips * size.questions)
     passes = seeds * size.epochs * clips * size.train_questions
     num_adapters = size.num_variants - NUM_PROBES
     training = passes * (NUM_PROBES * size.probe_seconds + num_adapters * size.adapter_seconds)
-    seconds = [clips * SECONDS["clip made"], clips * SECONDS["clip extracted"], training]
+    seconds = [clips * size.made_seconds, clips * EXTRACTION_SECONDS, training]
     minutes = [max(1, round(s / 60)) for s in seconds]
     return "\n".join(
         [

@@ -92,9 +92,9 @@ def make_demo(
             manifest.jsonl, for `[data] dataset = "manifest"`, where `kind` is "evaluation".
         num_clips: 4 or more, so that every split has a clip.
         seed: 0 or more.
-        kind: "demo", clips of 8 s; "taste", the same clips with more questions of nine templates, and more of the clips
-            in test; or "evaluation", clips of 24 s whose questions of the families "long" and "short"
-            ask for the whole clip, or for sight and sound of one segment (docs/evaluation.md).
+        kind: "demo", clips of 8 s; "taste", the same scenes with questions of eight templates, and more of the clips in
+            test; or "evaluation", clips of 24 s whose questions of the families "long" and "short" ask for the whole
+            clip, or for sight and sound of one segment (docs/evaluation.md).
         workers: processes that render; all cores when None, none beside this one when 1.
         progress: whether to show a bar on the error stream.
 

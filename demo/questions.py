@@ -57,11 +57,10 @@ _MOST: Mapping[str, Mapping[str, _Most]] = {
 _TASTED = frozenset(
     {
         "Is there a <Object> sound?",
-        "Is the <Object> louder than the <Object>?",
-        "Is the <Object> more rhythmic than the <Object>?",
-        "Is there a <Object> in the entire video?",
+        "How many <Object> are in the entire video?",
         "Are there <Object> and <Object> instruments in the video?",
         "What is the instrument on the <LR> of <Object>?",
+        "Where is the performance?",
         "Is the <Object> in the video always playing?",
         "Which is the musical instrument that sounds at the same time as the <Object>?",
         "How many sounding <Object> in the video？",

@@ -14,7 +14,7 @@ class DemoSize:
 
     Attributes:
         questions, train_questions: a clip, over all clips whatever their split.
-        probe_seconds, adapter_seconds: of a training question, as `talik demo` measured them on 2 quiet cores.
+        made_seconds, probe_seconds, adapter_seconds: of a clip, and of a training question, on 2 quiet cores.
         variants: the blocks of its experiment file.
     """
 
@@ -27,8 +27,9 @@ class DemoSize:
     by_clip: bool
     lr: float
     precision: str
-    questions: int
+    questions: float
     train_questions: float
+    made_seconds: float
     probe_seconds: float
     adapter_seconds: float
     variants: str
@@ -167,7 +168,7 @@ adapter = { kind = "lavish" }
 """
 TASTE = DemoSize(
     set_kind="taste",
-    num_clips=300,
+    num_clips=400,
     set_seed=0,
     num_seeds=1,
     epochs=12,
@@ -175,8 +176,9 @@ TASTE = DemoSize(
     by_clip=True,
     lr=1e-3,
     precision="auto",
-    questions=13,
-    train_questions=7.5,
+    questions=9.5,
+    train_questions=5.7,
+    made_seconds=0.15,
     probe_seconds=0.001,
     adapter_seconds=0.008,
     variants=VARIANTS,
@@ -196,6 +198,7 @@ FULL = DemoSize(
     precision="bfloat16",
     questions=20,
     train_questions=17,
+    made_seconds=0.25,
     probe_seconds=0.002,
     adapter_seconds=0.006,
     variants=VARIANTS + ABLATIONS,

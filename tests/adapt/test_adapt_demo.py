@@ -51,7 +51,7 @@ def test_the_story_is_told_and_kept(demo_set: Path, tmp_path: Path, capsys: pyte
     for name in names:
         assert story.LABELS[name] in files.text
     for worse, better in itertools.pairwise(("blind", "probe-question", "probe-sound", "probe", "trimodal")):
-        assert re.search(rf"^{better} above {worse}: [+-]", said, re.MULTILINE)
+        assert re.search(rf"^{better} − {worse}: [+-]", said, re.MULTILINE)
     page = files.html.read_text(encoding="utf-8")
     assert page.count("<svg") >= 3
     assert page.count("data:video/mp4;base64") >= 1
