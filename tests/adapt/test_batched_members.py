@@ -52,16 +52,11 @@ def variants(kind: str) -> str:
 
 
 @pytest.fixture
-def experiment(extracted: Path, tmp_path: Path) -> Callable[..., Path]:
+def experiment(in_few_steps: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
     def write(name: str, kinds: Sequence[str], sweeping: str, *, more: str = "", train: str = "") -> Path:
-        text = extracted.read_text(encoding="utf-8")
-        text = text.replace('dtype = "float32"', f'dtype = "float32"\npath = "{extracted.parent / "features.zarr"}"')
-        text = text.replace("num_heads = 2\n\n[train]", f"num_heads = 2\ndropout = 0.4\n\n[train]\n{train}")
-        text += "".join(map(variants, kinds)) + more
-        path = tmp_path / name / "exp.toml"
-        path.parent.mkdir()
-        path.write_text(f"{text}\n[sweep]\n{sweeping}\n", encoding="utf-8")
-        return path
+        dropout = "num_heads = 2\n\n[train]\n", f"num_heads = 2\ndropout = 0.4\n\n[train]\n{train}"
+        added = f"{''.join(map(variants, kinds))}{more}\n[sweep]\n{sweeping}\n"
+        return in_few_steps(tmp_path / name / "exp.toml", dropout, more=added)
 
     return write
 

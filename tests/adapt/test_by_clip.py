@@ -150,7 +150,8 @@ def test_grouped_training_runs_fewer_rows_and_answers_in_order(
     for grouping in (False, True):
         rows.clear()
         keys = f"group_by_clip = {json.dumps(grouping)}\n"
-        path = on_store(tmp_path / str(grouping) / "exp.toml", ("[train]\n", f"[train]\n{keys}"))
+        train = "[train]\nepochs = 2\n", f"[train]\nepochs = 1\n{keys}"
+        path = on_store(tmp_path / str(grouping) / "exp.toml", train)
         experiment = load_experiment(path)
         run = adapt(experiment, variant="trimodal", progress=False)
         costs[grouping] = sum(rows)

@@ -37,7 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def example(extracted: Path, tmp_path: Path) -> Path:
     """The example of docs/sweeps.md on the store that is there."""
     (tables, *_) = re.findall(r"```toml\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
-    text = extracted.read_text(encoding="utf-8").replace("epochs = 2", "epochs = 4")
+    text = extracted.read_text(encoding="utf-8").replace("epochs = 2\nbatch_size = 8", "epochs = 4\nbatch_size = 24")
     text = text.replace("[store]", f'[store]\npath = "{extracted.parent}/features.zarr"')
     path = tmp_path / "exp.toml"
     path.write_text(text[: text.index("[[variants]]")] + tables, encoding="utf-8")
