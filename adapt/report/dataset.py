@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +30,7 @@ from ...extract.datasets.settings import DataSettings
 from ...extract.datasets.types import Clip, Manifest
 from ...extract.media.clip_media import SegmentSettings
 from ...extract.media.decode import decode_segments
+from ...extract.media.tar_member import FilePath, media_file
 from ..scoring.multi_label import label_text
 from .runs import Prediction, Run
 
@@ -235,13 +235,13 @@ def _jpeg(frame: NDArray[np.uint8]) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-def data_uri(path: Path | str, *, max_bytes: int = 200_000) -> str:
+def data_uri(path: FilePath | str, *, max_bytes: int = 200_000) -> str:
     """Encode a file (mp4, webm, png, jpeg or webp) as a data URI.
 
     Raises:
         MediaError: the file cannot be read, is of another kind, or is larger than `max_bytes`.
     """
-    path = Path(path)
+    path = media_file(path) if isinstance(path, str) else path
     kind = _TYPES.get(path.suffix.lower())
     if kind is None:
         raise MediaError(f"{path}: cannot be shown on a page; expected one of {', '.join(_TYPES)}")

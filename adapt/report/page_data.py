@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from ...extract.media.tar_member import TarMember
 from .dataset import DataSet
 from .drawing import css_colour
 from .gates import GateChart, read_gates
@@ -155,7 +156,7 @@ def media_link(clip_id: str, data: DataSet, out: Path) -> dict[str, str]:
     if clip is None or clip.path is None:
         return {}
     path = clip.path if clip.frames_fps is None else clip.sound
-    if path is None:
+    if path is None or isinstance(path, TarMember):  # no browser plays what is inside a tar file
         return {}
     relative = os.path.relpath(os.path.abspath(path), os.path.abspath(out))
     kind = "audio" if path.suffix.lower() in _SOUND else "video"

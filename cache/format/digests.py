@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 from ...errors import SettingsError
 
@@ -40,7 +40,12 @@ def digest_json(obj: Json) -> str:
 def digest_file(path: str | Path) -> str:
     """Return the SHA-256 of a file's content, 64 hex digits."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest_stream(file)
+
+
+def digest_stream(file: BinaryIO) -> str:
+    """Return the SHA-256 of what is left of an open file, 64 hex digits."""
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest_text(text: str) -> str:

@@ -1,7 +1,9 @@
 """Clips found on disk by id in the folders of a root, and the one error that lists what is missing.
 
 A clip is a video file; or a folder of extracted frames named after the clip, with or without a sound file of that name;
-or a sound file alone. Of several kinds, the first in this order is taken; two files of one kind are an error.
+or a sound file alone. Of several kinds, the first in this order is taken; two files of one kind are an error. Videos
+and sounds may also lie in tar files (WebDataset's shards): in those that are named, and, where no file has the clip's
+name, in those that lie in the folders.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from ...errors import ManifestError, MissingMediaError
+from ...errors import ManifestError, MediaError, MissingMediaError
 from ..media.frame_folder import IMAGE_SUFFIXES
+from ..media.tar_member import TAR_SUFFIX, FilePath, TarMember, tar_members
 from .json_records import Record
 from .settings import DataSettings
 from .types import Clip
@@ -30,12 +33,14 @@ class MediaIndex:
 
     Attributes:
         videos, sounds, folders: by name, all that have it, in the order of the folders that were looked at.
-        in_order: of several of one name in different folders, the earlier folder's is taken.
+        tars: the tar files, by name.
+        in_order: of several of one name in different folders, or tar files, the earlier one's is taken.
     """
 
-    videos: dict[str, list[Path]] = field(default_factory=dict)
-    sounds: dict[str, list[Path]] = field(default_factory=dict)
+    videos: dict[str, list[FilePath]] = field(default_factory=dict)
+    sounds: dict[str, list[FilePath]] = field(default_factory=dict)
     folders: dict[str, list[Path]] = field(default_factory=dict)
+    tars: dict[str, list[Path]] = field(default_factory=dict)
     in_order: bool = False
 
     def clip(self, clip_id: str, name: str, *, frames_fps: float | None = None) -> Clip | None:
@@ -52,6 +57,7 @@ class MediaIndex:
         if video := self._only(name, self.videos.get(name, ())):
             return Clip(id=clip_id, path=video)
         folder = self._only(name, [f for f in self.folders.get(name, ()) if _holds_frames(f)])
+        assert not isinstance(folder, TarMember)
         sounds = self.sounds.get(name, ())
         if folder is not None:
             if frames_fps is None:
@@ -59,22 +65,49 @@ class MediaIndex:
                     f"{folder}: clip {clip_id!r} is a folder of frames; set data.frames_fps to the frames a second "
                     "at which they were extracted"
                 )
-            sound = self._only(name, [s for s in sounds if s.parent == folder.parent] or sounds)
+            sound = self._only(name, [s for s in sounds if _place(s) == folder.parent] or sounds)
             return Clip(id=clip_id, path=folder, sound=sound, frames_fps=frames_fps)
         sound = self._only(name, sounds)
         return None if sound is None else Clip(id=clip_id, path=sound)
 
-    def _only(self, name: str, found: Sequence[Path]) -> Path | None:
+    def add_tar(self, tar: Path) -> None:
+        """Add the videos and sounds in a tar file, by their names without and with the folders in it.
+
+        Raises:
+            MediaError: it is compressed, damaged or cut off.
+        """
+        for member in tar_members(tar).values():
+            stem, suffix = os.path.splitext(unicodedata.normalize("NFC", member.member))
+            for known, endings in ((self.videos, VIDEO_SUFFIXES), (self.sounds, SOUND_SUFFIXES)):
+                if suffix.lower() in endings:
+                    names = (stem, stem.rpartition("/")[2])
+                    for name in dict.fromkeys(one + end for one in names for end in ("", suffix)):
+                        known.setdefault(name, []).append(member)
+
+    def _only(self, name: str, found: Sequence[FilePath]) -> FilePath | None:
         """Return the one of several paths that a name stands for; they may be links to one file."""
         if self.in_order:
-            found = [path for path in found if path.parent == found[0].parent]
+            found = [path for path in found if _place(path) == _place(found[0])]
         for other in found[1:]:
-            if not os.path.samefile(found[0], other):
+            if not _is_same(found[0], other):
                 raise ManifestError(
                     f"clip {name!r} may be {found[0]} or {other}: one name for two files; name each clip by its path "
                     "below data.root, or the folders to look in, in order, in data.videos; or remove one"
                 )
         return found[0] if found else None
+
+
+def _place(path: FilePath) -> Path:
+    """Return the folder that a file lies in, or its tar file."""
+    return path.tar if isinstance(path, TarMember) else path.parent
+
+
+def _is_same(one: FilePath, other: FilePath) -> bool:
+    if isinstance(one, Path) and isinstance(other, Path):
+        return os.path.samefile(one, other)
+    if isinstance(one, Path) or isinstance(other, Path):
+        return False
+    return one.member == other.member and os.path.samefile(one.tar, other.tar)
 
 
 def resolve_root(root: str, base: Path) -> Path:
@@ -104,35 +137,47 @@ def annotation_folder(settings: DataSettings, *, root: Path, base: Path) -> Path
 
 
 def media_folders(root: Path, names: Sequence[str], *, also: Sequence[str] = ()) -> list[Path]:
-    """Return the folders to look for clips: those named, or the root and the folders in it, in order of name.
+    """Return the folders and tar files to look for clips: those named, or the root and the folders in it, in order.
 
     Args:
         root: the folder with the media.
-        names: folders below it.
+        names: folders and tar files below it; with `*` in it, all tar files of such names.
         also: where none are named, further folders below it to look in, as far as they are there.
     """
     if not names:
         further = (root / folder for folder in also)
         in_root = sorted(p for p in root.iterdir() if p.is_dir())
         return list(dict.fromkeys([root, *in_root, *(folder for folder in further if folder.is_dir())]))
-    folders = [root / name for name in names]
-    for name, folder in zip(names, folders, strict=True):
+    folders: list[Path] = []
+    for name in names:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ManifestError(f"data.videos: {name!r} points outside data.root {root}")
-        if not folder.is_dir():
-            raise ManifestError(f"data.videos: {folder} is not a folder")
+        found = [root / name]
+        if not found[0].exists() and any(mark in name for mark in "*?["):
+            found = sorted(path for path in root.glob(name) if path.suffix.lower() == TAR_SUFFIX)
+            if not found:
+                raise ManifestError(f"data.videos: no tar file below {root} is called {name!r}")
+        if not found[0].is_dir() and (found[0].suffix.lower() != TAR_SUFFIX or not found[0].is_file()):
+            raise ManifestError(f"data.videos: {found[0]} is not a folder, and no tar file")
+        folders += found
     return folders
 
 
 def index_media(folders: Iterable[Path], *, in_order: bool = False) -> MediaIndex:
-    """Return what lies in some folders: video files, sound files, and folders, which may hold frames.
+    """Return what lies in some folders: video files, sound files, tar files, and folders, which may hold frames.
 
     Args:
-        folders: to look in, not in what is below them.
+        folders: to look in, not in what is below them; of a tar file, at all files in it.
         in_order: see `MediaIndex`.
+
+    Raises:
+        MediaError: a tar file that is compressed, damaged or cut off.
     """
     index = MediaIndex(in_order=in_order)
     for folder in folders:
+        if not folder.is_dir():
+            index.add_tar(folder)
+            continue
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 stem, suffix = os.path.splitext(unicodedata.normalize("NFC", entry.name))
@@ -140,6 +185,8 @@ def index_media(folders: Iterable[Path], *, in_order: bool = False) -> MediaInde
                     if suffix.lower() in endings and entry.is_file():
                         known.setdefault(stem, []).append(Path(entry.path))
                         known.setdefault(stem + suffix, []).append(Path(entry.path))
+                if suffix.lower() == TAR_SUFFIX and entry.is_file():
+                    index.tars.setdefault(stem + suffix, []).append(Path(entry.path))
                 if entry.is_dir():
                     index.folders.setdefault(stem + suffix, []).append(Path(entry.path))
     return index
@@ -166,7 +213,7 @@ def find_clips(
 
     Raises:
         ManifestError: `videos` names what is no folder below the root; a clip of frames whose rate is not known; one
-            name for two files.
+            name for two files; a tar file that is compressed, damaged or cut off.
         MissingMediaError: clips without a file: how many, the first ten, and the record that names the first.
     """
     finder = _Finder(settings, root, also)
@@ -174,7 +221,7 @@ def find_clips(
     for clip_id, record in named.items():
         try:
             found[clip_id] = (finder.by_path(clip_id) if by_path else None) or finder.by_name(clip_id)
-        except ManifestError as error:
+        except (ManifestError, MediaError) as error:
             raise record.error(str(error)) from None
     missing = [clip_id for clip_id, clip in found.items() if clip is None]
     if missing and not settings.allow_missing:
@@ -199,18 +246,27 @@ class _Finder:
         folders = media_folders(self._root, self._settings.videos, also=self._also)
         return index_media(folders, in_order=bool(self._settings.videos))
 
+    @cached_property
+    def _in_tars(self) -> MediaIndex:
+        """What the tar files hold that lie in the folders to look in."""
+        tars = [tar for found in self._index.tars.values() for tar in found]
+        return index_media(tars, in_order=bool(self._settings.videos))
+
     def by_name(self, clip_id: str) -> Clip | None:
-        """Return the clip of a name in the folders to look in."""
-        return self._index.clip(clip_id, clip_id, frames_fps=self._settings.frames_fps)
+        """Return the clip of a name in the folders to look in, or else in the tar files there."""
+        found = self._index.clip(clip_id, clip_id, frames_fps=self._settings.frames_fps)
+        return found or self._in_tars.clip(clip_id, clip_id)
 
     def by_path(self, clip_id: str) -> Clip | None:
-        """Return the clip at a path below the root."""
+        """Return the clip at a path below the root, which may go on inside a tar file."""
         exact = self._root / clip_id
         if clip_id.isascii() and exact.is_file():
             return Clip(id=clip_id, path=exact)
         *above, name = clip_id.split("/")
         folder: Path | None = self._root
-        for part in above:
+        for place, part in enumerate(above):
+            if part.lower().endswith(TAR_SUFFIX) and folder is not None and (tar := self._tar(folder, part)):
+                return self._in(tar).clip(clip_id, "/".join((*above[place + 1 :], name)))
             folder = None if folder is None else self._folder(folder, part)
         if folder is None or not (above or exact.is_file() or exact.is_dir() or not clip_id.isascii()):
             return None
@@ -233,6 +289,11 @@ class _Finder:
                 f"folder {name!r} may be {found[0]} or {found[1]}: one name for two folders; rename one"
             )
         return found[0] if found else None
+
+    def _tar(self, above: Path, name: str) -> Path | None:
+        if name.isascii():
+            return above / name if (above / name).is_file() else None
+        return next(iter(self._in(above).tars.get(name, ())), None)
 
     def _in(self, folder: Path) -> MediaIndex:
         if folder not in self._below:

@@ -96,8 +96,10 @@ class DataSettings:
             in the repository that it is distributed in: `original`, `updated`, `real`, `synthetic`, `v2.0-balanced`,
             `v2.0-biased` or `r` (MUSIC-AVQA-R). By default `avqa-<split>.json` in the annotations' folder.
         videos: the folders in the root to look for clips, in order: of two files of one name the earlier folder's is
-            taken. By default the root and the folders in it, for `music-avqa` also those of its distribution
-            (`data/video`, and in it the two unpacked archives), where two files of one name are an error.
+            taken; also tar files, uncompressed (`["shards/000000.tar"]`), or all of a pattern (`["shards/*.tar"]`). Tar
+            files in the folders are looked in for clips that no file there has the name of. By default the root and the
+            folders in it, for `music-avqa` also those of its distribution (`data/video`, and in it the two unpacked
+            archives), where two files of one name are an error.
         frames_fps: frames a second at which clips that are folders of frames were extracted.
         answers: the vocabulary of a `manifest`, in the order of its classes; by default all answers of its splits, in
             the order in which train, then val, then test first name them.

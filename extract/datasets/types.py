@@ -10,6 +10,7 @@ from pathlib import Path
 from ...errors import ManifestError
 from ..media.frame_folder import FrameFolder, MediaSource
 from ..media.stretch import fragment, stretch_of
+from ..media.tar_member import FilePath, TarMember
 
 #: The splits in the order in which they are told; a manifest may name others, which come after these.
 SPLITS = ("train", "val", "test")
@@ -37,8 +38,8 @@ class Clip:
 
     Attributes:
         id: the name that annotations use, of a stretch with its ends ("film.mp4#t=60,70"); unique in a manifest.
-        path: the video or sound file, or the folder of its extracted frames; None where it is missing and missing
-            files were allowed.
+        path: the video or sound file, also inside a tar file, or the folder of its extracted frames; None where it is
+            missing and missing files were allowed.
         sound: the sound file that belongs to a folder of frames.
         frames_fps: the rate at which a folder's frames were extracted.
         start_seconds, end_seconds: where in the film it begins and ends; None for the film's beginning and end.
@@ -46,8 +47,8 @@ class Clip:
     """
 
     id: str
-    path: Path | None
-    sound: Path | None = None
+    path: FilePath | None
+    sound: FilePath | None = None
     frames_fps: float | None = None
     start_seconds: float | None = None
     end_seconds: float | None = None
@@ -67,8 +68,9 @@ class Clip:
         """
         if self.path is None:
             return None
-        folder = self.frames_fps is not None
-        film = FrameFolder(path=self.path, fps=self.frames_fps or 1.0, sound=self.sound) if folder else self.path
+        film: FilePath | FrameFolder = self.path
+        if self.frames_fps is not None and not isinstance(self.path, TarMember):
+            film = FrameFolder(path=self.path, fps=self.frames_fps, sound=self.sound)
         return stretch_of(film, self.start_seconds, self.end_seconds, self.where)
 
 

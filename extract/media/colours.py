@@ -6,7 +6,6 @@ H, W: height and width of a picture.
 from __future__ import annotations
 
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import av.filter
@@ -17,6 +16,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from .still import over_white
+from .tar_member import PROTOCOLS, FilePath, media_url
 
 #: Layouts with colours at half the height whose conversion takes the nearest colour, in PyAV as in FFmpeg's command.
 _NEAREST = frozenset({"yuv420p", "yuvj420p", "yuva420p"})
@@ -59,7 +59,7 @@ def is_interpolated(layout: VideoFormat | None) -> bool:
     return layout.chroma_height(16) < 16 or layout.chroma_width(16) < 8
 
 
-def has_field_colours(path: Path, stream: VideoStream) -> bool:
+def has_field_colours(path: FilePath, stream: VideoStream) -> bool:
     """Return whether the film is interlaced and its fields' colours lie in other rows than their brightness (4:2:0)."""
     layout = stream.codec_context.format
     if layout is None or layout.is_rgb or layout.chroma_height(16) == 16:
@@ -68,9 +68,9 @@ def has_field_colours(path: Path, stream: VideoStream) -> bool:
     return _begins_interlaced(path, stream.index) if order is None else int(order) > 1
 
 
-def _begins_interlaced(path: Path, index: int) -> bool:
+def _begins_interlaced(path: FilePath, index: int) -> bool:
     """Return the same by the first frame, for versions of PyAV that do not tell the order of fields."""
-    with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
+    with av.open(media_url(path), options={"protocol_whitelist": PROTOCOLS}) as container:
         frame = next(container.decode(container.streams[index]), None)
     return isinstance(frame, VideoFrame) and frame.interlaced_frame
 

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
@@ -20,6 +19,7 @@ from av.video.stream import VideoStream
 from ...errors import MediaError, MissingMediaError
 from .still import is_animated_webp
 from .streams import Stream, candidates, choose_film
+from .tar_member import PROTOCOLS, FilePath, media_url
 from .wholeness import RAW_SOUND, check_whole
 
 #: Containers whose seeks land where their index says; in others a file is read from its beginning.
@@ -76,7 +76,7 @@ class Track:
 class MediaFile:
     """An open file: its container, the streams to be read, and their tracks (None where there is no such stream)."""
 
-    path: Path
+    path: FilePath
     container: InputContainer
     video: VideoStream | None
     audio: AudioStream | None
@@ -94,7 +94,7 @@ class MediaFile:
 
 
 @contextlib.contextmanager
-def open_media(path: Path) -> Iterator[MediaFile]:
+def open_media(path: FilePath) -> Iterator[MediaFile]:
     """Open a file and list its packets; errors of the decoder inside the `with` become MediaErrors that name the file.
 
     Raises:
@@ -134,7 +134,7 @@ class _Listing:
         )
 
     @contextlib.contextmanager
-    def opened(self, path: Path) -> Iterator[MediaFile]:
+    def opened(self, path: FilePath) -> Iterator[MediaFile]:
         with open_container(path) as container:
             streams = {s.index: s for s in (*container.streams.video, *container.streams.audio)}
             video = None if self.video is None else streams.get(self.video)
@@ -154,7 +154,7 @@ def reopened(file: MediaFile) -> Iterator[MediaFile]:
 
 
 @contextlib.contextmanager
-def open_film(path: Path) -> Iterator[MediaFile]:
+def open_film(path: FilePath) -> Iterator[MediaFile]:
     """Open a file as `open_media` does; its packets are listed once for several stretches of it.
 
     Raises:
@@ -169,22 +169,22 @@ def open_film(path: Path) -> Iterator[MediaFile]:
 
 
 @lru_cache(maxsize=_FILMS_LISTED)
-def _listing(path: Path, _stat: tuple[int, int, int]) -> _Listing:
+def _listing(path: FilePath, _stat: tuple[int, int, int]) -> _Listing:
     with open_media(path) as file:
         return _Listing.of(file)
 
 
-def open_container(path: Path) -> InputContainer:
+def open_container(path: FilePath) -> InputContainer:
     """Open a local file as media; a file that names others (a playlist) cannot reach beyond local files.
 
     The name of a picture is that of one file, also where it looks like a pattern (a%03d.png).
     """
-    options = {"protocol_whitelist": "file", "pattern_type": "none"}
-    return av.open(f"file:{path}", mode="r", options=options, metadata_errors="replace")
+    options = {"protocol_whitelist": PROTOCOLS, "pattern_type": "none"}
+    return av.open(media_url(path), mode="r", options=options, metadata_errors="replace")
 
 
 @contextlib.contextmanager
-def named_errors(path: Path) -> Iterator[None]:
+def named_errors(path: FilePath) -> Iterator[None]:
     """Turn errors of the decoder inside the `with` into MediaErrors of one line that name the file."""
     try:
         yield
@@ -205,7 +205,7 @@ class _Packet(NamedTuple):
     is_corrupt: bool
 
 
-def _list_packets(path: Path, container: InputContainer) -> MediaFile:
+def _list_packets(path: FilePath, container: InputContainer) -> MediaFile:
     """Choose the film among the file's streams by what packets they have, and return it with its tracks."""
     streams = candidates(path, container)
     if not streams:
@@ -232,7 +232,7 @@ def _list_packets(path: Path, container: InputContainer) -> MediaFile:
 
 
 def _check_packets(
-    path: Path, container: InputContainer, stream: Stream | None, packets: dict[int, list[_Packet]]
+    path: FilePath, container: InputContainer, stream: Stream | None, packets: dict[int, list[_Packet]]
 ) -> None:
     """Raise where a packet is not whole; the last one of raw sound ends where its file does."""
     found = packets[stream.index] if stream is not None else []
@@ -241,7 +241,7 @@ def _check_packets(
         raise MediaError(f"{path}: damaged or cut off: a packet of {stream.type} is not whole")
 
 
-def demux(path: Path, container: InputContainer, streams: Sequence[Stream]) -> Iterator[Packet[Any]]:
+def demux(path: FilePath, container: InputContainer, streams: Sequence[Stream]) -> Iterator[Packet[Any]]:
     """Yield the packets of some streams from where the container stands, and at the end an empty one for each.
 
     Raises:
@@ -306,7 +306,7 @@ def _check_ends(file: MediaFile) -> None:
         raise file.error(f"damaged or cut off: it has {len(sound.times)} frames, its header counts {counted}")
 
 
-def _counted_frames(path: Path) -> int:
+def _counted_frames(path: FilePath) -> int:
     """Return the number of frames that an MP3 file's first frame states (Xing's or Fraunhofer's header), 0 without."""
     with path.open("rb") as file:
         head = file.read(10)

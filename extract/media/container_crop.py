@@ -9,11 +9,11 @@ import os
 import struct
 from collections.abc import Iterator
 from fractions import Fraction
-from pathlib import Path
 from typing import BinaryIO
 
 from av.video.stream import VideoStream
 
+from .tar_member import FilePath
 from .wholeness import ebml_head
 
 Crop = tuple[int, int, int, int]
@@ -30,7 +30,7 @@ _CLUSTER = 0x1F43B675
 _SAMPLE_ENTRY_BYTES = 78
 
 
-def container_crop(path: Path, format_name: str, stream: VideoStream, *, number: int) -> Crop:
+def container_crop(path: FilePath, format_name: str, stream: VideoStream, *, number: int) -> Crop:
     """Return the pixels of a coded frame that are not shown.
 
     Args:
@@ -48,7 +48,7 @@ def container_crop(path: Path, format_name: str, stream: VideoStream, *, number:
 
 
 def _matroska_crop(file: BinaryIO, number: int) -> Crop:
-    size = os.fstat(file.fileno()).st_size
+    size = file.seek(0, os.SEEK_END)
     for segment, begin, end in _elements(file, 0, size):
         for tracks, inner, inner_end in _elements(file, begin, end) if segment == _SEGMENT else ():
             if tracks == _CLUSTER:
@@ -89,7 +89,7 @@ def _numbers(file: BinaryIO, begin: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def _clean_aperture(file: BinaryIO, stream: VideoStream) -> Crop:
-    size = os.fstat(file.fileno()).st_size
+    size = file.seek(0, os.SEEK_END)
     for track in _boxes(file, (0, size), (b"moov", b"trak")):
         ids = [_read(file, begin + 12, ">I") for begin, _ in _boxes(file, track, (b"tkhd",))]
         if ids != [(stream.id,)]:

@@ -36,6 +36,7 @@ from .frame_folder import FrameFolder, MediaSource, frame_files, read_frame_file
 from .geometry import Pixels
 from .instants import folder_instants, frame_instants, window_centres
 from .stretch import Stretch, stretch_of
+from .tar_member import FilePath, media_file
 from .video import frame_times, read_frames, shown_at
 
 T = TypeVar("T")
@@ -57,7 +58,7 @@ _NONE: dict[str, Any] = {"frames": None}
 class MediaOutcome:
     """What came of one file: either `media` or `error` is there."""
 
-    path: Path
+    path: FilePath
     media: ClipMedia | None
     error: MediaError | None
 
@@ -87,7 +88,7 @@ def decode_clip(
     beside the result.
 
     Args:
-        path: the video or sound file, or a folder of extracted frames.
+        path: the video or sound file, also inside a tar file ("shard.tar/key.mp4"), or a folder of extracted frames.
         num_segments: T, equal segments of the clip; each gives a frame and a window of sound at its centre.
         start_seconds, end_seconds: of the file, only the part between them is the clip; all that is said of a clip is
             then said of that part. By default the file's beginning and end.
@@ -142,7 +143,7 @@ def decode_clip(
         instants=instants,
         instants_fps=instants_fps,
     )
-    film = path if isinstance(path, FrameFolder) else Path(path)
+    film = path if isinstance(path, FrameFolder) else media_file(path)
     return decode_segments(stretch_of(film, start_seconds, end_seconds), settings)
 
 
@@ -295,7 +296,7 @@ def media_outcome(
     source: str | MediaSource, settings: SegmentSettings, each_frame: FrameFunction | None
 ) -> MediaOutcome:
     """Decode one file as `decode_segments` does; a file that cannot be decoded is an outcome with its error."""
-    source = Path(source) if isinstance(source, str) else source
+    source = media_file(source) if isinstance(source, str) else source
     path = film_path(source)
     try:
         return MediaOutcome(path=path, media=decode_segments(source, settings, each_frame), error=None)
@@ -306,7 +307,7 @@ def media_outcome(
         raise
 
 
-def film_path(source: MediaSource) -> Path:
+def film_path(source: MediaSource) -> FilePath:
     """Return the file, or the folder of frames, that a clip is decoded from."""
     media = source.media if isinstance(source, Stretch) else source
     return media.path if isinstance(media, FrameFolder) else media

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ...cache.format.digests import digest_file, digest_json
+from ...cache.format.digests import digest_json, digest_stream
 from ...errors import MediaError, MissingMediaError
 from .container import named_errors, open_container
 from .geometry import Pixels, stream_geometry
 from .shown_as import folder_shown_as, shown_as
 from .stretch import Stretch
+from .tar_member import FilePath, TarMember
 
 T = TypeVar("T")
 
@@ -39,11 +40,11 @@ class FrameFolder:
 
     path: Path
     fps: float
-    sound: Path | None = None
+    sound: FilePath | None = None
 
 
-MediaSource = Path | FrameFolder | Stretch
-"""What a clip is decoded from: a file, a folder of frames, or a part of either."""
+MediaSource = FilePath | FrameFolder | Stretch
+"""What a clip is decoded from: a file (also inside a tar file), a folder of frames, or a part of either."""
 
 
 def frame_files(folder: Path) -> list[Path]:
@@ -91,20 +92,25 @@ def read_frame_files(files: Sequence[Path], ordinals: npt.NDArray[np.intp], each
 DIGEST_VERSION = 2
 
 
-def digest_media(source: Path | FrameFolder) -> str:
+def digest_media(source: FilePath | FrameFolder) -> str:
     """Return the digest that a clip is known by: of its file, or of its frames, their rate and its sound.
 
     What of a film is decoded otherwise than by the first versions enters too (`shown_as`).
     """
-    if isinstance(source, Path):
+    if not isinstance(source, FrameFolder):
         shown = shown_as(source)
-        return digest_json({"file": digest_file(source), "shown": shown}) if shown else digest_file(source)
+        return digest_json({"file": _digest(source), "shown": shown}) if shown else _digest(source)
     files = frame_files(source.path)
-    frames = [digest_file(path) for path in files]
-    sound = None if source.sound is None else digest_file(source.sound)
+    frames = [_digest(path) for path in files]
+    sound = None if source.sound is None else _digest(source.sound)
     content: dict[str, Any] = {"frames": frames, "fps": source.fps, "sound": sound}
     shown = folder_shown_as(source, files)
     return digest_json({**content, "shown": shown} if shown else content)
+
+
+def _digest(path: FilePath) -> str:
+    with path.open("rb") as file:
+        return digest_stream(file)
 
 
 class MediaStat(NamedTuple):
@@ -128,7 +134,7 @@ def stat_media(source: MediaSource) -> MediaStat:
         OSError: it cannot be looked at.
     """
     source = source.media if isinstance(source, Stretch) else source
-    if isinstance(source, Path):
+    if isinstance(source, Path | TarMember):
         found = source.stat()
         return MediaStat(found.st_size, found.st_mtime_ns, found.st_ino & _SIGNED)
     files = frame_files(source.path) + ([] if source.sound is None else [source.sound])

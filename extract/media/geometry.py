@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from av.video.stream import VideoStream
 from .colours import has_field_colours, rgb_of
 from .container_crop import NO_CROP, Crop, container_crop
 from .still import MATRICES, TRANSPOSED, is_still, orientation
+from .tar_member import FilePath
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -81,7 +81,7 @@ class Geometry:
         return self.crop if left + right < width and top + bottom < height else NO_CROP
 
 
-def stream_geometry(path: Path, container: InputContainer, stream: VideoStream) -> Geometry:
+def stream_geometry(path: FilePath, container: InputContainer, stream: VideoStream) -> Geometry:
     """Return how a player shows the frames of a stream, or a viewer a still picture."""
     if is_still(container.format.name):
         return Geometry(orientation=orientation(path), over_white=stream.codec_context.name != "mjpeg")

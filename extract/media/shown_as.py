@@ -25,6 +25,7 @@ from .extent import TAIL_SECONDS, film_extent, folder_extent
 from .geometry import stream_geometry
 from .still import is_tiled, is_transparent, orientation
 from .streams import Stream
+from .tar_member import FilePath
 from .video import frame_times
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ _INDEXED = "mov"
 _TIME = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 
 
-def shown_as(path: Path) -> dict[str, Any]:
+def shown_as(path: FilePath) -> dict[str, Any]:
     """Return what is decoded of a film otherwise than by the first versions, as JSON; {} of most files.
 
     Files are opened, and their packets listed only where their head does not say enough; a file that cannot be decoded
@@ -70,7 +71,7 @@ def folder_shown_as(folder: FrameFolder, files: Sequence[Path]) -> dict[str, Any
     return found
 
 
-def _still_differences(path: Path) -> dict[str, Any]:
+def _still_differences(path: FilePath) -> dict[str, Any]:
     turned = orientation(path)
     found: dict[str, Any] = {"orientation": turned} if turned != 1 else {}
     return found | ({"ground": "white"} if is_transparent(path) else {})
@@ -90,7 +91,7 @@ def _differences(file: MediaFile) -> dict[str, Any]:
     return found
 
 
-def _geometry_differences(path: Path, container: InputContainer, stream: VideoStream) -> dict[str, Any]:
+def _geometry_differences(path: FilePath, container: InputContainer, stream: VideoStream) -> dict[str, Any]:
     geometry = stream_geometry(path, container, stream)
     found: dict[str, Any] = {"aspect": str(geometry.aspect)} if geometry.aspect != 1 else {}
     found |= {"crop": list(geometry.crop)} if any(geometry.crop) else {}
@@ -102,7 +103,7 @@ def _geometry_differences(path: Path, container: InputContainer, stream: VideoSt
     return found
 
 
-def _is_usual(path: Path, container: InputContainer) -> bool:
+def _is_usual(path: FilePath, container: InputContainer) -> bool:
     """Return whether a file's head says that its film is the one that the first versions took."""
     videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     audios = list(container.streams.audio)

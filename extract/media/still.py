@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 from functools import lru_cache
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from av.container import InputContainer
 from PIL import Image, ImageOps, ImageSequence
 
 from ...errors import MediaError
+from .tar_member import FilePath
 
 #: FFmpeg's containers of one or several still pictures, beside those whose names end in "_pipe".
 _STILLS = frozenset({"image2", "gif", "apng", "webp_anim", "ico"})
@@ -53,9 +53,10 @@ def is_still(format_name: str) -> bool:
     return format_name.endswith("_pipe") or format_name in _STILLS
 
 
-def orientation(path: Path) -> int:
+def orientation(path: FilePath) -> int:
     """Return EXIF's orientation of a picture, 1 to 8: 1 where it lies as it is shown, or does not say how."""
-    with contextlib.suppress(Exception), Image.open(path) as image:  # whatever damaged data make of the parser
+    # whatever damaged data make of the parser
+    with contextlib.suppress(Exception), path.open("rb") as file, Image.open(file) as image:
         if image.format == "PNG" and not any(mark in path.read_bytes() for mark in _PNG_MARKS):
             return 1
         found = image.getexif().get(_ORIENTATION, 1)
@@ -63,9 +64,9 @@ def orientation(path: Path) -> int:
     return 1
 
 
-def is_transparent(path: Path) -> bool:
+def is_transparent(path: FilePath) -> bool:
     """Return whether the ground shows through any pixel of a picture or animation; a GIF's is white already."""
-    with contextlib.suppress(Exception), Image.open(path) as image:
+    with contextlib.suppress(Exception), path.open("rb") as file, Image.open(file) as image:
         if image.format not in _OPAQUE and image.has_transparency_data:
             return any(i.convert("RGBA").getchannel("A").getextrema()[0] != 255 for i in ImageSequence.Iterator(image))
     return False
@@ -82,21 +83,21 @@ def over_white(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return blended.astype(np.uint8)
 
 
-def is_animated_webp(path: Path) -> bool:
+def is_animated_webp(path: FilePath) -> bool:
     """Return whether a file is an animation in WebP (RFC 9649, section 2.7.1: VP8X with the flag A)."""
     with path.open("rb") as file:
         head = file.read(21)
     return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) > 20 and bool(head[20] & 0x02)
 
 
-def is_tiled(path: Path, container: InputContainer) -> bool:
+def is_tiled(path: FilePath, container: InputContainer) -> bool:
     """Return whether a file is a still picture in several parts: HEIC or AVIF of tiles, or with transparency."""
     with path.open("rb") as file:
         head = file.read(12)
     return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS and len(container.streams.video) > 1
 
 
-def tiled_pixels(path: Path) -> npt.NDArray[np.uint8]:
+def tiled_pixels(path: FilePath) -> npt.NDArray[np.uint8]:
     """Return a picture of tiles as shown, (H, W, 3) RGB, by Pillow: FFmpeg takes the tiles for streams of their own.
 
     Raises:
@@ -104,7 +105,7 @@ def tiled_pixels(path: Path) -> npt.NDArray[np.uint8]:
     """
     _register_heif()
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, Image.open(file) as image:
             shown = ImageOps.exif_transpose(image)
             if shown.has_transparency_data:
                 return over_white(np.asarray(shown.convert("RGBA")))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from av.audio.stream import AudioStream
 from av.container import InputContainer
@@ -11,6 +10,7 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from ...errors import MediaError
+from .tar_member import FilePath
 
 Stream = VideoStream | AudioStream
 
@@ -25,7 +25,7 @@ _STILL_CODECS = frozenset({"mjpeg", "png", "bmp", "gif", "webp", "tiff", "jpeg20
 _STILL_SHARE = 1 / 20
 
 
-def candidates(path: Path, container: InputContainer) -> list[Stream]:
+def candidates(path: FilePath, container: InputContainer) -> list[Stream]:
     """Return the streams that may be the film's picture or its sound: no cover, and with a decoder.
 
     Raises:

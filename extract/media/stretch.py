@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ...cache.format.digests import digest_json
 from ...errors import MediaError, SettingsError
 from .extent import Extent
+from .tar_member import FilePath, TarMember
 
 if TYPE_CHECKING:
     from .frame_folder import FrameFolder
@@ -33,7 +34,7 @@ class Stretch:
         where: the line of the manifest that names it, for messages; "" where there is none.
     """
 
-    media: Path | FrameFolder
+    media: FilePath | FrameFolder
     start_seconds: float = 0.0
     end_seconds: float | None = None
     where: str = field(default="", compare=False)
@@ -43,9 +44,9 @@ class Stretch:
             raise SettingsError(f"{self.where or self.film}: {reason}")
 
     @property
-    def film(self) -> Path:
+    def film(self) -> FilePath:
         """The film's file, or the folder of its frames."""
-        return self.media if isinstance(self.media, Path) else self.media.path
+        return self.media if isinstance(self.media, Path | TarMember) else self.media.path
 
     @property
     def fragment(self) -> str:
@@ -80,8 +81,8 @@ class Stretch:
 
 
 def stretch_of(
-    media: Path | FrameFolder, start_seconds: float | None, end_seconds: float | None, where: str = ""
-) -> Path | FrameFolder | Stretch:
+    media: FilePath | FrameFolder, start_seconds: float | None, end_seconds: float | None, where: str = ""
+) -> FilePath | FrameFolder | Stretch:
     """Return a part of a film; the film itself where neither end is given, or it begins at 0 and goes on to the end.
 
     Raises:

@@ -20,6 +20,7 @@ from ...errors import SettingsError
 from .clip_media import Decoder
 from .container import MediaFile, Track, demux, reopened
 from .geometry import Geometry, Pixels, displays_upright
+from .tar_member import FilePath, TarMember
 
 #: By how many grey levels pixels may differ from PyAV's: not at all by the same FFmpeg on a CPU; NVDEC's pictures are
 #: the same before they are converted to RGB, which it does on the GPU with another rounding.
@@ -101,7 +102,10 @@ def torchcodec_frames(
     assert file.video is not None
     with suppress(RuntimeError, ValueError, IndexError):  # PyAV says what is wrong with the file, if anything is
         opened = VideoDecoder(
-            str(file.path), stream_index=file.video.index, dimension_order="NHWC", device=_device(decoder)
+            _url(file.path),
+            stream_index=file.video.index,
+            dimension_order="NHWC",
+            device=_device(decoder),
         )
         bytes_a_frame = 3 * (opened.metadata.height or 1) * (opened.metadata.width or 1)
         step = max(1, _BLOCK_BYTES // bytes_a_frame)
@@ -112,6 +116,10 @@ def torchcodec_frames(
             if np.abs(off).max() > _SAME_SECONDS:
                 return
             yield from zip(places, frames.data.cpu().numpy(), strict=True)
+
+
+def _url(path: FilePath) -> str:
+    return path.url if isinstance(path, TarMember) else str(path)
 
 
 def _is_plain(file: MediaFile) -> bool:

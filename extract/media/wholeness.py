@@ -9,10 +9,10 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
 from ...errors import MediaError
+from .tar_member import FilePath
 
 _EBML, _SEGMENT = 0x1A45DFA3, 0x18538067  # element ids, RFC 8794 section 11.2.1 and RFC 9559 section 5.1
 _MAX_PARTS = 100_000
@@ -60,7 +60,7 @@ _CHUNKS = {
 RAW_SOUND = frozenset({"wav", "aiff", "caf", "w64", "au"})
 
 
-def check_whole(path: Path, format_name: str) -> None:
+def check_whole(path: FilePath, format_name: str) -> None:
     """Raise where the file ends before one of its outermost parts does.
 
     Args:
@@ -70,8 +70,9 @@ def check_whole(path: Path, format_name: str) -> None:
     Raises:
         MediaError: the file is cut off, or has a hole.
     """
-    size = path.stat().st_size
     with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
         if format_name.startswith("mov"):
             part, end = _boxes_end(file, size)
         elif format_name.startswith("matroska"):
@@ -115,7 +116,7 @@ def _boxes_end(file: BinaryIO, size: int) -> tuple[str, int]:
     return "", 0
 
 
-def _segment_end(path: Path, file: BinaryIO, size: int) -> tuple[str, int]:
+def _segment_end(path: FilePath, file: BinaryIO, size: int) -> tuple[str, int]:
     """Return where a Matroska file's first segment ends; 0 where its size was left open.
 
     Raises:

@@ -24,6 +24,7 @@ from ...progress import progress_bar
 from ..datasets.types import Clip, Manifest, MediaPlace
 from ..media.frame_folder import DIGEST_VERSION, FrameFolder, MediaSource, MediaStat, digest_media, stat_media
 from ..media.stretch import Stretch
+from ..media.tar_member import FilePath, TarMember
 from .run_records import FailedClip, FailedClipRecord
 from .settings import ExtractSettings
 
@@ -47,7 +48,9 @@ def _sources(root: str, clips: list[Clip]) -> Iterator[str | None]:
     folders: dict[str, str] = {}
     inside = root if root.endswith(os.sep) else root + os.sep
 
-    def relative(path: Path) -> str:
+    def relative(path: FilePath) -> str:
+        if isinstance(path, TarMember):
+            return f"{relative(path.tar)}/{path.member}"
         folder, name = os.path.split(path)
         real = folders.get(folder)
         if real is None:
@@ -88,7 +91,7 @@ class ClipDigests:
         clips = list(manifest.clips.values())
         self.sources = dict(zip(manifest.clips, _sources(self.place.root, clips), strict=True))
         self._found: dict[str, ClipFile | None] = {}
-        self._films: dict[Path | FrameFolder, str] = {}  # digests of the films of which stretches were asked for
+        self._films: dict[FilePath | FrameFolder, str] = {}  # digests of the films of which stretches were asked for
 
     @cached_property
     def _tables(self) -> tuple[DatasetFiles, ...]:
@@ -169,9 +172,9 @@ class ClipDigests:
             self._found[clip_id] = replace(known, source=source)
         return self.find(clip_id)
 
-    def _unknown_films(self, clips: Iterable[Clip]) -> list[Path | FrameFolder]:
+    def _unknown_films(self, clips: Iterable[Clip]) -> list[FilePath | FrameFolder]:
         """Return the films of which stretches are among the clips, and that are to be digested: each once."""
-        films: dict[Path | FrameFolder, None] = {}
+        films: dict[FilePath | FrameFolder, None] = {}
         for clip in () if self._unread else clips:
             media, source = clip.media, self.sources[clip.id]
             if isinstance(media, Stretch) and source is not None and media.media not in self._films:
@@ -180,7 +183,7 @@ class ClipDigests:
                         films[media.media] = None
         return list(films)
 
-    def _digest_film(self, film: Path | FrameFolder) -> None:
+    def _digest_film(self, film: FilePath | FrameFolder) -> None:
         with suppress(OSError):
             self._films[film] = digest_media(film)
 
