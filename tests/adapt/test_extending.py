@@ -19,7 +19,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "extending.md"
 
 
 @pytest.fixture
-def outside(tmp_path: Path, on_store: Callable[..., Path]) -> Path:
+def outside(tmp_path: Path, in_few_steps: Callable[..., Path]) -> Path:
     """A folder with the page's module, and an experiment that uses it on the filled store."""
     page = DOCS.read_text(encoding="utf-8")
     code, toml = (
@@ -28,7 +28,7 @@ def outside(tmp_path: Path, on_store: Callable[..., Path]) -> Path:
     )
     (tmp_path / "mine.py").write_text(code, encoding="utf-8")
     task, variant = toml[0].split("[[variants]]")
-    path = on_store(tmp_path / "exp.toml", ("[task]\n", task.strip() + "\n"))
+    path = in_few_steps(tmp_path / "exp.toml", ("[task]\n", task.strip() + "\n"))
     head = path.read_text(encoding="utf-8").split("[[variants]]")[0]
     path.write_text(head + "[[variants]]" + variant, encoding="utf-8")
     return tmp_path

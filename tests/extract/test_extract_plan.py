@@ -72,14 +72,14 @@ def test_the_number_of_decoding_processes_changes_no_byte(
     write_experiment: WriteExperiment, own_set: Path, tmp_path: Path
 ) -> None:
     store, trees = tmp_path / "features.zarr", []
-    for workers in (0, 1, 2):
+    for workers in (0, 2):  # one process: test_decode_pool
         with pytest.raises(MediaError, match="3 of 8 clips"):
             extract(write_experiment(SMALL_SHARDS, root=own_set), progress=False, workers=workers)
         trees.append(tree(store))
         shutil.rmtree(store)
         store.with_name("features.zarr.left-out.jsonl").unlink()
     assert any("hidden" in name for name in trees[0])
-    assert trees[0] == trees[1] == trees[2]
+    assert trees[0] == trees[1]
 
 
 def dies(*_: Any) -> None:
