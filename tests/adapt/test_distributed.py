@@ -90,6 +90,7 @@ def lines(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.timeout(900)
 def test_three_processes_train_what_one_trains(experiments: dict[str, Path], tmp_path: Path) -> None:
     names = ("probe", "trimodal", "lora")
     for name in names:
