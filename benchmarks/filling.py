@@ -36,6 +36,10 @@ model = "pip:whisper-tiny.en"
 window_seconds = 1.0
 cut = {audio}
 
+[encoders.text]
+model = "pip:minilm-l6"
+cut = -1
+
 [train]
 epochs = 1
 batch_size = 8
