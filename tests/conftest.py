@@ -29,6 +29,7 @@ LONGEST = (
     "test_adapters_hold.py",
     "test_one_bad_variant.py",
     "test_distributed.py",
+    "test_filling.py",
     "test_object_storage.py",
     "test_fused.py",
     "test_engine_ray.py",
