@@ -16,7 +16,7 @@ from talik.extract.media.decode import decode_clip, decode_segments, iter_media
 from talik.extract.media.frame_folder import FrameFolder
 from talik.extract.media.stretch import Stretch
 
-RATE = 16_000
+RATE = 44_100  # packets of 1024 samples do not begin at whole milliseconds, which is all that Matroska has
 SECONDS = 40.0
 
 #: Of two frames in a row the second is left out now and then; the first comes on at 0.
