@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import TypeAlias
 
 from ...errors import SettingsError
 
@@ -43,7 +44,7 @@ def digest_file(path: str | Path) -> str:
         return digest_stream(file)
 
 
-def digest_stream(file: BinaryIO) -> str:
+def digest_stream(file: BufferedReader) -> str:
     """Return the SHA-256 of what is left of an open file, 64 hex digits."""
     return hashlib.file_digest(file, "sha256").hexdigest()
 

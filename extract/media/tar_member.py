@@ -8,7 +8,7 @@ import tarfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ...errors import MediaError, MissingMediaError
 
@@ -102,7 +102,7 @@ class TarMember:
         found = self.tar.stat()
         return TarStat(self.size_bytes, found.st_mtime_ns, (found.st_ino * 1_000_003 + self.offset) & _SIGNED)
 
-    def open(self, mode: str = "rb") -> BinaryIO:
+    def open(self, mode: str = "rb") -> io.BufferedReader:
         """Open it for reading.
 
         Raises:
