@@ -255,7 +255,8 @@ def _checked(folder: Path, known: Mapping[str, str], *, progress: bool) -> PackR
         raise CorruptItemError(f"{folder}: no {SUMS} in it; it is no pack, or not a whole one")
     lines = [re.fullmatch(r"([0-9a-f]{64})  (.+)", line) for line in sums.read_text(encoding="utf-8").splitlines()]
     listed = {match[2]: match[1] for match in lines if match is not None}
-    here = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    files = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__"]
+    here = {path.relative_to(folder).as_posix(): path for path in files}
     here.pop(SUMS)
     size = sum(path.stat().st_size for path in here.values())
     bad = [f"{place}: is missing" for place in listed if place not in here]
