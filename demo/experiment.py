@@ -27,7 +27,7 @@ from .make import make_demo
 from .sizes import FULL, LABELS, NUM_PROBES, TASTE, DemoSize, experiment_text
 from .thread_check import threads_now
 
-EXTRACTION_SECONDS = 0.15  # of a clip
+EXTRACTION_SECONDS = 0.25  # of a clip
 
 
 def demo(
