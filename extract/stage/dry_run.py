@@ -23,8 +23,8 @@ from ..trunk.exact_float32 import exact_float32
 from .expected_time import ExpectedTime, Work, expected_time
 from .experiment_file import ExperimentSource
 from .items import ClipDigests, failed_clip_record
-from .plan import StateRequest, absent, request_states, undecodable, unstorable
-from .settings import ExtractSettings, RunOptions, plan_path, read_all_settings
+from .plan import StateRequest, request_states, without_stateless
+from .settings import ExtractSettings, RunOptions, plan_path, wanted_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,14 +139,9 @@ def outline(
         >>> outlined.num_clips, outlined.size_bytes
         (0, 0)
     """
-    if isinstance(experiment, ExtractSettings):
-        wanted: Sequence[ExtractSettings] = (experiment,)
-    elif isinstance(experiment, Path | str | Mapping):
-        wanted = read_all_settings(experiment)
-        if plan is None and not isinstance(experiment, Mapping):
-            plan = plan_path(Path(experiment).parent, Path(experiment).stem)
-    else:
-        wanted = experiment
+    wanted = wanted_settings(experiment)
+    if plan is None and isinstance(experiment, Path | str):
+        plan = plan_path(Path(experiment).parent, Path(experiment).stem)
     first = wanted[0].engine if engine is None else engine
     options = RunOptions(device=chosen_device(device, engine=first), progress=progress, deep=deep, unread=not deep)
     if progress:
@@ -172,16 +167,12 @@ def _outline(
         machine = machine_name(options.device) if engine.is_local else ""
     record = failed_clip_record(store, manifest)
     skipped = list[tuple[str, str]]()
-    undecoded = {entry.key for entry in record.entries if entry.key and not entry.boundary}
     found: dict[str, list[BoundaryOutline]] = {}
     content: dict[str, set[str]] = {}
     for request in requests:
-        failed = [] if options.deep else unstorable(request, record.entries)
-        request = request.without({clip.key for clip in failed})
-        failed += undecodable(request, undecoded)
-        request = request.without({clip.key for clip in failed})
-        gone = absent(request, store, allowed=settings.data.allow_missing)
-        request = request.without({request.content(item) for item in gone})
+        request, failed, _ = without_stateless(
+            request, store, record.entries, allowed=settings.data.allow_missing, deep=options.deep
+        )
         skipped += [(clip.source, clip.reason) for clip in (*request.missing, *request.unreadable, *failed)]
         outlines = [_of_boundary(request, number, store, taken) for number in range(len(request.boundaries))]
         missing = {request.contents.get(key, key) for one in outlines for key in one.missing}

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -23,7 +22,7 @@ from ..datasets.types import Manifest
 from ..executors.settings import EngineSettings
 from .experiment_file import ExperimentSource
 from .extract_report import ExtractReport, joined
-from .settings import ExtractSettings, RunOptions, read_all_settings
+from .settings import ExtractSettings, RunOptions, wanted_settings
 from .up_to_date import up_to_date
 
 
@@ -67,13 +66,8 @@ def extract(
         >>> talik.extract("exp.toml", progress=False).lines()[-1]
         'nothing to do: every state is in the store'
     """
-    if isinstance(experiment, ExtractSettings):
-        wanted: Sequence[ExtractSettings] = (experiment,)
-    elif isinstance(experiment, Path | str | Mapping):
-        wanted = read_all_settings(experiment)
-    else:
-        wanted = experiment
     options = RunOptions(device=device, progress=progress, deep=deep, workers=workers)
+    wanted = wanted_settings(experiment)
     return joined([_extract(settings, options, engine=engine, manifest=manifest) for settings in wanted])
 
 

@@ -24,7 +24,7 @@ from .extract_report import ExtractReport
 from .item_order import in_order_of_need
 from .items import FILE_MISSING, failed_clip_record
 from .known_boundaries import KnownBoundary, remember_boundaries
-from .plan import StateRequest, absent, plan_shards, request_states, undecodable, unstorable
+from .plan import StateRequest, plan_shards, request_states, without_stateless
 from .run_records import FailedClip, failed_clips_path, receipts_path, record_cost
 from .settings import ExtractSettings, RunOptions
 from .shard_worker import ShardUnit
@@ -182,21 +182,14 @@ def _with_states(
     settings: ExtractSettings,
     options: RunOptions,
 ) -> StateRequest:
-    """Take out of a request what is known to have no states: what failed earlier and still does, files not here.
-
-    Raises:
-        MissingMediaError: states of clips are to be computed whose files are not here, and that is not allowed.
-    """
-    earlier = result.record.entries
-    failed = [] if options.deep else unstorable(request, earlier)
-    request = request.without({clip.key for clip in failed})
-    undecoded = undecodable(request, {entry.key for entry in earlier if entry.key and not entry.boundary})
-    request = request.without({clip.key for clip in undecoded})
-    if failed or undecoded:
-        result.add_failed([*failed, *undecoded])
-    gone = absent(request, store, allowed=settings.data.allow_missing)
+    """Take out of a request what is known to have no states, and note it in the result; see `without_stateless`."""
+    request, failed, gone = without_stateless(
+        request, store, result.record.entries, allowed=settings.data.allow_missing, deep=options.deep
+    )
+    if failed:
+        result.add_failed(failed)
     result.missing += [FailedClip(source=item.source, key="", reason=FILE_MISSING) for item in gone]
-    return request.without({request.content(item) for item in gone})
+    return request
 
 
 def _unseen_line(line: str, sources: Sequence[str]) -> str:

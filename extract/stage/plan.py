@@ -186,6 +186,32 @@ def absent(request: StateRequest, store: FeatureStore, *, allowed: bool) -> list
     return gone
 
 
+def without_stateless(
+    request: StateRequest, store: FeatureStore, earlier: Sequence[FailedClip], *, allowed: bool, deep: bool
+) -> tuple[StateRequest, list[FailedClip], list[Item]]:
+    """Take out of a request what is known to have no states: what failed earlier and still does, files not here.
+
+    Args:
+        request: of clips or texts.
+        store: that may hold the states of clips whose files are not here.
+        earlier: what failed in runs before.
+        allowed: whether files may be missing.
+        deep: try again what could not be stored.
+
+    Returns:
+        What is left of the request, what failed, and the items whose files are not here.
+
+    Raises:
+        MissingMediaError: states of clips are to be computed whose files are not here, and that is not `allowed`.
+    """
+    failed = [] if deep else unstorable(request, earlier)
+    request = request.without({clip.key for clip in failed})
+    undecoded = undecodable(request, {entry.key for entry in earlier if entry.key and not entry.boundary})
+    request = request.without({clip.key for clip in undecoded})
+    gone = absent(request, store, allowed=allowed)
+    return request.without({request.content(item) for item in gone}), [*failed, *undecoded], gone
+
+
 def plan_shards(request: StateRequest, writers: Sequence[BoundaryWriter]) -> list[ShardUnit]:
     """Return the shards that are to be computed: one unit for each set of items, with every boundary that misses it.
 

@@ -343,6 +343,17 @@ def read_all_settings(
     return tuple(_checked(one, file.said, allow_missing=allow_missing) for one in found)
 
 
+def wanted_settings(
+    experiment: ExperimentSource | ExtractSettings | Sequence[ExtractSettings],
+) -> Sequence[ExtractSettings]:
+    """Return the settings that are given, or those of an experiment, as `read_all_settings` does."""
+    if isinstance(experiment, ExtractSettings):
+        return (experiment,)
+    if isinstance(experiment, Path | str | Mapping):
+        return read_all_settings(experiment)
+    return experiment
+
+
 def _checked(settings: ExtractSettings, said: str, *, allow_missing: bool) -> ExtractSettings:
     try:
         check_extraction(settings)
