@@ -70,6 +70,10 @@ def _numbers(table: Table) -> dict[str, Column]:
     def percent(value: float | None) -> str:
         return "–" if value is None else f"{value:.1f}"
 
+    def f1(kind: str, value: Callable[[Row], float | None]) -> Column:
+        name, latex = f"{kind} F1", f"{kind.capitalize()} F1"
+        return Column(name=f"{kind}-f1", short=name, latex=latex, long=name, cell=lambda row: percent(value(row)))
+
     def timed(row: Row) -> str:
         device = "" if common_device(table) else _DEVICES.get(row.device or "", "")
         return f"{format_hours(row.seconds)} {device}".strip()
@@ -99,20 +103,8 @@ def _numbers(table: Table) -> dict[str, Column]:
         ),
         Column(name="hours", short=short, latex=hours[:1].upper() + hours[1:], long=hours, cell=timed),
         Column(name="seeds", short="seeds", latex="Seeds", long="seeds", cell=lambda row: str(row.num_seeds)),
-        Column(
-            name="macro-f1",
-            short="macro F1",
-            latex="Macro F1",
-            long="macro F1",
-            cell=lambda row: percent(row.macro_f1),
-        ),
-        Column(
-            name="micro-f1",
-            short="micro F1",
-            latex="Micro F1",
-            long="micro F1",
-            cell=lambda row: percent(row.micro_f1),
-        ),
+        f1("macro", lambda row: row.macro_f1),
+        f1("micro", lambda row: row.micro_f1),
     )
     return {column.name: column for column in found}
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...errors import RunError
 from ..scoring.multi_label import LabelScores, label_scores, map_values
-from .runs import Prediction, Run
+from .runs import Prediction, Run, labels_of
 from .statistics import Outcomes
 
 
@@ -64,22 +64,13 @@ def answered(questions: Sequence[Prediction], runs: Sequence[Run]) -> Answered:
     if questions[0].labels is None:
         values = [{p.question_id: p.value for p in run.predictions} for run in runs]
         return Answered(question_ids=ids, clip_ids=clips, values=values)
-    return Answered(question_ids=ids, clip_ids=clips, labels=[labels_of(run, ids) for run in runs])
+    labels = [labels_of(_in_order(run, ids), run.data, run.path) for run in runs]
+    return Answered(question_ids=ids, clip_ids=clips, labels=labels)
 
 
-def labels_of(run: Run, question_ids: Sequence[str]) -> LabelScores:
-    """Return a run's multi-label answers as arrays, in the order of the ids.
-
-    Raises:
-        RunError: the run does not say which classes its probabilities are of, or has none.
-    """
-    if run.data is None:
-        raise RunError(f"{run.path}: no data.json, which names the classes of its probabilities; train it again")
+def _in_order(run: Run, question_ids: Sequence[str]) -> list[Prediction]:
     own = {p.question_id: p for p in run.predictions}
-    rows = [(own[i].labels or (), own[i].given or (), own[i].probabilities) for i in question_ids]
-    if any(probabilities is None for *_, probabilities in rows):
-        raise RunError(f"{run.path}: a prediction without probabilities; score the run again with talik evaluate")
-    return label_scores([(true, given, p) for true, given, p in rows if p is not None], run.data.answers)
+    return [own[question_id] for question_id in question_ids]
 
 
 def blind_answered(

@@ -20,9 +20,10 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from ...errors import RunError
 from ..scoring.metrics import Scores, score
-from ..scoring.multi_label import label_scores, label_text, score_labels
+from ..scoring.multi_label import label_text, score_labels
+from ..training.run_data import RunData
 from ..training.run_folder import RunFolder
-from .runs import CHECKED, Epoch, Prediction, Run
+from .runs import CHECKED, Epoch, Prediction, Run, labels_of
 
 T = TypeVar("T")
 
@@ -124,7 +125,7 @@ def read_run(folder: Path | str, *, split: str | None = None, prefix: str = "") 
         raise RunError(f"{folder}: no predictions of {split}; run talik evaluate {folder} --split {split} first")
     predictions = _read_predictions(answers)
     data = RunFolder(folder).data() if (folder / "data.json").is_file() else None
-    scores = _scores(predictions, answers, () if data is None else data.answers)
+    scores = _scores(predictions, answers, data)
     if not other:
         _check_result(outcome, result, scores)
     return Run(
@@ -150,15 +151,11 @@ def read_run(folder: Path | str, *, split: str | None = None, prefix: str = "") 
     )
 
 
-def _scores(predictions: Sequence[Prediction], path: Path, classes: Sequence[str]) -> Scores:
+def _scores(predictions: Sequence[Prediction], path: Path, data: RunData | None) -> Scores:
     types = [p.type for p in predictions]
     if predictions[0].labels is None:
         return score(types, [p.value for p in predictions])
-    rows = [(p.labels or (), p.given or (), p.probabilities) for p in predictions]
-    try:
-        return score_labels(types, label_scores([(t, g, () if p is None else p) for t, g, p in rows], classes))
-    except RunError as error:
-        raise RunError(f"{path}: {error}") from None
+    return score_labels(types, labels_of(predictions, data, path))
 
 
 def _natural_order(path: Path) -> tuple[Path, str, int]:

@@ -19,6 +19,7 @@ from ...errors import RunError, SettingsError
 from ...extract.datasets.answer_scores import Scoring, answer_scores
 from ..config.run_config import completed, is_place
 from ..scoring.metrics import Scores, validation_of
+from ..scoring.multi_label import LabelScores, label_scores
 from ..training.run_data import RunData, data_differences, split_digest
 from ..training.run_folder import RunFolder
 
@@ -146,6 +147,28 @@ class Run:
     def name(self) -> str:
         """Path below the runs folder, as messages and files name it."""
         return f"{self.experiment}/{self.variant}/seed{self.seed}"
+
+
+def labels_of(predictions: Iterable[Prediction], data: RunData | None, where: Path) -> LabelScores:
+    """Return multi-label answers as arrays, in the order of the predictions.
+
+    Args:
+        predictions: of one run, at least one.
+        data: of the run, which names the classes of the probabilities.
+        where: the file or folder that they are from, for messages.
+
+    Raises:
+        RunError: the run does not say which classes its probabilities are of, or has none, or those of others.
+    """
+    if data is None:
+        raise RunError(f"{where}: no data.json, which names the classes of its probabilities; train it again")
+    rows = [(p.labels or (), p.given or (), p.probabilities) for p in predictions]
+    if any(probabilities is None for *_, probabilities in rows):
+        raise RunError(f"{where}: a prediction without probabilities; score the run again with talik evaluate")
+    try:
+        return label_scores([(true, given, p) for true, given, p in rows if p is not None], data.answers)
+    except RunError as error:
+        raise RunError(f"{where}: {error}") from None
 
 
 def group_by_variant(runs: Iterable[Run]) -> dict[str, tuple[Run, ...]]:
