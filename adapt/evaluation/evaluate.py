@@ -63,9 +63,9 @@ class Evaluation:
         return self.scores.to_pandas()
 
     def __repr__(self) -> str:
-        metric = "" if self.scores.metric.name == "accuracy" else f"{self.scores.metric.label} "
-        value = f"{100 * self.scores.overall.accuracy:.2f} % of {self.scores.overall.total} {self.split} questions"
-        return f"Evaluation({self.run.parent.name}/{self.run.name}: {metric}{value})"
+        value = self.scores.headline.removeprefix("accuracy ")
+        asked = f"{self.scores.overall.total} {self.split} questions"
+        return f"Evaluation({self.run.parent.name}/{self.run.name}: {value} of {asked})"
 
     def _repr_html_(self) -> str:
         return f"<p>{escape(repr(self))}</p>{self.scores._repr_html_()}"

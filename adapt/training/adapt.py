@@ -79,9 +79,8 @@ class RunResult:
         return self.how == "kept"
 
     def __repr__(self) -> str:
-        metric = "" if self.scores.metric.name == "accuracy" else f"{self.scores.metric.label} "
-        value = f"{metric}{100 * self.scores.overall.accuracy:.2f} % of {self.split}"
-        return f"RunResult({self.variant}, seed {self.seed}: {value}, {self.folder})"
+        value = self.scores.headline.removeprefix("accuracy ")
+        return f"RunResult({self.variant}, seed {self.seed}: {value} of {self.split}, {self.folder})"
 
     def _repr_html_(self) -> str:
         return f"<p>{escape(repr(self))}</p>{self.scores._repr_html_()}"
