@@ -18,6 +18,7 @@ from ...cache.format.catalog import Catalog, read_receipt
 from ...cache.object_storage.address import is_object_url
 from ...errors import MissingItemError, SettingsError, StoreError, StoreFormatError, counted
 from ...extract.datasets.load import load_manifest
+from ...extract.datasets.types import Manifest
 from ...extract.executors.device import chosen_device
 from ...extract.stage.background import BackgroundExtraction
 from ...extract.stage.extract import extract
@@ -154,7 +155,8 @@ def begin_filling(
     if on_missing == "error":
         return None
     extractions = experiment.extractions(variants)
-    if all(map(_is_full, extractions)):
+    manifests = [load_manifest(one.lenient_manifest_settings, base=one.base) for one in extractions]
+    if all(map(_is_full, extractions, manifests)):
         return None
     settings = extractions[0]
     first = first or _why_first(extractions)
@@ -163,23 +165,21 @@ def begin_filling(
         extract(extractions, device=device, progress=progress)
         return None
     chosen = experiment.train_settings(experiment.variant(variants[0]))
-    manifest = load_manifest(settings.lenient_manifest_settings, base=settings.base)
     options = RunOptions(
         device=chosen_device(device, engine=settings.engine),
         progress=False,
         workers=settings.extract.workers,
-        order=order_of_need(manifest, chosen, seed),
+        order=order_of_need(manifests[0], chosen, seed),
     )
     return Filling(BackgroundExtraction(settings, options), settings)
 
 
-def _is_full(settings: ExtractSettings) -> bool:
+def _is_full(settings: ExtractSettings, manifest: Manifest) -> bool:
     """Return whether the store is known to hold all that the settings name."""
     try:
         store = settings.open_store()
     except StoreFormatError:  # none yet; or another folder, which the extraction refuses
         return False
-    manifest = load_manifest(settings.lenient_manifest_settings, base=settings.base)
     return up_to_date(settings, manifest, store) is not None
 
 
