@@ -17,38 +17,15 @@ import tempfile
 import time
 from pathlib import Path
 
+from sweep_sample import ENCODERS
+
 from talik.demo.make import make_demo
 from talik.extract.executors.device import machine_name
 
-EXPERIMENT = """
-[data]
-dataset = "demo"
-root = "set"
-segments = 4
-
-[encoders.visual]
-model = "pip:dinov2-small"
-image_size = 98
-cut = {cut}
-
-[encoders.audio]
-model = "pip:whisper-tiny.en"
-window_seconds = 1.0
-cut = {audio}
-
-[encoders.text]
-model = "pip:minilm-l6"
-cut = -1
-
-[train]
-epochs = 1
-batch_size = 8
-group_by_clip = true
-num_threads = 1
-
+VARIANT = """
 [[variants]]
 name = "probe"
-adapter = {{ kind = "probe" }}
+adapter = { kind = "probe" }
 """
 WAYS = ("filled before", "filled while training", "full store")
 
@@ -68,7 +45,7 @@ def main() -> None:
         work = args.work or Path(temporary)
         make_demo(work / "set", num_clips=args.clips)
         experiment = work / "filling.toml"
-        experiment.write_text(EXPERIMENT.format(cut=args.cut, audio=args.audio), encoding="utf-8")
+        experiment.write_text(experiment_text(args.cut, args.audio), encoding="utf-8")
         for _ in range(args.repeats):
             for way in WAYS:
                 times[way].append(measure(experiment, way, args.device))
@@ -78,6 +55,14 @@ def main() -> None:
         command = f"python benchmarks/filling.py --clips {args.clips} --repeats {args.repeats} --device {args.device}"
         page = f"# Filling the store while training\n\n`{command}`\n\n```\n{text}\n```\n"
         Path(__file__).with_suffix(".md").write_text(page, encoding="utf-8")
+
+
+def experiment_text(visual: int, audio: int) -> str:
+    """Return the file of one epoch of a probe, by clip, above these cuts."""
+    tables = ENCODERS.format(
+        visual=visual, audio=audio, text=-1, store="features.zarr", epochs=1, precision="float32"
+    ).replace("\nbatch_size = 16", "\nbatch_size = 8")
+    return f"{tables}group_by_clip = true\n{VARIANT}"
 
 
 def measure(experiment: Path, way: str, device: str) -> float:
