@@ -107,7 +107,7 @@ def _closing(files: ReportFiles, size: DemoSize) -> list[str]:
 
 
 def _steps(files: ReportFiles, size: DemoSize) -> list[str]:
-    """Say of each neighbour in the table whether the difference is significant, and where it is not what that takes."""
+    """Say of each neighbour in the table whether the difference is within chance, and what it takes to tell more."""
     if size.set_kind != "taste":
         return []
     steps = files.table.comparisons
